@@ -1,0 +1,188 @@
+"""GenEval's captions and rules (Ghosh et al., NeurIPS 2023, https://arxiv.org/abs/2310.11513).
+
+Pure Python: a caption of one of GenEval's six templates becomes its metadata, and detections become a verdict.
+The rules are those of ``evaluate()`` and ``relative_position()`` in https://github.com/djghosh13/geneval
+(MIT), restated; what detects the objects is the caller's affair.
+
+Metadata is GenEval's own: ``{"tag", "prompt", "include": [{"class", "count", "color"?, "position"?}],
+"exclude"?}``, where ``position`` is ``[relation, index of the object in include it is relative to]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBERS = {"two": 2, "three": 3, "four": 4}
+CLASSES = tuple(
+    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+    stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+    backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
+    baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl,
+    banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch,
+    potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv remote, computer keyboard,
+    cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+    hair drier, toothbrush""".replace("\n    ", " ").split(", ")
+)
+
+
+class Detection(NamedTuple):
+    """One detected object: class name, score in [0, 1], box (x1, y1, x2, y2), colour name or None."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    color: str | None = None
+
+
+def plural(name: str) -> str:
+    """GenEval's plural of a class name.
+
+    >>> plural("bus"), plural("skis"), plural("bench")
+    ('buses', 'skis', 'benchs')
+    """
+    if name in ("skis", "scissors"):
+        return name
+    return name + ("es" if name.endswith("s") else "s")
+
+
+def with_article(noun: str) -> str:
+    """``noun`` with *a* or *an* by its first letter, as GenEval writes it.
+
+    >>> with_article("orange cup")
+    'an orange cup'
+    """
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def caption(metadata: dict[str, Any]) -> str:
+    """The prompt that GenEval's template writes for ``metadata``.
+
+    >>> caption({"tag": "counting", "include": [{"class": "clock", "count": 2}]})
+    'a photo of two clocks'
+    """
+    objects = metadata["include"]
+    if metadata["tag"] == "counting":
+        number = next(word for word, count in NUMBERS.items() if count == objects[0]["count"])
+        return f"a photo of {number} {plural(objects[0]['class'])}"
+    phrases = [with_article(" ".join(filter(None, (o.get("color"), o["class"])))) for o in objects]
+    if metadata["tag"] == "position":
+        return f"a photo of {phrases[1]} {objects[1]['position'][0]} {phrases[0]}"
+    return "a photo of " + " and ".join(phrases)
+
+
+_NOUN = "|".join(sorted(CLASSES, key=len, reverse=True))
+_OBJECT = rf"an? (?:({'|'.join(COLORS)}) )?({_NOUN})"
+_SINGLE = re.compile(rf"a photo of {_OBJECT}")
+_PAIR = re.compile(rf"a photo of {_OBJECT} (and|{'|'.join(RELATIONS)}) {_OBJECT}")
+_PLURALS = {plural(name): name for name in CLASSES}
+_COUNT = re.compile(rf"a photo of ({'|'.join(NUMBERS)}) ({'|'.join(_PLURALS)})")
+
+
+def parse(prompt: str) -> dict[str, Any] | None:
+    """GenEval metadata of a prompt in one of its templates, or None for any other prompt.
+
+    >>> parse("a photo of a dog right of a teddy bear")["include"][1]["position"]
+    ['right of', 0]
+    >>> parse("an oil painting") is None
+    True
+    """
+    if match := _COUNT.fullmatch(prompt):
+        count, name = NUMBERS[match[1]], _PLURALS[match[2]]
+        return {
+            "tag": "counting",
+            "include": [{"class": name, "count": count}],
+            "exclude": [{"class": name, "count": count + 1}],
+            "prompt": prompt,
+        }
+    if match := _SINGLE.fullmatch(prompt):
+        tag = "colors" if match[1] else "single_object"
+        return {"tag": tag, "include": [_object(match[2], match[1])], "prompt": prompt}
+    if match := _PAIR.fullmatch(prompt):
+        first, second = _object(match[2], match[1]), _object(match[5], match[4])
+        if match[3] != "and":
+            include = [second, {**first, "position": [match[3], 0]}]
+            return {"tag": "position", "include": include, "prompt": prompt}
+        tag = "color_attr" if match[1] or match[4] else "two_object"
+        return {"tag": tag, "include": [first, second], "prompt": prompt}
+    return None
+
+
+def _object(name: str, color: str | None) -> dict[str, Any]:
+    return {"class": name, "count": 1, **({"color": color} if color else {})}
+
+
+def relative_position(a: Sequence[float], b: Sequence[float], *, margin: float = 0.1) -> set[str]:
+    """Where box ``a`` lies relative to box ``b``: a set of relations, empty when they are too close to say.
+
+    Boxes are (x1, y1, x2, y2), y downwards. The offset of the centres counts only beyond ``margin`` times the
+    sum of both extents, and a direction holds when its share of the whole offset exceeds one half.
+
+    >>> relative_position((0, 0, 10, 10), (30, 0, 40, 10))
+    {'left of'}
+    """
+    offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
+    extent = [abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i]) for i in (0, 1)]
+    beyond = [max(abs(o) - margin * e, 0.0) * (1 if o > 0 else -1) for o, e in zip(offset, extent, strict=True)]
+    if all(abs(x) < 1e-3 for x in beyond):
+        return set()
+    length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
+    dx, dy = (x / length for x in beyond)
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {relation for relation, held in holds.items() if held}
+
+
+def verdict(
+    detections: Iterable[Detection],
+    metadata: dict[str, Any],
+    *,
+    threshold: float = 0.3,
+    counting_threshold: float = 0.9,
+) -> bool:
+    """Whether an image shows what ``metadata`` asks for, by GenEval's rules.
+
+    Every object of ``include`` must be found at least ``count`` times, with its colour and with its position
+    relative to every found object of the group it names; no class of ``exclude`` may be found ``count`` times.
+    Only detections scoring above ``threshold`` count (``counting_threshold`` for the counting tag).
+
+    >>> one = [Detection("dog", 0.9, (0, 0, 10, 10))]
+    >>> verdict(one, {"tag": "single_object", "include": [{"class": "dog", "count": 1}]})
+    True
+    """
+    least = counting_threshold if metadata["tag"] == "counting" else threshold
+    by_label: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: -d.score):
+        if detection.score > least:
+            by_label.setdefault(detection.label, []).append(detection)
+
+    correct = True
+    groups: list[list[Detection] | None] = []
+    for wanted in metadata.get("include", []):
+        found: list[Detection] | None = by_label.get(wanted["class"], [])[: wanted["count"]]
+        if not _matches(found, wanted, groups):
+            found, correct = None, False
+        groups.append(found)
+    for unwanted in metadata.get("exclude", []):
+        if len(by_label.get(unwanted["class"], [])) >= unwanted["count"]:
+            correct = False
+    return correct
+
+
+def _matches(
+    found: list[Detection], wanted: dict[str, Any], groups: list[list[Detection] | None]
+) -> bool:
+    if len(found) < wanted["count"]:
+        return False
+    if "color" in wanted and sum(d.color == wanted["color"] for d in found) < wanted["count"]:
+        return False
+    if "position" in wanted:
+        relation, index = wanted["position"]
+        target = groups[index]
+        if target is None:
+            return False
+        return all(relation in relative_position(d.box, other.box) for d in found for other in target)
+    return True

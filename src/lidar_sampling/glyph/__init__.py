@@ -1,0 +1,65 @@
+"""glyph: a small, real Stable Diffusion stack that ships in the package and runs offline on a CPU.
+
+A stock diffusers ``StableDiffusionPipeline`` that draws emoji scenes of 128 x 128 pixels under GenEval's caption
+templates, two CLIP models (one to guide, one held out to judge) and a detector that plays GenEval's judge.
+How they were made: ``training/glyph`` in the repository; their licences: ``data/LICENSES.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._geneval import parse, verdict
+from ._detector import Detector as Detector
+from ._prompts import generate_prompts as generate_prompts
+from ._prompts import prompts as prompts
+from ._prompts import read_metadata as read_metadata
+
+DATA = Path(__file__).parent / "data"
+
+
+def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
+    """glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
+
+    It draws best with ``guidance_scale=3``: at 7.5 its five-step lookahead falls apart.
+    """
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(DATA / "sd-glyph", dtype=dtype)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+class Judge:
+    """GenEval's verdict as a metric: 1 where the detector finds what the prompt asks for, 0 where not.
+
+    A prompt outside GenEval's templates has no verdict: NaN.
+    """
+
+    name = "geneval"
+    differentiable = False
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        self.detector = Detector.from_pretrained(DATA / "detector").to(device)
+
+    def __call__(self, *, images: Tensor, prompts: list[str]) -> Tensor:
+        """Images (B, 3, 128, 128) in [0, 1] and B prompts to (B,) of 0, 1 or NaN."""
+        metadata = [parse(prompt) for prompt in prompts]
+        found = self.detector.detect(images)
+        return torch.tensor([
+            float("nan")
+            if wanted is None
+            else float(
+                verdict(
+                    objects,
+                    wanted,
+                    threshold=self.detector.threshold,
+                    counting_threshold=self.detector.counting_threshold,
+                )
+            )
+            for objects, wanted in zip(found, metadata, strict=True)
+        ])

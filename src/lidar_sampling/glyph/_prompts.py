@@ -1,0 +1,91 @@
+"""The prompt set that ships with glyph: GenEval's templates, filled by our own seeded generator.
+
+553 prompts under the six tags, as many of each as GenEval has. Every prompt that names two classes names a pair
+that glyph never saw together in training (``heldout_pairs.json``), so the set asks for composition, not recall.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from .._geneval import CLASSES, COLORS, NUMBERS, RELATIONS, TAGS, caption
+
+_DATA = Path(__file__).parent / "data"
+_SIZES = {
+    "single_object": 80,
+    "two_object": 99,
+    "counting": 80,
+    "colors": 94,
+    "position": 100,
+    "color_attr": 100,
+}
+
+
+def generate_prompts(seed: int = 0) -> list[dict[str, Any]]:
+    """Metadata of the 553 prompts, in GenEval's format and order of tags, without repeats.
+
+    ``prompts()`` reads the file that this function wrote with ``seed=0``.
+    """
+    rng = random.Random(seed)
+    pairs = json.loads((_DATA / "heldout_pairs.json").read_text())
+    everything: dict[str, list[list[dict[str, Any]]]] = {
+        "single_object": [[_object(name)] for name in CLASSES],
+        "counting": [[_object(name, count)] for name in CLASSES for count in NUMBERS.values()],
+        "colors": [[_object(name, color=color)] for name in CLASSES for color in COLORS],
+        "two_object": [[_object(a), _object(b)] for a, b in map(_shuffled(rng), pairs)],
+        "position": [
+            [_object(a), {**_object(b), "position": [rng.choice(RELATIONS), 0]}]
+            for a, b in map(_shuffled(rng), pairs)
+        ],
+        "color_attr": [
+            [_object(name, color=color) for name, color in zip(pair, rng.sample(COLORS, 2), strict=True)]
+            for pair in map(_shuffled(rng), pairs)
+        ],
+    }
+    lines = []
+    for tag in TAGS:
+        for include in rng.sample(everything[tag], _SIZES[tag]):
+            line: dict[str, Any] = {"tag": tag, "include": include}
+            if tag == "counting":
+                line["exclude"] = [_object(include[0]["class"], include[0]["count"] + 1)]
+            lines.append({**line, "prompt": caption(line)})
+    return lines
+
+
+def prompts() -> list[dict[str, Any]]:
+    """The shipped prompt set: 553 metadata dictionaries in GenEval's format.
+
+    >>> len(prompts()), prompts()[0]["tag"]
+    (553, 'single_object')
+    """
+    return read_metadata(_DATA / "prompts.jsonl")
+
+
+def read_metadata(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of GenEval metadata, one JSON object a line, such as GenEval's ``evaluation_metadata.jsonl``.
+
+    Raises:
+        ValueError: a line is not a JSON object with a ``prompt``; the message names the file and the line.
+    """
+    lines = []
+    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            line["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt"') from None
+        lines.append(line)
+    return lines
+
+
+def _object(name: str, count: int = 1, color: str | None = None) -> dict[str, Any]:
+    return {"class": name, "count": count, **({"color": color} if color else {})}
+
+
+def _shuffled(rng: random.Random) -> Any:
+    return lambda pair: rng.sample(pair, 2)
