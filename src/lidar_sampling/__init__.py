@@ -1,0 +1,75 @@
+"""Test-time scaling of diffusion models by lookahead sample reward guidance (LiDAR, arXiv 2602.03211).
+
+>>> from lidar_sampling import LiDAR, testing
+>>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
+>>> lidar("a cat", images=2).images.shape
+torch.Size([1, 2, 3, 16, 16])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import glyph as glyph
+    from . import rewards as rewards
+    from . import solvers as solvers
+    from . import testing as testing
+    from ._attach import GuidanceError as GuidanceError
+    from ._attach import Trace as Trace
+    from ._attach import guide as guide
+    from ._attach import record as record
+    from ._bank import BankError as BankError
+    from ._bank import BankStore as BankStore
+    from ._bank import LookaheadBank as LookaheadBank
+    from ._cost import Cost as Cost
+    from ._guidance import ShiftInfo as ShiftInfo
+    from ._guidance import expected_future_reward as expected_future_reward
+    from ._guidance import mean_shift as mean_shift
+    from ._levels import NoiseLevel as NoiseLevel
+    from ._levels import noise_level as noise_level
+    from ._sampler import LiDAR as LiDAR
+    from ._sampler import Result as Result
+    from ._settings import Settings as Settings
+    from ._space import Space as Space
+    from .rewards import RewardError as RewardError
+
+__version__ = "0.1.0"
+
+# torch alone takes more than a second to import; so names are loaded when they are first used.
+_HOMES = {
+    "BankError": "_bank",
+    "BankStore": "_bank",
+    "Cost": "_cost",
+    "GuidanceError": "_attach",
+    "LiDAR": "_sampler",
+    "LookaheadBank": "_bank",
+    "NoiseLevel": "_levels",
+    "Result": "_sampler",
+    "RewardError": "rewards",
+    "Settings": "_settings",
+    "ShiftInfo": "_guidance",
+    "Space": "_space",
+    "Trace": "_attach",
+    "expected_future_reward": "_guidance",
+    "guide": "_attach",
+    "mean_shift": "_guidance",
+    "noise_level": "_levels",
+    "record": "_attach",
+}
+_ROOMS = ("glyph", "rewards", "solvers", "testing")
+
+__all__ = [*_HOMES, *_ROOMS, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,330 @@
+"""Guide or record a diffusers scheduler inside a with-block, without touching the pipeline around it.
+
+The scheduler instance's class is swapped for a subclass of itself whose ``step`` shows the call to the hooks held
+by the instance. So isinstance checks, signatures, saved configurations and timesteps stay what they were; a copy
+or a pickle of the scheduler is plain; and the class is put back when the block ends, whatever happened in it.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ._bank import BankError, LookaheadBank
+from ._guidance import ShiftInfo, mean_shift
+from ._levels import NoiseLevel, check, noise_level
+from ._settings import check_window
+from ._space import space_of
+
+
+class GuidanceError(RuntimeError):
+    """Guidance could not do what was asked of it; the message says why."""
+
+
+class TraceStep(NamedTuple):
+    """One guided step: the timestep as the scheduler counts it, the noise level, and numbers (B,) a sample."""
+
+    timestep: float
+    level: NoiseLevel
+    info: ShiftInfo
+
+
+@dataclass
+class Trace:
+    """What guidance did, step by step; fills while the block of :func:`guide` runs.
+
+    Attributes:
+        steps: the guided steps, in order.
+        seen: number of scheduler steps in the block, guided or not.
+    """
+
+    steps: list[TraceStep] = field(default_factory=list)
+    seen: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a guided step, JSON values only; lists have one number a sample."""
+        return [
+            {
+                "timestep": step.timestep,
+                "time": step.level.time,
+                "alpha": step.level.alpha,
+                "sigma": step.level.sigma,
+                **{name: value.tolist() for name, value in step.info._asdict().items()},
+            }
+            for step in self.steps
+        ]
+
+    @staticmethod
+    def join(traces: Sequence[Trace]) -> Trace:
+        """The trace of a batch whose parts were sampled one after another by the same steps."""
+        if not traces:
+            return Trace()
+        steps = [
+            parts[0]._replace(info=ShiftInfo(*map(torch.cat, zip(*(p.info for p in parts), strict=True))))
+            for parts in zip(*(trace.steps for trace in traces), strict=True)
+        ]
+        return Trace(steps, traces[0].seen)
+
+
+@contextmanager
+def guide(
+    pipe_or_scheduler: Any,
+    banks: LookaheadBank | Sequence[LookaheadBank],
+    *,
+    scale: float,
+    reward_scale: float,
+    window: tuple[float, float] = (1.0, 0.2),
+    reward: str | None = None,
+) -> Iterator[Trace]:
+    """Guide every sample drawn in the block toward the reward-tilted distribution of its bank.
+
+    At each step the clean prediction moves by ``scale * Delta`` (:func:`lidar_sampling.mean_shift`), after
+    classifier-free guidance and its rescaling. It costs no network evaluation and draws no random number: with
+    ``scale=0`` samples are bit-identical to those of the pipeline alone.
+
+    Args:
+        pipe_or_scheduler: a diffusers pipeline, or a scheduler of a known family.
+        banks: one bank for the whole batch, or one a prompt in the order of the prompts; the batch is
+            prompt-major, as diffusers lays it out with several images a prompt.
+        scale: s, at least 0; 1 is exact when the bank comes from the sampler itself.
+        reward_scale: lambda, at least 0, in units of one over the reward.
+        window: (start, end) of guidance in diffusion time, 1 at pure noise and 0 at the clean sample.
+        reward: which of the banks' rewards; may be left out when each bank has one.
+
+    Yields:
+        A :class:`Trace` that fills as the block runs.
+
+    Raises:
+        ValueError: a scheduler of an unknown family or one that clips, a scale or window out of range.
+        BankError: a bank of another space, or without the reward.
+        GuidanceError: the block ended and no step was guided.
+
+    Example:
+        >>> from lidar_sampling import testing
+        >>> pipe, bank = testing.tiny_stable_diffusion(), testing.tiny_bank()
+        >>> with guide(pipe, bank, scale=1.0, reward_scale=5.0) as trace:
+        ...     images = pipe(bank.prompt, num_inference_steps=4, output_type="pt").images
+        >>> len(trace.steps), trace.seen
+        (4, 5)
+    """
+    scheduler = _scheduler_of(pipe_or_scheduler)
+    check(scheduler)
+    banks = [banks] if isinstance(banks, LookaheadBank) else list(banks)
+    if not banks:
+        raise ValueError("banks must hold at least one bank")
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"scale must be finite and at least 0, got {scale}")
+    if not 0 <= reward_scale < float("inf"):
+        raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")
+    check_window(window)
+    for bank in banks:
+        bank.reward(reward)
+        if bank.space is not None and pipe_or_scheduler is not scheduler:
+            here = space_of(pipe_or_scheduler, bank.space.shape)
+            if why := bank.space.difference(here):
+                raise BankError(f"the bank of {bank.prompt!r} was drawn in another latent space: {why}")
+
+    hook = _Guide(banks, reward, scale, reward_scale, window)
+    with _attached(scheduler, hook):
+        yield hook.trace
+    if not hook.trace.steps:
+        raise GuidanceError(
+            f"no step was guided: none of the {hook.trace.seen} steps fell into the window {window}"
+            if hook.trace.seen
+            else f"no step was guided: this {type(scheduler).__name__} was never stepped inside the block "
+            f"(a pipeline whose scheduler is replaced afterwards loses its guidance)"
+        )
+
+
+@dataclass
+class Recording:
+    """What :func:`record` saw.
+
+    Attributes:
+        samples: what ``scheduler.step`` returned last (B, *): the clean samples, in the space that banks live in.
+        steps: number of steps so far.
+        on_step: called with that number after each step.
+    """
+
+    samples: Tensor | None = None
+    steps: int = 0
+    on_step: Callable[[int], None] | None = None
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Leave the model output as it is."""
+        return arguments["model_output"]
+
+    def after(self, previous: Tensor) -> None:
+        """Keep the sample that the scheduler returned."""
+        self.samples, self.steps = previous, self.steps + 1
+        if self.on_step is not None:
+            self.on_step(self.steps)
+
+
+@contextmanager
+def record(
+    pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = None
+) -> Iterator[Recording]:
+    """Keep what the scheduler returned last: the clean latents in the space that banks live in.
+
+    Works with every scheduler that has a ``step``; changes nothing. ``on_step`` is called with the number of steps
+    so far after each of them.
+
+    Example:
+        >>> from lidar_sampling import testing
+        >>> pipe = testing.tiny_stable_diffusion()
+        >>> with record(pipe) as recording:
+        ...     images = pipe("a cat", num_inference_steps=2, output_type="pt").images
+        >>> recording.samples.shape
+        torch.Size([1, 4, 8, 8])
+    """
+    recording = Recording(on_step=on_step)
+    with _attached(_scheduler_of(pipe_or_scheduler), recording):
+        yield recording
+
+
+class _Hook(Protocol):
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """See the arguments of ``step`` by name; return the model output to use."""
+
+    def after(self, previous: Tensor) -> None:
+        """See the sample that ``step`` returned."""
+
+
+class _Guide:
+    """The hook that adds ``slope * scale * Delta`` to the model output."""
+
+    def __init__(
+        self,
+        banks: list[LookaheadBank],
+        reward: str | None,
+        scale: float,
+        reward_scale: float,
+        window: tuple[float, float],
+    ) -> None:
+        self.count = len(banks)
+        # Neighbours that share a bank are shifted together.
+        groups = [list(same) for _, same in groupby(banks, key=id)]
+        self.runs = [(same[0].samples, same[0].reward(reward), len(same)) for same in groups]
+        self.scale, self.reward_scale, self.window = scale, reward_scale, window
+        self.trace = Trace()
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        for name in ("per_token_timesteps", "s_churn"):
+            value = arguments.get(name)
+            if value is not None and not (isinstance(value, float | int) and value == 0):
+                raise ValueError(f"guidance does not support {name} of {type(scheduler).__name__}.step")
+        output, sample, timestep = (arguments[k] for k in ("model_output", "sample", "timestep"))
+        self.trace.seen += 1
+        level = noise_level(scheduler, timestep)
+        start, end = self.window
+        if level.sigma == 0 or not start >= level.time > end:
+            return output
+
+        delta, info = self._shift(sample, level)
+        self.trace.steps.append(TraceStep(float(timestep), level, info))
+        if self.scale == 0:
+            return output
+        if output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left alone
+            delta = torch.cat([delta, torch.zeros_like(delta)], 1)
+        return (output + (self.scale * level.slope) * delta).to(output.dtype)
+
+    def after(self, previous: Tensor) -> None:
+        pass
+
+    def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
+        if len(sample) % self.count:
+            raise ValueError(f"a batch of {len(sample)} cannot be shared among {self.count} banks")
+        rows = len(sample) // self.count
+        self.runs = [(bank.to(sample.device), r.to(sample.device), count) for bank, r, count in self.runs]
+        shifts = []
+        for x_t, (bank, rewards, _) in zip(
+            sample.split([rows * count for *_, count in self.runs]), self.runs, strict=True
+        ):
+            if x_t.shape[1:] != bank.shape[1:]:
+                raise BankError(
+                    f"the scheduler steps samples of shape {tuple(x_t.shape[1:])} but the bank holds "
+                    f"{tuple(bank.shape[1:])}: draw the bank at the same size"
+                )
+            levels = {"alpha": level.alpha, "sigma": level.sigma}
+            shifts.append(mean_shift(x_t, bank, rewards, **levels, reward_scale=self.reward_scale))
+        deltas, infos = zip(*shifts, strict=True)
+        return torch.cat(deltas), ShiftInfo(*map(torch.cat, zip(*infos, strict=True)))
+
+
+_HOOKS = "_lidar_sampling_hooks"
+
+
+@contextmanager
+def _attached(scheduler: Any, hook: _Hook) -> Iterator[None]:
+    base, outer = type(scheduler), scheduler.__dict__.get(_HOOKS)
+    if outer is None:
+        scheduler.__class__ = _hooked(base)
+    scheduler.__dict__[_HOOKS] = (*(outer or ()), hook)
+    try:
+        yield
+    finally:
+        if outer is None:
+            del scheduler.__dict__[_HOOKS]
+            scheduler.__class__ = base
+        else:
+            scheduler.__dict__[_HOOKS] = outer
+
+
+@functools.cache
+def _hooked(base: type) -> type:
+    """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
+    signature = inspect.signature(base.step)  # type: ignore[attr-defined]
+
+    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs)
+        hooks = self.__dict__.get(_HOOKS, ())
+        for hook in hooks:
+            call.arguments["model_output"] = hook.before(self, call.arguments)
+        result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
+        for hook in hooks:
+            hook.after(result[0])
+        return result
+
+    # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
+    def plain_state(self: Any) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != _HOOKS}
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:  # noqa: N807
+        copy = base.__new__(base)
+        memo[id(self)] = copy
+        copy.__dict__.update(deepcopy(plain_state(self), memo))
+        return copy
+
+    def __reduce_ex__(self: Any, protocol: int) -> Any:  # noqa: N807
+        return copyreg.__newobj__, (base,), plain_state(self)  # type: ignore[attr-defined]
+
+    members = {
+        "step": step,
+        "__deepcopy__": __deepcopy__,
+        "__reduce_ex__": __reduce_ex__,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (base,), members)
+
+
+def _scheduler_of(pipe_or_scheduler: Any) -> Any:
+    for candidate in (pipe_or_scheduler, getattr(pipe_or_scheduler, "scheduler", None)):
+        if callable(getattr(candidate, "step", None)) and hasattr(candidate, "config"):
+            return candidate
+    raise TypeError(
+        f"expected a diffusers pipeline with a scheduler, or a scheduler, got {type(pipe_or_scheduler).__name__}"
+    )

@@ -1,0 +1,127 @@
+"""Calling a diffusers pipeline so that a sample depends on its prompt and its seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._attach import record
+from ._batches import shrinking
+
+
+class Item(NamedTuple):
+    """One sample to draw: its prompt, and the seed of its own generator."""
+
+    prompt: str
+    seed: int
+
+
+class Drawn(NamedTuple):
+    """A batch of samples: images (B, 3, H, W) in [0, 1], and latents (B, *) as the scheduler returned them."""
+
+    items: Sequence[Item]
+    images: Tensor
+    latents: Tensor
+
+
+def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
+    """The seed of sample ``index`` of ``prompt``; ``stream`` keeps phases that share a seed apart.
+
+    >>> seed_of(0, "target", "a cat", 0) == seed_of(0, "target", "a cat", 0) != seed_of(0, "bank", "a cat", 0)
+    True
+    """
+    digest = hashlib.sha256(f"{seed}\0{stream}\0{prompt}\0{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw(
+    pipe: Any,
+    items: Sequence[Item],
+    *,
+    call: Mapping[str, Any],
+    batch_size: int,
+    around: Callable[[Sequence[Item]], AbstractContextManager[Any]] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Drawn]:
+    """Draw ``items`` in their order, in batches that shrink when memory runs out.
+
+    Every sample has a generator of its own on the CPU, so the noise it meets depends neither on the batch nor on
+    the device.
+
+    Args:
+        pipe: a diffusers pipeline that takes ``prompt``, ``generator`` and ``output_type``.
+        items: what to draw.
+        call: further arguments of the pipeline, among them ``num_inference_steps``; those that it does not know
+            and that are None are left out, a string for ``negative_prompt`` serves every prompt.
+        batch_size: samples at a time, at most.
+        around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
+        progress: called with the number of samples done, in fractions, after every step.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
+    if missing:
+        raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
+    arguments = {name: value for name, value in call.items() if value is not None}
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise TypeError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}")
+    steps = arguments["num_inference_steps"]
+    done = 0
+
+    def report(step: int, size: int) -> None:
+        if progress is not None:
+            progress(done + size * min(1.0, step / steps))
+
+    def run(batch: Sequence[Item]) -> Drawn:
+        generators = [torch.Generator().manual_seed(item.seed) for item in batch]
+        context = around(batch) if around else nullcontext()
+        with _quiet(pipe), context, record(pipe, on_step=lambda step: report(step, len(batch))) as recording:
+            output = pipe(
+                prompt=[item.prompt for item in batch],
+                generator=generators,
+                output_type="pt",
+                **_for_batch(arguments, len(batch)),
+            )
+        images, latents = output[0], recording.samples
+        if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
+            raise TypeError(f"{type(pipe).__name__} did not return one picture a latent as a tensor")
+        return Drawn(batch, images, latents)
+
+    for drawn in shrinking(items, batch_size, run):
+        done += len(drawn.items)
+        yield drawn
+
+
+@contextmanager
+def using_scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """Let ``pipe`` use ``scheduler`` inside the block."""
+    own = pipe.scheduler
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    settings = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**settings, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**settings)
+
+
+def _for_batch(arguments: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Pipelines that are given a list of prompts want a list of negative prompts."""
+    return {
+        name: [value] * size if name.startswith("negative_prompt") and isinstance(value, str) else value
+        for name, value in arguments.items()
+    }

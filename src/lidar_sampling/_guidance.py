@@ -1,0 +1,222 @@
+r"""The mathematics: lookahead sample reward guidance as a shift of the clean prediction.
+
+Notation, fixed here for the whole library. The forward kernel is ``p(x_t | x_0) = N(alpha x_0, sigma^2 I)``. A
+bank holds samples ``x^1 .. x^n`` of one prompt and their rewards ``r_i``; ``lambda`` is ``reward_scale``. With
+
+    w   = softmax_i(              -|x_t - alpha x^i|^2 / (2 sigma^2) )     the bank's posterior over its members
+    w^r = softmax_i( lambda r_i   -|x_t - alpha x^i|^2 / (2 sigma^2) )     the same, tilted by the reward
+
+the closed form of Theorem 3.3 (Kim et al., ICML 2026, https://arxiv.org/abs/2602.03211, equations 16-18),
+``grad r_t(x_t) = (alpha / sigma^2) sum_i (w^r_i - w_i) x^i``, moves the clean prediction by exactly
+
+    x0_hat  <-  x0_hat + scale * Delta,      Delta = sum_i (w^r_i - w_i) x^i
+
+whatever the schedule: alpha and sigma cancel (Tweedie). Delta is finite at alpha = 0, where the score is not.
+
+How it is computed. ``Delta`` does not change when the same vector is taken from every sample, nor when the same
+number is taken from every reward; so both are centred, and with ``y_i = x^i - mean`` and ``x_c = x_t - alpha mean``
+the logits are ``(alpha x_c . y_i - alpha^2 |y_i|^2 / 2) / sigma^2`` up to a constant: two matrix products, without
+most of the cancellation of the expanded square. Banks are read in blocks with an online softmax, so that memory
+beyond the bank itself does not grow with n.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 1 << 22  # bank elements a block: 16 MiB in float32
+
+
+class ShiftInfo(NamedTuple):
+    """What happened inside :func:`mean_shift`, one number a row of ``x_t``; every field is a tensor (B,).
+
+    Attributes:
+        ess: effective sample size ``1 / sum w_i^2`` of the bank's posterior, in [1, n].
+        ess_tilted: the same of the tilted posterior ``w^r``.
+        shift_norm: Euclidean norm of Delta.
+        log_efr: the expected future reward ``r_t(x_t)``, in units of ``reward_scale * reward`` (Theorem 3.1).
+    """
+
+    ess: Tensor
+    ess_tilted: Tensor
+    shift_norm: Tensor
+    log_efr: Tensor
+
+
+@torch.no_grad()
+def mean_shift(
+    x_t: Tensor,
+    samples: Tensor,
+    rewards: Tensor,
+    *,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    reward_scale: float,
+    block_size: int | None = None,
+) -> tuple[Tensor, ShiftInfo]:
+    """Shift of the posterior mean that a bank and its rewards ask for: ``E_{q^r}[x_0|x_t] - E_q[x_0|x_t]``.
+
+    Args:
+        x_t: noisy samples (B, *), any floating dtype and device.
+        samples: the bank (n, *), clean samples in the space of ``x_t``.
+        rewards: rewards of the bank (n,), finite.
+        alpha: signal level of ``x_t``, at least 0; a float or (B,).
+        sigma: noise level of ``x_t``, at least 0, infinity allowed; a float or (B,).
+        reward_scale: lambda, at least 0.
+        block_size: bank members read at a time; by default as many as fill 16 MiB in float32.
+
+    Returns:
+        ``(Delta, info)``: Delta (B, *) in float64 if any input tensor is float64, else in float32.
+
+    Raises:
+        ValueError: shapes that do not fit, a negative level or scale, a non-finite reward.
+
+    Example:
+        >>> import torch
+        >>> bank = torch.tensor([[-1.0], [1.0]])
+        >>> rewards = torch.tensor([0.0, 1.0])
+        >>> shift, info = mean_shift(torch.zeros(1, 1), bank, rewards, alpha=0.5, sigma=1.0, reward_scale=100.0)
+        >>> shift.item(), info.ess.item()
+        (1.0, 2.0)
+    """
+    _check(x_t, samples, rewards, alpha, sigma, reward_scale)
+    dtype = torch.promote_types(torch.promote_types(x_t.dtype, samples.dtype), rewards.dtype)
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+    x = x_t.flatten(1).to(dtype)  # (B, D)
+    bank = samples.flatten(1)  # (n, D)
+    n, dim = bank.shape
+    alpha, inverse_variance = _levels(alpha, sigma, x)  # (B, 1) each
+    mean = bank.mean(0, dtype=dtype)  # (D,)
+    x_centred = x - alpha * mean
+    best = rewards.to(dtype).max()
+    tilt = reward_scale * (rewards.to(dtype) - best)  # (n,), at most 0
+
+    block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, 1))
+    streamed = n > block
+    plain = tilted = None
+    nearest = x.new_full((len(x), 1), -math.inf)
+    for start in range(0, n, block):
+        y = bank[start : start + block].to(dtype) - mean  # (m, D)
+        closeness = alpha * (x_centred @ y.T) - alpha**2 * (y.square().sum(1) / 2)  # (B, m): sigma^2 logits
+        new_nearest = torch.maximum(nearest, closeness.amax(1, keepdim=True))
+        # Logits relative to the nearest member so far: 0 for it, at most 0 for all others, even as sigma -> 0.
+        fall = 0.0 if plain is None else (nearest - new_nearest) * inverse_variance
+        nearest = new_nearest
+        logits = (closeness - nearest) * inverse_variance
+        plain = _accumulate(plain, logits, y if streamed else None, fall)
+        tilted = _accumulate(tilted, logits + tilt[start : start + block], y if streamed else None, fall)
+
+    if streamed:
+        delta = tilted.weighted / tilted.total - plain.weighted / plain.total
+    else:  # one product of the difference: cheaper, and exactly 0 where both weightings agree
+        delta = (tilted.weights / tilted.total - plain.weights / plain.total) @ y
+    info = ShiftInfo(
+        ess=(plain.total.square() / plain.squares).squeeze(1),
+        ess_tilted=(tilted.total.square() / tilted.squares).squeeze(1),
+        shift_norm=delta.norm(dim=1),
+        log_efr=(
+            tilted.top + tilted.total.log() - plain.top - plain.total.log() + reward_scale * best
+        ).squeeze(1),
+    )
+    return delta.reshape(x_t.shape), info
+
+
+def expected_future_reward(
+    x_t: Tensor,
+    samples: Tensor,
+    rewards: Tensor,
+    *,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    reward_scale: float,
+) -> Tensor:
+    """The expected future reward ``log E[exp(reward_scale r(x_0)) | x_t]`` estimated from a bank (Theorem 3.1).
+
+    Arguments and errors are those of :func:`mean_shift`.
+
+    Returns:
+        (B,), in units of ``reward_scale * reward``; between the bank's lowest and highest scaled reward.
+
+    Example:
+        >>> import torch
+        >>> bank, rewards = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.0, 1.0])
+        >>> expected_future_reward(torch.ones(1, 1), bank, rewards, alpha=1.0, sigma=0.0, reward_scale=2.0)
+        tensor([2.])
+    """
+    _, info = mean_shift(x_t, samples, rewards, alpha=alpha, sigma=sigma, reward_scale=reward_scale)
+    return info.log_efr
+
+
+class _Softmax(NamedTuple):
+    """A softmax-weighted mean under way; ``weighted`` is 0 where the caller does not want the sum."""
+
+    top: Tensor  # (B, 1) largest logit so far
+    total: Tensor  # (B, 1) sum of exp(logit - top)
+    squares: Tensor  # (B, 1) sum of their squares
+    weights: Tensor  # (B, m) exp(logit - top) of the last block
+    weighted: Tensor | float  # (B, D) sum of exp(logit - top) y
+
+
+def _accumulate(
+    so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall: float | Tensor
+) -> _Softmax:
+    """One block of the online softmax (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867).
+
+    ``fall`` (at most 0) is by how much earlier logits dropped when the reference they are measured from rose.
+    """
+    top = logits.amax(1, keepdim=True)
+    if so_far is not None:
+        top = torch.maximum(so_far.top + fall, top)
+    weights = (logits - top).exp()
+    total, squares = weights.sum(1, keepdim=True), weights.square().sum(1, keepdim=True)
+    weighted = 0.0 if y is None else weights @ y
+    if so_far is not None:
+        fade = (so_far.top + fall - top).exp()
+        total = total + fade * so_far.total
+        squares = squares + fade.square() * so_far.squares
+        weighted = weighted + fade * so_far.weighted
+    return _Softmax(top, total, squares, weights, weighted)
+
+
+def _levels(alpha: float | Tensor, sigma: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and 1 / sigma^2 as (B, 1) tensors beside ``x``; the latter is finite at sigma = 0."""
+    alpha, sigma = (
+        torch.as_tensor(level, dtype=x.dtype, device=x.device).reshape(-1, 1).expand(len(x), 1)
+        for level in (alpha, sigma)
+    )
+    tiny = torch.finfo(x.dtype).tiny
+    return alpha, 1 / sigma.square().clamp_min(tiny)
+
+
+def _check(
+    x_t: Tensor,
+    samples: Tensor,
+    rewards: Tensor,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    reward_scale: float,
+) -> None:
+    if x_t.shape[1:] != samples.shape[1:]:
+        raise ValueError(
+            f"x_t {tuple(x_t.shape)} and samples {tuple(samples.shape)} must agree in all but the first dimension"
+        )
+    if len(samples) == 0 or rewards.shape != samples.shape[:1]:
+        raise ValueError(
+            f"rewards must be one number a sample, ({len(samples)},) with at least one, got {tuple(rewards.shape)}"
+        )
+    for name, level in (("alpha", alpha), ("sigma", sigma)):
+        if isinstance(level, Tensor):
+            if level.dim() and level.shape != x_t.shape[:1]:
+                raise ValueError(f"{name} must be a number or ({len(x_t)},), got {tuple(level.shape)}")
+        elif not level >= 0:
+            raise ValueError(f"{name} must be at least 0, got {level}")
+    if not 0 <= reward_scale < math.inf:
+        raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")
+    # Reading values waits for the device, and cannot be traced: banks are checked once, when they are made.
+    if rewards.device.type == "cpu" and not torch.compiler.is_compiling() and not rewards.isfinite().all():
+        raise ValueError(f"rewards must be finite, got {rewards.tolist()}")

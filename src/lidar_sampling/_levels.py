@@ -1,0 +1,240 @@
+"""The noise level of a diffusers scheduler call, and what its model output means: one table, one row a family.
+
+``scheduler.step(model_output, t, sample)`` speaks of a ``sample = alpha x_0 + sigma eps`` in coordinates that
+differ from family to family, and of a model output that is one of five affine functions of x_0:
+
+    epsilon  (x - alpha x_0) / sigma          v  (alpha x - x_0) / sigma       [alpha^2 + sigma^2 = 1]
+    sample   x_0                              flow velocity  (x - x_0) / sigma [alpha + sigma = 1]
+    EDM      (x_0 - c_skip x) / c_out         (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1)
+
+Their slopes ``d model_output / d x_0`` turn a shift of x_0 into a shift of the model output. They stay finite at
+alpha = 0, the first step of every flow model.
+
+The levels mirror what each ``step`` does in diffusers 0.42; ``tests/test_levels.py`` checks every row against the
+scheduler's own ``add_noise`` and against where guided samples end up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class NoiseLevel(NamedTuple):
+    """Where in the diffusion a ``scheduler.step`` call stands.
+
+    Attributes:
+        alpha: signal level of ``sample``, in its own coordinates (1 for schedulers in sigma space).
+        sigma: noise level of ``sample``, in the same coordinates.
+        slope: ``d model_output / d x_0``; infinite at sigma = 0 unless the model predicts x_0.
+        time: 1 at pure noise, 0 at the clean sample: the training timestep over their number, the flow time,
+            or for EDM schedulers the place on Karras's ramp.
+    """
+
+    alpha: float
+    sigma: float
+    slope: float
+    time: float
+
+
+def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
+    """The noise level of the next ``scheduler.step(model_output, timestep, sample)``.
+
+    Args:
+        scheduler: a diffusers scheduler of a known family, after ``set_timesteps``.
+        timestep: the value passed to ``step``.
+
+    Raises:
+        ValueError: the family or the prediction type is not known.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> scheduler = FlowMatchEulerDiscreteScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> noise_level(scheduler, scheduler.timesteps[0])
+        NoiseLevel(alpha=0.0, sigma=1.0, slope=-1.0, time=1.0)
+    """
+    level, slopes = family(scheduler)
+    alpha, sigma, time = level(scheduler, timestep)
+    slope = slopes[prediction_type(scheduler)](scheduler, alpha, sigma)
+    return NoiseLevel(alpha, sigma, slope, min(max(time, 0.0), 1.0))
+
+
+def family(scheduler: Any) -> _Family:
+    """The row of the table that ``scheduler`` belongs to, by the names of its classes.
+
+    Raises:
+        ValueError: it belongs to none; the message names the nearest that are known.
+    """
+    for cls in type(scheduler).__mro__:
+        if cls.__name__ in _FAMILIES:
+            return _FAMILIES[cls.__name__]
+    name = type(scheduler).__name__
+    near = get_close_matches(name, _FAMILIES, n=3, cutoff=0.5)
+    hint = f"; near it are {', '.join(near)}" if near else ""
+    raise ValueError(
+        f"{name} is not a scheduler whose noise levels are known{hint}. "
+        f"Load another: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+    )
+
+
+def check(scheduler: Any) -> None:
+    """Refuse, before any sampling, a scheduler that cannot be guided right.
+
+    Raises:
+        ValueError: unknown family or prediction type, or clipping or thresholding of the clean prediction, which
+            would cut the shift away.
+    """
+    _, slopes = family(scheduler)
+    prediction = prediction_type(scheduler)
+    if prediction not in slopes:
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction_type {prediction!r} is not supported; "
+            f"known are {', '.join(map(repr, slopes))}"
+        )
+    for switch in ("clip_sample", "thresholding"):
+        if scheduler.config.get(switch):
+            raise ValueError(
+                f"{type(scheduler).__name__} has {switch}=True, which cuts the guided prediction back; load it "
+                f"with type(scheduler).from_config(scheduler.config, {switch}=False) if the model allows"
+            )
+
+
+def prediction_type(scheduler: Any) -> str:
+    """What the model predicts: the scheduler's ``prediction_type``, with the names diffusers leaves implicit."""
+    prediction = scheduler.config.get("prediction_type", "flow_prediction")
+    return "sample" if prediction == "original_sample" else prediction
+
+
+# Levels: (scheduler, timestep) -> (alpha, sigma, time).
+
+
+def _from_alphas_cumprod(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    t = int(timestep)
+    signal = float(scheduler.alphas_cumprod[t])
+    return signal**0.5, (1 - signal) ** 0.5, _trained_time(scheduler, t)
+
+
+def _sigma_space(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    return 1.0, float(scheduler.sigmas[_index(scheduler, timestep)]), _trained_time(scheduler, timestep)
+
+
+def _k_dpm_2(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    i = _index(scheduler, timestep)
+    sigmas = scheduler.sigmas if scheduler.state_in_first_order else scheduler.sigmas_interpol
+    return 1.0, float(sigmas[i]), _trained_time(scheduler, timestep)
+
+
+def _k_dpm_2_ancestral(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    i = _index(scheduler, timestep)
+    first = scheduler.state_in_first_order
+    sigma = scheduler.sigmas[i] if first else scheduler.sigmas_interpol[i - 1]
+    return 1.0, float(sigma), _trained_time(scheduler, timestep)
+
+
+def _dpm_solver_sde(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    i = _index(scheduler, timestep)
+    sigma = scheduler.sigmas[i] if scheduler.state_in_first_order else scheduler.mid_point_sigma
+    return 1.0, float(sigma), _trained_time(scheduler, timestep)
+
+
+def _variance_preserving(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    if scheduler.config.get("use_flow_sigmas"):
+        return 1 - sigma, sigma, sigma
+    alpha = 1 / math.hypot(1, sigma)
+    return alpha, alpha * sigma, _trained_time(scheduler, timestep)
+
+
+def _flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    return 1 - sigma, sigma, sigma
+
+
+def _edm(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    config = scheduler.config
+    low, here, high = (s ** (1 / config.rho) for s in (config.sigma_min, sigma, config.sigma_max))
+    return 1.0, sigma, (here - low) / (high - low)
+
+
+def _index(scheduler: Any, timestep: float | Tensor) -> int:
+    # step() does the same when it finds None, so this changes nothing.
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    return scheduler.step_index
+
+
+def _trained_time(scheduler: Any, timestep: float | Tensor) -> float:
+    return float(timestep) / scheduler.config.num_train_timesteps
+
+
+# Slopes: (scheduler, alpha, sigma) -> d model_output / d x_0.
+
+
+def _epsilon(_: Any, alpha: float, sigma: float) -> float:
+    return -alpha / sigma if sigma else -math.inf
+
+
+def _v(_: Any, alpha: float, sigma: float) -> float:
+    # In sigma space the network sees x / hypot(1, sigma), and v belongs to those coordinates.
+    return -math.hypot(alpha, sigma) / sigma if sigma else -math.inf
+
+
+def _sample(_: Any, alpha: float, sigma: float) -> float:
+    return 1.0
+
+
+def _velocity(_: Any, alpha: float, sigma: float) -> float:
+    return -1 / sigma if sigma else -math.inf
+
+
+def _edm_output(sign: int) -> Callable[[Any, float, float], float]:
+    def slope(scheduler: Any, alpha: float, sigma: float) -> float:
+        data = scheduler.config.sigma_data
+        return sign * math.hypot(sigma, data) / (sigma * data) if sigma else sign * math.inf
+
+    return slope
+
+
+class _Family(NamedTuple):
+    level: Callable[[Any, float | Tensor], tuple[float, float, float]]
+    slopes: dict[str, Callable[[Any, float, float], float]]
+
+
+_DIFFUSION = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
+_NO_SAMPLE = {"epsilon": _epsilon, "v_prediction": _v}
+_DIFFUSION_OR_FLOW = {**_DIFFUSION, "flow_prediction": _velocity}
+_FLOW = {"flow_prediction": _velocity}
+_EDM = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
+
+_FAMILIES = {
+    "DDIMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "DDPMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "PNDMScheduler": _Family(_from_alphas_cumprod, _NO_SAMPLE),
+    "LCMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "TCDScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "CogVideoXDDIMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "CogVideoXDPMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "EulerDiscreteScheduler": _Family(_sigma_space, _DIFFUSION),
+    "EulerAncestralDiscreteScheduler": _Family(_sigma_space, _NO_SAMPLE),
+    "HeunDiscreteScheduler": _Family(_sigma_space, _DIFFUSION),
+    "LMSDiscreteScheduler": _Family(_sigma_space, _DIFFUSION),
+    "KDPM2DiscreteScheduler": _Family(_k_dpm_2, _NO_SAMPLE),
+    "KDPM2AncestralDiscreteScheduler": _Family(_k_dpm_2_ancestral, _NO_SAMPLE),
+    "DPMSolverSDEScheduler": _Family(_dpm_solver_sde, _NO_SAMPLE),
+    "DPMSolverMultistepScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
+    "DPMSolverSinglestepScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
+    "UniPCMultistepScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
+    "DEISMultistepScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
+    "SASolverScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
+    "EDMEulerScheduler": _Family(_edm, _EDM),
+    "EDMDPMSolverMultistepScheduler": _Family(_edm, _EDM),
+    "FlowMatchEulerDiscreteScheduler": _Family(_flow, _FLOW),
+    "FlowMatchHeunDiscreteScheduler": _Family(_flow, _FLOW),
+    "FlowMatchLCMScheduler": _Family(_flow, _FLOW),
+}

@@ -1,0 +1,315 @@
+"""The sampler: both phases of LiDAR over one diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import rewards as _rewards
+from . import solvers as _solvers
+from ._attach import Trace, guide
+from ._bank import BankError, BankStore, LookaheadBank
+from ._cost import Cost, metered
+from ._draw import Item, draw, seed_of
+from ._levels import check
+from ._lookahead import look
+from ._settings import GLYPH, Settings, settings_for
+from .rewards import Reward, name_of, score
+
+Progress = Callable[[str, float, int], None]
+
+
+@dataclass
+class Result:
+    """Samples of P prompts, m each, and what is known of them.
+
+    Attributes:
+        prompts: the P prompts.
+        images: (P, m, 3, H, W) in [0, 1], on the CPU.
+        latents: (P, m, *), as the scheduler returned them, on the CPU.
+        rewards: name -> (P, m): the guiding reward first, then the metrics; NaN where a metric does not apply.
+        cost: what each phase cost: ``lookahead``, ``sampling``, ``scoring``.
+        seed: the seed.
+        settings: how it was sampled.
+        banks: the bank of each prompt; empty for vanilla samples.
+        trace: what guidance did at each step, rows in the order of ``images``; empty for vanilla samples.
+    """
+
+    prompts: list[str]
+    images: Tensor
+    latents: Tensor
+    rewards: dict[str, Tensor]
+    cost: dict[str, Cost]
+    seed: int
+    settings: Settings
+    banks: list[LookaheadBank] = field(default_factory=list)
+    trace: Trace = field(default_factory=Trace)
+
+    def pil(self) -> list[list[Any]]:
+        """The images as PIL images, a list a prompt."""
+        from PIL import Image
+
+        pixels = (self.images * 255).round().to(torch.uint8).movedim(2, -1).numpy()
+        return [[Image.fromarray(image) for image in row] for row in pixels]
+
+
+class LiDAR:
+    """Lookahead sample reward guidance for a diffusers pipeline, without backpropagation.
+
+    Phase 1 draws ``n`` few-step samples of each prompt and scores them once; phase 2 samples as the pipeline would,
+    each step's clean prediction moved toward the reward-tilted distribution of the bank.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline whose scheduler family is known. It is used as it stands: device,
+            precision, offloading and scheduler are the caller's.
+        reward: guides: a callable, or a name of :mod:`lidar_sampling.rewards`.
+        metrics: scored on the final images only, never to guide.
+        settings: defaults of the model's family; change single ones with keywords.
+        pipe_kwargs: further arguments of the pipeline's call in both phases, such as ``height``.
+        batch_size: samples at a time, halved when memory runs out.
+        store: a directory or :class:`BankStore` where banks are found and kept.
+        **changes: fields of :class:`Settings`: ``n``, ``scale``, ``reward_scale``, ``lookahead``, ``window``,
+            ``guidance_scale``, ``steps``, ``eta``.
+
+    Raises:
+        TypeError, ValueError: an argument that is not known or out of range, before anything is sampled.
+
+    Example:
+        >>> from lidar_sampling import testing
+        >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5, scale=1.0)
+        >>> result = lidar(["a cat", "a dog"], images=2)
+        >>> result.images.shape, result.rewards["brightness"].shape
+        (torch.Size([2, 2, 3, 16, 16]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        reward: Reward | str,
+        metrics: Sequence[Reward | str] = (),
+        settings: Settings | None = None,
+        pipe_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int = 16,
+        store: BankStore | str | Path | None = None,
+        **changes: Any,
+    ) -> None:
+        device = getattr(pipe, "device", "cpu")
+        unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
+        if unknown:
+            raise TypeError(
+                f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}"
+            )
+        self.pipe = pipe
+        self.settings = replace(settings or settings_for(pipe), **changes)
+        self.reward = _rewards.load(reward, device=device) if isinstance(reward, str) else reward
+        self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
+        self.pipe_kwargs = dict(pipe_kwargs or {})
+        self.batch_size = batch_size
+        self.store = BankStore(store) if isinstance(store, str | Path) else store
+        for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
+            if not callable(value):
+                raise TypeError(f"{name} must be callable or a known name, got {value!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._solver = _solvers.load(self.settings.lookahead)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        reward: Reward | str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> LiDAR:
+        """Load a model and make a sampler of it.
+
+        Args:
+            name: ``"glyph"`` for the embedded model with its reward, its held-out reward and its judge; otherwise
+                a path or hub id of a diffusers pipeline, loaded from safetensors alone.
+            reward: guides; needed for any model but glyph.
+            device: where model and rewards go.
+            dtype: precision of the pipeline's weights.
+            **options: those of :class:`LiDAR`.
+
+        Raises:
+            ValueError: no reward for a model that brings none.
+        """
+        if name == "glyph":
+            from . import glyph
+
+            options.setdefault("settings", GLYPH)
+            options.setdefault("metrics", ["glyph-heldout", glyph.Judge(device=device)])
+            return cls(glyph.load_pipeline(dtype=dtype).to(device), reward=reward or "glyph", **options)
+        if reward is None:
+            raise ValueError(f"{name} brings no reward: give one, for example reward='clip'")
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        return cls(pipe.to(device), reward=reward, **options)
+
+    def look(
+        self, prompts: str | Sequence[str], *, seed: int = 0, progress: Progress | None = None
+    ) -> list[LookaheadBank]:
+        """Phase 1 alone: a bank of each prompt, to be used again with other seeds and settings.
+
+        Args:
+            prompts: one prompt or several.
+            seed: of the bank's noise.
+            progress: called with (phase, samples done, samples in all) after every step.
+        """
+        return self._look(_as_prompts(prompts), seed, progress)[0]
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        images: int = 4,
+        seed: int = 0,
+        banks: LookaheadBank | Sequence[LookaheadBank] | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw guided samples.
+
+        Args:
+            prompts: one prompt or several.
+            images: samples a prompt.
+            seed: the same seed gives the same samples, whatever the batch size and the other prompts.
+            banks: of :meth:`look` or from disk, in the order of the prompts; by default they are drawn first.
+            progress: called with (phase, samples done, samples in all) after every step.
+
+        Raises:
+            BankError: a bank of another prompt, space or without the reward.
+            GuidanceError: no step was guided.
+            RewardError: a reward raised or returned what is not one finite number an image.
+        """
+        texts = _as_prompts(prompts)
+        check(self.pipe.scheduler)
+        if banks is None:
+            given, cost = self._look(texts, seed, progress)
+        else:
+            given, cost = [banks] if isinstance(banks, LookaheadBank) else list(banks), Cost()
+        if [bank.prompt for bank in given] != texts:
+            raise BankError(
+                f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} "
+                f"for {texts}"
+            )
+        of_prompt = dict(zip(texts, given, strict=True))
+        traces: list[Trace] = []
+
+        @contextmanager
+        def guided(batch: Sequence[Item]) -> Iterator[None]:
+            with guide(
+                self.pipe,
+                [of_prompt[item.prompt] for item in batch],
+                scale=self.settings.scale,
+                reward_scale=self.settings.reward_scale,
+                window=self.settings.window,
+                reward=None if all(len(bank.rewards) == 1 for bank in given) else name_of(self.reward),
+            ) as trace:
+                yield
+            traces.append(trace)
+
+        result = self._sample(texts, images, seed, progress, guided)
+        return replace(
+            result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost}
+        )
+
+    def vanilla(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        images: int = 4,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw the samples that the pipeline gives without guidance, from the same noise as the guided ones."""
+        return self._sample(_as_prompts(prompts), images, seed, progress)
+
+    def _look(
+        self, prompts: list[str], seed: int, progress: Progress | None
+    ) -> tuple[list[LookaheadBank], Cost]:
+        return look(
+            self.pipe,
+            prompts,
+            rewards=[self.reward],
+            solver=self._solver,
+            n=self.settings.n,
+            seed=seed,
+            call=self._call(),
+            batch_size=self.batch_size,
+            store=self.store,
+            progress=progress and (lambda done, total: progress("lookahead", done, total)),
+        )
+
+    def _sample(
+        self,
+        prompts: list[str],
+        images: int,
+        seed: int,
+        progress: Progress | None,
+        around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None = None,
+    ) -> Result:
+        if images < 1:
+            raise ValueError(f"images must be at least 1, got {images}")
+        items = [
+            Item(prompt, seed_of(seed, "target", prompt, prompts[:i].count(prompt) * images + k))
+            for i, prompt in enumerate(prompts)
+            for k in range(images)
+        ]
+        pixels: list[Tensor] = []
+        latents: list[Tensor] = []
+        with metered(self.pipe) as sampling:
+            for drawn in draw(
+                self.pipe,
+                items,
+                call={**self._call(), "num_inference_steps": self.settings.steps},
+                batch_size=self.batch_size,
+                around=around,
+                progress=progress and (lambda done: progress("sampling", done, len(items))),
+            ):
+                pixels.append(drawn.images.cpu())
+                latents.append(drawn.latents.cpu())
+        sampling.decodes = len(items)
+        shape = (len(prompts), images)
+        flat = torch.cat(pixels)
+        texts = [item.prompt for item in items]
+        with metered(self.pipe) as scoring:
+            rewards = {
+                name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge is not self.reward)
+                for judge in (self.reward, *self.metrics)
+            }
+        scoring.reward_calls = len(items) * len(rewards)
+        return Result(
+            prompts=prompts,
+            images=flat.unflatten(0, shape),
+            latents=torch.cat(latents).unflatten(0, shape),
+            rewards={name: values.view(shape) for name, values in rewards.items()},
+            cost={"sampling": sampling, "scoring": scoring},
+            seed=seed,
+            settings=self.settings,
+        )
+
+    def _call(self) -> dict[str, Any]:
+        own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
+        return {**own, **self.pipe_kwargs}
+
+
+def _as_prompts(prompts: str | Sequence[str]) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("prompts must hold at least one prompt")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a prompt must be a string, got {type(text).__name__}")
+        if not text.strip():
+            raise ValueError("a prompt must not be empty")
+    return texts

@@ -1,0 +1,85 @@
+"""Defaults that come with the model: one table, a row a family, each with its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+_PAPER = "Kim et al. 2026 (arXiv 2602.03211), appendix B.1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is sampled and guided.
+
+    Attributes:
+        steps: denoising steps of phase 2.
+        guidance_scale: classifier-free guidance of both phases; None leaves the pipeline's default.
+        eta: noise of a DDIM scheduler, 0 to 1; None leaves the pipeline's default.
+        lookahead: the few-step solver of phase 1 (:mod:`lidar_sampling.solvers`).
+        n: lookahead samples a prompt.
+        scale: s, the strength of the shift.
+        reward_scale: lambda, in units of one over the reward.
+        window: (start, end) of guidance in diffusion time, 1 at pure noise.
+        source: where the numbers come from.
+    """
+
+    steps: int
+    guidance_scale: float | None
+    eta: float | None
+    lookahead: str
+    n: int
+    scale: float
+    reward_scale: float
+    window: tuple[float, float]
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "n"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("scale", "reward_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be 0 to 1, got {self.eta}")
+        check_window(self.window)
+
+
+def check_window(window: tuple[float, float]) -> None:
+    """Refuse a window of guidance that is not (start, end) with 1 >= start > end >= 0."""
+    start, end = window
+    if not 1 >= start > end >= 0:
+        raise ValueError(f"window must be (start, end) with 1 >= start > end >= 0, got {window}")
+
+
+GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on glyph, docs/glyph.md")
+
+DEFAULTS = {
+    "StableDiffusionPipeline": Settings(
+        100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward"
+    ),
+    "StableDiffusionXLPipeline": Settings(
+        100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward"
+    ),
+    "FluxPipeline": Settings(
+        50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was Hyper-FLUX"
+    ),
+}
+
+_OTHER = Settings(
+    50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), "none published; scale 1 is exact for a bank of the sampler's own"
+)
+
+
+def settings_for(pipe: Any) -> Settings:
+    """The row of ``pipe``'s class, or one that is cautious.
+
+    >>> settings_for(object()).scale
+    1.0
+    """
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in DEFAULTS:
+            return DEFAULTS[cls.__name__]
+    return _OTHER
