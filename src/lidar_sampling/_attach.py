@@ -7,12 +7,10 @@ or a pickle of the scheduler is plain; and the class is put back when the block 
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
@@ -98,7 +96,8 @@ def guide(
             prompt-major, as diffusers lays it out with several images a prompt.
         scale: s, at least 0; 1 is exact when the bank comes from the sampler itself.
         reward_scale: lambda, at least 0, in units of one over the reward.
-        window: (start, end) of guidance in diffusion time, 1 at pure noise and 0 at the clean sample.
+        window: (start, end) of guidance in diffusion time, 1 at pure noise and 0 at the clean sample; steps at
+            start >= time > end are guided, and with end 0 also the one at time 0.
         reward: which of the banks' rewards; may be left out when each bank has one.
 
     Yields:
@@ -228,7 +227,7 @@ class _Guide:
         self.trace.seen += 1
         level = noise_level(scheduler, timestep)
         start, end = self.window
-        if level.sigma == 0 or not start >= level.time > end:
+        if level.sigma == 0 or level.time > start or (level.time <= end and end > 0):
             return output
 
         delta, info = self._shift(sample, level)
@@ -298,27 +297,23 @@ def _hooked(base: type) -> type:
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
-    def plain_state(self: Any) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != _HOOKS}
-
-    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:  # noqa: N807
-        copy = base.__new__(base)
-        memo[id(self)] = copy
-        copy.__dict__.update(deepcopy(plain_state(self), memo))
-        return copy
-
-    def __reduce_ex__(self: Any, protocol: int) -> Any:  # noqa: N807
-        return copyreg.__newobj__, (base,), plain_state(self)  # type: ignore[attr-defined]
+    def __reduce__(self: Any) -> Any:  # noqa: N807
+        return _plain, (base, {key: value for key, value in self.__dict__.items() if key != _HOOKS})
 
     members = {
         "step": step,
-        "__deepcopy__": __deepcopy__,
-        "__reduce_ex__": __reduce_ex__,
+        "__reduce__": __reduce__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), members)
+
+
+def _plain(cls: type, state: dict[str, Any]) -> Any:
+    twin = cls.__new__(cls)
+    twin.__dict__.update(state)
+    return twin
 
 
 def _scheduler_of(pipe_or_scheduler: Any) -> Any:

@@ -1,0 +1,164 @@
+"""Does guidance help on glyph? LiDAR beside vanilla, best-of-N and the best of the bank, on the same prompts.
+
+    python -m benchmarks.quality --per-tag 11 --out docs/results/quality
+
+Prompts are spread evenly over the six tags of the shipped set. For each, one bank of n samples, then from the same
+noise: 4 guided images, and 9 vanilla ones (as many network evaluations as LiDAR spends on 4, bank included). The
+run can be stopped and goes on where it was; ``--table`` prints the table of what is there.
+
+Rows: ``vanilla`` and ``lidar`` are means over the 4 images returned. ``best 1 of 4`` and ``best 4 of 9`` keep the
+vanilla images that the guiding reward likes best; ``best 1 of bank`` and ``best 4 of bank`` keep bank members.
+Every row is judged by the guiding reward, by the held-out reward and by the detector under GenEval's rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.statistics import bootstrap, interval
+from lidar_sampling import LiDAR, glyph
+from lidar_sampling.rewards import name_of, score
+
+JUDGES = ("glyph", "glyph-heldout", "geneval")
+IMAGES, EQUAL_COST = 4, 9
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--per-tag", type=int, default=11, help="prompts of each tag (default 11)")
+    parser.add_argument("--prompts", type=Path, help="a file of GenEval metadata instead of the shipped set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of what is there")
+    arguments = parser.parse_args()
+
+    path = arguments.out / "results.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not arguments.table:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        everything = glyph.read_metadata(arguments.prompts) if arguments.prompts else glyph.prompts()
+        seen = {line["prompt"] for line in done}
+        lidar = LiDAR.from_pretrained("glyph", device=arguments.device)
+        for metadata in spread(everything, arguments.per_tag):
+            if metadata["prompt"] in seen:
+                continue
+            line = measure(lidar, metadata, arguments.seed)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            done.append(line)
+            print(len(done), metadata["prompt"], flush=True)
+    table = summarise(done)
+    if not arguments.table:
+        (arguments.out / "table.md").write_text(table)
+    print(table)
+
+
+def spread(metadata: list[dict[str, Any]], per_tag: int) -> list[dict[str, Any]]:
+    """``per_tag`` prompts of each tag, evenly spaced."""
+    chosen = []
+    for tag in dict.fromkeys(m["tag"] for m in metadata):
+        group = [m for m in metadata if m["tag"] == tag]
+        chosen += [group[i] for i in np.linspace(0, len(group) - 1, min(per_tag, len(group))).astype(int)]
+    return chosen
+
+
+def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]:
+    """One prompt: every row's judgements, and what drawing them cost."""
+    prompt = metadata["prompt"]
+    guided = lidar(prompt, images=IMAGES, seed=seed)
+    vanilla = lidar.vanilla(prompt, images=EQUAL_COST, seed=seed)
+    bank = guided.banks[0]
+    pictures = decode(lidar.pipe, bank.samples)
+    texts = [prompt] * len(pictures)
+    of_bank = {
+        name_of(judge): score(judge, images=pictures, prompts=texts, allow_nan=True)
+        for judge in (lidar.reward, *lidar.metrics)
+    }
+    of_vanilla = {name: values[0] for name, values in vanilla.rewards.items()}
+    of_guided = {name: values[0] for name, values in guided.rewards.items()}
+    rows = {
+        "vanilla": take(of_vanilla, range(IMAGES)),
+        "lidar": take(of_guided, range(IMAGES)),
+        "best 1 of 4": take(of_vanilla, best({k: v[:IMAGES] for k, v in of_vanilla.items()}, 1)),
+        "lidar, best 1 of 4": take(of_guided, best(of_guided, 1)),
+        "best 4 of 9": take(of_vanilla, best(of_vanilla, IMAGES)),
+        "bank, mean": take(of_bank, range(len(pictures))),
+        "best 1 of bank": take(of_bank, best(of_bank, 1)),
+        "best 4 of bank": take(of_bank, best(of_bank, IMAGES)),
+    }
+    costs = {"lookahead": guided.cost["lookahead"], "lidar": guided.cost["sampling"]}
+    costs["vanilla 9"] = vanilla.cost["sampling"]
+    return {
+        "prompt": prompt,
+        "tag": metadata["tag"],
+        "rows": rows,
+        "cost": {name: vars(cost) for name, cost in costs.items()},
+    }
+
+
+def decode(pipe: Any, latents: Tensor) -> Tensor:
+    """The bank's pictures (n, 3, H, W) in [0, 1], as the pipeline decodes them."""
+    with torch.no_grad():
+        scaled = latents.to(pipe.vae.device) / pipe.vae.config.scaling_factor
+        decoded = torch.cat([pipe.vae.decode(z).sample for z in scaled.split(16)])
+    return pipe.image_processor.postprocess(decoded, output_type="pt").cpu()
+
+
+def best(scores: dict[str, Tensor], k: int) -> list[int]:
+    """Indices of the ``k`` highest guiding rewards."""
+    return scores[JUDGES[0]].argsort(descending=True)[:k].tolist()
+
+
+def take(scores: dict[str, Tensor], indices: Any) -> dict[str, float]:
+    """Mean judgement of some of the images."""
+    return {name: float(scores[name][list(indices)].mean()) for name in JUDGES}
+
+
+def summarise(lines: list[dict[str, Any]]) -> str:
+    """The table in Markdown: estimates with 95 % bootstrap intervals over prompts, and differences to vanilla."""
+    tags = [line["tag"] for line in lines]
+    out = [
+        f"{len(lines)} prompts, {dict((t, tags.count(t)) for t in dict.fromkeys(tags))}\n",
+        "| row | guiding reward | held-out reward | GenEval | position | GenEval minus vanilla |",
+        "|---|---|---|---|---|---|",
+    ]
+    values = {
+        row: np.array([[line["rows"][row][judge] for judge in JUDGES] for line in lines])
+        for row in lines[0]["rows"]
+    }
+    for row, numbers in values.items():
+        draws = bootstrap(numbers, tags)
+        position = numbers[[tag == "position" for tag in tags], 2].mean()
+        difference = interval(bootstrap(numbers - values["vanilla"], tags)[:, 2])
+        cells = [interval(draws[:, k]) for k in range(3)]
+        out.append(f"| {row} | {' | '.join(cells)} | {position:.3f} | {difference} |")
+    difference = bootstrap(values["lidar"] - values["vanilla"], tags)
+    out.append("\nLiDAR minus vanilla, paired: " + ", ".join(
+        f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES)
+    ))
+    for other in ("best 4 of 9", "best 4 of bank"):
+        difference = bootstrap(values["lidar"] - values[other], tags)
+        out.append(f"\nLiDAR minus {other}, paired: " + ", ".join(
+            f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES)
+        ))
+    out.append("\nMean cost a prompt:\n\n| part | network evaluations | decodes | reward calls | seconds |\n|---|---|---|---|---|")
+    for part in lines[0]["cost"]:
+        mean = {k: np.mean([line["cost"][part][k] for line in lines]) for k in lines[0]["cost"][part]}
+        out.append(
+            f"| {part} | {mean['network_evaluations']:.0f} | {mean['decodes']:.0f} | "
+            f"{mean['reward_calls']:.0f} | {mean['seconds']:.2f} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    main()

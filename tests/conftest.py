@@ -1,0 +1,19 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def glyph_lidar():
+    """The embedded model, loaded once."""
+    from lidar_sampling import LiDAR
+
+    return LiDAR.from_pretrained("glyph")

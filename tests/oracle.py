@@ -1,0 +1,68 @@
+"""The exact denoiser of a finite bank, in any parametrization, driving any scheduler.
+
+The conversions are written out here on purpose and share nothing with ``lidar_sampling._levels``.
+"""
+
+import inspect
+import math
+
+import torch
+
+from lidar_sampling import noise_level
+
+
+def posterior_mean(x, bank, alpha, sigma):
+    """E[x_0 | x_t] when x_0 is uniform over the bank."""
+    distance = (x[:, None] - alpha * bank[None]).square().sum(-1)
+    return (-distance / (2 * max(sigma, 1e-8) ** 2)).softmax(1) @ bank
+
+
+def model_output(scheduler, x, bank, t):
+    """What a perfect network would tell ``scheduler`` at ``t``."""
+    alpha, sigma = noise_level(scheduler, t)[:2]
+    x0 = posterior_mean(x, bank, alpha, sigma)
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    if "EDM" in type(scheduler).__name__:
+        data = scheduler.config.sigma_data
+        skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.hypot(sigma, data)
+        return (x0 - skip * x) / (out if kind == "epsilon" else -out)
+    eps = (x - alpha * x0) / max(sigma, 1e-8)
+    if kind == "epsilon":
+        return eps
+    if kind == "sample":
+        return x0
+    if kind == "flow_prediction":
+        return eps - x0
+    length = math.hypot(alpha, sigma)  # v lives in variance preserving coordinates
+    return alpha / length * eps - sigma / length * x0
+
+
+def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
+    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``."""
+    g = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
+    scheduler.set_timesteps(steps)
+    scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    x = scale * torch.randn(chains, bank.shape[1], generator=g, dtype=dtype)
+    parameters = inspect.signature(scheduler.step).parameters
+    extra = {"generator": g} if "generator" in parameters else {}
+    old = None
+    for i, t in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)  # some schedulers insist
+        output = model_output(scheduler, x, bank, t)
+        if "old_pred_original_sample" in parameters:
+            back = scheduler.timesteps[i - 1] if i else None
+            x, old = scheduler.step(output, old, t, back, x, **extra)
+        else:
+            x = scheduler.step(output, t, x, **extra)[0]
+    return x
+
+
+def shares(x, bank):
+    """Fraction of endpoints nearest to each member of the bank."""
+    return torch.bincount(torch.cdist(x, bank).argmin(1), minlength=len(bank)) / len(x)
+
+
+def total_variation(p, q):
+    return 0.5 * (p - q).abs().sum().item()
