@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK_ELEMENTS = 1 << 22  # bank elements a block: 16 MiB in float32
+_BLOCK_ELEMENTS = 1 << 22  # elements of a block of the bank, or of its logits: 16 MiB in float32
 
 
 class ShiftInfo(NamedTuple):
@@ -67,7 +67,7 @@ def mean_shift(
         alpha: signal level of ``x_t``, at least 0; a float or (B,).
         sigma: noise level of ``x_t``, at least 0, infinity allowed; a float or (B,).
         reward_scale: lambda, at least 0.
-        block_size: bank members read at a time; by default as many as fill 16 MiB in float32.
+        block_size: bank members read at a time; by default so many that no temporary exceeds 16 MiB in float32.
 
     Returns:
         ``(Delta, info)``: Delta (B, *) in float64 if any input tensor is float64, else in float32.
@@ -96,7 +96,7 @@ def mean_shift(
     best = rewards.to(dtype).max()
     tilt = reward_scale * (rewards.to(dtype) - best)  # (n,), at most 0
 
-    block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, 1))
+    block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, len(x), 1))
     streamed = n > block
     plain = tilted = None
     nearest = x.new_full((len(x), 1), -math.inf)

@@ -1,0 +1,94 @@
+"""Rewards: the registry, the batching, and CLIP against transformers' own processor."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
+from lidar_sampling import RewardError, rewards
+from lidar_sampling.glyph import DATA
+from lidar_sampling.rewards.clip import CLIPReward
+
+
+def pictures(n=3, size=128):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_registry_is_helpful():
+    assert "glyph" in rewards.names()
+    with pytest.raises(ValueError, match="did you mean 'glyph-heldout'"):
+        rewards.load("glyph-heldot")
+    with pytest.raises(ValueError, match="known are"):
+        rewards.load("zzz")
+    with pytest.raises(ValueError, match="unknown reward 'brightness:x'"):
+        rewards.load("brightness:x")
+
+
+def test_a_path_picks_the_clip_model():
+    assert rewards.load(f"clip:{DATA / 'reward-clip'}").name == f"clip:{DATA / 'reward-clip'}"
+
+
+def test_clip_is_the_logit_of_transformers():
+    images, prompts = pictures(), ["a photo of a cat", "a photo of two dogs", "a photo of a red cup"]
+    model = CLIPModel.from_pretrained(DATA / "reward-clip", dtype=torch.float32).eval()
+    tokens = CLIPTokenizer.from_pretrained(DATA / "reward-clip")(
+        prompts, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(input_ids=tokens["input_ids"], pixel_values=(images - 0.5) / 0.5).logits_per_image
+    ours = rewards.load("glyph")(images=images, prompts=prompts)
+    torch.testing.assert_close(ours, logits.diagonal(), rtol=1e-4, atol=1e-4)
+
+
+def test_clip_resizes_as_pil_does_within_a_bound():
+    """Bicubic, antialiased, shortest side, central crop; against PIL on 8 bits. Scores move by 0.1 logits at most."""
+    reward = CLIPReward(DATA / "reward-clip")
+    base = torch.nn.functional.interpolate(pictures(2, 16), size=(200, 260), mode="bicubic").clamp(0, 1)
+    bytes_ = (base * 255).round().to(torch.uint8)
+    resized = []
+    for image in bytes_:
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((166, 128), Image.Resampling.BICUBIC)
+        left = (166 - 128) // 2
+        crop = pil.crop((left, 0, left + 128, 128))
+        resized.append(torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8).view(128, 128, 3))
+    by_pil = torch.stack(resized).permute(0, 3, 1, 2).float() / 255
+    prompts = ["a photo of a cat"] * 2
+    ours = reward(images=bytes_.float() / 255, prompts=prompts)
+    theirs = reward(images=by_pil, prompts=prompts)
+    assert (ours - theirs).abs().max() < 0.1
+
+
+def test_score_is_the_same_in_any_batch():
+    images, prompts = pictures(7), [f"a photo of a {w}" for w in "cat dog cup bus bed tie cow".split()]
+    reward = rewards.load("glyph")
+    whole = rewards.score(reward, images=images, prompts=prompts)
+    parts = rewards.score(reward, images=images, prompts=prompts, batch_size=2)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_score_shrinks_when_memory_runs_out():
+    sizes = []
+
+    def hungry(*, images, prompts):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return images.flatten(1).mean(1)
+
+    scores = rewards.score(hungry, images=pictures(5, 4), prompts=["p"] * 5)
+    torch.testing.assert_close(scores, pictures(5, 4).flatten(1).mean(1))
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_images_and_prompts_must_be_as_many():
+    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+        rewards.score(rewards.load("brightness"), images=pictures(2, 4), prompts=["p"])
+
+
+def test_nan_passes_only_where_it_may():
+    def half(*, images, prompts):
+        return [float("nan")] * len(images)
+
+    with pytest.raises(RewardError, match="returned nan"):
+        rewards.score(half, images=pictures(1, 4), prompts=["p"])
+    assert rewards.score(half, images=pictures(1, 4), prompts=["p"], allow_nan=True).isnan().all()
