@@ -1,0 +1,66 @@
+"""How well a detector judges pictures whose captions are known."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from lidar_sampling._geneval import CLASSES, COLORS, RELATIONS, Detection, verdict
+
+from .captions import TAGS
+
+_THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+
+
+def best_threshold(found: list[list[Detection]], wanted: list[dict[str, Any]]) -> float:
+    """The threshold at which most pictures are judged right, exact counts included."""
+
+    def right(threshold: float) -> int:
+        return sum(exact(f, w, threshold) for f, w in zip(found, wanted, strict=True))
+
+    return max(_THRESHOLDS, key=right)
+
+
+def judge(found: list[list[Detection]], wanted: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """Accuracy by tag, the same with exact counts, and the share of wrong captions that are accepted."""
+    pairs = list(zip(found, wanted, strict=True))
+    wrong = [_judged(f, _spoilt(w), threshold) for f, w in pairs]
+    return {
+        "": by_tag([_judged(f, w, threshold) for f, w in pairs], wanted),
+        "_strict": by_tag([exact(f, w, threshold) for f, w in pairs], wanted),
+        "_false_accept": sum(wrong) / len(wrong),
+    }
+
+
+def by_tag(right: list[bool], wanted: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each tag that occurs, ``overall`` the mean of these, ``mean_image`` that of all pictures."""
+    marks = {tag: [r for r, w in zip(right, wanted, strict=True) if w["tag"] == tag] for tag in TAGS}
+    means = {tag: sum(mark) / len(mark) for tag, mark in marks.items() if mark}
+    return {**means, "overall": sum(means.values()) / len(means), "mean_image": sum(right) / len(right)}
+
+
+def exact(found: list[Detection], wanted: dict[str, Any], threshold: float) -> bool:
+    """GenEval's verdict, and no more of a named class than asked for."""
+    names = [d.label for d in found if d.score > threshold]
+    counted = all(names.count(w["class"]) == w["count"] for w in wanted["include"])
+    return counted and _judged(found, wanted, threshold)
+
+
+def _judged(found: list[Detection], wanted: dict[str, Any], threshold: float) -> bool:
+    return verdict(found, wanted, threshold=threshold, counting_threshold=threshold)
+
+
+def _spoilt(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Metadata that is wrong about the last object: its number, relation, colour or class."""
+    wanted = copy.deepcopy(wanted)
+    last = wanted["include"][-1]
+    if wanted["tag"] == "counting":
+        last["count"] = last["count"] % 3 + 2
+        wanted["exclude"][0]["count"] = last["count"] + 1
+    elif "position" in last:
+        last["position"][0] = RELATIONS[RELATIONS.index(last["position"][0]) ^ 1]
+    elif "color" in last:
+        last["color"] = COLORS[(COLORS.index(last["color"]) + 3) % len(COLORS)]
+    else:
+        last["class"] = CLASSES[(CLASSES.index(last["class"]) + 7) % len(CLASSES)]
+    return wanted
