@@ -127,13 +127,12 @@ def summarise(lines: list[dict[str, Any]]) -> str:
     """The table in Markdown: estimates with 95 % bootstrap intervals over prompts, and differences to vanilla."""
     tags = [line["tag"] for line in lines]
     out = [
-        f"{len(lines)} prompts, {dict((t, tags.count(t)) for t in dict.fromkeys(tags))}\n",
+        f"{len(lines)} prompts, { {t: tags.count(t) for t in dict.fromkeys(tags)} }\n",
         "| row | guiding reward | held-out reward | GenEval | position | GenEval minus vanilla |",
         "|---|---|---|---|---|---|",
     ]
     values = {
-        row: np.array([[line["rows"][row][judge] for judge in JUDGES] for line in lines])
-        for row in lines[0]["rows"]
+        row: np.array([[line["rows"][row][judge] for judge in JUDGES] for line in lines]) for row in lines[0]["rows"]
     }
     for row, numbers in values.items():
         draws = bootstrap(numbers, tags)
@@ -142,20 +141,21 @@ def summarise(lines: list[dict[str, Any]]) -> str:
         cells = [interval(draws[:, k]) for k in range(3)]
         out.append(f"| {row} | {' | '.join(cells)} | {position:.3f} | {difference} |")
     difference = bootstrap(values["lidar"] - values["vanilla"], tags)
-    out.append("\nLiDAR minus vanilla, paired: " + ", ".join(
-        f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES)
-    ))
+    out.append(
+        "\nLiDAR minus vanilla, paired: "
+        + ", ".join(f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES))
+    )
     for other in ("best 4 of 9", "best 4 of bank"):
         difference = bootstrap(values["lidar"] - values[other], tags)
-        out.append(f"\nLiDAR minus {other}, paired: " + ", ".join(
-            f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES)
-        ))
-    out.append("\nMean cost a prompt:\n\n| part | network evaluations | decodes | reward calls | seconds |\n|---|---|---|---|---|")
+        out.append(
+            f"\nLiDAR minus {other}, paired: "
+            + ", ".join(f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES))
+        )
+    out.append("\nMean cost a prompt:\n\n| part | network evaluations | decodes | reward calls |\n|---|---|---|---|")
     for part in lines[0]["cost"]:
         mean = {k: np.mean([line["cost"][part][k] for line in lines]) for k in lines[0]["cost"][part]}
         out.append(
-            f"| {part} | {mean['network_evaluations']:.0f} | {mean['decodes']:.0f} | "
-            f"{mean['reward_calls']:.0f} | {mean['seconds']:.2f} |"
+            f"| {part} | {mean['network_evaluations']:.0f} | {mean['decodes']:.0f} | {mean['reward_calls']:.0f} |"
         )
     return "\n".join(out) + "\n"
 

@@ -199,6 +199,11 @@ class TestTheClassSwap:
         assert not torch.equal(guided, plain)
 
 
+def with_other_scheduler(pipe):
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
 class TestRefusals:
     def test_nothing_guided(self):
         pipe, bank = testing.tiny_stable_diffusion(), testing.tiny_bank()
@@ -206,12 +211,16 @@ class TestRefusals:
             pytest.raises(GuidanceError, match="never stepped"),
             guide(pipe, bank, scale=1.0, reward_scale=1.0),
         ):
-            pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-            run(pipe)
+            run(with_other_scheduler(pipe))
         with (
             pytest.raises(GuidanceError, match="none of the 6 steps"),
-            guide(testing_pipe := testing.tiny_stable_diffusion(), bank, scale=1.0, reward_scale=1.0,
-                  window=(1.0, 0.99)),
+            guide(
+                testing_pipe := testing.tiny_stable_diffusion(),
+                bank,
+                scale=1.0,
+                reward_scale=1.0,
+                window=(1.0, 0.99),
+            ),
         ):
             run(testing_pipe)
 
@@ -249,9 +258,7 @@ class TestRefusals:
 
     def test_a_bank_of_another_space(self):
         pipe, bank = testing.tiny_stable_diffusion(), testing.tiny_bank()
-        elsewhere = LookaheadBank(
-            bank.samples, bank.rewards, bank.prompt, Space("X", (4, 8, 8), (1.0, 2.0, 3.0))
-        )
+        elsewhere = LookaheadBank(bank.samples, bank.rewards, bank.prompt, Space("X", (4, 8, 8), (1.0, 2.0, 3.0)))
         with (
             pytest.raises(BankError, match="another latent space"),
             guide(pipe, elsewhere, scale=1.0, reward_scale=1.0),

@@ -118,9 +118,7 @@ def test_combine_standardises():
     bank = make(6, rewards=("a", "b", "flat"))
     bank = bank.with_rewards({"b": 1000 * bank.reward("b") + 7, "flat": torch.ones(6)})
     mixed = bank.combine({"a": 1.0, "b": 1.0, "flat": 1.0}).reward()
-    a, b = (
-        (bank.reward(name) - bank.reward(name).mean()) / bank.reward(name).std(correction=0) for name in "ab"
-    )
+    a, b = ((bank.reward(name) - bank.reward(name).mean()) / bank.reward(name).std(correction=0) for name in "ab")
     torch.testing.assert_close(mixed, a + b)
     raw = bank.combine({"a": 0.5, "b": 0.5}, standardize=False).reward()
     torch.testing.assert_close(raw, 0.5 * bank.reward("a") + 0.5 * bank.reward("b"))

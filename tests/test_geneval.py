@@ -43,8 +43,16 @@ CASES = [
     ("a photo of a red dog", [found("dog", color="blue")], False),
     ("a photo of a red dog", [found("dog", color="blue"), found("dog", 40, color="red", score=0.9)], False),
     ("a photo of a red dog", [found("dog", color="red"), found("dog", 40, color="blue", score=0.9)], True),
-    ("a photo of a red dog and a blue cat", [found("dog", color="red"), found("cat", 40, color="blue")], True),
-    ("a photo of a red dog and a blue cat", [found("dog", color="blue"), found("cat", 40, color="red")], False),
+    (
+        "a photo of a red dog and a blue cat",
+        [found("dog", color="red"), found("cat", 40, color="blue")],
+        True,
+    ),
+    (
+        "a photo of a red dog and a blue cat",
+        [found("dog", color="blue"), found("cat", 40, color="red")],
+        False,
+    ),
     # position: of the first object relative to the second
     ("a photo of a dog left of a cat", [DOG, CAT], True),
     ("a photo of a dog right of a cat", [DOG, CAT], False),
@@ -54,7 +62,11 @@ CASES = [
     ("a photo of a dog left of a cat", [DOG], False),
     ("a photo of a dog left of a cat", [CAT], False),
     ("a photo of a dog left of a cat", [DOG, found("cat", 2, 0)], False),  # inside the margin
-    ("a photo of a dog left of a cat", [found("dog", 0, 0), found("cat", 50, 50)], True),  # a diagonal is both
+    (
+        "a photo of a dog left of a cat",
+        [found("dog", 0, 0), found("cat", 50, 50)],
+        True,
+    ),  # a diagonal is both
     ("a photo of a dog above a cat", [found("dog", 0, 0), found("cat", 50, 50)], True),
     ("a photo of a dog left of a cat", [DOG, CAT, found("dog", 90, score=0.5)], True),  # only the best counts
     ("a photo of a dog left of a cat", [found("dog", 90), found("dog", 0, score=0.5), CAT], False),
@@ -93,7 +105,14 @@ def test_captions_and_metadata_agree_both_ways():
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "a dog", "a photo of a unicorn", "a photo of five dogs", "a photo of a dog near a cat", "a photo of dogs"],
+    [
+        "",
+        "a dog",
+        "a photo of a unicorn",
+        "a photo of five dogs",
+        "a photo of a dog near a cat",
+        "a photo of dogs",
+    ],
 )
 def test_other_prompts_have_no_metadata(prompt):
     assert parse(prompt) is None

@@ -80,9 +80,7 @@ def test_invariances(seed, sigma, reward_scale):
     order = torch.randperm(len(z), generator=g)
     torch.testing.assert_close(mean_shift(x, z[order], r[order], **levels)[0], delta)
     torch.testing.assert_close(mean_shift(x, z, r + 3.0, **levels)[0], delta)
-    torch.testing.assert_close(
-        mean_shift(x, z, r + 3.0, **levels)[1].log_efr, info.log_efr + 3.0 * reward_scale
-    )
+    torch.testing.assert_close(mean_shift(x, z, r + 3.0, **levels)[1].log_efr, info.log_efr + 3.0 * reward_scale)
     twice, info_twice = mean_shift(x, torch.cat([z, z]), torch.cat([r, r]), **levels)
     torch.testing.assert_close(twice, delta)
     torch.testing.assert_close(info_twice.ess, 2 * info.ess)
@@ -182,9 +180,7 @@ def test_levels_may_differ_by_row():
     alpha, sigma = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.9, 0.8, 0.1])
     together, _ = mean_shift(x, z, r, alpha=alpha, sigma=sigma, reward_scale=2.0)
     for i in range(3):
-        alone, _ = mean_shift(
-            x[i : i + 1], z, r, alpha=float(alpha[i]), sigma=float(sigma[i]), reward_scale=2.0
-        )
+        alone, _ = mean_shift(x[i : i + 1], z, r, alpha=float(alpha[i]), sigma=float(sigma[i]), reward_scale=2.0)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-6, atol=1e-6)
 
 

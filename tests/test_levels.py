@@ -119,7 +119,7 @@ def test_unknown_families_and_predictions_are_refused():
         diffusers.DDIMScheduler(clip_sample=False, prediction_type="flow_prediction"),
     ):
         with (
-            pytest.raises(ValueError, match="not a scheduler whose|is not supported"),
+            pytest.raises(ValueError, match=r"not a scheduler whose|is not supported"),
             guide(scheduler, bank, scale=1.0, reward_scale=1.0),
         ):
             pass

@@ -5,6 +5,7 @@ are fixed.
 """
 
 import torch
+
 from benchmarks.mixture import POINTS, draw, energy_distance, error_of_banks, exact_tilted
 
 

@@ -9,7 +9,7 @@ from lidar_sampling._batches import shrinking
 
 
 def make(make_pipe=testing.tiny_stable_diffusion, reward=testing.brightness, **options):
-    settings = {"n": 6, "steps": 5, "lookahead": "dpm:3", "scale": 2.0, "reward_scale": 1e9}
+    settings = {"n": 6, "steps": 5, "lookahead": "dpm:3", "scale": 2.0, "reward_scale": 1e6}
     return LiDAR(make_pipe(), reward=reward, **{**settings, **options})
 
 
@@ -66,7 +66,8 @@ def test_vanilla_is_the_pipeline_itself():
     assert torch.equal(vanilla.images, free.images)
     assert vanilla.banks == []
     assert vanilla.trace.rows() == []
-    guided = lidar("a cat", images=2, seed=3)
+    bank = LookaheadBank(testing.tiny_bank().samples, {"brightness": torch.arange(5.0)}, "a cat")
+    guided = lidar("a cat", images=2, seed=3, banks=bank)
     assert not torch.equal(guided.images, vanilla.images)
 
 
@@ -289,7 +290,7 @@ def test_interrupting_restores_the_pipeline():
 def test_progress_reaches_the_end():
     seen = []
     make(batch_size=4)("a cat", images=3, progress=lambda *args: seen.append(args))
-    assert [phase for phase in dict.fromkeys(p for p, *_ in seen)] == ["lookahead", "sampling"]
+    assert list(dict.fromkeys(p for p, *_ in seen)) == ["lookahead", "sampling"]
     assert all(0 < done <= total for _, done, total in seen)
     assert ("lookahead", 6, 6) in seen
     assert ("sampling", 3, 3) in seen

@@ -60,7 +60,7 @@ _HOMES = {
 }
 _ROOMS = ("glyph", "rewards", "solvers", "testing")
 
-__all__ = [*_HOMES, *_ROOMS, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -171,9 +171,7 @@ class Recording:
 
 
 @contextmanager
-def record(
-    pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = None
-) -> Iterator[Recording]:
+def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = None) -> Iterator[Recording]:
     """Keep what the scheduler returned last: the clean latents in the space that banks live in.
 
     Works with every scheduler that has a ``step``; changes nothing. ``on_step`` is called with the number of steps
@@ -255,8 +253,10 @@ class _Guide:
                     f"the scheduler steps samples of shape {tuple(x_t.shape[1:])} but the bank holds "
                     f"{tuple(bank.shape[1:])}: draw the bank at the same size"
                 )
-            levels = {"alpha": level.alpha, "sigma": level.sigma}
-            shifts.append(mean_shift(x_t, bank, rewards, **levels, reward_scale=self.reward_scale))
+            shift = mean_shift(
+                x_t, bank, rewards, alpha=level.alpha, sigma=level.sigma, reward_scale=self.reward_scale
+            )
+            shifts.append(shift)
         deltas, infos = zip(*shifts, strict=True)
         return torch.cat(deltas), ShiftInfo(*map(torch.cat, zip(*infos, strict=True)))
 
@@ -268,7 +268,7 @@ _HOOKS = "_lidar_sampling_hooks"
 def _attached(scheduler: Any, hook: _Hook) -> Iterator[None]:
     base, outer = type(scheduler), scheduler.__dict__.get(_HOOKS)
     if outer is None:
-        scheduler.__class__ = _hooked(base)
+        scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
     scheduler.__dict__[_HOOKS] = (*(outer or ()), hook)
     try:
         yield
@@ -310,7 +310,7 @@ def _hooked(base: type) -> type:
     return type(base.__name__, (base,), members)
 
 
-def _plain(cls: type, state: dict[str, Any]) -> Any:
+def _plain(cls: Any, state: dict[str, Any]) -> Any:
     twin = cls.__new__(cls)
     twin.__dict__.update(state)
     return twin

@@ -162,19 +162,17 @@ def verdict(
     correct = True
     groups: list[list[Detection] | None] = []
     for wanted in metadata.get("include", []):
-        found: list[Detection] | None = by_label.get(wanted["class"], [])[: wanted["count"]]
-        if not _matches(found, wanted, groups):
-            found, correct = None, False
-        groups.append(found)
+        found = by_label.get(wanted["class"], [])[: wanted["count"]]
+        matches = _matches(found, wanted, groups)
+        groups.append(found if matches else None)
+        correct = correct and matches
     for unwanted in metadata.get("exclude", []):
         if len(by_label.get(unwanted["class"], [])) >= unwanted["count"]:
             correct = False
     return correct
 
 
-def _matches(
-    found: list[Detection], wanted: dict[str, Any], groups: list[list[Detection] | None]
-) -> bool:
+def _matches(found: list[Detection], wanted: dict[str, Any], groups: list[list[Detection] | None]) -> bool:
     if len(found) < wanted["count"]:
         return False
     if "color" in wanted and sum(d.color == wanted["color"] for d in found) < wanted["count"]:

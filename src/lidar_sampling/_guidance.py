@@ -98,7 +98,8 @@ def mean_shift(
 
     block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, len(x), 1))
     streamed = n > block
-    plain = tilted = None
+    plain: _Softmax | None = None
+    tilted: _Softmax | None = None
     nearest = x.new_full((len(x), 1), -math.inf)
     for start in range(0, n, block):
         y = bank[start : start + block].to(dtype) - mean  # (m, D)
@@ -111,6 +112,8 @@ def mean_shift(
         plain = _accumulate(plain, logits, y if streamed else None, fall)
         tilted = _accumulate(tilted, logits + tilt[start : start + block], y if streamed else None, fall)
 
+    assert plain is not None
+    assert tilted is not None
     if streamed:
         delta = tilted.weighted / tilted.total - plain.weighted / plain.total
     else:  # one product of the difference: cheaper, and exactly 0 where both weightings agree
@@ -119,9 +122,7 @@ def mean_shift(
         ess=(plain.total.square() / plain.squares).squeeze(1),
         ess_tilted=(tilted.total.square() / tilted.squares).squeeze(1),
         shift_norm=delta.norm(dim=1),
-        log_efr=(
-            tilted.top + tilted.total.log() - plain.top - plain.total.log() + reward_scale * best
-        ).squeeze(1),
+        log_efr=(tilted.top + tilted.total.log() - plain.top - plain.total.log() + reward_scale * best).squeeze(1),
     )
     return delta.reshape(x_t.shape), info
 
@@ -162,9 +163,7 @@ class _Softmax(NamedTuple):
     weighted: Tensor | float  # (B, D) sum of exp(logit - top) y
 
 
-def _accumulate(
-    so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall: float | Tensor
-) -> _Softmax:
+def _accumulate(so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall: float | Tensor) -> _Softmax:
     """One block of the online softmax (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867).
 
     ``fall`` (at most 0) is by how much earlier logits dropped when the reference they are measured from rose.
@@ -184,7 +183,7 @@ def _accumulate(
 
 
 def _levels(alpha: float | Tensor, sigma: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and 1 / sigma^2 as (B, 1) tensors beside ``x``; the latter is finite at sigma = 0."""
+    """Give alpha and 1 / sigma^2 as (B, 1) tensors beside ``x``; the latter is finite at sigma = 0."""
     alpha, sigma = (
         torch.as_tensor(level, dtype=x.dtype, device=x.device).reshape(-1, 1).expand(len(x), 1)
         for level in (alpha, sigma)

@@ -201,16 +201,19 @@ def _edm_output(sign: int) -> Callable[[Any, float, float], float]:
     return slope
 
 
+_Slopes = dict[str, Callable[[Any, float, float], float]]
+
+
 class _Family(NamedTuple):
     level: Callable[[Any, float | Tensor], tuple[float, float, float]]
-    slopes: dict[str, Callable[[Any, float, float], float]]
+    slopes: _Slopes
 
 
-_DIFFUSION = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
-_NO_SAMPLE = {"epsilon": _epsilon, "v_prediction": _v}
-_DIFFUSION_OR_FLOW = {**_DIFFUSION, "flow_prediction": _velocity}
-_FLOW = {"flow_prediction": _velocity}
-_EDM = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
+_DIFFUSION: _Slopes = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
+_NO_SAMPLE: _Slopes = {"epsilon": _epsilon, "v_prediction": _v}
+_DIFFUSION_OR_FLOW: _Slopes = {**_DIFFUSION, "flow_prediction": _velocity}
+_FLOW: _Slopes = {"flow_prediction": _velocity}
+_EDM: _Slopes = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
 
 _FAMILIES = {
     "DDIMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),

@@ -85,9 +85,7 @@ def look(
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
 
     if missing:
-        for prompt, z, r in zip(
-            missing, torch.cat(latents).split(n), torch.cat(scores).split(n), strict=True
-        ):
+        for prompt, z, r in zip(missing, torch.cat(latents).split(n), torch.cat(scores).split(n), strict=True):
             space = space_of(pipe, tuple(z.shape[1:]))
             bank = LookaheadBank(z, dict(zip(names, r.T.contiguous(), strict=True)), prompt, space, provenance)
             banks[prompt] = bank
@@ -112,4 +110,3 @@ def _plain(call: Mapping[str, Any]) -> dict[str, Any]:
         name: value if isinstance(value, str | int | float | bool | None) else repr(value)
         for name, value in sorted(call.items())
     }
-

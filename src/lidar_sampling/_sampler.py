@@ -103,9 +103,7 @@ class LiDAR:
         device = getattr(pipe, "device", "cpu")
         unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
         if unknown:
-            raise TypeError(
-                f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}"
-            )
+            raise TypeError(f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}")
         self.pipe = pipe
         self.settings = replace(settings or settings_for(pipe), **changes)
         self.reward = _rewards.load(reward, device=device) if isinstance(reward, str) else reward
@@ -199,8 +197,7 @@ class LiDAR:
             given, cost = [banks] if isinstance(banks, LookaheadBank) else list(banks), Cost()
         if [bank.prompt for bank in given] != texts:
             raise BankError(
-                f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} "
-                f"for {texts}"
+                f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
             )
         of_prompt = dict(zip(texts, given, strict=True))
         traces: list[Trace] = []
@@ -219,9 +216,7 @@ class LiDAR:
             traces.append(trace)
 
         result = self._sample(texts, images, seed, progress, guided)
-        return replace(
-            result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost}
-        )
+        return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
 
     def vanilla(
         self,
@@ -234,9 +229,7 @@ class LiDAR:
         """Draw the samples that the pipeline gives without guidance, from the same noise as the guided ones."""
         return self._sample(_as_prompts(prompts), images, seed, progress)
 
-    def _look(
-        self, prompts: list[str], seed: int, progress: Progress | None
-    ) -> tuple[list[LookaheadBank], Cost]:
+    def _look(self, prompts: list[str], seed: int, progress: Progress | None) -> tuple[list[LookaheadBank], Cost]:
         return look(
             self.pipe,
             prompts,

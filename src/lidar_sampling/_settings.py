@@ -69,7 +69,15 @@ DEFAULTS = {
 }
 
 _OTHER = Settings(
-    50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), "none published; scale 1 is exact for a bank of the sampler's own"
+    50,
+    None,
+    None,
+    "own:8",
+    50,
+    1.0,
+    1.0,
+    (1.0, 0.2),
+    "none published; scale 1 is exact for a bank of the sampler's own",
 )
 
 

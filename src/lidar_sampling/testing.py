@@ -90,13 +90,14 @@ def _unet(**changes: Any) -> Any:
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
-    return UNet2DConditionModel(**{**settings, **changes}).eval()
+    unet: Any = UNet2DConditionModel(**{**settings, **changes})
+    return unet.eval()
 
 
 def _vae() -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    vae: Any = AutoencoderKL(
         latent_channels=4,
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -104,7 +105,8 @@ def _vae() -> Any:
         sample_size=2 * _LATENT,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()
+    )
+    return vae.eval()
 
 
 def _tokenizer() -> Any:

@@ -42,9 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         log.info("%s took %.1f s", stage, time.perf_counter() - start)
 
 
-def run(
-    stage: str, out: Path, *, device: str | None = None, smoke: bool = False, steps: int | None = None
-) -> None:
+def run(stage: str, out: Path, *, device: str | None = None, smoke: bool = False, steps: int | None = None) -> None:
     """Run one of STAGES.
 
     Args:

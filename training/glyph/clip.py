@@ -164,16 +164,12 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
         device=device,
         decay_vectors=False,
     )
-    seconds = train(
-        loss, optimizer, schedule, device=device, log=log, after=lambda step: average.update(model, step)
-    )
+    seconds = train(loss, optimizer, schedule, device=device, log=log, after=lambda step: average.update(model, step))
     trained = average.model.eval().half().float()  # as it will be stored
     accuracy = {}
     for name, pairs in (("trainpairs", training_pairs()), ("heldoutpairs", held_out_pairs())):
         unseen = World(pairs, Draws(999, device))
-        test = Pictures(
-            unseen, renderer, vae, noise, size=settings.evaluated, reconstructed=0.5, latent_noise=0.0
-        )
+        test = Pictures(unseen, renderer, vae, noise, size=settings.evaluated, reconstructed=0.5, latent_noise=0.0)
         accuracy[name] = hard_negative_accuracy(trained, test, unseen.draws, tokens)
     log.info("share of pictures whose caption beats all eight hard negatives: %s", accuracy)
     directory = output.clip(settings.name)

@@ -43,11 +43,7 @@ def contrastive_loss(among: Tensor, beside: Tensor) -> Tensor:
     own = torch.arange(len(among), device=among.device)
     hard = torch.cat([among.diagonal()[:, None], beside], 1)
     image_to_text = F.cross_entropy(torch.cat([among, beside], 1), own)
-    return (
-        image_to_text
-        + 0.5 * F.cross_entropy(among.t(), own)
-        + 0.5 * F.cross_entropy(hard, torch.zeros_like(own))
-    )
+    return image_to_text + 0.5 * F.cross_entropy(among.t(), own) + 0.5 * F.cross_entropy(hard, torch.zeros_like(own))
 
 
 def beats(among: Tensor, beside: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ class Settings:
 
     def smoke(self) -> Settings:
         """The same, tiny."""
-        return replace(
-            self, schedule=replace(self.schedule, steps=3, batch=4), pool=16, fresh=1, evaluated=16
-        )
+        return replace(self, schedule=replace(self.schedule, steps=3, batch=4), pool=16, fresh=1, evaluated=16)
 
 
 RECIPE = Settings(Schedule(steps=685, batch=256, learning_rate=2e-3, warmup=300, floor=0.005, max_norm=5.0))
@@ -81,9 +79,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
     accuracy: dict[str, Any] = {}
     for name, share in (("rendered", 0.0), ("vae_reconstructed", 1.0)):
         unseen = World(all_pairs(), Draws(777, device))
-        test = Pictures(
-            unseen, renderer, vae, noise, size=settings.evaluated, reconstructed=share, latent_noise=0.0
-        )
+        test = Pictures(unseen, renderer, vae, noise, size=settings.evaluated, reconstructed=share, latent_noise=0.0)
         found, wanted = detect(model, test)
         if name == "rendered":
             model.threshold = model.counting_threshold = best_threshold(found, wanted)
@@ -91,9 +87,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
     log.info("threshold %.2f; share of pictures judged right: %s", model.threshold, accuracy)
     model.save_pretrained(output.detector)
     info = {"steps": schedule.steps, "bs": schedule.batch, "seconds": seconds}
-    write_json(
-        output.detector / "train_info.json", {**info, "accuracy": accuracy, "threshold": model.threshold}
-    )
+    write_json(output.detector / "train_info.json", {**info, "accuracy": accuracy, "threshold": model.threshold})
 
 
 def detection_loss(model: Detector, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

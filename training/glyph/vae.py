@@ -82,9 +82,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
         return reconstruction_loss(vae, images, noise, settings.kl_weight)
 
     optimizer = adamw(vae.parameters(), schedule, betas=(0.9, 0.99), weight_decay=1e-3, device=device)
-    seconds = train(
-        loss, optimizer, schedule, device=device, log=log, after=lambda step: average.update(vae, step)
-    )
+    seconds = train(loss, optimizer, schedule, device=device, log=log, after=lambda step: average.update(vae, step))
     trained = average.model.float().eval()
 
     def fresh(n: int) -> Tensor:
@@ -124,9 +122,7 @@ def reconstruction_loss(
 
 
 @torch.no_grad()
-def measure(
-    vae: AutoencoderKL, fresh: Callable[[int], Tensor], noise: Draws, n: int
-) -> tuple[Tensor, Tensor, float]:
+def measure(vae: AutoencoderKL, fresh: Callable[[int], Tensor], noise: Draws, n: int) -> tuple[Tensor, Tensor, float]:
     """Mean and deviation (4,) of sampled latents, and the mean PSNR in dB, over ``n`` fresh images."""
     latents, errors = [], []
     for start in range(0, n, 256):

@@ -23,7 +23,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
-    """glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
+    """Glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
 
     It draws best with ``guidance_scale=3``: at 7.5 its five-step lookahead falls apart.
     """
@@ -50,16 +50,18 @@ class Judge:
         """Images (B, 3, 128, 128) in [0, 1] and B prompts to (B,) of 0, 1 or NaN."""
         metadata = [parse(prompt) for prompt in prompts]
         found = self.detector.detect(images)
-        return torch.tensor([
-            float("nan")
-            if wanted is None
-            else float(
-                verdict(
-                    objects,
-                    wanted,
-                    threshold=self.detector.threshold,
-                    counting_threshold=self.detector.counting_threshold,
+        return torch.tensor(
+            [
+                float("nan")
+                if wanted is None
+                else float(
+                    verdict(
+                        objects,
+                        wanted,
+                        threshold=self.detector.threshold,
+                        counting_threshold=self.detector.counting_threshold,
+                    )
                 )
-            )
-            for objects, wanted in zip(found, metadata, strict=True)
-        ])
+                for objects, wanted in zip(found, metadata, strict=True)
+            ]
+        )

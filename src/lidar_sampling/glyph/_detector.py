@@ -60,19 +60,15 @@ class Detector(nn.Module):
         self.classes, self.width, self.fpn = tuple(classes), tuple(width), fpn
         self.threshold, self.counting_threshold = threshold, counting_threshold
         a, b, c, d = width
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, a, 3, 2, 1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), _Residual(a, a)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, a, 3, 2, 1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), _Residual(a, a))
         self.l2 = nn.Sequential(_Residual(a, b, 2), _Residual(b, b))
         self.l3 = nn.Sequential(_Residual(b, c, 2), _Residual(c, c))
         self.l4 = nn.Sequential(_Residual(c, d, 2), _Residual(d, d))
         self.u4, self.u3, self.u2 = (nn.Conv2d(channels, fpn, 1) for channels in (d, c, b))
         self.m = _Residual(fpn, fpn)
         self.hm = nn.Conv2d(fpn, len(classes), 1)
-        self.hd = nn.Sequential(
-            nn.Conv2d(fpn, fpn, 3, 1, 1), nn.ReLU(), nn.Conv2d(fpn, 4 + len(_COLOR_NAMES), 1)
-        )
-        nn.init.constant_(self.hm.bias, -4.0)
+        self.hd = nn.Sequential(nn.Conv2d(fpn, fpn, 3, 1, 1), nn.ReLU(), nn.Conv2d(fpn, 4 + len(_COLOR_NAMES), 1))
+        nn.init.constant_(self.hm.bias, -4.0)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 128, 128) in [0, 1] to class logits (B, 80, 32, 32), boxes (B, 4, 32, 32) and colours.

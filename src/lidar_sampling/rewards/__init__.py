@@ -20,7 +20,10 @@ Reward = Callable[..., Tensor]
 
 _REGISTRY = {
     "glyph": ("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
-    "glyph-heldout": ("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
+    "glyph-heldout": (
+        "clip:glyph_heldout",
+        "another CLIP of the embedded model, to judge and never to guide",
+    ),
     "clip": ("clip:CLIPReward", "image-text logit of a CLIP model; clip:PATH or clip:HUB_ID picks another"),
     "brightness": ("..testing:brightness", "mean pixel; needs no weights, for tests"),
 }
@@ -119,9 +122,7 @@ def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise RewardError(f"reward {name!r} must return a tensor, got {type(result).__name__}") from None
     if scores.shape != (count,):
-        raise RewardError(
-            f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}"
-        )
+        raise RewardError(f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}")
     bad = scores.isinf() if allow_nan else ~scores.isfinite()
     if bad.any():
         raise RewardError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ class CLIPReward:
         from transformers.image_processing_base import ImageProcessingMixin
 
         self.name = name or f"clip:{model}"
-        self._model = CLIPModel.from_pretrained(model, dtype=dtype).to(device).eval().requires_grad_(False)
+        loaded: Any = CLIPModel.from_pretrained(model, dtype=dtype)
+        self._model = loaded.to(device).eval().requires_grad_(False)
         self._tokenizer = CLIPTokenizer.from_pretrained(model)
         self._size = self._model.config.vision_config.image_size
         processor, _ = ImageProcessingMixin.get_image_processor_dict(model)

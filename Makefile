@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all of their own set-up, on any machine with Python 3.10 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+
+.PHONY: demo test lint clean
+
+demo: .venv/core
+	$(BIN)/lidar generate \
+		"a photo of a dog right of a teddy bear" \
+		"a photo of a cup below a cow" \
+		"a photo of three cats" \
+		--beside-vanilla --overwrite --out $(DEMO)
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+lint: .venv/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test: .venv/core
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

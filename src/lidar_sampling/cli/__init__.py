@@ -1,0 +1,72 @@
+"""The command ``lidar``. Results go to stdout, progress and errors to stderr.
+
+Exit status: 0 done, 2 wrong use, 1 failure, 130 stopped by Ctrl-C. A failure is one line that names the mend; with
+``--debug`` the traceback comes with it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from ._doctor import doctor
+from ._generate import generate, guide
+from ._lists import models, rewards
+from ._look import look
+
+app = typer.Typer(
+    help="Reward-guided sampling for diffusers pipelines, without backpropagation (LiDAR, arXiv 2602.03211).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, look, guide, models, rewards, doctor):
+    app.command()(command)
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
+) -> None:
+    if version:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:  # wherever it stands
+        arguments.remove("--debug")
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        status = typer.main.get_command(app).main(arguments, prog_name="lidar", standalone_mode=False) or 0
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong use, in typer's own words
+            error.show()
+            return error.exit_code
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"lidar: {_one_line(error)}", err=True)
+        return 2 if isinstance(error, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
+    if status == _INTERRUPTED:
+        typer.echo("lidar: stopped; what was finished stays, and --resume goes on from there", err=True)
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

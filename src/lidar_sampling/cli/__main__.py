@@ -1,0 +1,5 @@
+"""``python -m lidar_sampling.cli``."""
+
+from . import main
+
+main()

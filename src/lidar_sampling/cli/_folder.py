@@ -1,0 +1,102 @@
+"""The folder that ``lidar generate`` fills, in GenEval's layout: a prompt lands in it whole, or not at all.
+
+DIR/run.json                  the arguments; a run is resumed only with the same
+DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
+DIR/00000/samples/0000.png    guided images; DIR/00000/vanilla/ those without guidance
+DIR/00000/result.json         rewards, costs and trace of the prompt
+DIR/grid.png, DIR/result.json all of it together
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._bank import write_atomically
+from .._geneval import parse
+
+if TYPE_CHECKING:
+    from .._sampler import Result
+
+
+class Folder:
+    """An output folder that one run owns.
+
+    Args:
+        path: the folder.
+        arguments: what the run was asked, JSON values.
+        resume: go on with a run of the same arguments.
+        overwrite: delete a run that is there.
+
+    Raises:
+        FileExistsError: the folder holds something and neither was asked.
+        ValueError: it holds a run with other arguments, or no run.
+    """
+
+    def __init__(self, path: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        manifest = path / "run.json"
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            ours = manifest.is_file()
+            if not (resume or overwrite):
+                raise FileExistsError(
+                    f"{path} is not empty: choose another --out"
+                    + (", or --resume to finish that run, or --overwrite to delete it" if ours else "")
+                )
+            if not ours:
+                raise ValueError(f"{path} holds no run of lidar, so it is left alone: choose another --out")
+            if overwrite:
+                shutil.rmtree(path)
+            elif (before := json.loads(manifest.read_text())) != arguments:
+                other = next(k for k in {**before, **arguments} if before.get(k) != arguments.get(k))
+                raise ValueError(
+                    f"{path} was made with {other}={before.get(other)!r}, now it is {arguments.get(other)!r}: "
+                    f"resume with the same arguments or choose another --out"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(manifest, arguments)
+
+    def finished(self, index: int) -> dict[str, Any] | None:
+        """What :meth:`put` wrote for prompt ``index``, if it did."""
+        path = self.path / f"{index:05d}" / "result.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def put(self, index: int, guided: Result, vanilla: Result | None) -> dict[str, Any]:
+        """Write the images and numbers of one prompt; returns the numbers."""
+        prompt = guided.prompts[0]
+        entry: dict[str, Any] = {"prompt": prompt, "folder": f"{index:05d}"}
+        part = self.path / f".{index:05d}.{secrets.token_hex(4)}.part"
+        try:
+            for name, folder, result in (("lidar", "samples", guided), ("vanilla", "vanilla", vanilla)):
+                if result is None:
+                    continue
+                (part / folder).mkdir(parents=True)
+                for k, image in enumerate(result.pil()[0]):
+                    image.save(part / folder / f"{k:04d}.png")
+                entry[name] = {
+                    "images": [f"{index:05d}/{folder}/{k:04d}.png" for k in range(result.images.shape[1])],
+                    "rewards": {reward: _numbers(values[0]) for reward, values in result.rewards.items()},
+                    "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
+                }
+            entry["trace"] = guided.trace.rows()
+            entry["bank"] = {reward: _numbers(values) for reward, values in guided.banks[0].rewards.items()}
+            (part / "metadata.jsonl").write_text(json.dumps(parse(prompt) or {"prompt": prompt}) + "\n")
+            write_json(part / "result.json", entry)
+            os.rename(part, self.path / f"{index:05d}")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return entry
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """JSON has no NaN: a verdict that does not apply is null."""
+    return [None if value != value else value for value in values.tolist()]

@@ -1,0 +1,199 @@
+"""``lidar generate`` and ``lidar guide``: guided images of prompts, in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _options as o
+
+if TYPE_CHECKING:
+    from .._bank import LookaheadBank
+    from .._sampler import LiDAR
+
+Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
+BesideVanilla = Annotated[
+    bool, typer.Option("--beside-vanilla", help="Also draw what the model gives without guidance.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Finish the run that is in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")]
+Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
+Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
+
+
+def generate(
+    prompts: o.Prompts = None,
+    out: Out = Path("out"),
+    prompts_file: o.PromptsFile = None,
+    model: o.Model = "glyph",
+    reward: o.RewardName = None,
+    images: o.Images = 4,
+    seed: o.Seed = 0,
+    n: o.N = None,
+    lookahead: o.Lookahead = None,
+    steps: o.Steps = None,
+    guidance_scale: o.GuidanceScale = None,
+    scale: o.Scale = None,
+    reward_scale: o.RewardScale = None,
+    beside_vanilla: BesideVanilla = False,
+    banks: Store = None,
+    batch_size: o.BatchSize = 16,
+    device: o.Device = None,
+    dtype: o.Dtype = "float32",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw guided images: look ahead, score, guide.
+
+    Costs n few-step samples and n reward calls a prompt, then what plain sampling costs.
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("resume", "overwrite", "json", "quiet")}
+    texts = o.read_prompts(prompts, prompts_file)
+    settings = {"n": n, "lookahead": lookahead, "steps": steps, "guidance_scale": guidance_scale}
+    _run(
+        texts,
+        arguments,
+        out=out,
+        load=lambda: o.load_sampler(
+            model,
+            reward=reward,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            scale=scale,
+            reward_scale=reward_scale,
+            store=banks,
+            **settings,
+        ),
+        bank_of=lambda _: None,
+        images=images,
+        seed=seed,
+        beside_vanilla=beside_vanilla,
+        resume=resume,
+        overwrite=overwrite,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+def guide(
+    banks: Banks,
+    prompts: o.Prompts = None,
+    out: Out = Path("out"),
+    prompts_file: o.PromptsFile = None,
+    model: o.Model = "glyph",
+    reward: o.RewardName = None,
+    images: o.Images = 4,
+    seed: o.Seed = 0,
+    steps: o.Steps = None,
+    guidance_scale: o.GuidanceScale = None,
+    scale: o.Scale = None,
+    reward_scale: o.RewardScale = None,
+    beside_vanilla: BesideVanilla = False,
+    batch_size: o.BatchSize = 16,
+    device: o.Device = None,
+    dtype: o.Dtype = "float32",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
+    arguments = {k: v for k, v in locals().items() if k not in ("resume", "overwrite", "json", "quiet")}
+    texts = o.read_prompts(prompts, prompts_file)
+    found = {text: _find_bank(banks, text) for text in texts}
+    _run(
+        texts,
+        arguments,
+        out=out,
+        load=lambda: o.load_sampler(
+            model,
+            reward=reward,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            scale=scale,
+            reward_scale=reward_scale,
+        ),
+        bank_of=found.__getitem__,
+        images=images,
+        seed=seed,
+        beside_vanilla=beside_vanilla,
+        resume=resume,
+        overwrite=overwrite,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+def _find_bank(places: list[Path], prompt: str) -> LookaheadBank:
+    from .._bank import BankError, BankStore, LookaheadBank
+
+    files = [file for place in places if place.is_dir() for file in BankStore(place).find(prompt)]
+    loaded = [(place, LookaheadBank.load(place)) for place in places if not place.is_dir()]
+    loaded += [(file, LookaheadBank.load(file)) for file in files]
+    matching = [(file, bank) for file, bank in loaded if bank.prompt == prompt]
+    if not matching:
+        raise BankError(f"no bank of {prompt!r} in {', '.join(map(str, places))}: draw one with 'lidar look'")
+    if len(matching) > 1:
+        raise BankError(
+            f"{len(matching)} banks of {prompt!r}: name one file with --banks, "
+            f"of {', '.join(str(file) for file, _ in matching)}"
+        )
+    return matching[0][1]
+
+
+def _run(
+    prompts: list[str],
+    arguments: dict[str, Any],
+    *,
+    out: Path,
+    load: Callable[[], LiDAR],
+    bank_of: Callable[[str], LookaheadBank | None],
+    images: int,
+    seed: int,
+    beside_vanilla: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from ._folder import Folder, write_json
+    from ._grid import draw_grid
+    from ._report import print_table, report
+
+    plain = {k: v if isinstance(v, int | float | list | None) else str(v) for k, v in arguments.items()}
+    plain["prompts"] = prompts
+    if "banks" in plain:
+        plain["banks"] = str(plain["banks"])
+    with o.progress_bar(quiet=quiet) as (label, progress):
+        lidar = load()
+        folder = Folder(out, plain, resume=resume, overwrite=overwrite)
+        entries = []
+        for index, prompt in enumerate(prompts):
+            entry = folder.finished(index)
+            if entry is None:
+                label(f"{index + 1}/{len(prompts)}")
+                guided = lidar(prompt, images=images, seed=seed, banks=bank_of(prompt), progress=progress)
+                vanilla = (
+                    lidar.vanilla(prompt, images=images, seed=seed, progress=progress) if beside_vanilla else None
+                )
+                entry = folder.put(index, guided, vanilla)
+            entries.append(entry)
+    draw_grid(out, entries).save(out / "grid.png")
+    whole = report(lidar, plain, entries)
+    write_json(out / "result.json", whole)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(whole))
+    else:
+        print_table(whole)
+        typer.echo(f"images, grid.png and result.json are in {out}")

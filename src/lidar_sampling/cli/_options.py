@@ -1,0 +1,117 @@
+"""Options that several commands share, the sampler they describe, and the progress they show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .._sampler import LiDAR, Progress
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="A file of prompts: one a line, or GenEval metadata (.jsonl)."),
+]
+Model = Annotated[
+    str, typer.Option(help="'glyph' (the embedded model), or a path or hub id of a diffusers pipeline.")
+]
+RewardName = Annotated[
+    str | None, typer.Option("--reward", help="A reward of 'lidar rewards'. [default: the model's]")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Images = Annotated[int, typer.Option(min=1, help="Samples a prompt.")]
+N = Annotated[int | None, typer.Option("--n", help="Lookahead samples a prompt. [default: the model's]")]
+Lookahead = Annotated[
+    str | None, typer.Option(help="Few-step solver: dpm:N, dpm:N-karras, own:N. [default: the model's]")
+]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
+GuidanceScale = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance, both phases. [default: the model's]")
+]
+Scale = Annotated[float | None, typer.Option(help="Strength of the shift, s. [default: the model's]")]
+RewardScale = Annotated[float | None, typer.Option(help="Lambda, in 1 / reward. [default: the model's]")]
+BatchSize = Annotated[int, typer.Option(help="Samples at a time; halved when memory runs out.")]
+Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
+Dtype = Annotated[str, typer.Option(help="Precision of the pipeline: float32, float16 or bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Prompts of the command line and of a file, checked."""
+    texts = list(prompts or [])
+    if file is not None and file.suffix == ".jsonl":
+        from ..glyph import read_metadata
+
+        texts += [line["prompt"] for line in read_metadata(file)]
+    elif file is not None:
+        texts += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise typer.BadParameter("give at least one prompt, in quotes, or --prompts FILE")
+    if any(not text.strip() for text in texts):
+        raise typer.BadParameter("a prompt must not be empty")
+    return texts
+
+
+def load_sampler(
+    model: str, *, reward: str | None, device: str | None, dtype: str, batch_size: int, **settings: Any
+) -> LiDAR:
+    """The sampler that the options describe; settings that are None stay the model's."""
+    import torch
+
+    from .._sampler import LiDAR
+
+    quieten()
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise typer.BadParameter(f"--dtype must be float32, float16 or bfloat16, got {dtype}")
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    return LiDAR.from_pretrained(
+        model,
+        reward=reward,
+        device=device,
+        dtype=getattr(torch, dtype),
+        batch_size=batch_size,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+
+
+def quieten() -> None:
+    """Keep the loading bars and advice of diffusers and transformers away from the user."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[tuple[Any, Progress | None]]:
+    """A bar on stderr: a function that names what is under way, and the callback of the sampler."""
+    if quiet or not sys.stderr.isatty():
+        yield (lambda _: None), None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        name = ""
+
+        def label(text: str) -> None:
+            nonlocal name
+            name = text
+
+        def update(phase: str, done: float, total: int) -> None:
+            bar.update(task, description=f"{name} {phase}", completed=done, total=total)
+
+        yield label, update

@@ -1,0 +1,244 @@
+"""The command, on a tiny pipeline from disk: what it writes, what it prints, how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lidar_sampling import LookaheadBank, testing
+from lidar_sampling.cli import main
+
+FAST = ["--n", "4", "--steps", "4", "--images", "2", "--scale", "1", "--reward-scale", "5"]
+LOOK = ["--n", "4"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    testing.tiny_stable_diffusion().save_pretrained(path)
+    return ["--model", str(path), "--reward", "brightness", "--device", "cpu"]
+
+
+@pytest.fixture
+def lidar(capsys):
+    """Run the command; returns (status, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(list(map(str, arguments)))
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def failure(result, status=2):
+    code, out, err = result
+    assert code == status, err
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
+    out = tmp_path / "out"
+    prompts = ["a photo of two dogs", "something else"]
+    code, stdout, stderr = lidar("generate", *prompts, *tiny, *FAST, "--beside-vanilla", "--out", out)
+    assert (code, stderr) == (0, "")
+    assert "LiDAR" in stdout
+    assert "vanilla" in stdout
+    for index in range(2):
+        for folder in ("samples", "vanilla"):
+            files = sorted(os.listdir(out / f"{index:05d}" / folder))
+            assert files == ["0000.png", "0001.png"]
+    assert json.loads((out / "00000/metadata.jsonl").read_text())["tag"] == "counting"
+    assert json.loads((out / "00001/metadata.jsonl").read_text()) == {"prompt": "something else"}
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width > 300
+    result = json.loads((out / "result.json").read_text())
+    assert result["arguments"]["prompts"] == prompts
+    assert result["mean"]["lidar"]["network_evaluations"] == 2 * (4 * 5 + 2 * 5)
+    assert result["settings"]["n"] == 4
+    assert len(result["prompts"][1]["trace"]) == 4
+    with Image.open(out / "00000/samples/0001.png") as image:
+        pixels = torch.from_numpy(np.array(image)).float() / 255
+    assert result["prompts"][0]["lidar"]["rewards"]["brightness"][1] == pytest.approx(pixels.mean().item(), abs=3e-3)
+    assert not [name for name in os.listdir(out) if name.endswith(".part")]
+
+
+def test_json_alone_is_on_stdout(lidar, tiny, tmp_path):
+    code, stdout, _ = lidar("generate", "a cat", *tiny, *FAST, "--json", "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads(stdout) == json.loads((tmp_path / "out/result.json").read_text())
+
+
+def test_look_then_guide(lidar, tiny, tmp_path):
+    banks, out = tmp_path / "banks", tmp_path / "out"
+    code, stdout, _ = lidar("look", "a cat", "a dog", *tiny, *LOOK, "--out", banks, "--json")
+    assert code == 0
+    rows = json.loads(stdout)
+    assert [row["prompt"] for row in rows] == ["a cat", "a dog"]
+    assert LookaheadBank.load(rows[0]["file"]).prompt == "a cat"
+    options = [*tiny, "--steps", "4", "--images", "2", "--scale", "1", "--reward-scale", "5"]
+    code, *_ = lidar("guide", "a dog", *options, "--banks", banks, "--out", out)
+    assert code == 0
+    direct = tmp_path / "direct"
+    lidar("generate", "a dog", *tiny, *FAST, "--out", direct)
+    same = [(folder / "00000/samples/0001.png").read_bytes() for folder in (out, direct)]
+    assert same[0] == same[1]
+    err = failure(lidar("guide", "a cow", *options, "--banks", banks, "--out", tmp_path / "o"))
+    assert "no bank of 'a cow'" in err
+    lidar("look", "a cat", *tiny, "--n", "5", "--out", banks)
+    err = failure(lidar("guide", "a cat", *options, "--banks", banks, "--out", tmp_path / "o"))
+    assert "2 banks of 'a cat': name one file" in err
+    code, *_ = lidar("guide", "a cat", *options, "--banks", rows[0]["file"], "--out", tmp_path / "o")
+    assert code == 0
+
+
+class TestAnOutputFolder:
+    def test_is_never_overwritten_unasked(self, lidar, tiny, tmp_path):
+        out = tmp_path / "out"
+        lidar("generate", "a cat", *tiny, *FAST, "--out", out)
+        before = (out / "00000/result.json").read_bytes()
+        err = failure(lidar("generate", "a dog", *tiny, *FAST, "--out", out))
+        assert "choose another --out, or --resume to finish that run, or --overwrite" in err
+        assert (out / "00000/result.json").read_bytes() == before
+        assert lidar("generate", "a dog", *tiny, *FAST, "--out", out, "--overwrite")[0] == 0
+        assert (out / "00000/result.json").read_bytes() != before
+
+    def test_of_somebody_else_is_left_alone(self, lidar, tiny, tmp_path):
+        (tmp_path / "thesis.tex").write_text("x")
+        for option in ([], ["--resume"], ["--overwrite"]):
+            failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, *option))
+        assert os.listdir(tmp_path) == ["thesis.tex"]
+
+    def test_resumes_only_the_same_run(self, lidar, tiny, tmp_path):
+        out = tmp_path / "out"
+        lidar("generate", "a cat", "a dog", *tiny, *FAST, "--out", out)
+        kept = (out / "00000/result.json").stat().st_mtime_ns
+        (out / "00001/result.json").unlink()
+        os.rename(out / "00001", tmp_path / "gone")
+        code, *_ = lidar("generate", "a cat", "a dog", *tiny, *FAST, "--out", out, "--resume")
+        assert code == 0
+        assert (out / "00000/result.json").stat().st_mtime_ns == kept
+        assert (out / "00001/samples/0001.png").exists()
+        other = [*FAST[:-1], "6"]
+        err = failure(lidar("generate", "a cat", "a dog", *tiny, *other, "--out", out, "--resume"))
+        assert "made with reward_scale=5.0, now it is 6.0" in err
+
+    def test_that_cannot_be_written_is_named(self, lidar, tiny, tmp_path):
+        (tmp_path / "file").write_text("")
+        err = failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "file" / "out"), status=1)
+        assert "file" in err
+        assert "Not a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate"], "at least one prompt"),
+        (["generate", ""], "must not be empty"),
+        (["generate", "a cat", "--images", "0"], "'--images': "),
+        (["generate", "a cat", "--n", "0"], "n must be at least 1, got 0"),
+        (["generate", "a cat", "--scale", "-1"], "scale must be finite and at least 0, got -1.0"),
+        (["generate", "a cat", "--lookahead", "dmp:5"], "unknown solver 'dmp:5'"),
+        (["generate", "a cat", "--reward", "glyf"], "did you mean 'glyph'"),
+        (["generate", "a cat", "--dtype", "int8"], "--dtype must be"),
+        (["generate", "a cat", "--prompts", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["generat", "a cat"], "No such command 'generat'"),
+        (["generate", "a cat", "--stepz", "3"], "No such option"),
+        (["guide", "a cat", "--banks", "nowhere"], "no bank at nowhere"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(lidar, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in " ".join(failure(lidar(*arguments)).split())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_that_is_not_there(lidar, tmp_path):
+    code, _out, err = lidar(
+        "generate", "a cat", "--model", tmp_path / "m", "--reward", "brightness", "--out", tmp_path / "out"
+    )
+    assert code in (1, 2)
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(lidar):
+    code, _, err = lidar("generate", "a cat", "--n", "0", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_a_damaged_bank_is_named(lidar, tmp_path):
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(b"not a bank")
+    err = failure(lidar("guide", "a cat", "--banks", path, "--out", tmp_path / "out"))
+    assert "truncated or not a safetensors file" in err
+
+
+def test_prompts_from_files(lidar, tiny, tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n\na dog\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cow", "tag": "x"}\n')
+    code, stdout, _ = lidar("look", "--prompts", tmp_path / "p.txt", *tiny, *LOOK, "--out", tmp_path, "--json")
+    assert [row["prompt"] for row in json.loads(stdout)] == ["a cat", "a dog"]
+    code, stdout, _ = lidar("look", "--prompts", tmp_path / "p.jsonl", *tiny, *LOOK, "--out", tmp_path, "--json")
+    assert (code, [row["prompt"] for row in json.loads(stdout)]) == (0, ["a cow"])
+
+
+def test_lists(lidar):
+    assert "glyph-heldout" in lidar("rewards")[1]
+    assert json.loads(lidar("models", "--json")[1])["StableDiffusionXLPipeline"]["scale"] == 8.0
+    assert lidar("--version")[1].strip() == "0.1.0"
+    assert "--install-completion" in lidar("--help")[1]
+
+
+def test_doctor(lidar):
+    code, stdout, _ = lidar("doctor", "--json")
+    assert code == 0
+    assert all(row["ok"] for row in json.loads(stdout))
+
+
+def test_ctrl_c_keeps_what_is_finished(tiny, tmp_path):
+    out = tmp_path / "out"
+    prompts = [f"prompt {i}" for i in range(500)]
+    command = [
+        sys.executable,
+        "-m",
+        "lidar_sampling.cli",
+        "generate",
+        *prompts,
+        *tiny,
+        *FAST,
+        "--out",
+        str(out),
+    ]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (out / "00001").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert "what was finished stays" in err
+    folders = [name for name in os.listdir(out) if name.isdigit()]
+    assert len(folders) >= 2
+    assert all((out / name / "result.json").exists() for name in folders)
+    assert not [name for name in os.listdir(out) if name.endswith(".part")]
+
+
+def test_importing_is_cheap():
+    code = (
+        "import sys, time; t = time.perf_counter(); import lidar_sampling; t = time.perf_counter() - t;"
+        "print(t, 'torch' in sys.modules, sorted(set(lidar_sampling.__all__) - set(dir(lidar_sampling))))"
+    )
+    seconds, torch_loaded, missing = subprocess.check_output([sys.executable, "-c", code], text=True).split(None, 2)
+    assert float(seconds) < 1
+    assert (torch_loaded, missing.strip()) == ("False", "[]")
