@@ -17,3 +17,15 @@ def glyph_lidar():
     from lidar_sampling import LiDAR
 
     return LiDAR.from_pretrained("glyph")
+
+
+def pytest_collection_modifyitems(items):
+    reasons = {"hub": os.environ["HF_HUB_OFFLINE"] == "1" and "HF_HUB_OFFLINE=1", "gpu": no_gpu()}
+    for item in items:
+        for mark, reason in reasons.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"needs the {mark}: {reason}"))
+
+
+def no_gpu():
+    return "" if torch.cuda.is_available() else "no CUDA device"

@@ -126,12 +126,12 @@ def guide(
     if not 0 <= reward_scale < float("inf"):
         raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")
     check_window(window)
-    for bank in banks:
+    for bank in {id(bank): bank for bank in banks}.values():
         bank.reward(reward)
-        if bank.space is not None and pipe_or_scheduler is not scheduler:
-            here = space_of(pipe_or_scheduler, bank.space.shape)
-            if why := bank.space.difference(here):
-                raise BankError(f"the bank of {bank.prompt!r} was drawn in another latent space: {why}")
+    if pipe_or_scheduler is not scheduler:
+        for space in {bank.space for bank in banks if bank.space is not None}:
+            if why := space.difference(space_of(pipe_or_scheduler, space.shape)):
+                raise BankError(f"a bank was drawn in another latent space: {why}")
 
     hook = _Guide(banks, reward, scale, reward_scale, window)
     with _attached(scheduler, hook):

@@ -23,6 +23,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run tha
 Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
 Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
 
+# Options that change what is shown or started from, not what is drawn.
+_NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet")
+
 
 def generate(
     prompts: o.Prompts = None,
@@ -38,6 +41,7 @@ def generate(
     guidance_scale: o.GuidanceScale = None,
     scale: o.Scale = None,
     reward_scale: o.RewardScale = None,
+    window: o.Window = None,
     beside_vanilla: BesideVanilla = False,
     banks: Store = None,
     batch_size: o.BatchSize = 16,
@@ -52,7 +56,7 @@ def generate(
 
     Costs n few-step samples and n reward calls a prompt, then what plain sampling costs.
     """
-    arguments = {k: v for k, v in locals().items() if k not in ("resume", "overwrite", "json", "quiet")}
+    arguments = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
     texts = o.read_prompts(prompts, prompts_file)
     settings = {"n": n, "lookahead": lookahead, "steps": steps, "guidance_scale": guidance_scale}
     _run(
@@ -67,6 +71,7 @@ def generate(
             batch_size=batch_size,
             scale=scale,
             reward_scale=reward_scale,
+            window=window,
             store=banks,
             **settings,
         ),
@@ -94,6 +99,7 @@ def guide(
     guidance_scale: o.GuidanceScale = None,
     scale: o.Scale = None,
     reward_scale: o.RewardScale = None,
+    window: o.Window = None,
     beside_vanilla: BesideVanilla = False,
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
@@ -104,7 +110,7 @@ def guide(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
-    arguments = {k: v for k, v in locals().items() if k not in ("resume", "overwrite", "json", "quiet")}
+    arguments = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
     texts = o.read_prompts(prompts, prompts_file)
     found = {text: _find_bank(banks, text) for text in texts}
     _run(
@@ -121,6 +127,7 @@ def guide(
             guidance_scale=guidance_scale,
             scale=scale,
             reward_scale=reward_scale,
+            window=window,
         ),
         bank_of=found.__getitem__,
         images=images,
@@ -169,10 +176,8 @@ def _run(
     from ._grid import draw_grid
     from ._report import print_table, report
 
-    plain = {k: v if isinstance(v, int | float | list | None) else str(v) for k, v in arguments.items()}
+    plain = {name: _json_value(value) for name, value in arguments.items()}
     plain["prompts"] = prompts
-    if "banks" in plain:
-        plain["banks"] = str(plain["banks"])
     with o.progress_bar(quiet=quiet) as (label, progress):
         lidar = load()
         folder = Folder(out, plain, resume=resume, overwrite=overwrite)
@@ -197,3 +202,10 @@ def _run(
     else:
         print_table(whole)
         typer.echo(f"images, grid.png and result.json are in {out}")
+
+
+def _json_value(value: Any) -> Any:
+    """Paths become strings and tuples lists, so that what is read back from a run compares equal."""
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -36,6 +36,10 @@ GuidanceScale = Annotated[
 ]
 Scale = Annotated[float | None, typer.Option(help="Strength of the shift, s. [default: the model's]")]
 RewardScale = Annotated[float | None, typer.Option(help="Lambda, in 1 / reward. [default: the model's]")]
+Window = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Start and end of guidance in diffusion time, 1 at pure noise. [default: the model's]"),
+]
 BatchSize = Annotated[int, typer.Option(help="Samples at a time; halved when memory runs out.")]
 Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
 Dtype = Annotated[str, typer.Option(help="Precision of the pipeline: float32, float16 or bfloat16.")]

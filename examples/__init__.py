@@ -1,0 +1,1 @@
+"""Examples; each runs as a test on tiny random weights with ``--tiny``."""

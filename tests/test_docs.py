@@ -1,0 +1,42 @@
+"""Documentation that runs: every Python block of README and docs, and every example on tiny weights."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "docs/howto.md"]
+
+
+def blocks():
+    for page in PAGES:
+        for k, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)):
+            yield pytest.param(code, id=f"{page}-{k}", marks=[pytest.mark.hub] if "stabilityai/" in code else [])
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_code_in_the_documentation_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "documentation", "exec"), {})
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("[a-z]*.py")))
+def test_examples_run_on_tiny_weights(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [example, "--tiny"])
+    runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_and_named_tests_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for file, test in re.findall(r"`(test_\w+\.py)(?:::([\w:]+))?", text):
+        source = (ROOT / "tests" / file).read_text()
+        for name in filter(None, test.split("::")):
+            assert re.search(rf"(def|class) {name}\b", source), name
