@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as _json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,6 @@ from . import _options as o
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
-    from .._sampler import LiDAR
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
 BesideVanilla = Annotated[
@@ -25,6 +25,8 @@ Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from
 
 # Options that change what is shown or started from, not what is drawn.
 _NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet")
+_MODEL = ("model", "reward", "device", "dtype", "batch_size")
+_SETTINGS = ("n", "lookahead", "steps", "guidance_scale", "scale", "reward_scale", "window")
 
 
 def generate(
@@ -56,34 +58,8 @@ def generate(
 
     Costs n few-step samples and n reward calls a prompt, then what plain sampling costs.
     """
-    arguments = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
-    texts = o.read_prompts(prompts, prompts_file)
-    settings = {"n": n, "lookahead": lookahead, "steps": steps, "guidance_scale": guidance_scale}
-    _run(
-        texts,
-        arguments,
-        out=out,
-        load=lambda: o.load_sampler(
-            model,
-            reward=reward,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            scale=scale,
-            reward_scale=reward_scale,
-            window=window,
-            store=banks,
-            **settings,
-        ),
-        bank_of=lambda _: None,
-        images=images,
-        seed=seed,
-        beside_vanilla=beside_vanilla,
-        resume=resume,
-        overwrite=overwrite,
-        as_json=json,
-        quiet=quiet,
-    )
+    options = dict(locals())
+    _run(options, o.read_prompts(prompts, prompts_file), store=banks, bank_of=lambda _: None)
 
 
 def guide(
@@ -110,34 +86,10 @@ def guide(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
-    arguments = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
+    options = dict(locals())
     texts = o.read_prompts(prompts, prompts_file)
     found = {text: _find_bank(banks, text) for text in texts}
-    _run(
-        texts,
-        arguments,
-        out=out,
-        load=lambda: o.load_sampler(
-            model,
-            reward=reward,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            scale=scale,
-            reward_scale=reward_scale,
-            window=window,
-        ),
-        bank_of=found.__getitem__,
-        images=images,
-        seed=seed,
-        beside_vanilla=beside_vanilla,
-        resume=resume,
-        overwrite=overwrite,
-        as_json=json,
-        quiet=quiet,
-    )
+    _run(options, texts, store=None, bank_of=found.__getitem__)
 
 
 def _find_bank(places: list[Path], prompt: str) -> LookaheadBank:
@@ -158,47 +110,40 @@ def _find_bank(places: list[Path], prompt: str) -> LookaheadBank:
 
 
 def _run(
+    options: dict[str, Any],
     prompts: list[str],
-    arguments: dict[str, Any],
     *,
-    out: Path,
-    load: Callable[[], LiDAR],
+    store: Path | None,
     bank_of: Callable[[str], LookaheadBank | None],
-    images: int,
-    seed: int,
-    beside_vanilla: bool,
-    resume: bool,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
+    """Draw each prompt into the folder as the options of the command line say, and report."""
     from ._folder import Folder, write_json
     from ._grid import draw_grid
     from ._report import print_table, report
 
-    plain = {name: _json_value(value) for name, value in arguments.items()}
-    plain["prompts"] = prompts
-    with o.progress_bar(quiet=quiet) as (label, progress):
-        lidar = load()
-        folder = Folder(out, plain, resume=resume, overwrite=overwrite)
+    arguments = {name: _json_value(value) for name, value in options.items() if name not in _NOT_OF_THE_RUN}
+    arguments["prompts"] = prompts
+    out, sampling = options["out"], {"images": options["images"], "seed": options["seed"]}
+    with o.progress_bar(quiet=options["quiet"]) as (label, progress):
+        settings: dict[str, Any] = {name: options.get(name) for name in (*_MODEL, *_SETTINGS)}
+        lidar = o.load_sampler(**settings, store=store)
+        folder = Folder(out, arguments, resume=options["resume"], overwrite=options["overwrite"])
         entries = []
         for index, prompt in enumerate(prompts):
             entry = folder.finished(index)
             if entry is None:
                 label(f"{index + 1}/{len(prompts)}")
-                guided = lidar(prompt, images=images, seed=seed, banks=bank_of(prompt), progress=progress)
-                vanilla = (
-                    lidar.vanilla(prompt, images=images, seed=seed, progress=progress) if beside_vanilla else None
-                )
+                guided = lidar(prompt, banks=bank_of(prompt), progress=progress, **sampling)
+                vanilla = None
+                if options["beside_vanilla"]:
+                    vanilla = lidar.vanilla(prompt, progress=progress, **sampling)
                 entry = folder.put(index, guided, vanilla)
             entries.append(entry)
     draw_grid(out, entries).save(out / "grid.png")
-    whole = report(lidar, plain, entries)
+    whole = report(lidar, arguments, entries)
     write_json(out / "result.json", whole)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(whole))
+    if options["json"]:
+        typer.echo(_json.dumps(whole))
     else:
         print_table(whole)
         typer.echo(f"images, grid.png and result.json are in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as _json
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +60,6 @@ def look(
                     }
                 )
     if json:
-        import json as _json
-
         typer.echo(_json.dumps(rows))
         return
     for row in rows:
