@@ -20,12 +20,7 @@ def glyph_lidar():
 
 
 def pytest_collection_modifyitems(items):
-    reasons = {"hub": os.environ["HF_HUB_OFFLINE"] == "1" and "HF_HUB_OFFLINE=1", "gpu": no_gpu()}
-    for item in items:
-        for mark, reason in reasons.items():
-            if reason and item.get_closest_marker(mark):
-                item.add_marker(pytest.mark.skip(reason=f"needs the {mark}: {reason}"))
-
-
-def no_gpu():
-    return "" if torch.cuda.is_available() else "no CUDA device"
+    if os.environ["HF_HUB_OFFLINE"] == "1":
+        for item in items:
+            if item.get_closest_marker("hub"):
+                item.add_marker(pytest.mark.skip(reason="needs the model hub; set HF_HUB_OFFLINE=0"))

@@ -266,6 +266,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="give one"):
             LiDAR.from_pretrained("some/model")
 
+    def test_an_unknown_model(self):
+        with pytest.raises(ValueError, match="unknown model 'glyf'; did you mean 'glyph'"):
+            LiDAR.from_pretrained("glyf")
+
 
 def test_lists_and_arrays_are_rewards_too():
     result = make(reward=lambda *, images, prompts: [float(i.mean()) for i in images])("a cat", images=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class LiDAR:
             **options: those of :class:`LiDAR`.
 
         Raises:
-            ValueError: no reward for a model that brings none.
+            ValueError: an unknown name, or no reward for a model that brings none.
         """
         if name == "glyph":
             from . import glyph
@@ -147,6 +148,9 @@ class LiDAR:
             options.setdefault("settings", GLYPH)
             options.setdefault("metrics", ["glyph-heldout", glyph.Judge(device=device)])
             return cls(glyph.load_pipeline(dtype=dtype).to(device), reward=reward or "glyph", **options)
+        if "/" not in str(name) and not Path(name).exists():
+            hint = "did you mean 'glyph'? " if get_close_matches(str(name), ["glyph"]) else ""
+            raise ValueError(f"unknown model {str(name)!r}; {hint}give 'glyph', a path, or a hub id as owner/name")
         if reward is None:
             raise ValueError(f"{name} brings no reward: give one, for example reward='clip'")
         from diffusers import DiffusionPipeline
