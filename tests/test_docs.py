@@ -17,7 +17,7 @@ def blocks():
             yield pytest.param(code, id=f"{page}-{k}", marks=[pytest.mark.hub] if "stabilityai/" in code else [])
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", list(blocks()))
 def test_code_in_the_documentation_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "documentation", "exec"), {})

@@ -32,7 +32,7 @@ def has_witness(case):
     return name not in NO_WITNESS and not (name == "SASolverScheduler" and config.get("use_flow_sigmas"))
 
 
-@pytest.mark.parametrize("case", filter(has_witness, CASES), ids=label)
+@pytest.mark.parametrize("case", [c for c in CASES if has_witness(c)], ids=label)
 def test_first_level_is_the_one_that_add_noise_uses(case):
     name, _ = case
     scheduler = started(case)
@@ -55,7 +55,7 @@ def keeps_clean_prediction(case):
     return not name.startswith(without) and config.get("algorithm_type") != "dpmsolver"
 
 
-@pytest.mark.parametrize("case", filter(keeps_clean_prediction, CASES), ids=label)
+@pytest.mark.parametrize("case", [c for c in CASES if keeps_clean_prediction(c)], ids=label)
 def test_the_clean_prediction_moves_by_exactly_scale_times_delta(case):
     """One step with and without guidance; the scheduler's own x0 is read where it keeps one."""
     _, config = case

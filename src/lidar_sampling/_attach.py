@@ -21,7 +21,7 @@ from torch import Tensor
 from ._bank import BankError, LookaheadBank
 from ._guidance import ShiftInfo, mean_shift
 from ._levels import NoiseLevel, check, noise_level
-from ._settings import check_window
+from ._settings import check_strength, check_window
 from ._space import space_of
 
 
@@ -121,10 +121,8 @@ def guide(
     banks = [banks] if isinstance(banks, LookaheadBank) else list(banks)
     if not banks:
         raise ValueError("banks must hold at least one bank")
-    if not 0 <= scale < float("inf"):
-        raise ValueError(f"scale must be finite and at least 0, got {scale}")
-    if not 0 <= reward_scale < float("inf"):
-        raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")
+    check_strength("scale", scale)
+    check_strength("reward_scale", reward_scale)
     check_window(window)
     for bank in {id(bank): bank for bank in banks}.values():
         bank.reward(reward)

@@ -40,11 +40,16 @@ class Settings:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("scale", "reward_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+            check_strength(name, getattr(self, name))
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, got {self.eta}")
         check_window(self.window)
+
+
+def check_strength(name: str, value: float) -> None:
+    """Refuse a scale that is negative, infinite or NaN."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
 def check_window(window: tuple[float, float]) -> None:
