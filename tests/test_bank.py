@@ -162,11 +162,18 @@ def test_merging_other_spaces_is_refused():
         (torch.zeros(3), {}, "n at least 1"),
         (torch.zeros(2, 3, dtype=torch.int64), {}, "floating point"),
         ([[0.0]], {}, "floating point"),
+        (torch.zeros(2, 3), {"r": [0.0, 1.0]}, "'r' must be a tensor, got list"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(samples, rewards, message):
     with pytest.raises(BankError, match=message):
         LookaheadBank(samples, rewards, "p")
+
+
+@pytest.mark.parametrize("prompt", ["", None, 3])
+def test_a_bank_has_a_prompt(prompt):
+    with pytest.raises(BankError, match="prompt must be a string"):
+        LookaheadBank(torch.zeros(1, 2), {}, prompt)
 
 
 def test_spaces_compare_by_weights_not_by_precision():

@@ -194,6 +194,13 @@ def test_builds_no_graph_and_compiles_whole():
     torch.testing.assert_close(again, delta)
 
 
+@pytest.mark.parametrize("name", ["x_t", "samples", "rewards"])
+def test_what_is_not_a_tensor_is_named(name):
+    tensors = {"x_t": torch.zeros(2, 2), "samples": torch.zeros(3, 2), "rewards": torch.zeros(3)}
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+        mean_shift(**{**tensors, name: [0.0]}, alpha=0.5, sigma=0.5, reward_scale=1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -266,6 +266,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="give one"):
             LiDAR.from_pretrained("some/model")
 
+    def test_what_is_not_a_pipeline(self):
+        with pytest.raises(
+            TypeError, match="expected a diffusers pipeline with a scheduler, or a scheduler, got str"
+        ):
+            LiDAR("stable diffusion", reward="brightness")
+
+    def test_what_is_not_a_bank(self):
+        with pytest.raises(TypeError, match="banks must be LookaheadBanks, got str"):
+            make()("a cat", banks=["cat.safetensors"])
+        with pytest.raises(ValueError, match="at least one bank"):
+            make()("a cat", banks=[])
+
     def test_an_unknown_model(self):
         with pytest.raises(ValueError, match="unknown model 'glyf'; did you mean 'glyph'"):
             LiDAR.from_pretrained("glyf")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ._bank import BankError, LookaheadBank
+from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import ShiftInfo, mean_shift
 from ._levels import NoiseLevel, check, noise_level
 from ._settings import check_strength, check_window
@@ -116,11 +116,9 @@ def guide(
         >>> len(trace.steps), trace.seen
         (4, 5)
     """
-    scheduler = _scheduler_of(pipe_or_scheduler)
+    scheduler = scheduler_of(pipe_or_scheduler)
     check(scheduler)
-    banks = [banks] if isinstance(banks, LookaheadBank) else list(banks)
-    if not banks:
-        raise ValueError("banks must hold at least one bank")
+    banks = as_banks(banks)
     check_strength("scale", scale)
     check_strength("reward_scale", reward_scale)
     check_window(window)
@@ -184,7 +182,7 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         torch.Size([1, 4, 8, 8])
     """
     recording = Recording(on_step=on_step)
-    with _attached(_scheduler_of(pipe_or_scheduler), recording):
+    with _attached(scheduler_of(pipe_or_scheduler), recording):
         yield recording
 
 
@@ -314,7 +312,12 @@ def _plain(cls: Any, state: dict[str, Any]) -> Any:
     return twin
 
 
-def _scheduler_of(pipe_or_scheduler: Any) -> Any:
+def scheduler_of(pipe_or_scheduler: Any) -> Any:
+    """The scheduler of a pipeline, or the scheduler itself.
+
+    Raises:
+        TypeError: it is neither.
+    """
     for candidate in (pipe_or_scheduler, getattr(pipe_or_scheduler, "scheduler", None)):
         if callable(getattr(candidate, "step", None)) and hasattr(candidate, "config"):
             return candidate

@@ -58,6 +58,8 @@ class LookaheadBank:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt:
+            raise BankError(f"prompt must be a string that is not empty, got {self.prompt!r}")
         if not isinstance(self.samples, Tensor) or not self.samples.is_floating_point():
             raise BankError("samples must be a floating point tensor (n, *)")
         if self.samples.dim() < 2 or len(self.samples) == 0:
@@ -67,6 +69,8 @@ class LookaheadBank:
         if self.space is not None and self.space.shape != tuple(self.samples.shape[1:]):
             raise BankError(f"samples {tuple(self.samples.shape)} do not lie in a space {self.space.shape}")
         for name, reward in self.rewards.items():
+            if not isinstance(reward, Tensor):
+                raise BankError(f"reward {name!r} must be a tensor, got {type(reward).__name__}")
             if reward.shape != (len(self),):
                 raise BankError(f"reward {name!r} must be ({len(self)},), got {tuple(reward.shape)}")
             if not reward.isfinite().all():
@@ -276,6 +280,24 @@ class BankStore:
     def find(self, prompt: str) -> list[Path]:
         """The files of all banks of ``prompt``, sorted by name."""
         return sorted(self.directory.glob(f"{_sha256(prompt)[:16]}-*.safetensors"))
+
+
+def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBank]:
+    """One bank or several, as a list.
+
+    Raises:
+        TypeError: something in it is not a bank.
+        ValueError: there is none.
+    """
+    listed = [banks] if isinstance(banks, LookaheadBank) else list(banks)
+    for bank in listed:
+        if not isinstance(bank, LookaheadBank):
+            raise TypeError(
+                f"banks must be LookaheadBanks, got {type(bank).__name__}: load files with LookaheadBank.load"
+            )
+    if not listed:
+        raise ValueError("banks must hold at least one bank")
+    return listed
 
 
 def bank_key(prompt: str, provenance: Mapping[str, Any]) -> str:

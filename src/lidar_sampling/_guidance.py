@@ -73,6 +73,7 @@ def mean_shift(
         ``(Delta, info)``: Delta (B, *) in float64 if any input tensor is float64, else in float32.
 
     Raises:
+        TypeError: an argument that is not a tensor.
         ValueError: shapes that do not fit, a negative level or scale, a non-finite reward.
 
     Example:
@@ -200,6 +201,9 @@ def _check(
     sigma: float | Tensor,
     reward_scale: float,
 ) -> None:
+    for name, tensor in (("x_t", x_t), ("samples", samples), ("rewards", rewards)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if x_t.shape[1:] != samples.shape[1:]:
         raise ValueError(
             f"x_t {tuple(x_t.shape)} and samples {tuple(samples.shape)} must agree in all but the first dimension"

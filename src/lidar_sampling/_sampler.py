@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import rewards as _rewards
 from . import solvers as _solvers
-from ._attach import Trace, guide
-from ._bank import BankError, BankStore, LookaheadBank
+from ._attach import Trace, guide, scheduler_of
+from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._cost import Cost, metered
 from ._draw import Item, draw, seed_of
 from ._levels import check
@@ -101,6 +101,7 @@ class LiDAR:
         store: BankStore | str | Path | None = None,
         **changes: Any,
     ) -> None:
+        scheduler_of(pipe)
         device = getattr(pipe, "device", "cpu")
         unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
         if unknown:
@@ -198,7 +199,7 @@ class LiDAR:
         if banks is None:
             given, cost = self._look(texts, seed, progress)
         else:
-            given, cost = [banks] if isinstance(banks, LookaheadBank) else list(banks), Cost()
+            given, cost = as_banks(banks), Cost()
         if [bank.prompt for bank in given] != texts:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
