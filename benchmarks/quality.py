@@ -148,12 +148,7 @@ def summarise(lines: list[dict[str, Any]]) -> str:
         difference = interval(bootstrap(numbers - values["vanilla"], tags)[:, 2])
         cells = [interval(draws[:, k]) for k in range(3)]
         out.append(f"| {row} | {' | '.join(cells)} | {position:.3f} | {difference} |")
-    difference = bootstrap(values["lidar"] - values["vanilla"], tags)
-    out.append(
-        "\nLiDAR minus vanilla, paired: "
-        + ", ".join(f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES))
-    )
-    for other in ("best 4 of 9", "best 4 of bank"):
+    for other in ("vanilla", "best 4 of 9", "best 4 of bank"):
         difference = bootstrap(values["lidar"] - values[other], tags)
         out.append(
             f"\nLiDAR minus {other}, paired: "

@@ -15,7 +15,7 @@ _DENOISERS = ("unet", "transformer", "transformer_2")
 
 @dataclass
 class Cost:
-    """Counts and wall-clock seconds; costs add.
+    """Counts and wall-clock seconds.
 
     Attributes:
         network_evaluations: rows of the denoiser's batch over all its calls: one image step is 1, and 2 with
@@ -29,14 +29,6 @@ class Cost:
     decodes: int = 0
     reward_calls: int = 0
     seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.network_evaluations + other.network_evaluations,
-            self.decodes + other.decodes,
-            self.reward_calls + other.reward_calls,
-            self.seconds + other.seconds,
-        )
 
 
 @contextmanager

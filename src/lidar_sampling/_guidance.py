@@ -94,8 +94,9 @@ def mean_shift(
     alpha, inverse_variance = _levels(alpha, sigma, x)  # (B, 1) each
     mean = bank.mean(0, dtype=dtype)  # (D,)
     x_centred = x - alpha * mean
-    best = rewards.to(dtype).max()
-    tilt = reward_scale * (rewards.to(dtype) - best)  # (n,), at most 0
+    r = rewards.to(dtype)
+    best = r.max()
+    tilt = reward_scale * (r - best)  # (n,), at most 0
 
     block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, len(x), 1))
     streamed = n > block

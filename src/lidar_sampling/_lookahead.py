@@ -60,11 +60,12 @@ def look(
         raise ValueError("a store keeps rewards by name: give the reward one (def, or a name attribute)")
 
     banks: dict[str, LookaheadBank] = {}
-    for prompt in prompts:
+    distinct = list(dict.fromkeys(prompts))
+    for prompt in distinct:
         kept = store.get(prompt, bank_key(prompt, provenance)) if store else None
         if kept is not None and set(names) <= set(kept.rewards):
             banks[prompt] = kept
-    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in banks]
+    missing = [prompt for prompt in distinct if prompt not in banks]
     items = [Item(prompt, seed_of(seed, "lookahead", prompt, i)) for prompt in missing for i in range(n)]
     latents: list[Tensor] = []
     scores: list[Tensor] = []
@@ -85,8 +86,9 @@ def look(
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
 
     if missing:
-        for prompt, z, r in zip(missing, torch.cat(latents).split(n), torch.cat(scores).split(n), strict=True):
-            space = space_of(pipe, tuple(z.shape[1:]))
+        samples = torch.cat(latents)
+        space = space_of(pipe, tuple(samples.shape[1:]))
+        for prompt, z, r in zip(missing, samples.split(n), torch.cat(scores).split(n), strict=True):
             bank = LookaheadBank(z, dict(zip(names, r.T.contiguous(), strict=True)), prompt, space, provenance)
             banks[prompt] = bank
             if store is not None:

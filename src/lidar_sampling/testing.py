@@ -8,17 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ._bank import LookaheadBank
+from .rewards.brightness import brightness as brightness
 
 _LATENT = 8
 _TEXT = 16
-
-
-def brightness(*, images: Tensor, prompts: list[str]) -> Tensor:
-    """A reward for tests: the mean of each image (B, 3, H, W), in [0, 1]."""
-    return images.flatten(1).mean(1)
 
 
 def tiny_bank(n: int = 5, *, prompt: str = "a cat", shape: tuple[int, ...] = (4, 8, 8)) -> LookaheadBank:

@@ -22,6 +22,9 @@ from .._geneval import parse
 if TYPE_CHECKING:
     from .._sampler import Result
 
+METHODS = {"vanilla": "vanilla", "lidar": "LiDAR"}
+"""What a prompt's result may hold, in the order to show it in, and how to call it."""
+
 
 class Folder:
     """An output folder that one run owns.

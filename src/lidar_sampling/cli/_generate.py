@@ -88,25 +88,27 @@ def guide(
     """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
     options = dict(locals())
     texts = o.read_prompts(prompts, prompts_file)
-    found = {text: _find_bank(banks, text) for text in texts}
+    found = _find_banks(banks, texts)
     _run(options, texts, store=None, bank_of=found.__getitem__)
 
 
-def _find_bank(places: list[Path], prompt: str) -> LookaheadBank:
+def _find_banks(places: list[Path], prompts: list[str]) -> dict[str, LookaheadBank]:
+    """The one bank of each prompt, among bank files and folders of them."""
     from .._bank import BankError, BankStore, LookaheadBank
 
-    files = [file for place in places if place.is_dir() for file in BankStore(place).find(prompt)]
-    loaded = [(place, LookaheadBank.load(place)) for place in places if not place.is_dir()]
-    loaded += [(file, LookaheadBank.load(file)) for file in files]
-    matching = [(file, bank) for file, bank in loaded if bank.prompt == prompt]
-    if not matching:
-        raise BankError(f"no bank of {prompt!r} in {', '.join(map(str, places))}: draw one with 'lidar look'")
-    if len(matching) > 1:
-        raise BankError(
-            f"{len(matching)} banks of {prompt!r}: name one file with --banks, "
-            f"of {', '.join(str(file) for file, _ in matching)}"
-        )
-    return matching[0][1]
+    named = [(place, LookaheadBank.load(place)) for place in places if not place.is_dir()]
+    stores = [BankStore(place) for place in places if place.is_dir()]
+    banks = {}
+    for prompt in prompts:
+        stored = [(file, LookaheadBank.load(file)) for store in stores for file in store.find(prompt)]
+        matching = [(file, bank) for file, bank in (*named, *stored) if bank.prompt == prompt]
+        if not matching:
+            raise BankError(f"no bank of {prompt!r} in {', '.join(map(str, places))}: draw one with 'lidar look'")
+        if len(matching) > 1:
+            files = ", ".join(str(file) for file, _ in matching)
+            raise BankError(f"{len(matching)} banks of {prompt!r}: name one file with --banks, of {files}")
+        banks[prompt] = matching[0][1]
+    return banks
 
 
 def _run(

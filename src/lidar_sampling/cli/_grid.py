@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ._folder import METHODS
+
 _SIDE, _GAP, _LABEL, _LINE = 160, 6, 64, 15
 _INK, _RIGHT, _WRONG = (30, 30, 30), (20, 140, 60), (200, 40, 40)
 
@@ -19,7 +21,7 @@ def draw_grid(folder: Path, entries: list[dict[str, Any]], *, most: int = 12) ->
     """
     font = ImageFont.load_default(size=12)
     entries = entries[:most]
-    rows = [(entry, name) for entry in entries for name in ("vanilla", "lidar") if name in entry]
+    rows = [(entry, name) for entry in entries for name in METHODS if name in entry]
     columns = max(len(entry[name]["images"]) for entry, name in rows)
     row_height = _SIDE + _LINE + 2 * _GAP
     height = len(entries) * (_LINE + _GAP) + len(rows) * row_height + _GAP
@@ -29,10 +31,10 @@ def draw_grid(folder: Path, entries: list[dict[str, Any]], *, most: int = 12) ->
     for entry in entries:
         pen.text((_GAP, y), entry["prompt"], fill=_INK, font=font)
         y += _LINE + _GAP
-        for name in ("vanilla", "lidar"):
+        for name, title in METHODS.items():
             if name not in entry:
                 continue
-            pen.text((_GAP, y + _SIDE // 2), {"lidar": "LiDAR"}.get(name, name), fill=_INK, font=font)
+            pen.text((_GAP, y + _SIDE // 2), title, fill=_INK, font=font)
             for k, file in enumerate(entry[name]["images"]):
                 x = _LABEL + k * (_SIDE + _GAP)
                 with Image.open(folder / file) as image:

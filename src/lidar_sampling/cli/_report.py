@@ -7,6 +7,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ._folder import METHODS
+
 if TYPE_CHECKING:
     from .._sampler import LiDAR
 
@@ -21,7 +23,7 @@ def versions() -> dict[str, str]:
 
 def report(lidar: LiDAR, arguments: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of ``result.json``: how the run was made, each prompt, and the means."""
-    methods = [name for name in ("vanilla", "lidar") if name in entries[0]]
+    methods = [name for name in METHODS if name in entries[0]]
     return {
         "versions": versions(),
         "arguments": arguments,
@@ -60,7 +62,7 @@ def print_table(whole: dict[str, Any]) -> None:
         for key, value in row.items():
             digits = 0 if key in ("network_evaluations", "reward_calls") else 1 if key == "seconds" else 2
             cells.append("-" if value is None else f"{value:.{digits}f}")
-        table.add_row(title, {"lidar": "LiDAR"}.get(name, name), *cells)
+        table.add_row(title, METHODS[name], *cells)
 
     for entry in whole["prompts"][:_MOST_PROMPTS]:
         for k, name in enumerate(whole["mean"]):

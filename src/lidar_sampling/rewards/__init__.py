@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,20 @@ from .._batches import shrinking
 
 Reward = Callable[..., Tensor]
 
+
+class _Entry(NamedTuple):
+    factory: str  # "module:function", called with device=
+    description: str
+    takes_model: bool = False  # whether "name:MODEL" hands MODEL to the factory
+
+
 _REGISTRY = {
-    "glyph": ("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
-    "glyph-heldout": (
-        "clip:glyph_heldout",
-        "another CLIP of the embedded model, to judge and never to guide",
+    "glyph": _Entry("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
+    "glyph-heldout": _Entry("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
+    "clip": _Entry(
+        "clip:CLIPReward", "image-text logit of a CLIP model; clip:PATH or clip:HUB_ID picks another", True
     ),
-    "clip": ("clip:CLIPReward", "image-text logit of a CLIP model; clip:PATH or clip:HUB_ID picks another"),
-    "brightness": ("..testing:brightness", "mean pixel; needs no weights, for tests"),
+    "brightness": _Entry("brightness:load_brightness", "mean pixel; needs no weights, for tests"),
 }
 
 
@@ -35,7 +41,7 @@ class RewardError(ValueError):
 
 def names() -> dict[str, str]:
     """Names that :func:`load` knows, with a line on each."""
-    return {name: description for name, (_, description) in _REGISTRY.items()}
+    return {name: entry.description for name, entry in _REGISTRY.items()}
 
 
 def load(name: str, *, device: torch.device | str = "cpu") -> Reward:
@@ -52,16 +58,15 @@ def load(name: str, *, device: torch.device | str = "cpu") -> Reward:
         >>> load("brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
         tensor([1.])
     """
-    base, _, argument = name.partition(":")
-    if base not in _REGISTRY or (argument and base != "clip"):
+    base, _, model = name.partition(":")
+    entry = _REGISTRY.get(base)
+    if entry is None or (model and not entry.takes_model):
         near = get_close_matches(name, _REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(_REGISTRY)}")
-    module, attribute = _REGISTRY[base][0].split(":")
-    factory = getattr(import_module(module if module.startswith(".") else f".{module}", __name__), attribute)
-    if base == "brightness":
-        return factory
-    return factory(*([argument] if argument else []), device=device)
+    module, function = entry.factory.split(":")
+    factory = getattr(import_module(f".{module}", __name__), function)
+    return factory(model, device=device) if model else factory(device=device)
 
 
 def name_of(reward: Reward) -> str:

@@ -1,0 +1,18 @@
+"""The mean pixel as a reward: needs no weights, for tests and for trying the road."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def brightness(*, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The mean of each image (B, 3, H, W), in [0, 1]."""
+    return images.flatten(1).mean(1)
+
+
+def load_brightness(*, device: torch.device | str) -> Callable[..., Tensor]:
+    """The function itself: it works wherever the images are."""
+    return brightness
