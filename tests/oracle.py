@@ -10,6 +10,8 @@ import torch
 
 from lidar_sampling import noise_level
 
+STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it knows two steps alone
+
 
 def posterior_mean(x, bank, alpha, sigma):
     """E[x_0 | x_t] when x_0 is uniform over the bank."""
@@ -20,9 +22,16 @@ def posterior_mean(x, bank, alpha, sigma):
 def model_output(scheduler, x, bank, t):
     """What a perfect network would tell ``scheduler`` at ``t``."""
     alpha, sigma = noise_level(scheduler, t)[:2]
-    x0 = posterior_mean(x, bank, alpha, sigma)
+    return output_for(scheduler, x, posterior_mean(x, bank, alpha, sigma), alpha, sigma)
+
+
+def output_for(scheduler, x, x0, alpha, sigma):
+    """The model output that means ``x0`` when the sample is ``x``."""
+    if type(scheduler).__name__ == "SCMScheduler":
+        data = scheduler.config.sigma_data
+        return (alpha / data * x - data * x0) / (max(sigma, 1e-8) / data)
     kind = scheduler.config.get("prediction_type", "flow_prediction")
-    if "EDM" in type(scheduler).__name__:
+    if "EDM" in type(scheduler).__name__ or "Cosine" in type(scheduler).__name__:
         data = scheduler.config.sigma_data
         skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.hypot(sigma, data)
         return (x0 - skip * x) / (out if kind == "epsilon" else -out)
@@ -41,13 +50,15 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
     """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``."""
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
-    scheduler.set_timesteps(steps)
-    scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}))
+    data = scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
+    scale = data * float(getattr(scheduler, "init_noise_sigma", 1.0))
     x = scale * torch.randn(chains, bank.shape[1], generator=g, dtype=dtype)
     parameters = inspect.signature(scheduler.step).parameters
     extra = {"generator": g} if "generator" in parameters else {}
     old = None
-    for i, t in enumerate(scheduler.timesteps):
+    end = -1 if type(scheduler).__name__ == "SCMScheduler" else None  # its last timestep is where it arrives
+    for i, t in enumerate(scheduler.timesteps[:end]):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)  # some schedulers insist
         output = model_output(scheduler, x, bank, t)
@@ -56,7 +67,7 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
             x, old = scheduler.step(output, old, t, back, x, **extra)
         else:
             x = scheduler.step(output, t, x, **extra)[0]
-    return x
+    return x / data
 
 
 def shares(x, bank):

@@ -55,11 +55,14 @@ CASES = [
     ("SASolverScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
     *(("EDMEulerScheduler", {"prediction_type": p}) for p in BOTH),
     *(("EDMDPMSolverMultistepScheduler", {"prediction_type": p}) for p in BOTH),
+    *(("CosineDPMSolverMultistepScheduler", {"prediction_type": p}) for p in BOTH),
     ("FlowMatchEulerDiscreteScheduler", {}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     ("FlowMatchHeunDiscreteScheduler", {}),
     ("FlowMatchLCMScheduler", {}),
+    ("LTXEulerAncestralRFScheduler", {}),
+    ("SCMScheduler", {}),
     *(("CogVideoXDDIMScheduler", {**UNCLIPPED, "prediction_type": p}) for p in ALL),
     *(
         (name, {**UNCLIPPED, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True})

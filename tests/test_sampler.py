@@ -256,12 +256,6 @@ class TestRefusals:
             make(lambda: pipe, reward=reward)("a cat")
         assert reward.images == 0
 
-    def test_a_flow_model_cannot_use_dpm(self):
-        pipe = testing.tiny_stable_diffusion()
-        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-        with pytest.raises(ValueError, match="use own:N"):
-            make(lambda: pipe).look("a cat")
-
     def test_a_model_without_a_reward(self):
         with pytest.raises(ValueError, match="give one"):
             LiDAR.from_pretrained("some/model")

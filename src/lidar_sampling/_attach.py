@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import ShiftInfo, mean_shift
-from ._levels import NoiseLevel, check, noise_level
+from ._levels import NoiseLevel, check, data_scale, noise_level
 from ._settings import check_strength, check_window
 from ._space import space_of
 
@@ -146,7 +146,7 @@ class Recording:
     """What :func:`record` saw.
 
     Attributes:
-        samples: what ``scheduler.step`` returned last (B, *): the clean samples, in the space that banks live in.
+        samples: what ``scheduler.step`` returned last (B, *), in units of clean latents: the space of banks.
         steps: number of steps so far.
         on_step: called with that number after each step.
     """
@@ -159,9 +159,9 @@ class Recording:
         """Leave the model output as it is."""
         return arguments["model_output"]
 
-    def after(self, previous: Tensor) -> None:
+    def after(self, scheduler: Any, previous: Tensor) -> None:
         """Keep the sample that the scheduler returned."""
-        self.samples, self.steps = previous, self.steps + 1
+        self.samples, self.steps = previous / data_scale(scheduler), self.steps + 1
         if self.on_step is not None:
             self.on_step(self.steps)
 
@@ -190,7 +190,7 @@ class _Hook(Protocol):
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """See the arguments of ``step`` by name; return the model output to use."""
 
-    def after(self, previous: Tensor) -> None:
+    def after(self, scheduler: Any, previous: Tensor) -> None:
         """See the sample that ``step`` returned."""
 
 
@@ -225,14 +225,14 @@ class _Guide:
             return output
 
         delta, info = self._shift(sample, level)
-        self.trace.steps.append(TraceStep(float(timestep), level, info))
+        self.trace.steps.append(TraceStep(float(torch.as_tensor(timestep).reshape(-1)[0]), level, info))
         if self.scale == 0:
             return output
         if output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left alone
             delta = torch.cat([delta, torch.zeros_like(delta)], 1)
         return (output + (self.scale * level.slope) * delta).to(output.dtype)
 
-    def after(self, previous: Tensor) -> None:
+    def after(self, scheduler: Any, previous: Tensor) -> None:
         pass
 
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
@@ -289,7 +289,7 @@ def _hooked(base: type) -> type:
             call.arguments["model_output"] = hook.before(self, call.arguments)
         result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
         for hook in hooks:
-            hook.after(result[0])
+            hook.after(self, result[0])
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.

@@ -109,7 +109,12 @@ class LookaheadBank:
         return replace(self, rewards={**self.rewards, **rewards})
 
     def combine(
-        self, weights: Mapping[str, float], *, standardize: bool = True, name: str = "combined"
+        self,
+        weights: Mapping[str, float],
+        *,
+        standardize: bool = True,
+        calibration: Mapping[str, tuple[float, float]] | None = None,
+        name: str = "combined",
     ) -> LookaheadBank:
         """The same samples under one reward: the weighted sum of several.
 
@@ -117,6 +122,7 @@ class LookaheadBank:
             weights: reward name -> weight.
             standardize: bring each reward to mean 0 and standard deviation 1 over the bank first, so that weights
                 compare; ``reward_scale`` then counts standard deviations.
+            calibration: reward name -> (mean, standard deviation) to standardise by instead of the bank's own.
             name: what to call the sum.
 
         Example:
@@ -132,7 +138,10 @@ class LookaheadBank:
         parts = []
         for reward_name, weight in weights.items():
             reward = self.reward(reward_name).float()
-            if standardize:
+            if calibration is not None:
+                mean, std = calibration[reward_name]
+                reward = (reward - mean) / std
+            elif standardize:
                 reward = reward - reward.mean()
                 spread = reward.std(correction=0)
                 reward = reward / torch.where(spread > 0, spread, 1.0)

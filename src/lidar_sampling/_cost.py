@@ -10,7 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_DENOISERS = ("unet", "transformer", "transformer_2")
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The denoising networks of a diffusers pipeline by their names in it; Wan 2.2 has two."""
+    modules = {name: getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")}
+    return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
 
 
 @dataclass
@@ -48,12 +52,7 @@ def metered(pipe: Any) -> Iterator[Cost]:
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cost.network_evaluations += len(next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
 
-    denoisers = [getattr(pipe, name, None) for name in _DENOISERS]
-    handles = [
-        denoiser.register_forward_pre_hook(count, with_kwargs=True)
-        for denoiser in denoisers
-        if isinstance(denoiser, nn.Module)
-    ]
+    handles = [module.register_forward_pre_hook(count, with_kwargs=True) for module in denoisers(pipe).values()]
     start = time.perf_counter()
     try:
         yield cost

@@ -23,7 +23,10 @@ class Item(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch of samples: images (B, 3, H, W) in [0, 1], and latents (B, *) as the scheduler returned them."""
+    """A batch of samples as a reward sees them, and their latents (B, *) as the scheduler returned them.
+
+    ``images`` are float32: pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1], or audio (B, channels, S).
+    """
 
     items: Sequence[Item]
     images: Tensor
@@ -57,8 +60,8 @@ def draw(
     Args:
         pipe: a diffusers pipeline that takes ``prompt``, ``generator`` and ``output_type``.
         items: what to draw.
-        call: further arguments of the pipeline, among them ``num_inference_steps``; those that it does not know
-            and that are None are left out, a string for ``negative_prompt`` serves every prompt.
+        call: further arguments of the pipeline, among them ``num_inference_steps``; a string for
+            ``negative_prompt`` serves every prompt.
         batch_size: samples at a time, at most.
         around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
         progress: called with the number of samples done, in fractions, after every step.
@@ -67,11 +70,10 @@ def draw(
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
     if missing:
         raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
-    arguments = {name: value for name, value in call.items() if value is not None}
-    unknown = [name for name in arguments if name not in known]
+    unknown = [name for name in call if name not in known]
     if unknown:
         raise TypeError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}")
-    steps = arguments["num_inference_steps"]
+    steps = call["num_inference_steps"]
     done = 0
 
     def report(step: int, size: int) -> None:
@@ -86,27 +88,16 @@ def draw(
                 prompt=[item.prompt for item in batch],
                 generator=generators,
                 output_type="pt",
-                **_for_batch(arguments, len(batch)),
+                **_for_batch(call, len(batch)),
             )
         images, latents = output[0], recording.samples
         if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
-            raise TypeError(f"{type(pipe).__name__} did not return one picture a latent as a tensor")
-        return Drawn(batch, images, latents)
+            raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
+        return Drawn(batch, images.float(), latents)
 
     for drawn in shrinking(items, batch_size, run):
         done += len(drawn.items)
         yield drawn
-
-
-@contextmanager
-def using_scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
-    """Let ``pipe`` use ``scheduler`` inside the block."""
-    own = pipe.scheduler
-    pipe.scheduler = scheduler
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
 
 
 @contextmanager

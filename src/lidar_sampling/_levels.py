@@ -1,11 +1,12 @@
 """The noise level of a diffusers scheduler call, and what its model output means: one table, one row a family.
 
 ``scheduler.step(model_output, t, sample)`` speaks of a ``sample = alpha x_0 + sigma eps`` in coordinates that
-differ from family to family, and of a model output that is one of five affine functions of x_0:
+differ from family to family, and of a model output that is one of six affine functions of x_0:
 
     epsilon  (x - alpha x_0) / sigma          v  (alpha x - x_0) / sigma       [alpha^2 + sigma^2 = 1]
     sample   x_0                              flow velocity  (x - x_0) / sigma [alpha + sigma = 1]
     EDM      (x_0 - c_skip x) / c_out         (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1)
+    TrigFlow (cos t x - x_0) / sin t          (Lu and Song 2024, https://arxiv.org/abs/2410.11081, section 3)
 
 Their slopes ``d model_output / d x_0`` turn a shift of x_0 into a shift of the model output. They stay finite at
 alpha = 0, the first step of every flow model.
@@ -110,6 +111,11 @@ def prediction_type(scheduler: Any) -> str:
     return "sample" if prediction == "original_sample" else prediction
 
 
+def data_scale(scheduler: Any) -> float:
+    """What ``scheduler`` multiplies clean latents by: sigma_data where it samples in units of it, else 1."""
+    return float(scheduler.config.sigma_data) if type(scheduler).__name__ == "SCMScheduler" else 1.0
+
+
 # Levels: (scheduler, timestep) -> (alpha, sigma, time).
 
 
@@ -162,6 +168,12 @@ def _edm(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]
     return 1.0, sigma, (here - low) / (high - low)
 
 
+def _trig_flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    angle, data = float(scheduler.timesteps[_index(scheduler, timestep)]), data_scale(scheduler)
+    # Its first angle is pi/2 rounded up, where the cosine is just below 0.
+    return data * max(math.cos(angle), 0.0), data * math.sin(angle), 2 * angle / math.pi
+
+
 def _index(scheduler: Any, timestep: float | Tensor) -> int:
     # step() does the same when it finds None, so this changes nothing.
     if scheduler.step_index is None:
@@ -201,6 +213,10 @@ def _edm_output(sign: int) -> Callable[[Any, float, float], float]:
     return slope
 
 
+def _trig_flow_output(scheduler: Any, alpha: float, sigma: float) -> float:
+    return -(data_scale(scheduler) ** 2) / sigma if sigma else -math.inf
+
+
 _Slopes = dict[str, Callable[[Any, float, float], float]]
 
 
@@ -237,7 +253,10 @@ _FAMILIES = {
     "SASolverScheduler": _Family(_variance_preserving, _DIFFUSION_OR_FLOW),
     "EDMEulerScheduler": _Family(_edm, _EDM),
     "EDMDPMSolverMultistepScheduler": _Family(_edm, _EDM),
+    "CosineDPMSolverMultistepScheduler": _Family(_edm, _EDM),
     "FlowMatchEulerDiscreteScheduler": _Family(_flow, _FLOW),
     "FlowMatchHeunDiscreteScheduler": _Family(_flow, _FLOW),
     "FlowMatchLCMScheduler": _Family(_flow, _FLOW),
+    "LTXEulerAncestralRFScheduler": _Family(_flow, _FLOW),
+    "SCMScheduler": _Family(_trig_flow, {"trigflow": _trig_flow_output}),
 }

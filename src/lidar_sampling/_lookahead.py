@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ._bank import BankStore, LookaheadBank, bank_key
-from ._cost import Cost, metered
-from ._draw import Item, draw, seed_of, using_scheduler
+from ._cost import Cost, denoisers, metered
+from ._draw import Item, draw, seed_of
 from ._space import fingerprint, space_of
 from .rewards import Reward, name_of, score
-from .solvers import Solver
+from .solvers import Solver, running
 
 
 def look(
@@ -34,13 +34,13 @@ def look(
     Images are scored batch by batch and dropped, so memory holds the images of one batch and all latents.
 
     Args:
-        pipe: a diffusers pipeline.
+        pipe: the diffusers pipeline to draw with.
         prompts: the prompts; one named twice is drawn once.
         rewards: what scores the samples; each becomes a reward of the bank.
         solver: the few-step solver.
         n: samples a prompt, at least 1.
         seed: of the bank's noise, which is independent of phase 2's noise at the same seed.
-        call: arguments of the pipeline in both phases.
+        call: arguments of the pipeline in phase 2; the solver changes what it must.
         batch_size: samples at a time.
         store: where banks are looked up first and kept afterwards.
         progress: called with (samples done, samples in all).
@@ -52,7 +52,14 @@ def look(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    provenance = {**_provenance(pipe), "solver": solver.name, "n": n, "seed": seed, "call": _plain(call)}
+    arguments = solver.arguments(call)
+    provenance = {
+        **_provenance(pipe),
+        "solver": solver.provenance(),
+        "n": n,
+        "seed": seed,
+        "call": _plain(arguments),
+    }
     names = [name_of(reward) for reward in rewards]
     if len(set(names)) < len(names):
         raise ValueError(f"rewards must have names of their own, got {names}")
@@ -69,9 +76,7 @@ def look(
     items = [Item(prompt, seed_of(seed, "lookahead", prompt, i)) for prompt in missing for i in range(n)]
     latents: list[Tensor] = []
     scores: list[Tensor] = []
-    scheduler = solver.scheduler(pipe.scheduler)
-    arguments = {**call, "num_inference_steps": solver.steps}
-    with metered(pipe) as cost, using_scheduler(pipe, scheduler):
+    with metered(pipe) as cost, running(solver, pipe):
         for drawn in draw(
             pipe,
             items,
@@ -98,11 +103,10 @@ def look(
 
 
 def _provenance(pipe: Any) -> dict[str, Any]:
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     return {
         "pipeline": type(pipe).__name__,
         "model": str(pipe.config.get("_name_or_path") or ""),
-        "weights": list(fingerprint(denoiser)),
+        "weights": [number for module in denoisers(pipe).values() for number in fingerprint(module)],
     }
 
 

@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from . import rewards as _rewards
-from . import solvers as _solvers
 from ._attach import Trace, guide, scheduler_of
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._cost import Cost, metered
 from ._draw import Item, draw, seed_of
 from ._levels import check
 from ._lookahead import look
+from ._media import to_pil
 from ._settings import GLYPH, Settings, settings_for
+from ._space import space_of
 from .rewards import Reward, name_of, score
+from .rewards.mixture import Mixture
+from .solvers import Solver, lookahead_pipeline
+from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
 
@@ -32,14 +36,17 @@ class Result:
 
     Attributes:
         prompts: the P prompts.
-        images: (P, m, 3, H, W) in [0, 1], on the CPU.
+        images: pictures (P, m, 3, H, W) or videos (P, m, F, 3, H, W) in [0, 1], or audio (P, m, channels, S);
+            float32, on the CPU.
         latents: (P, m, *), as the scheduler returned them, on the CPU.
-        rewards: name -> (P, m): the guiding reward first, then the metrics; NaN where a metric does not apply.
+        rewards: name -> (P, m): what guided first (each part of a mixture), then the metrics; NaN where a metric
+            does not apply.
         cost: what each phase cost: ``lookahead``, ``sampling``, ``scoring``.
         seed: the seed.
         settings: how it was sampled.
         banks: the bank of each prompt; empty for vanilla samples.
         trace: what guidance did at each step, rows in the order of ``images``; empty for vanilla samples.
+        sampling_rate: of audio, in Hz.
     """
 
     prompts: list[str]
@@ -51,13 +58,11 @@ class Result:
     settings: Settings
     banks: list[LookaheadBank] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
+    sampling_rate: int | None = None
 
     def pil(self) -> list[list[Any]]:
-        """The images as PIL images, a list a prompt."""
-        from PIL import Image
-
-        pixels = (self.images * 255).round().to(torch.uint8).movedim(2, -1).numpy()
-        return [[Image.fromarray(image) for image in row] for row in pixels]
+        """The images as PIL images, a list a prompt; of a video the list of its frames."""
+        return [[to_pil(image) for image in row] for row in self.images]
 
 
 class LiDAR:
@@ -67,16 +72,18 @@ class LiDAR:
     each step's clean prediction moved toward the reward-tilted distribution of the bank.
 
     Args:
-        pipe: a diffusers text-to-image pipeline whose scheduler family is known. It is used as it stands: device,
-            precision, offloading and scheduler are the caller's.
-        reward: guides: a callable, or a name of :mod:`lidar_sampling.rewards`.
+        pipe: a diffusers pipeline from text to images, video or audio whose scheduler family is known. It is used as
+            it stands: device, precision, offloading and scheduler are the caller's.
+        reward: guides: a callable, a name of :mod:`lidar_sampling.rewards`, or a mixture of several.
         metrics: scored on the final images only, never to guide.
         settings: defaults of the model's family; change single ones with keywords.
+        lookahead: the few-step solver of phase 1: a name of :mod:`lidar_sampling.solvers` or a :class:`Solver`,
+            which may bring a model of its own that shares the latent space.
         pipe_kwargs: further arguments of the pipeline's call in both phases, such as ``height``.
         batch_size: samples at a time, halved when memory runs out.
         store: a directory or :class:`BankStore` where banks are found and kept.
-        **changes: fields of :class:`Settings`: ``n``, ``scale``, ``reward_scale``, ``lookahead``, ``window``,
-            ``guidance_scale``, ``steps``, ``eta``.
+        **changes: fields of :class:`Settings`: ``n``, ``scale``, ``reward_scale``, ``window``, ``guidance_scale``,
+            ``steps``, ``eta``.
 
     Raises:
         TypeError, ValueError: an argument that is not known or out of range, before anything is sampled.
@@ -96,6 +103,7 @@ class LiDAR:
         reward: Reward | str,
         metrics: Sequence[Reward | str] = (),
         settings: Settings | None = None,
+        lookahead: Solver | str | None = None,
         pipe_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 16,
         store: BankStore | str | Path | None = None,
@@ -107,6 +115,8 @@ class LiDAR:
         if unknown:
             raise TypeError(f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}")
         self.pipe = pipe
+        if lookahead is not None:
+            changes["lookahead"] = lookahead.name if isinstance(lookahead, Solver) else lookahead
         self.settings = replace(settings or settings_for(pipe), **changes)
         self.reward = _rewards.load(reward, device=device) if isinstance(reward, str) else reward
         self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
@@ -118,7 +128,8 @@ class LiDAR:
                 raise TypeError(f"{name} must be callable or a known name, got {value!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self._solver = _solvers.load(self.settings.lookahead)
+        self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
+        self._lookahead: Any = None
 
     @classmethod
     def from_pretrained(
@@ -204,7 +215,8 @@ class LiDAR:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
             )
-        of_prompt = dict(zip(texts, given, strict=True))
+        mixed = self.reward.on if isinstance(self.reward, Mixture) else None
+        of_prompt = {bank.prompt: mixed(bank) if mixed else bank for bank in given}
         traces: list[Trace] = []
 
         @contextmanager
@@ -215,7 +227,7 @@ class LiDAR:
                 scale=self.settings.scale,
                 reward_scale=self.settings.reward_scale,
                 window=self.settings.window,
-                reward=None if all(len(bank.rewards) == 1 for bank in given) else name_of(self.reward),
+                reward=None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward),
             ) as trace:
                 yield
             traces.append(trace)
@@ -235,10 +247,15 @@ class LiDAR:
         return self._sample(_as_prompts(prompts), images, seed, progress)
 
     def _look(self, prompts: list[str], seed: int, progress: Progress | None) -> tuple[list[LookaheadBank], Cost]:
+        if self._lookahead is None:
+            lookahead = lookahead_pipeline(self._solver, self.pipe)
+            if why := space_of(lookahead, ()).difference(space_of(self.pipe, ())):
+                raise BankError(f"{self._solver.name} does not share the latent space of the target: {why}")
+            self._lookahead = lookahead
         return look(
-            self.pipe,
+            self._lookahead,
             prompts,
-            rewards=[self.reward],
+            rewards=self._parts,
             solver=self._solver,
             n=self.settings.n,
             seed=seed,
@@ -282,8 +299,8 @@ class LiDAR:
         texts = [item.prompt for item in items]
         with metered(self.pipe) as scoring:
             rewards = {
-                name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge is not self.reward)
-                for judge in (self.reward, *self.metrics)
+                name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics)
+                for judge in (*self._parts, *self.metrics)
             }
         scoring.reward_calls = len(items) * len(rewards)
         return Result(
@@ -294,11 +311,17 @@ class LiDAR:
             cost={"sampling": sampling, "scoring": scoring},
             seed=seed,
             settings=self.settings,
+            sampling_rate=getattr(getattr(self.pipe, "vae", None), "sampling_rate", None),
         )
+
+    @property
+    def _parts(self) -> list[Reward]:
+        """What is scored: the parts of a mixture, or the reward itself."""
+        return list(self.reward.parts) if isinstance(self.reward, Mixture) else [self.reward]
 
     def _call(self) -> dict[str, Any]:
         own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
-        return {**own, **self.pipe_kwargs}
+        return {**{name: value for name, value in own.items() if value is not None}, **self.pipe_kwargs}
 
 
 def _as_prompts(prompts: str | Sequence[str]) -> list[str]:

@@ -61,6 +61,8 @@ def check_window(window: tuple[float, float]) -> None:
 
 GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on glyph, docs/glyph.md")
 
+_UNTUNED = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; no guidance settings published"
+
 DEFAULTS = {
     "StableDiffusionPipeline": Settings(
         100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward"
@@ -68,9 +70,27 @@ DEFAULTS = {
     "StableDiffusionXLPipeline": Settings(
         100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward"
     ),
+    "StableDiffusion3Pipeline": Settings(28, 7.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
     "FluxPipeline": Settings(
-        50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was Hyper-FLUX"
+        50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was hyper-flux:8"
     ),
+    "FluxPipeline, schnell": Settings(
+        4,
+        0.0,
+        None,
+        "own:1",
+        50,
+        1.0,
+        1.0,
+        (1.0, 0.2),
+        "model card of FLUX.1 [schnell]; no guidance settings published",
+    ),
+    "PixArtSigmaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "SanaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "WanPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "LTXPipeline": Settings(50, 3.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "CogVideoXPipeline": Settings(50, 6.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "StableAudioPipeline": Settings(100, 7.0, None, "own:10", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
 }
 
 _OTHER = Settings(
@@ -94,5 +114,7 @@ def settings_for(pipe: Any) -> Settings:
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in DEFAULTS:
-            return DEFAULTS[cls.__name__]
+            # The two FLUX.1 share a class; only [dev] was distilled with its guidance as an input.
+            schnell = cls.__name__ == "FluxPipeline" and not pipe.transformer.config.guidance_embeds
+            return DEFAULTS[f"{cls.__name__}, schnell" if schnell else cls.__name__]
     return _OTHER

@@ -14,7 +14,7 @@ import typer
 
 from ._doctor import doctor
 from ._generate import generate, guide
-from ._lists import models, rewards
+from ._lists import models, rewards, solvers
 from ._look import look
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, look, guide, models, rewards, doctor):
+for command in (generate, look, guide, models, rewards, solvers, doctor):
     app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

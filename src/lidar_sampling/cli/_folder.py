@@ -2,7 +2,7 @@
 
 DIR/run.json                  the arguments; a run is resumed only with the same
 DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
-DIR/00000/samples/0000.png    guided images; DIR/00000/vanilla/ those without guidance
+DIR/00000/samples/0000.png    guided images (.webp for a video, .wav for audio); vanilla/ without guidance
 DIR/00000/result.json         rewards, costs and trace of the prompt
 DIR/grid.png, DIR/result.json all of it together
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._bank import write_atomically
 from .._geneval import parse
+from .._media import save_sample
 
 if TYPE_CHECKING:
     from .._sampler import Result
@@ -78,10 +79,12 @@ class Folder:
                 if result is None:
                     continue
                 (part / folder).mkdir(parents=True)
-                for k, image in enumerate(result.pil()[0]):
-                    image.save(part / folder / f"{k:04d}.png")
+                files = [
+                    save_sample(sample, part / folder / f"{k:04d}", sampling_rate=result.sampling_rate)
+                    for k, sample in enumerate(result.images[0])
+                ]
                 entry[name] = {
-                    "images": [f"{index:05d}/{folder}/{k:04d}.png" for k in range(result.images.shape[1])],
+                    "images": [f"{index:05d}/{folder}/{file.name}" for file in files],
                     "rewards": {reward: _numbers(values[0]) for reward, values in result.rewards.items()},
                     "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
                 }

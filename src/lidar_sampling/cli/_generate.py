@@ -25,7 +25,7 @@ Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from
 
 # Options that change what is shown or started from, not what is drawn.
 _NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet")
-_MODEL = ("model", "reward", "device", "dtype", "batch_size")
+_MODEL = ("model", "reward", "device", "dtype", "batch_size", "call")
 _SETTINGS = ("n", "lookahead", "steps", "guidance_scale", "scale", "reward_scale", "window")
 
 
@@ -46,6 +46,7 @@ def generate(
     window: o.Window = None,
     beside_vanilla: BesideVanilla = False,
     banks: Store = None,
+    call: o.Call = None,
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
@@ -77,6 +78,7 @@ def guide(
     reward_scale: o.RewardScale = None,
     window: o.Window = None,
     beside_vanilla: BesideVanilla = False,
+    call: o.Call = None,
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
@@ -141,14 +143,17 @@ def _run(
                     vanilla = lidar.vanilla(prompt, progress=progress, **sampling)
                 entry = folder.put(index, guided, vanilla)
             entries.append(entry)
-    draw_grid(out, entries).save(out / "grid.png")
+    written = ["images", "result.json"]
+    if not entries[0]["lidar"]["images"][0].endswith(".wav"):  # there is no picture of a sound
+        draw_grid(out, entries).save(out / "grid.png")
+        written.insert(1, "grid.png")
     whole = report(lidar, arguments, entries)
     write_json(out / "result.json", whole)
     if options["json"]:
         typer.echo(_json.dumps(whole))
     else:
         print_table(whole)
-        typer.echo(f"images, grid.png and result.json are in {out}")
+        typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
 def _json_value(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``lidar models`` and ``lidar rewards``: what is known, with its source."""
+"""``lidar models``, ``lidar rewards`` and ``lidar solvers``: what is known, with its source."""
 
 from __future__ import annotations
 
@@ -32,3 +32,41 @@ def rewards(json: o.Json = False) -> None:
         return
     for name, description in registry.names().items():
         typer.echo(f"{name:14s} {description}")
+
+
+def solvers(json: o.Json = False) -> None:
+    """List the few-step solvers of phase 1, with their weights and licences."""
+    from ..solvers import PRESETS
+
+    rows = [
+        {
+            "name": preset.name,
+            "for": list(preset.bases),
+            "steps": preset.steps,
+            "timesteps": list(preset.timesteps or ()),
+            "guidance_scale": preset.guidance_scale,
+            "scheduler": preset.scheduler,
+            "settings": dict(preset.settings),
+            "weights": asdict(preset.weights),
+            "kind": preset.kind,
+            "note": preset.note,
+        }
+        for preset in PRESETS
+    ]
+    if json:
+        typer.echo(_json.dumps([*_NO_DOWNLOAD, *rows]))
+        return
+    for row in _NO_DOWNLOAD:
+        typer.echo(f"{row['name']}\n  {row['note']}")
+    for preset in PRESETS:
+        typer.echo(f"{preset.name} for {', '.join(preset.bases)}\n  {preset.kind} {preset.weights}\n  {preset.note}")
+
+
+_NO_DOWNLOAD = [
+    {
+        "name": "dpm:N",
+        "note": "DPM-Solver++ in N steps with the model's own weights; fits every model but SANA Sprint",
+    },
+    {"name": "dpm:N-karras", "note": "the same on Karras's noise levels, for SD and SDXL"},
+    {"name": "own:N", "note": "the model's own scheduler in N steps"},
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Images = Annotated[int, typer.Option(min=1, help="Samples a prompt.")]
 N = Annotated[int | None, typer.Option("--n", help="Lookahead samples a prompt. [default: the model's]")]
 Lookahead = Annotated[
-    str | None, typer.Option(help="Few-step solver: dpm:N, dpm:N-karras, own:N. [default: the model's]")
+    str | None,
+    typer.Option(help="Few-step solver: dpm:N, dpm:N-karras, own:N, or of 'lidar solvers'. [default: the model's]"),
 ]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
 GuidanceScale = Annotated[
@@ -39,6 +41,14 @@ RewardScale = Annotated[float | None, typer.Option(help="Lambda, in 1 / reward. 
 Window = Annotated[
     tuple[float, float] | None,
     typer.Option(help="Start and end of guidance in diffusion time, 1 at pure noise. [default: the model's]"),
+]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        help="A further argument of the pipeline, as NAME=VALUE: height=512. Repeat for more.",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples at a time; halved when memory runs out.")]
 Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
@@ -63,8 +73,33 @@ def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
     return texts
 
 
+def read_call(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of a pipeline from NAME=VALUE; a value is JSON, or else the text itself.
+
+    >>> read_call(["height=512", "negative_prompt=a blurry photo", "clean_caption=false"])
+    {'height': 512, 'negative_prompt': 'a blurry photo', 'clean_caption': False}
+    """
+    call = {}
+    for argument in arguments or ():
+        name, equals, value = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--call must be NAME=VALUE, got {argument!r}")
+        try:
+            call[name] = json.loads(value)
+        except json.JSONDecodeError:
+            call[name] = value
+    return call
+
+
 def load_sampler(
-    model: str, *, reward: str | None, device: str | None, dtype: str, batch_size: int, **settings: Any
+    model: str,
+    *,
+    reward: str | None,
+    device: str | None,
+    dtype: str,
+    batch_size: int,
+    call: Sequence[str] | None = None,
+    **settings: Any,
 ) -> LiDAR:
     """The sampler that the options describe; settings that are None stay the model's."""
     import torch
@@ -83,6 +118,7 @@ def load_sampler(
         device=device,
         dtype=getattr(torch, dtype),
         batch_size=batch_size,
+        pipe_kwargs=read_call(call),
         **{name: value for name, value in settings.items() if value is not None},
     )
 

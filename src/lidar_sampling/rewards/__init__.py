@@ -2,12 +2,16 @@
 
 Images are float (B, 3, H, W) in [0, 1], prompts B strings; higher is better. A function is a reward; an object may
 add ``name`` and ``differentiable``. Nothing is imported or loaded before it is asked for.
+
+Of a video a reward sees evenly spaced frames, each as an image, and the mean counts; one with ``modality = "video"``
+sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -15,22 +19,70 @@ import torch
 from torch import Tensor
 
 from .._batches import shrinking
+from .._hub import Published
 
 Reward = Callable[..., Tensor]
 
+FRAMES = 8  # of a video that an image reward looks at
+
 
 class _Entry(NamedTuple):
-    factory: str  # "module:function", called with device=
+    factory: str  # "module:function", called with (model, device=, dtype=)
     description: str
+    published: Published | None = None  # what the factory gets as model, unless the user names another
     takes_model: bool = False  # whether "name:MODEL" hands MODEL to the factory
 
 
 _REGISTRY = {
     "glyph": _Entry("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
     "glyph-heldout": _Entry("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
-    "clip": _Entry(
-        "clip:CLIPReward", "image-text logit of a CLIP model; clip:PATH or clip:HUB_ID picks another", True
+    "image-reward": _Entry(
+        "image_reward:ImageReward",
+        "ImageReward v1.0, human preference; image-reward:PATH loads a checkpoint of your own",
+        Published("THUDM/ImageReward", "Apache-2.0", "ImageReward.pt"),
+        takes_model=True,
     ),
+    "hpsv2": _Entry(
+        "hps:HPS",
+        "human preference score v2; hpsv2:PATH",
+        Published("xswu/HPSv2", "Apache-2.0", "HPS_v2_compressed.pt"),
+        takes_model=True,
+    ),
+    "hpsv2.1": _Entry(
+        "hps:HPS",
+        "human preference score v2.1; hpsv2.1:PATH",
+        Published("xswu/HPSv2", "Apache-2.0", "HPS_v2.1_compressed.pt"),
+        takes_model=True,
+    ),
+    "pickscore": _Entry(
+        "clip:PickScore",
+        "PickScore v1, human preference; pickscore:PATH",
+        Published("yuvalkirstain/PickScore_v1", "MIT (repository)"),
+        takes_model=True,
+    ),
+    "clip": _Entry(
+        "clip:CLIPReward",
+        "image-text logit of a CLIP or SigLIP model; clip:PATH or clip:HUB_ID picks another",
+        Published("openai/clip-vit-large-patch14", "MIT (repository)"),
+        takes_model=True,
+    ),
+    "aesthetic": _Entry(
+        "aesthetic:Aesthetic",
+        "LAION aesthetic predictor v2, 1 to 10, looks at no prompt; aesthetic:PATH",
+        Published("camenduru/improved-aesthetic-predictor", "Apache-2.0", "sac+logos+ava1-l14-linearMSE.pth"),
+        takes_model=True,
+    ),
+    "vqascore": _Entry(
+        "vqascore:VQAScore",
+        "P(yes) of a vision-language model asked whether the image shows the prompt; vqascore:PATH or :HUB_ID",
+        Published("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research", commercial=False),
+        takes_model=True,
+    ),
+    "jpeg-compressibility": _Entry("jpeg:compressibility", "minus the kilobytes of the image as a JPEG"),
+    "jpeg-incompressibility": _Entry("jpeg:incompressibility", "the kilobytes of the image as a JPEG"),
+    "ocr": _Entry("ocr:OCR", "how well the text in double quotes in the prompt is written in the image, 0 to 1"),
+    "http": _Entry("service:connect", "a reward in another process: http://HOST:PORT/NAME", takes_model=True),
+    "https": _Entry("service:connect_tls", "the same behind TLS", takes_model=True),
     "brightness": _Entry("brightness:load_brightness", "mean pixel; needs no weights, for tests"),
 }
 
@@ -39,17 +91,24 @@ class RewardError(ValueError):
     """A reward raised or returned what is not one finite number an image; the message says which."""
 
 
+def __getattr__(name: str) -> Any:
+    if name in ("Ensemble", "Mixture"):
+        return getattr(import_module(".mixture", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def names() -> dict[str, str]:
     """Names that :func:`load` knows, with a line on each."""
     return {name: entry.description for name, entry in _REGISTRY.items()}
 
 
-def load(name: str, *, device: torch.device | str = "cpu") -> Reward:
+def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
     """The reward called ``name``, its model on ``device``.
 
     Args:
-        name: one of :func:`names`, or ``clip:`` and a path or hub id of a CLIP model.
+        name: one of :func:`names`; where its line says so with ``:`` and a path or hub id of other weights.
         device: where its model runs.
+        dtype: the precision of its model.
 
     Raises:
         ValueError: no such reward; the message names the nearest.
@@ -66,7 +125,7 @@ def load(name: str, *, device: torch.device | str = "cpu") -> Reward:
         raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(_REGISTRY)}")
     module, function = entry.factory.split(":")
     factory = getattr(import_module(f".{module}", __name__), function)
-    return factory(model, device=device) if model else factory(device=device)
+    return factory(model or entry.published, device=device, dtype=dtype)
 
 
 def name_of(reward: Reward) -> str:
@@ -87,7 +146,7 @@ def score(
 
     Args:
         reward: the reward.
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, 3, H, W) in [0, 1], or videos or audio.
         prompts: B prompts, one an image.
         batch_size: images a call; halved when memory runs out.
         allow_nan: let NaN pass, for a metric that does not apply to every prompt.
@@ -105,12 +164,14 @@ def score(
     if len(images) != len(prompts):
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
     name = name_of(reward)
+    by_frames = images.dim() == 5 and getattr(reward, "modality", "image") != "video"
+    see = partial(_frame_mean, reward) if by_frames else reward
 
     def call(indices: Sequence[int]) -> Tensor:
         chosen = slice(indices[0], indices[-1] + 1)
         try:
             with torch.no_grad():
-                result = reward(images=images[chosen], prompts=list(prompts[chosen]))
+                result = see(images=images[chosen], prompts=list(prompts[chosen]))
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
@@ -119,6 +180,14 @@ def score(
 
     parts = shrinking(range(len(images)), batch_size, call)
     return torch.cat(list(parts)) if len(images) else torch.zeros(0)
+
+
+def _frame_mean(reward: Reward, *, images: Tensor, prompts: list[str]) -> Tensor:
+    """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
+    count = min(FRAMES, images.shape[1])
+    frames = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    return torch.as_tensor(reward(images=frames.flatten(0, 1), prompts=repeated)).view(-1, count).mean(1)
 
 
 def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:

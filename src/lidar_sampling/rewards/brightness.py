@@ -13,6 +13,6 @@ def brightness(*, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images.flatten(1).mean(1)
 
 
-def load_brightness(*, device: torch.device | str) -> Callable[..., Tensor]:
+def load_brightness(model: None, *, device: torch.device | str, dtype: torch.dtype) -> Callable[..., Tensor]:
     """The function itself: it works wherever the images are."""
     return brightness

@@ -1,32 +1,38 @@
-"""The image-text logit of a CLIP model (Radford et al. 2021, https://arxiv.org/abs/2103.00020) as a reward.
+"""The image-text logit of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) and its relatives as a reward.
 
-``exp(logit_scale) cos(image, text)``: for OpenAI's models 100 times the cosine, which is CLIPScore (Hessel et al.
-2021, https://arxiv.org/abs/2104.08718) without its clamp and weight.
+``exp(logit_scale) cos(u, v)``: for OpenAI's models 100 times the cosine, which is CLIPScore (Hessel et al. 2021,
+https://arxiv.org/abs/2104.08718) without its clamp and weight. SigLIP (Zhai et al. 2023,
+https://arxiv.org/abs/2303.15343) adds a bias, and its logit is that of a match. PickScore (Kirstain et al. 2023,
+https://arxiv.org/abs/2305.01569, https://github.com/yuvalkirstain/PickScore) is a CLIP ViT-H/14 that was fitted to
+which of two images people chose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .._hub import Published
 from ..glyph import DATA
-
-_DEFAULT = "openai/clip-vit-large-patch14"
+from ._towers import Towers
+from ._weights import CLIP_H, Source, name_of
 
 
 class CLIPReward:
-    """How well images match their prompts, by a ``transformers.CLIPModel``.
+    """How well images match their prompts, by a CLIP or SigLIP model of transformers.
 
     Args:
-        model: path or hub id.
-        name: what results and banks call the reward; by default ``clip:`` and the model.
+        model: published weights, a folder or a hub id.
+        processor: where tokenizer and preprocessing lie; by default with the model.
+        name: what results and banks call the reward; by default ``clip``, and the model unless it is the published.
         device: where the model runs.
-        dtype: its precision.
+        dtype: its precision; pixels and cosines are float32.
+
+    Raises:
+        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor in reach.
+        ValueError: it is another kind of model.
 
     Example:
         >>> from lidar_sampling.rewards import load
@@ -40,63 +46,66 @@ class CLIPReward:
 
     def __init__(
         self,
-        model: str | Path = _DEFAULT,
+        model: Source,
         *,
+        processor: Source | None = None,
         name: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        from transformers import CLIPModel, CLIPTokenizer
-        from transformers.image_processing_base import ImageProcessingMixin
-
-        self.name = name or f"clip:{model}"
-        loaded: Any = CLIPModel.from_pretrained(model, dtype=dtype)
-        self._model = loaded.to(device).eval().requires_grad_(False)
-        self._tokenizer = CLIPTokenizer.from_pretrained(model)
-        self._size = self._model.config.vision_config.image_size
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(model)
-        self._mean, self._std = (
-            torch.tensor(processor[key], device=device, dtype=dtype).view(1, 3, 1, 1)
-            for key in ("image_mean", "image_std")
-        )
+        self.name = name or name_of("clip", model)
+        self._towers = Towers.load(model, processor=processor, device=device, dtype=dtype)
+        self._scale = self._towers.model.logit_scale.float().exp()
+        bias = getattr(self._towers.model, "logit_bias", None)
+        self._bias = 0 if bias is None else bias.float()
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to logits (B,), on the model's device.
+        """Images (B, 3, H, W) in [0, 1] and B prompts to logits (B,) float32, on the model's device.
 
-        Prompts beyond the model's context are truncated, as CLIP does.
+        Prompts beyond the model's context (77 tokens of CLIP, 64 of SigLIP) are truncated, as the models do.
         """
-        distinct = list(dict.fromkeys(prompts))
-        text = self._text(distinct)[[distinct.index(prompt) for prompt in prompts]]
-        return self._model.logit_scale.exp() * (self._image(images) * text).sum(1)
-
-    def _image(self, images: Tensor) -> Tensor:
-        pixels = images.to(self._mean)
-        if pixels.shape[2:] != (self._size, self._size):
-            pixels = _resize_and_crop(pixels, self._size)
-        pooled = self._model.vision_model(pixel_values=(pixels - self._mean) / self._std).pooler_output
-        return F.normalize(self._model.visual_projection(pooled), dim=1)
-
-    def _text(self, prompts: list[str]) -> Tensor:
-        tokens = self._tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-        pooled = self._model.text_model(input_ids=tokens["input_ids"].to(self._mean.device)).pooler_output
-        return F.normalize(self._model.text_projection(pooled), dim=1)
+        return self._scale * self._towers.cosine(images, prompts) + self._bias
 
 
-def glyph_reward(*, device: torch.device | str = "cpu") -> CLIPReward:
+class PickScore(CLIPReward):
+    """PickScore v1: which image of a prompt people would choose; about 18 to 24.
+
+    Args:
+        model: published weights, a folder or a hub id.
+        processor: where tokenizer and preprocessing lie; by default those of the CLIP ViT-H/14 it was trained from
+            with the published weights, else with the model.
+        device: where the model runs.
+        dtype: its precision.
+
+    Example:
+        >>> from lidar_sampling.glyph import DATA
+        >>> reward = PickScore(DATA / "reward-clip")  # any CLIP serves to see the face
+        >>> reward(images=torch.rand(1, 3, 128, 128), prompts=["a photo of a cat"]).shape
+        torch.Size([1])
+    """
+
+    def __init__(
+        self,
+        model: Source,
+        *,
+        processor: Source | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if processor is None and isinstance(model, Published):
+            processor = CLIP_H
+        super().__init__(model, processor=processor, name=name_of("pickscore", model), device=device, dtype=dtype)
+
+
+def glyph_reward(
+    model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> CLIPReward:
     """The CLIP that guides the embedded model."""
-    return CLIPReward(DATA / "reward-clip", name="glyph", device=device)
+    return CLIPReward(DATA / "reward-clip", name="glyph", device=device, dtype=dtype)
 
 
-def glyph_heldout(*, device: torch.device | str = "cpu") -> CLIPReward:
+def glyph_heldout(
+    model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> CLIPReward:
     """The CLIP that judges the embedded model and never guides it."""
-    return CLIPReward(DATA / "heldout-clip", name="glyph-heldout", device=device)
-
-
-def _resize_and_crop(pixels: Tensor, size: int) -> Tensor:
-    """Shortest side to ``size`` (bicubic, antialiased), then the central square."""
-    height, width = pixels.shape[2:]
-    scale = size / min(height, width)
-    new = (max(size, round(height * scale)), max(size, round(width * scale)))
-    pixels = F.interpolate(pixels, size=new, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return pixels[:, :, top : top + size, left : left + size]
+    return CLIPReward(DATA / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)

@@ -1,0 +1,144 @@
+"""Several rewards as one: a weighted sum of standardised rewards, and ensembles against reward hacking.
+
+    mixture(x) = sum_i w_i (r_i(x) - mean_i) / std_i
+
+Rewards differ in spread by orders of magnitude, so each is standardised first: by a fixed calibration, or over the
+bank of each prompt, which is what guidance compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import Reward, load, name_of
+
+if TYPE_CHECKING:
+    from .._bank import LookaheadBank
+
+
+class Mixture:
+    """A weighted sum of rewards, each standardised.
+
+    Args:
+        weights: reward name -> weight.
+        rewards: rewards of your own, by their names in ``weights``; the other names are loaded from the registry.
+        calibration: reward name -> (mean, standard deviation). Without it each reward is standardised over the bank
+            of a prompt, and the mixture can guide but not score loose images.
+        name: what banks call the sum.
+        device: where loaded rewards run.
+        dtype: their precision.
+
+    Attributes:
+        parts: the rewards, in the order of ``weights``.
+
+    Raises:
+        ValueError: no weights, a weight that is not finite, a calibration that lacks a reward or is not positive.
+
+    Example:
+        >>> half = Mixture({"brightness": 0.5}, calibration={"brightness": (0.5, 0.1)})
+        >>> half(images=torch.full((1, 3, 2, 2), 0.7), prompts=["a cat"])
+        tensor([1.0000])
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        rewards: Sequence[Reward] = (),
+        calibration: Mapping[str, tuple[float, float]] | None = None,
+        name: str = "mixture",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not weights:
+            raise ValueError("weights must name at least one reward")
+        for key, weight in weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {key!r} must be finite, got {weight}")
+            if calibration is None:
+                continue
+            if key not in calibration:
+                raise ValueError(f"calibration lacks {key!r}; it has {', '.join(map(repr, calibration)) or 'none'}")
+            mean, std = calibration[key]
+            if not (math.isfinite(mean) and 0 < std < math.inf):
+                raise ValueError(f"the calibration of {key!r} must be (mean, std) with std above 0, got {mean, std}")
+        own = {name_of(reward): reward for reward in rewards}
+        if len(own) < len(rewards) or not set(own) <= set(weights):
+            raise ValueError(f"rewards must be named apart and have weights: got {[name_of(r) for r in rewards]}")
+        self.name, self.weights, self.calibration = name, dict(weights), calibration and dict(calibration)
+        self.parts = [own[key] if key in own else load(key, device=device, dtype=dtype) for key in weights]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every part says it is."""
+        return all(getattr(part, "differentiable", False) for part in self.parts)
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] and B prompts to sums (B,).
+
+        Raises:
+            ValueError: there is no fixed calibration.
+        """
+        if self.calibration is None:
+            raise ValueError(
+                f"{self.name!r} is standardised over a bank: guide with it, or give calibration={{name: (mean, std)}}"
+            )
+        total: Any = 0.0
+        for (key, weight), part in zip(self.weights.items(), self.parts, strict=True):
+            mean, std = self.calibration[key]
+            total = total + weight * (torch.as_tensor(part(images=images, prompts=prompts)).float() - mean) / std
+        return total
+
+    def on(self, bank: LookaheadBank) -> LookaheadBank:
+        """``bank`` with the mixture as one more reward; it must hold every part."""
+        return bank.with_rewards(bank.combine(self.weights, calibration=self.calibration, name=self.name).rewards)
+
+
+class Ensemble:
+    """Several rewards on one scale as one that is harder to hack.
+
+    ``mean``; ``min``, the worst case; or ``uncertainty``, the mean minus ``coefficient`` times the variance (Coste et
+    al. 2023, https://arxiv.org/abs/2310.02743, section 3).
+
+    Args:
+        members: at least two rewards.
+        how: how they become one.
+        coefficient: at least 0, for ``uncertainty``.
+        name: what banks and results call it.
+
+    Example:
+        >>> from lidar_sampling.testing import brightness
+        >>> def darkness(*, images, prompts):
+        ...     return 1 - brightness(images=images, prompts=prompts)
+        >>> Ensemble([brightness, darkness], "min")(images=torch.full((1, 3, 2, 2), 0.75), prompts=["a cat"])
+        tensor([0.2500])
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Reward],
+        how: Literal["mean", "min", "uncertainty"] = "mean",
+        *,
+        coefficient: float = 1.0,
+        name: str = "ensemble",
+    ) -> None:
+        if len(members) < 2:
+            raise ValueError(f"an ensemble needs at least two members, got {len(members)}")
+        if how not in ("mean", "min", "uncertainty"):
+            raise ValueError(f"how must be 'mean', 'min' or 'uncertainty', got {how!r}")
+        if not 0 <= coefficient < math.inf:
+            raise ValueError(f"coefficient must be finite and at least 0, got {coefficient}")
+        self.members, self.how, self.coefficient, self.name = list(members), how, coefficient, name
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,)."""
+        scores = torch.stack([torch.as_tensor(m(images=images, prompts=prompts)).float() for m in self.members])
+        if self.how == "min":
+            return scores.amin(0)
+        penalty = self.coefficient * scores.var(0, correction=0) if self.how == "uncertainty" else 0.0
+        return scores.mean(0) - penalty

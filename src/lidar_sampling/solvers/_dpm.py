@@ -1,0 +1,67 @@
+"""DPM-Solver++ on any model: the scheduler that solves in few steps what another scheduler was saved for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers import (
+    CogVideoXDPMScheduler,
+    CosineDPMSolverMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+)
+
+
+class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
+    """DPM-Solver++ for pipelines that hand their scheduler the evenly spaced sigmas of a flow model."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: Any = None,
+    ) -> None:
+        """As the parent; ``sigmas`` may only say how many steps there are, since the solver has its own."""
+        if sigmas is not None:
+            num_inference_steps = len(sigmas)
+            if not np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
+                raise ValueError("dpm:N chooses its own noise levels: leave sigmas out, or use own:N")
+        # Pipelines hand over mu whether or not the model shifts by it.
+        mu = mu if self.config.use_dynamic_shifting else None  # type: ignore[attr-defined]
+        super().set_timesteps(num_inference_steps, device=device, mu=mu, timesteps=timesteps)  # type: ignore[misc]
+
+
+def dpm_solver(scheduler: Any) -> Any:
+    """The DPM-Solver++ for the model that ``scheduler`` belongs to.
+
+    Raises:
+        ValueError: there is none for its kind of noise schedule.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    if name.startswith("CogVideoX"):
+        return CogVideoXDPMScheduler.from_config(config)
+    if name.startswith("Cosine"):
+        return CosineDPMSolverMultistepScheduler.from_config(config)
+    if name.startswith("EDM"):
+        return EDMDPMSolverMultistepScheduler.from_config(config)
+    if name.startswith(("FlowMatch", "LTX")) or config.get("use_flow_sigmas"):
+        shift = config.get("flow_shift") or config.get("shift") or 1.0
+        return FlowDPMSolverMultistepScheduler.from_config(
+            config, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
+        )
+    if "beta_schedule" in config:
+        # The solver's own spacing: the one a scheduler was saved with is made for many steps.
+        return DPMSolverMultistepScheduler.from_config(config, timestep_spacing="linspace", thresholding=False)
+    raise ValueError(f"there is no DPM-Solver for the noise schedule of {name}; use own:N")
+
+
+def karras_dpm_solver(scheduler: Any) -> Any:
+    """The same on the noise levels of Karras et al. 2022, for models with a discrete diffusion schedule."""
+    solver = dpm_solver(scheduler)
+    if type(solver) is not DPMSolverMultistepScheduler:
+        raise ValueError(f"Karras's noise levels are not those of {type(scheduler).__name__}; use dpm:N")
+    settings: Any = solver.config  # type: ignore[attr-defined]
+    return type(solver).from_config(settings, use_karras_sigmas=True)

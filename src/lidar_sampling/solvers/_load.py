@@ -1,0 +1,195 @@
+"""From a solver's name to the pipeline that draws the lookahead samples.
+
+Weights of the target are never written to. A LoRA goes on a twin of the denoiser that shares its parameters, so it
+costs the memory of the adapter alone; a few-step denoiser stands beside the target's and shares all else; a few-step
+pipeline is loaded whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .._cost import denoisers
+from .._hub import Published, load_state_dict
+from ._solver import Solver
+from .presets import FLUX, PRESETS, SANA, SD, SD3, SDXL
+
+_log = logging.getLogger(__name__)
+
+_FAMILIES = {
+    "StableDiffusionXL": SDXL,
+    "StableDiffusion3": SD3,
+    "StableDiffusion": SD,
+    "Flux": FLUX,
+    "Sana": SANA,
+}
+_ADAPTER = "lidar-lookahead"
+
+
+def names() -> dict[str, list[Solver]]:
+    """The presets by name; one name may serve several families.
+
+    >>> [solver.bases for solver in names()["lcm-lora:4"]]
+    [('Stable Diffusion',), ('Stable Diffusion XL',)]
+    """
+    return {preset.name: [p for p in PRESETS if p.name == preset.name] for preset in PRESETS}
+
+
+def base_of(pipe: Any) -> str:
+    """The family that ``pipe`` belongs to, as presets name it; the name of its class where they name none."""
+    for cls in type(pipe).__mro__:
+        for prefix, family in _FAMILIES.items():
+            if cls.__name__.startswith(prefix):
+                return family
+    return type(pipe).__name__
+
+
+def load(name: str, pipe: Any = None) -> Solver:
+    """The solver called ``name``: ``dpm:N``, ``dpm:N-karras``, ``own:N``, or one of the presets.
+
+    Args:
+        name: its name; N is a number of steps, at least 1.
+        pipe: the target, which decides among presets of one name; None takes the first.
+
+    Raises:
+        ValueError: no such solver, or none of that name for the family of ``pipe``.
+
+    Example:
+        >>> load("dpm:5").steps
+        5
+    """
+    match = re.fullmatch(r"(dpm|own):([1-9]\d*)(-karras)?", name)
+    if match is not None and not (match[1] == "own" and match[3]):
+        if match[1] == "own":
+            return Solver(name, int(match[2]))
+        return Solver(name, int(match[2]), _karras_dpm if match[3] else _dpm)
+    known = names()
+    if name not in known:
+        near = get_close_matches(name, [*known, "dpm:5", "own:8"], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"unknown solver {name!r}; {hint}known are dpm:N, dpm:N-karras, own:N and those of 'lidar solvers'"
+        )
+    if pipe is None:
+        return known[name][0]
+    for preset in known[name]:
+        if base_of(pipe) in preset.bases:
+            return preset
+    bases = " or ".join(base for preset in known[name] for base in preset.bases)
+    raise ValueError(f"{name} is made for {bases}, not for {type(pipe).__name__}; dpm:N and own:N fit every model")
+
+
+def lookahead_pipeline(solver: Solver, pipe: Any) -> Any:
+    """The pipeline that ``solver`` draws with: ``pipe`` itself, a twin that shares its parts, or another.
+
+    Raises:
+        ValueError: the target is offloaded, or the other model has no latent space in common with it.
+        ImportError: a LoRA without ``peft``.
+        FileNotFoundError: weights that are neither here nor in reach.
+    """
+    weights = solver.weights
+    if isinstance(weights, Published) and not weights.commercial:
+        _log.warning("%s uses weights under terms of their own: %s", solver.name, weights)
+    if solver.lora is not None:
+        return _with_lora(solver, pipe)
+    if solver.denoiser is not None:
+        return _with_denoiser(solver, pipe)
+    if isinstance(solver.pipeline, Published | str | Path):
+        return _load_pipeline(solver.pipeline, like=pipe)
+    return pipe if solver.pipeline is None else solver.pipeline
+
+
+@contextmanager
+def running(solver: Solver, pipe: Any) -> Iterator[None]:
+    """Let ``pipe`` use the scheduler of ``solver`` inside the block."""
+    own = pipe.scheduler
+    pipe.scheduler = _scheduler(solver, own)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+def _scheduler(solver: Solver, own: Any) -> Any:
+    if callable(solver.scheduler):
+        return solver.scheduler(own)
+    if solver.scheduler is None:
+        return type(own).from_config(own.config, **solver.settings)
+    import diffusers
+
+    cls = getattr(diffusers, solver.scheduler, None)
+    if cls is None:
+        raise ValueError(f"{solver.name}: diffusers has no scheduler {solver.scheduler!r}")
+    return cls.from_config(own.config, **solver.settings)
+
+
+def _dpm(scheduler: Any) -> Any:
+    from ._dpm import dpm_solver
+
+    return dpm_solver(scheduler)
+
+
+def _karras_dpm(scheduler: Any) -> Any:
+    from ._dpm import karras_dpm_solver
+
+    return karras_dpm_solver(scheduler)
+
+
+def _with_lora(solver: Solver, pipe: Any) -> Any:
+    name, denoiser = _denoiser(solver, pipe)
+    # The twin's modules are its own, so that adapters reach no module of the target; its parameters are the target's.
+    twin = copy.deepcopy(denoiser, {id(p): p for p in (*denoiser.parameters(), *denoiser.buffers())})
+    lookahead = _twin(pipe, {name: twin})
+    before = lookahead.get_active_adapters() if hasattr(twin, "peft_config") else []
+    file = _file(solver.lora)
+    lookahead.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_ADAPTER)
+    lookahead.set_adapters([*before, _ADAPTER], [*(1.0 for _ in before), solver.lora_scale])
+    return lookahead
+
+
+def _with_denoiser(solver: Solver, pipe: Any) -> Any:
+    name, denoiser = _denoiser(solver, pipe)
+    twin = type(denoiser).from_config(denoiser.config)
+    twin.load_state_dict(load_state_dict(_file(solver.denoiser)))
+    return _twin(pipe, {name: twin.to(denoiser.device, denoiser.dtype).eval()})
+
+
+def _denoiser(solver: Solver, pipe: Any) -> tuple[str, Any]:
+    """The name and the module of the target's one denoiser, as it was before it was compiled."""
+    found = denoisers(pipe)
+    if len(found) != 1:
+        raise ValueError(f"{solver.name} replaces one denoiser, and {type(pipe).__name__} has {len(found)}")
+    ((name, module),) = found.items()
+    module = getattr(module, "_orig_mod", module)
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        raise ValueError(f"{solver.name} cannot share the weights of an offloaded model: use dpm:N or own:N")
+    return name, module
+
+
+def _twin(pipe: Any, changes: dict[str, Any]) -> Any:
+    """A pipeline of the same class and configuration with some components replaced."""
+    options = {name: value for name, value in pipe.config.items() if not name.startswith("_")}
+    accepted = {name: value for name, value in options.items() if not isinstance(value, tuple | list)}
+    return type(pipe)(**{**accepted, **pipe.components, **changes})
+
+
+def _load_pipeline(source: Published | str | Path, *, like: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    repo, revision = (source.repo, source.revision) if isinstance(source, Published) else (source, None)
+    pipe = DiffusionPipeline.from_pretrained(repo, revision=revision, dtype=like.dtype, use_safetensors=True)
+    return pipe.to(like.device)
+
+
+def _file(source: Published | str | Path | None) -> Path:
+    path = source.download() if isinstance(source, Published) else Path(str(source))
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    return path

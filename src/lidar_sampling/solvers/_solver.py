@@ -1,0 +1,96 @@
+"""What a few-step solver is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._hub import Published
+
+_KINDS = ("lora", "denoiser", "pipeline")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A few-step solver: how the lookahead samples of phase 1 are drawn.
+
+    At most one of ``lora``, ``denoiser`` and ``pipeline`` is given; none keeps the target's own weights.
+
+    Attributes:
+        name: what provenance calls it.
+        steps: ``num_inference_steps``.
+        scheduler: class name in diffusers, made from the pipeline's scheduler config, or a function from the
+            pipeline's scheduler to a new one; None keeps the pipeline's own class.
+        settings: what changes in that config.
+        timesteps: the timesteps, where the scheduler's own spacing is not the one that was distilled.
+        guidance_scale: classifier-free guidance of phase 1; None keeps the sampler's.
+        call: further arguments of the pipeline's call.
+        lora: adapter that turns the target's denoiser into the few-step model.
+        lora_scale: its strength.
+        denoiser: weights of a few-step model with the target's architecture.
+        pipeline: a few-step model of its own: a pipeline, or where one is published.
+        bases: families it fits (:func:`base_of`); empty for every one.
+        note: what else a user should know.
+
+    Example:
+        >>> Solver("mine:4", steps=4, scheduler="LCMScheduler", guidance_scale=1.0).steps
+        4
+    """
+
+    name: str
+    steps: int
+    scheduler: str | Callable[[Any], Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    timesteps: tuple[int, ...] | None = None
+    guidance_scale: float | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
+    lora: Published | str | Path | None = None
+    lora_scale: float = 1.0
+    denoiser: Published | str | Path | None = None
+    pipeline: Published | str | Path | Any = None
+    bases: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.timesteps is not None and len(self.timesteps) != self.steps:
+            raise ValueError(f"{self.name}: {self.steps} steps need as many timesteps, got {self.timesteps}")
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{self.name}: give one of lora, denoiser and pipeline, got {' and '.join(given)}")
+
+    @property
+    def kind(self) -> str | None:
+        """``lora``, ``denoiser`` or ``pipeline``; None for the target's own weights."""
+        return next((kind for kind in _KINDS if getattr(self, kind) is not None), None)
+
+    @property
+    def weights(self) -> Any:
+        """Where its weights come from: what was given as :attr:`kind`."""
+        return getattr(self, self.kind) if self.kind else None
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the samples, as JSON values."""
+        scheduler, weights = self.scheduler, self.weights
+        if callable(scheduler):
+            scheduler = scheduler.__qualname__
+        if isinstance(weights, Published):
+            weights = [weights.repo, weights.file, weights.revision]
+        elif weights is not None and not isinstance(weights, str):
+            weights = str(weights) if isinstance(weights, Path) else type(weights).__name__
+        settings = {key: repr(value) for key, value in sorted(self.settings.items())}
+        return {
+            "name": self.name,
+            "scheduler": [scheduler, settings, list(self.timesteps or ())],
+            "weights": weights,
+            "lora_scale": self.lora_scale,
+        }
+
+    def arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of phase 1's pipeline call, from those of phase 2."""
+        own = {"guidance_scale": self.guidance_scale, "timesteps": self.timesteps and list(self.timesteps)}
+        changes = {name: value for name, value in own.items() if value is not None}
+        return {**call, **changes, **self.call, "num_inference_steps": self.steps}

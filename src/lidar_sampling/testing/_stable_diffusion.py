@@ -1,0 +1,117 @@
+"""Stable Diffusion and SDXL on random weights, and the pipelines that share their components."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._build import seeded
+from ._text import WIDTH, clip_text_encoder, clip_tokenizer
+
+LATENT = 8
+
+
+@seeded
+def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
+    """A ``StableDiffusionPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
+
+    Args:
+        cls: another pipeline class of its components: image-to-image, inpainting or ControlNet.
+        **unet: changes to the UNet's configuration, such as ``in_channels=9`` of an inpainting model.
+    """
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    cls = cls or StableDiffusionPipeline
+    return cls(
+        vae=autoencoder(),
+        text_encoder=clip_text_encoder(),
+        tokenizer=clip_tokenizer(),
+        unet=_unet(**unet),
+        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **_controlnet(cls),
+    )
+
+
+@seeded
+def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
+    """A ``StableDiffusionXLPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
+
+    Args:
+        cls: another pipeline class of its components: image-to-image, inpainting or ControlNet.
+        **unet: changes to the UNet's configuration.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    cls = cls or StableDiffusionXLPipeline
+    return cls(
+        vae=autoencoder(),
+        text_encoder=clip_text_encoder(),
+        text_encoder_2=clip_text_encoder(projection=True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=_unet(**_XL, **unet),
+        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
+        **_controlnet(cls, **_XL),
+    )
+
+
+_XL = {
+    "cross_attention_dim": 2 * WIDTH,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+}
+
+
+def _unet(**changes: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "sample_size": LATENT,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": WIDTH,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    unet: Any = UNet2DConditionModel(**{**settings, **changes})
+    return unet.eval()
+
+
+def _controlnet(cls: type, **changes: Any) -> dict[str, Any]:
+    from diffusers import ControlNetModel
+
+    if "ControlNet" not in cls.__name__:
+        return {}
+    settings = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": WIDTH,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "conditioning_embedding_out_channels": (4, 8),
+    }
+    controlnet: Any = ControlNetModel(**{**settings, **changes})
+    return {"controlnet": controlnet.eval()}
+
+
+def autoencoder(channels: int = 4, **changes: Any) -> Any:
+    """An ``AutoencoderKL`` with a factor of two between pixels and latents."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        latent_channels=channels,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=2 * LATENT,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **changes,
+    )
+    return vae.eval()

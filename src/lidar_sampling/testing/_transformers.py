@@ -1,0 +1,163 @@
+"""Diffusion transformers for images on random weights: SD3, FLUX, PixArt-Sigma and SANA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._build import seeded
+from ._stable_diffusion import LATENT, autoencoder
+from ._text import WIDTH, clip_text_encoder, clip_tokenizer, gemma, gemma_tokenizer, t5_encoder, t5_tokenizer
+
+
+@seeded
+def tiny_stable_diffusion_3() -> Any:
+    """A ``StableDiffusion3Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer: Any = SD3Transformer2DModel(
+        sample_size=LATENT,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=2 * LATENT,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text_encoder(projection=True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_text_encoder(projection=True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(width=2 * WIDTH),
+        tokenizer_3=t5_tokenizer(),
+    )
+
+
+@seeded
+def tiny_flux(*, schnell: bool = False) -> Any:
+    """A ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer: Any = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+        guidance_embeds=not schnell,
+    )
+    scheduler = (
+        FlowMatchEulerDiscreteScheduler(shift=1.0)
+        if schnell
+        else FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    )
+    return FluxPipeline(
+        scheduler=scheduler,
+        vae=autoencoder(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text_encoder(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=transformer.eval(),
+    )
+
+
+@seeded
+def tiny_pixart_sigma() -> Any:
+    """A ``PixArtSigmaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), with a learned variance."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    transformer: Any = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        sample_size=LATENT,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(),
+        vae=autoencoder(scaling_factor=0.13025),
+        transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+@seeded
+def tiny_sana() -> Any:
+    """A ``SanaPipeline`` that draws 32 x 32 pixels from latents (4, 16, 16)."""
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline
+
+    return SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=_deep_compression(),
+        transformer=_sana_transformer(),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+@seeded
+def tiny_sana_sprint() -> Any:
+    """A ``SanaSprintPipeline`` in the latent space of :func:`tiny_sana`."""
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    return SanaSprintPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=_deep_compression(),
+        transformer=_sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+        scheduler=SCMScheduler(),
+    )
+
+
+def _deep_compression() -> Any:
+    from diffusers import AutoencoderDC
+
+    vae: Any = AutoencoderDC(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 16),
+        decoder_block_out_channels=(8, 16),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.41407,
+    )
+    return vae.eval()
+
+
+def _sana_transformer(**changes: Any) -> Any:
+    from diffusers import SanaTransformer2DModel
+
+    transformer: Any = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        sample_size=LATENT,
+        **changes,
+    )
+    return transformer.eval()

@@ -1,0 +1,195 @@
+"""Video and audio on random weights: Wan, LTX-Video, CogVideoX and Stable Audio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._build import seeded
+from ._text import WIDTH, t5_encoder, t5_tokenizer
+
+
+@seeded
+def tiny_wan() -> Any:
+    """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2)."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    vae: Any = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[2.0, 1.5, 2.5, 1.0],
+    )
+    transformer: Any = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(multilingual=True),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+@seeded
+def tiny_ltx(cls: type | None = None) -> Any:
+    """An ``LTXPipeline``; at 32 x 32 pixels and 9 frames its latents are packed to (192, 8).
+
+    Args:
+        cls: another pipeline class of its components, such as ``LTXConditionPipeline``.
+    """
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    vae: Any = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+    )
+    transformer: Any = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=WIDTH,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=1.0,
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+    components = {
+        "scheduler": scheduler,
+        "vae": vae.eval(),
+        "text_encoder": t5_encoder(),
+        "tokenizer": t5_tokenizer(),
+        "transformer": transformer.eval(),
+    }
+    return (cls or LTXPipeline)(**components)
+
+
+@seeded
+def tiny_cogvideox(*, ddim: bool = False) -> Any:
+    """A ``CogVideoXPipeline`` with the scheduler of the 5B model, or of the 2B one with ``ddim``.
+
+    At 16 x 16 pixels and 5 frames its latents are (2, 4, 2, 2): frames before channels.
+    """
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    vae: Any = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    transformer: Any = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=WIDTH,
+        num_layers=1,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=5,
+        max_text_seq_length=16,
+        use_rotary_positional_embeddings=True,
+    )
+    scheduler = (CogVideoXDDIMScheduler if ddim else CogVideoXDPMScheduler)(
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0 if ddim else 1.0,
+        set_alpha_to_one=True,
+    )
+    return CogVideoXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=scheduler,
+    )
+
+
+@seeded
+def tiny_stable_audio() -> Any:
+    """A ``StableAudioPipeline`` that makes stereo waveforms from latents (4, 16)."""
+    from diffusers import (
+        AutoencoderOobleck,
+        CosineDPMSolverMultistepScheduler,
+        StableAudioDiTModel,
+        StableAudioPipeline,
+        StableAudioProjectionModel,
+    )
+
+    transformer: Any = StableAudioDiTModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        num_key_value_attention_heads=1,
+        cross_attention_dim=WIDTH,
+        time_proj_dim=8,
+        global_states_input_dim=2 * WIDTH,
+        cross_attention_input_dim=WIDTH,
+    )
+    vae: Any = AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=[2, 4],
+        channel_multiples=[1, 2],
+        decoder_channels=8,
+        decoder_input_channels=4,
+        audio_channels=2,
+        sampling_rate=16,
+    )
+    projection: Any = StableAudioProjectionModel(
+        text_encoder_dim=WIDTH, conditioning_dim=WIDTH, min_value=0, max_value=32
+    )
+    return StableAudioPipeline(
+        vae=vae.eval(),
+        text_encoder=t5_encoder(),
+        projection_model=projection.eval(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer.eval(),
+        scheduler=CosineDPMSolverMultistepScheduler(
+            sigma_min=0.3, sigma_max=500, sigma_data=1.0, prediction_type="v_prediction"
+        ),
+    )

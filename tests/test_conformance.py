@@ -1,0 +1,248 @@
+"""One suite over every pipeline: tiny random weights, true classes, the scheduler that the published weights use."""
+
+import copy
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from oracle import output_for
+from test_guidance import naive
+
+from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
+from lidar_sampling.cli import main
+
+PROMPTS = ["a cat", "a dog"]
+EVERY = pytest.mark.parametrize("key", testing.PIPELINES)
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Pipelines by key, each built once; tests leave them as they were."""
+    pipes = {}
+    return lambda key: pipes.setdefault(key, testing.PIPELINES[key].make())
+
+
+def run(pipe, key, *, images=2, **changes):
+    """Two prompts, ``images`` samples each, from the same noise every time."""
+    _, call, per_prompt = testing.PIPELINES[key]
+    several = {per_prompt: images} if per_prompt else {}
+    output = pipe(
+        prompt=PROMPTS if per_prompt else [p for p in PROMPTS for _ in range(images)],
+        generator=[torch.Generator().manual_seed(i) for i in range(2 * images)],
+        **{"num_inference_steps": 2, "output_type": "pt", **several, **call, **changes},
+    )
+    return output[0]
+
+
+def banks_like(latents, n=3):
+    """A bank a prompt in the space of ``latents`` (B, *)."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        LookaheadBank(torch.randn(n, *latents.shape[1:], generator=generator), {"r": torch.arange(float(n))}, prompt)
+        for prompt in PROMPTS
+    ]
+
+
+def recorded(pipe, key, **changes):
+    with record(pipe) as recording:
+        run(pipe, key, **changes)
+    return recording.samples
+
+
+@EVERY
+def test_attaching_without_effect_is_bit_identical(key, built):
+    pipe = built(key)
+    plain = run(pipe, key)
+    with record(pipe) as recording:
+        assert torch.equal(run(pipe, key), plain)
+    banks = banks_like(recording.samples)
+    for scale, reward_scale in ((0.0, 3.0), (3.0, 0.0)):
+        with guide(pipe, banks, scale=scale, reward_scale=reward_scale, window=(1.0, 0.0)):
+            assert torch.equal(run(pipe, key), plain)
+    with guide(pipe, banks, scale=1.0, reward_scale=3.0, window=(1.0, 0.0)):
+        assert not torch.equal(run(pipe, key), plain)
+    assert torch.equal(run(pipe, key), plain)
+
+
+class Spy:
+    """A hook that keeps what the scheduler was told at its first step."""
+
+    first = None
+
+    def before(self, scheduler, arguments):
+        if self.first is None:
+            self.first = {k: arguments[k] for k in ("model_output", "sample", "timestep")}
+        return arguments["model_output"]
+
+    def after(self, scheduler, previous):
+        pass
+
+
+@contextmanager
+def spied(pipe):
+    from lidar_sampling._attach import _attached
+
+    spy = Spy()
+    with _attached(pipe.scheduler, spy):
+        yield spy
+
+
+@EVERY
+def test_the_clean_prediction_moves_by_scale_times_delta(key, built):
+    """At the first step plain and guided runs meet the same sample; Delta is restated in float64."""
+    pipe = built(key)
+    with spied(pipe) as plain:
+        latents = recorded(pipe, key)
+    banks = banks_like(latents)
+    with guide(pipe, banks, scale=0.7, reward_scale=2.0, window=(1.0, 0.0)) as trace, spied(pipe) as guided:
+        run(pipe, key)
+    x = plain.first["sample"]
+    assert torch.equal(guided.first["sample"], x)
+    level = trace.steps[0].level
+    parts = []
+    for part, bank in zip(x.chunk(2), banks, strict=True):
+        _, tilted, plain_weights, _ = naive(part, bank.samples, bank.reward(), level.alpha, level.sigma, 2.0)
+        parts.append((tilted - plain_weights) @ bank.samples.double().flatten(1))
+    delta = torch.cat(parts).view(x.shape)
+    moved, still = (output_for(pipe.scheduler, 0, x0, level.alpha, level.sigma) for x0 in (0.7 * delta, 0 * delta))
+    achieved = (guided.first["model_output"] - plain.first["model_output"]).double()
+    torch.testing.assert_close(achieved, moved - still, rtol=2e-3, atol=2e-3 * (moved - still).abs().max().item())
+    assert delta.abs().max() > 1e-3
+
+
+@EVERY
+def test_banks_are_recorded_in_the_space_of_the_sampler(key, built):
+    pipe = built(key)
+    latents = recorded(pipe, key)
+    direct = run(pipe, key, output_type="latent")
+    assert torch.equal(latents.reshape(direct.shape), direct)
+
+
+def sampler(pipe, key, **changes):
+    call = testing.PIPELINES[key].call
+    options = {"n": 4, "steps": 3, "lookahead": "own:2", "scale": 1.0, "reward_scale": 1e6, "window": (1.0, 0.0)}
+    return LiDAR(pipe, reward=mean, pipe_kwargs=call, **{**options, **changes})
+
+
+def mean(*, images, prompts):
+    return images.flatten(1).mean(1)
+
+
+@EVERY
+def test_both_phases_for_several_prompts_and_images(key, built):
+    lidar = sampler(built(key), key)
+    result = lidar(PROMPTS, images=2, seed=1)
+    assert result.images.shape[:2] == (2, 2)
+    assert result.images.isfinite().all()
+    assert result.rewards["mean"].shape == (2, 2)
+    assert [bank.prompt for bank in result.banks] == PROMPTS
+    assert result.banks[0].samples.shape[1:] == result.latents.shape[2:]
+    vanilla = lidar.vanilla(PROMPTS, images=2, seed=1)
+    assert not torch.equal(result.images, vanilla.images)
+    # Guided latents lie nearer to the best member of their bank than vanilla ones from the same noise. (Random
+    # noise predictions at PixArt's alpha = .006 make latents hundreds wide, where weights collapse at once.)
+    for row, bank in enumerate(result.banks if key != "pixart-sigma" else []):
+        best = bank.best(1).samples.flatten(1)
+        near, far = ((r.latents[row].flatten(1) - best).norm(dim=1).mean() for r in (result, vanilla))
+        assert near < far
+    alone = lidar("a dog", images=2, seed=1)
+    torch.testing.assert_close(alone.latents[0], result.latents[1], rtol=1e-3, atol=1e-2)
+
+
+@EVERY
+def test_few_steps_of_dpm_solver(key, built):
+    if key == "sana-sprint":
+        pytest.skip("TrigFlow has no DPM-Solver")
+    pipe = built(key)
+    scheduler = pipe.scheduler
+    (bank,) = sampler(pipe, key, lookahead="dpm:3").look("a cat")
+    assert bank.samples.isfinite().all()
+    assert pipe.scheduler is scheduler
+
+
+@EVERY
+def test_copies_and_files_are_plain_inside_the_block(key, built, tmp_path):
+    pipe = built(key)
+    banks = banks_like(recorded(pipe, key))
+    with guide(pipe, banks, scale=1.0, reward_scale=1.0, window=(1.0, 0.0)):
+        twin = copy.deepcopy(pipe.scheduler)
+        pipe.scheduler.save_pretrained(tmp_path)
+        run(pipe, key)
+        assert type(twin) is type(pipe.scheduler).__bases__[0]
+    assert (
+        json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == type(pipe.scheduler).__name__
+    )
+    loaded = type(pipe.scheduler).from_pretrained(tmp_path)
+    plain = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    assert {k: v for k, v in loaded.config.items() if not k.startswith("_")} == plain
+
+
+@EVERY
+def test_the_command_draws(key, built, tmp_path, capfd):
+    built(key).save_pretrained(tmp_path / "model")
+    arguments = ["generate", *PROMPTS, "--model", str(tmp_path / "model"), "--reward", "brightness"]
+    arguments += ["--n", "3", "--lookahead", "own:2", "--steps", "3", "--images", "2", "--json"]
+    arguments += [
+        part
+        for name, value in testing.PIPELINES[key].call.items()
+        for part in ("--call", f"{name}={json.dumps(value)}")
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--out", str(tmp_path / "out"), "--beside-vanilla"])
+    assert stop.value.code == 0
+    result = json.loads(capfd.readouterr().out)
+    files = [
+        file for entry in result["prompts"] for method in ("lidar", "vanilla") for file in entry[method]["images"]
+    ]
+    assert len(files) == 8
+    assert all((tmp_path / "out" / file).stat().st_size > 50 for file in files)
+    assert {file.rpartition(".")[2] for file in files} <= {"png", "webp", "wav"}
+
+
+class TestMemorySavers:
+    """What diffusers offers against memory limits leaves guidance as it is."""
+
+    @EVERY
+    def test_offloading_hooks(self, key, built):
+        from accelerate import cpu_offload
+
+        expected = sampler(built(key), key)("a cat", images=1)
+        pipe = testing.PIPELINES[key].make()
+        for name, module in pipe.components.items():
+            if isinstance(module, torch.nn.Module) and name in ("unet", "transformer"):
+                cpu_offload(module, execution_device="cpu")
+        result = sampler(pipe, key)("a cat", images=1)
+        torch.testing.assert_close(result.latents, expected.latents, rtol=1e-4, atol=1e-4)
+
+    @EVERY
+    def test_slicing_and_tiling_of_the_decoder(self, key, built):
+        pipe = testing.PIPELINES[key].make()
+        for saver in ("enable_slicing", "enable_tiling"):
+            if hasattr(pipe.vae, saver):
+                getattr(pipe.vae, saver)()
+        result, expected = (sampler(p, key)("a cat", images=2) for p in (pipe, built(key)))
+        torch.testing.assert_close(result.images, expected.images, rtol=0, atol=2e-3)
+
+    @EVERY
+    def test_half_precision(self, key):
+        pipe = testing.PIPELINES[key].make()
+        pipe.to(torch.bfloat16)
+        result = sampler(pipe, key)("a cat", images=2)
+        assert result.images.dtype == torch.float32
+        assert result.latents.isfinite().all()
+        assert all(row["shift_norm"][0] >= 0 for row in result.trace.rows())
+
+    @EVERY
+    def test_autocast(self, key, built):
+        with torch.autocast("cpu", torch.bfloat16):
+            result = sampler(built(key), key)("a cat", images=2)
+        assert result.latents.isfinite().all()
+
+    @EVERY
+    def test_a_compiled_denoiser(self, key, built):
+        pipe = testing.PIPELINES[key].make()
+        name = "unet" if hasattr(pipe, "unet") else "transformer"
+        setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+        result, expected = (sampler(p, key)("a cat", images=1) for p in (pipe, built(key)))
+        torch.testing.assert_close(result.latents, expected.latents, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,120 @@
+"""Mixtures and ensembles: the mathematics, and the way through both phases."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lidar_sampling import LiDAR, LookaheadBank, testing
+from lidar_sampling.rewards import Ensemble, Mixture
+
+NUMBERS = st.lists(st.floats(-100, 100), min_size=3, max_size=9, unique=True)
+WEIGHTS = st.floats(-5, 5)
+
+
+def red(*, images, prompts):
+    return images[:, 0].flatten(1).mean(1)
+
+
+def blue(*, images, prompts):
+    return 1000 * images[:, 2].flatten(1).mean(1)
+
+
+def bank_of(**rewards):
+    n = len(next(iter(rewards.values())))
+    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in rewards.items()}
+    return LookaheadBank(torch.zeros(n, 2), columns, "a cat")
+
+
+def images(n=5):
+    return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@given(values=NUMBERS, scale=st.floats(0.01, 1000), shift=st.floats(-100, 100), weight=WEIGHTS)
+def test_a_standardised_mixture_does_not_see_units(values, scale, shift, weight):
+    spread = torch.tensor(values).std()
+    if spread < 1e-2:
+        return
+    mixture = Mixture({"red": weight, "blue": 1.0}, rewards=[red, blue])
+    other = [float(i) for i in range(len(values))]
+    plain = mixture.on(bank_of(red=values, blue=other)).reward("mixture")
+    moved = mixture.on(bank_of(red=[scale * v + shift for v in values], blue=other)).reward("mixture")
+    torch.testing.assert_close(moved, plain, rtol=1e-2, atol=1e-2)
+
+
+@given(a=WEIGHTS, b=WEIGHTS)
+def test_a_mixture_is_linear_in_its_weights(a, b):
+    calibration = {"red": (0.5, 0.1), "blue": (400.0, 30.0)}
+
+    def mixed(**weights):
+        return Mixture(weights, rewards=[red, blue], calibration=calibration)(images=images(), prompts=["x"] * 5)
+
+    parts = a * mixed(red=1.0, blue=0.0) + b * mixed(red=0.0, blue=1.0)
+    torch.testing.assert_close(mixed(red=a, blue=b), parts, rtol=1e-4, atol=1e-4)
+
+
+def test_a_calibrated_mixture_scores_alike_on_banks_and_on_images():
+    mixture = Mixture({"red": 2.0, "blue": 1.0}, rewards=[red, blue], calibration={"red": (0.5, 0.1), "blue": (0, 9)})
+    pictures = images()
+    columns = {part.__name__: part(images=pictures, prompts=["x"] * 5) for part in mixture.parts}
+    bank = LookaheadBank(pictures, columns, "x")
+    torch.testing.assert_close(mixture.on(bank).reward("mixture"), mixture(images=pictures, prompts=["x"] * 5))
+
+
+@given(scores=st.lists(st.lists(st.floats(-10, 10), min_size=4, max_size=4), min_size=2, max_size=4))
+def test_an_ensemble_lies_between_its_members(scores):
+    members = [lambda *, images, prompts, row=row: torch.tensor(row) for row in scores]
+    low, mean, careful = (
+        Ensemble(members, how)(images=images(4), prompts=["x"] * 4) for how in ("min", "mean", "uncertainty")
+    )
+    table = torch.tensor(scores)
+    assert torch.equal(low, table.amin(0))
+    assert ((low <= mean + 1e-4) & (careful <= mean + 1e-4)).all()
+    torch.testing.assert_close(careful, table.mean(0) - table.var(0, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_guides_and_its_parts_are_reported():
+    mixture = Mixture({"brightness": 1.0, "blue": -0.5}, rewards=[blue])
+    lidar = LiDAR(testing.tiny_stable_diffusion(), reward=mixture, n=6, steps=5, lookahead="dpm:3", reward_scale=9.0)
+    result = lidar(["a cat", "a dog"], images=2)
+    assert list(result.rewards) == ["brightness", "blue"]
+    assert set(result.banks[0].rewards) == {"brightness", "blue"}
+    assert result.cost["lookahead"].reward_calls == 2 * 6 * 2
+    bank = mixture.on(result.banks[0])
+    alone = LiDAR(lidar.pipe, reward=testing.brightness, settings=lidar.settings)
+    same = alone("a cat", images=2, banks=LookaheadBank(bank.samples, {"m": bank.reward("mixture")}, "a cat"))
+    torch.testing.assert_close(same.images[0], result.images[0], rtol=0, atol=2e-3)
+
+
+def test_a_mixture_without_a_calibration_scores_no_loose_images():
+    with pytest.raises(ValueError, match="standardised over a bank"):
+        Mixture({"brightness": 1.0})(images=images(), prompts=["x"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": {}}, "at least one reward"),
+        ({"weights": {"brightness": float("nan")}}, "weight of 'brightness' must be finite, got nan"),
+        ({"weights": {"brightnes": 1.0}}, "did you mean 'brightness'"),
+        ({"weights": {"brightness": 1.0}, "calibration": {}}, "calibration lacks 'brightness'"),
+        ({"weights": {"brightness": 1.0}, "calibration": {"brightness": (0.0, 0.0)}}, "std above 0"),
+        ({"weights": {"red": 1.0}, "rewards": [red, red]}, "named apart"),
+        ({"weights": {"red": 1.0}, "rewards": [red, blue]}, "have weights"),
+    ],
+)
+def test_mixtures_that_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Mixture(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([red],), "at least two members, got 1"),
+        (([red, blue], "max"), "how must be"),
+    ],
+)
+def test_ensembles_that_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Ensemble(*arguments)

@@ -1,0 +1,256 @@
+"""Few-step solvers: the presets are well formed, and no lookahead model leaks into the target."""
+
+import copy
+import logging
+
+import diffusers
+import pytest
+import torch
+
+from lidar_sampling import BankError, LiDAR, solvers, testing
+from lidar_sampling._hub import Published
+from lidar_sampling.solvers import PRESETS, Solver
+
+
+def run(pipe, **call):
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a cat", num_inference_steps=3, generator=generator, output_type="pt", **call).images
+
+
+def make(pipe, lookahead, **options):
+    settings = {"n": 3, "steps": 3, "scale": 2.0, "reward_scale": 1e6, "guidance_scale": 3.0}
+    return LiDAR(pipe, reward=testing.brightness, lookahead=lookahead, **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A LoRA of the tiny UNet, in the file format of the published ones."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = testing.tiny_stable_diffusion_xl()
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("lora")
+    layers = get_peft_model_state_dict(pipe.unet)
+    type(pipe).save_lora_weights(folder, unet_lora_layers={k: 20 * v for k, v in layers.items()})
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+class TestPresets:
+    @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.name}-{p.bases[0]}")
+    def test_are_well_formed(self, preset):
+        assert preset.name.endswith(f":{preset.steps}")
+        assert preset.bases
+        assert preset.note
+        assert isinstance(preset.weights, Published)
+        assert preset.weights.licence
+        assert preset.scheduler is None or hasattr(diffusers, preset.scheduler)
+        assert (preset.pipeline is None) == (preset.weights.file is not None)
+        if "NC" in preset.weights.licence or "non-commercial" in preset.weights.licence:
+            assert not preset.weights.commercial
+        if preset.scheduler is not None:
+            known = diffusers.__dict__[preset.scheduler]().config
+            assert set(preset.settings) <= set(known)
+
+    def test_do_not_claim_a_family_twice(self):
+        claims = [(preset.name, base) for preset in PRESETS for base in preset.bases]
+        assert len(claims) == len(set(claims))
+
+    def test_are_chosen_by_the_family_of_the_target(self):
+        xl, sd = testing.tiny_stable_diffusion_xl(), testing.tiny_stable_diffusion()
+        assert solvers.load("lcm-lora:4", xl).lora.repo == "latent-consistency/lcm-lora-sdxl"
+        assert solvers.load("lcm-lora:4", sd).lora.repo == "latent-consistency/lcm-lora-sdv1-5"
+        with pytest.raises(
+            ValueError, match="dmd2:4 is made for Stable Diffusion XL, not for StableDiffusionPipeline"
+        ):
+            make(sd, "dmd2:4")
+
+    def test_of_no_such_name(self):
+        with pytest.raises(ValueError, match="unknown solver 'dmd:4'; did you mean 'dmd2:4'"):
+            solvers.load("dmd:4")
+
+    def test_without_a_hub_say_what_to_download(self):
+        with pytest.raises(FileNotFoundError, match=r"hf download tianweiy/DMD2 dmd2_sdxl_1step_unet_fp16\.bin"):
+            make(testing.tiny_stable_diffusion_xl(), "dmd2:1").look("a cat")
+
+    def test_say_when_they_are_not_for_commerce(self, caplog):
+        with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError):
+            make(testing.tiny_stable_diffusion_xl(), "dmd2:1").look("a cat")
+        assert "dmd2_sdxl_1step_unet_fp16.bin (CC BY-NC-SA 4.0; non-commercial)" in caplog.text
+
+
+DPM_CASES = [
+    ("DDIMScheduler", {}),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    ("EDMEulerScheduler", {}),
+    ("CosineDPMSolverMultistepScheduler", {}),
+    ("CogVideoXDDIMScheduler", {"prediction_type": "v_prediction"}),
+]
+
+
+class TestDPM:
+    @pytest.mark.parametrize(("name", "config"), DPM_CASES, ids=lambda c: c if isinstance(c, str) else "")
+    def test_keeps_the_noise_schedule_and_what_the_model_predicts(self, name, config):
+        own = getattr(diffusers, name)(**config)
+        solver = solvers.load("dpm:4").scheduler(own)
+        assert "DPM" in type(solver).__name__
+        solver.set_timesteps(4)
+        assert len(solver.timesteps) == 4
+        assert solver.config.prediction_type == own.config.get("prediction_type", "flow_prediction")
+        if "shift" in config:
+            assert solver.config.flow_shift == 3.0
+        if hasattr(own, "alphas_cumprod"):
+            assert torch.equal(solver.alphas_cumprod, own.alphas_cumprod)
+
+    def test_shifts_as_flow_pipelines_ask(self):
+        own = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+        solver = solvers.load("dpm:4").scheduler(own)
+        solver.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.7)
+        assert solver.config.flow_shift == pytest.approx(torch.tensor(0.7).exp().item())
+        with pytest.raises(ValueError, match="chooses its own noise levels"):
+            solver.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.25])
+
+    def test_is_refused_where_there_is_none(self):
+        pipe = testing.tiny_stable_diffusion()
+        pipe.scheduler = diffusers.SCMScheduler()
+        with pytest.raises(ValueError, match="no DPM-Solver for the noise schedule of SCMScheduler; use own:N"):
+            make(pipe, "dpm:3").look("a cat")
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        with pytest.raises(ValueError, match="Karras's noise levels are not those of FlowMatchEuler"):
+            make(pipe, "dpm:3-karras").look("a cat")
+
+
+class TestNothingLeaks:
+    """The target's weights, modules and pictures are what they were, to the bit."""
+
+    def check(self, pipe, solver):
+        state = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+        modules = [name for name, _ in pipe.unet.named_modules()]
+        unet, scheduler, plain = pipe.unet, pipe.scheduler, run(pipe)
+        lidar = make(pipe, solver)
+        (bank,) = lidar.look("a cat")
+        (own,) = make(pipe, Solver("base", solver.steps, solver.scheduler, guidance_scale=1.0)).look("a cat")
+        assert (bank.samples - own.samples).abs().max() > 1e-3  # the lookahead model is another
+        assert pipe.unet is unet
+        assert pipe.scheduler is scheduler
+        assert [name for name, _ in pipe.unet.named_modules()] == modules
+        assert all(torch.equal(value, state[name]) for name, value in pipe.unet.state_dict().items())
+        assert torch.equal(run(pipe), plain)
+        result = lidar("a cat", images=1, banks=bank)
+        assert torch.equal(run(pipe), plain)
+        assert result.trace.steps
+        return lidar
+
+    def test_of_a_lora(self, lora):
+        pipe = testing.tiny_stable_diffusion_xl()
+        lidar = self.check(pipe, Solver("mine:2", 2, "LCMScheduler", guidance_scale=1.0, lora=lora))
+        shared = {p.data_ptr() for p in pipe.unet.parameters()}
+        assert shared <= {p.data_ptr() for p in lidar._lookahead.unet.parameters()}
+        assert lidar._lookahead.vae is pipe.vae
+
+    def test_of_a_lora_beside_the_users_own(self, lora):
+        pipe = testing.tiny_stable_diffusion_xl()
+        pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
+        pipe.set_adapters(["style"], [0.5])
+        lidar = self.check(pipe, Solver("mine:2", 2, guidance_scale=1.0, lora=lora, lora_scale=0.25))
+        assert pipe.get_active_adapters() == ["style"]
+        assert lidar._lookahead.get_active_adapters() == ["style", "lidar-lookahead"]
+
+    def test_of_a_lora_on_a_compiled_denoiser(self, lora):
+        pipe = testing.tiny_stable_diffusion_xl()
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+        lidar = make(pipe, Solver("mine:2", 2, guidance_scale=1.0, lora=lora))
+        assert lidar("a cat", images=1).trace.seen == 3
+
+    def test_of_a_denoiser(self, tmp_path):
+        other = testing.tiny_stable_diffusion().unet
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.1)
+        torch.save(other.state_dict(), tmp_path / "unet.bin")
+        solver = Solver(
+            "mine:1", 1, "LCMScheduler", timesteps=(399,), guidance_scale=1.0, denoiser=tmp_path / "unet.bin"
+        )
+        lidar = self.check(testing.tiny_stable_diffusion(), solver)
+        assert lidar.look("a cat")[0].provenance["solver"]["scheduler"][2] == [399]
+
+    def test_of_a_pipeline(self):
+        twin = testing.tiny_stable_diffusion()
+        with torch.no_grad():
+            for parameter in twin.unet.parameters():
+                parameter.mul_(1.1)
+        self.check(testing.tiny_stable_diffusion(), Solver("turbo:2", 2, guidance_scale=1.0, pipeline=twin))
+
+    def test_of_a_pipeline_on_disk(self, tmp_path):
+        twin = testing.tiny_stable_diffusion()
+        with torch.no_grad():
+            for parameter in twin.unet.parameters():
+                parameter.mul_(1.1)
+        twin.save_pretrained(tmp_path)
+        self.check(testing.tiny_stable_diffusion(), Solver("turbo:2", 2, guidance_scale=1.0, pipeline=tmp_path))
+
+
+class TestRefusals:
+    def test_another_latent_space(self):
+        other = testing.tiny_stable_diffusion()
+        with torch.no_grad():
+            for parameter in other.vae.parameters():
+                parameter.mul_(1.5)
+        lidar = make(testing.tiny_stable_diffusion(), Solver("odd:1", 1, pipeline=other))
+        with pytest.raises(BankError, match="odd:1 does not share the latent space of the target: another VAE"):
+            lidar.look("a cat")
+
+    def test_another_size(self):
+        other = testing.tiny_stable_diffusion()
+        lidar = make(
+            testing.tiny_stable_diffusion(), Solver("big:1", 1, pipeline=other, call={"height": 32, "width": 32})
+        )
+        with pytest.raises(BankError, match="same size"):
+            lidar("a cat", images=1)
+
+    def test_an_offloaded_target(self, lora):
+        from accelerate import cpu_offload
+
+        pipe = testing.tiny_stable_diffusion_xl()
+        cpu_offload(pipe.unet, execution_device="cpu")
+        with pytest.raises(ValueError, match="cannot share the weights of an offloaded model"):
+            make(pipe, Solver("mine:2", 2, lora=lora)).look("a cat")
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"steps": 2, "timesteps": (1,)}, "2 steps need as many timesteps"),
+            (
+                {"steps": 1, "lora": "a", "denoiser": "b"},
+                "give one of lora, denoiser and pipeline, got lora and denoiser",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_together(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            Solver("x", **fields)
+
+    def test_weights_that_are_not_there(self):
+        with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
+            make(testing.tiny_stable_diffusion_xl(), Solver("x", 1, lora="nowhere.safetensors")).look("a cat")
+
+    def test_a_scheduler_that_diffusers_has_not(self):
+        with pytest.raises(ValueError, match="diffusers has no scheduler 'Fast'"):
+            make(testing.tiny_stable_diffusion(), Solver("x", 1, "Fast")).look("a cat")
+
+
+def test_banks_of_two_solvers_are_kept_apart(tmp_path):
+    pipe = testing.tiny_stable_diffusion()
+    first, second = (make(pipe, Solver("x:2", 2, settings=s), store=tmp_path) for s in ({}, {"beta_end": 0.03}))
+    assert first.look("a cat")[0].key != second.look("a cat")[0].key
+
+
+def test_a_solver_is_not_changed_by_use(lora):
+    solver = Solver("mine:2", 2, guidance_scale=1.0, lora=lora)
+    before = copy.copy(solver)
+    make(testing.tiny_stable_diffusion_xl(), solver).look("a cat")
+    assert solver == before
