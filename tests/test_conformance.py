@@ -4,6 +4,7 @@ import copy
 import json
 from contextlib import contextmanager
 
+import diffusers
 import pytest
 import torch
 from oracle import output_for
@@ -198,6 +199,84 @@ def test_the_command_draws(key, built, tmp_path, capfd):
     assert len(files) == 8
     assert all((tmp_path / "out" / file).stat().st_size > 50 for file in files)
     assert {file.rpartition(".")[2] for file in files} <= {"png", "webp", "wav"}
+
+
+PICTURE = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+INPAINT = {"image": PICTURE, "mask_image": torch.ones(1, 1, 16, 16), "strength": 0.9}
+
+
+class TestOtherTasks:
+    """Image-to-image, inpainting and ControlNet of SD and SDXL: the picture goes in by ``pipe_kwargs``."""
+
+    @pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])
+    @pytest.mark.parametrize(
+        ("task", "call", "channels"),
+        [
+            ("Img2Img", {"image": PICTURE, "strength": 0.8}, 4),
+            ("Inpaint", INPAINT, 4),
+            ("Inpaint", INPAINT, 9),
+            ("ControlNet", {"image": PICTURE}, 4),
+            ("ControlNetImg2Img", {"image": PICTURE, "control_image": PICTURE, "strength": 0.8}, 4),
+        ],
+    )
+    def test_draw_guided(self, family, task, call, channels):
+        make = testing.tiny_stable_diffusion_xl if "XL" in family else testing.tiny_stable_diffusion
+        pipe = make(getattr(diffusers, f"{family}{task}Pipeline"), in_channels=channels)
+        options = {"n": 4, "steps": 5, "lookahead": "own:4", "scale": 1.0, "reward_scale": 1e6, "window": (1.0, 0.0)}
+        lidar = LiDAR(pipe, reward=mean, pipe_kwargs=call, **options)
+        result, vanilla = lidar(PROMPTS, images=2), lidar.vanilla(PROMPTS, images=2)
+        assert result.images.shape == (2, 2, 3, 16, 16)
+        assert result.banks[0].samples.shape == (4, 4, 8, 8)
+        assert not torch.equal(result.images, vanilla.images)
+        free = LiDAR(pipe, reward=mean, pipe_kwargs=call, **{**options, "scale": 0.0})(PROMPTS, images=2)
+        assert torch.equal(free.images, vanilla.images)
+
+    def test_know_the_defaults_of_their_family(self):
+        pipe = testing.tiny_stable_diffusion_xl(diffusers.StableDiffusionXLControlNetPipeline)
+        assert LiDAR(pipe, reward=mean).settings.scale == 8.0
+
+
+class TestModular:
+    @pytest.mark.parametrize("guider", ["ClassifierFreeGuidance", "AdaptiveProjectedGuidance"])
+    def test_pipelines_and_guiders(self, guider):
+        pipe = testing.tiny_modular_stable_diffusion_xl(getattr(diffusers, guider)(guidance_scale=5.0))
+        options = {"n": 4, "steps": 4, "lookahead": "dpm:3", "scale": 1.0, "reward_scale": 1e6, "window": (1.0, 0.0)}
+        lidar = LiDAR(pipe, reward=mean, pipe_kwargs={"height": 16, "width": 16}, **options)
+        result, vanilla = lidar(PROMPTS, images=2), lidar.vanilla(PROMPTS, images=2)
+        assert result.images.shape == (2, 2, 3, 16, 16)
+        assert len(result.trace.steps) == 4
+        assert not torch.equal(result.images, vanilla.images)
+        with pytest.raises(TypeError, match="takes no argument 'hight'"):
+            LiDAR(pipe, reward=mean, pipe_kwargs={"hight": 16}, **options)("a cat")
+
+    def test_equals_the_classic_pipeline(self):
+        """The same components under the same guidance draw the same guided pictures."""
+        options = {"n": 4, "steps": 4, "lookahead": "dpm:3", "scale": 1.0, "reward_scale": 1e6, "window": (1.0, 0.0)}
+        size = {"height": 16, "width": 16}
+        classic = LiDAR(
+            testing.tiny_stable_diffusion_xl(), reward=mean, pipe_kwargs=size, guidance_scale=5.0, eta=None, **options
+        )
+        modular = LiDAR(testing.tiny_modular_stable_diffusion_xl(), reward=mean, pipe_kwargs=size, **options)
+        one, other = (lidar(PROMPTS, images=2) for lidar in (classic, modular))
+        torch.testing.assert_close(other.latents, one.latents, rtol=1e-3, atol=1e-2)
+
+
+def test_ltx_condition_pipelines_are_refused_by_name():
+    pipe = testing.tiny_ltx(diffusers.LTXConditionPipeline)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()  # its models are published without dynamic shifting
+    call = testing.PIPELINES["ltx"].call
+    latents = []
+    with record(pipe) as recording:
+        pipe(prompt="a cat", num_inference_steps=2, output_type="pt", **call)
+    latents = recording.samples
+    bank = LookaheadBank(
+        torch.zeros_like(latents) + torch.arange(2.0).view(2, 1, 1), {"r": torch.arange(2.0)}, "a cat"
+    )
+    with (
+        pytest.raises(ValueError, match=r"LTXConditionPipeline|per_token_timesteps"),
+        guide(pipe, bank, scale=1.0, reward_scale=1.0),
+    ):
+        pipe(prompt="a cat", num_inference_steps=2, output_type="pt", **call)
 
 
 class TestMemorySavers:

@@ -194,6 +194,12 @@ class _Hook(Protocol):
         """See the sample that ``step`` returned."""
 
 
+_UNSUPPORTED = {
+    "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
+    "s_churn": "it moves the sample to another noise level; leave it at 0",
+}
+
+
 class _Guide:
     """The hook that adds ``slope * scale * Delta`` to the model output."""
 
@@ -213,10 +219,10 @@ class _Guide:
         self.trace = Trace()
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        for name in ("per_token_timesteps", "s_churn"):
+        for name, meaning in _UNSUPPORTED.items():
             value = arguments.get(name)
             if value is not None and not (isinstance(value, float | int) and value == 0):
-                raise ValueError(f"guidance does not support {name} of {type(scheduler).__name__}.step")
+                raise ValueError(f"guidance does not support {name} of {type(scheduler).__name__}.step: {meaning}")
         output, sample, timestep = (arguments[k] for k in ("model_output", "sample", "timestep"))
         self.trace.seen += 1
         level = noise_level(scheduler, timestep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ def draw(
     the device.
 
     Args:
-        pipe: a diffusers pipeline that takes ``prompt``, ``generator`` and ``output_type``.
+        pipe: a diffusers pipeline, classic or modular, that takes ``prompt``, ``generator`` and ``output_type``.
         items: what to draw.
         call: further arguments of the pipeline, among them ``num_inference_steps``; a string for
             ``negative_prompt`` serves every prompt.
@@ -66,7 +66,7 @@ def draw(
         around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
         progress: called with the number of samples done, in fractions, after every step.
     """
-    known = inspect.signature(pipe.__call__).parameters
+    known = _inputs(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
     if missing:
         raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
@@ -84,13 +84,14 @@ def draw(
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
         context = around(batch) if around else nullcontext()
         with _quiet(pipe), context, record(pipe, on_step=lambda step: report(step, len(batch))) as recording:
-            output = pipe(
+            images = _call(
+                pipe,
                 prompt=[item.prompt for item in batch],
                 generator=generators,
                 output_type="pt",
                 **_for_batch(call, len(batch)),
             )
-        images, latents = output[0], recording.samples
+        latents = recording.samples
         if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
             raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
         return Drawn(batch, images.float(), latents)
@@ -98,6 +99,24 @@ def draw(
     for drawn in shrinking(items, batch_size, run):
         done += len(drawn.items)
         yield drawn
+
+
+def _inputs(pipe: Any) -> Collection[str]:
+    """The names of the arguments that ``pipe`` can be called with."""
+    return inspect.signature(pipe.__call__).parameters if _blocks(pipe) is None else _blocks(pipe).input_names
+
+
+def _call(pipe: Any, **arguments: Any) -> Any:
+    """What ``pipe`` draws: the first output of a classic pipeline, and of a modular one the output of that kind."""
+    if _blocks(pipe) is None:
+        return pipe(**arguments)[0]
+    outputs = {output.name for output in _blocks(pipe).outputs}
+    return pipe(output=next(kind for kind in ("images", "videos", "audio") if kind in outputs), **arguments)
+
+
+def _blocks(pipe: Any) -> Any:
+    """The blocks of a modular pipeline; None of a classic one."""
+    return getattr(pipe, "blocks", None)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,14 +108,15 @@ _OTHER = Settings(
 
 
 def settings_for(pipe: Any) -> Settings:
-    """The row of ``pipe``'s class, or one that is cautious.
+    """The row of ``pipe``'s class, whatever its task; or one that is cautious.
 
     >>> settings_for(object()).scale
     1.0
     """
     for cls in type(pipe).__mro__:
-        if cls.__name__ in DEFAULTS:
+        name = re.sub("ControlNet|Img2Img|Inpaint", "", cls.__name__)
+        if name in DEFAULTS:
             # The two FLUX.1 share a class; only [dev] was distilled with its guidance as an input.
-            schnell = cls.__name__ == "FluxPipeline" and not pipe.transformer.config.guidance_embeds
-            return DEFAULTS[f"{cls.__name__}, schnell" if schnell else cls.__name__]
+            schnell = name == "FluxPipeline" and not pipe.transformer.config.guidance_embeds
+            return DEFAULTS[f"{name}, schnell" if schnell else name]
     return _OTHER

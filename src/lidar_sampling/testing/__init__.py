@@ -14,6 +14,7 @@ import torch
 
 from .._bank import LookaheadBank
 from ..rewards.brightness import brightness as brightness
+from ._stable_diffusion import tiny_modular_stable_diffusion_xl as tiny_modular_stable_diffusion_xl
 from ._stable_diffusion import tiny_stable_diffusion as tiny_stable_diffusion
 from ._stable_diffusion import tiny_stable_diffusion_xl as tiny_stable_diffusion_xl
 from ._transformers import tiny_flux as tiny_flux

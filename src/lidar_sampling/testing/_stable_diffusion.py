@@ -115,3 +115,21 @@ def autoencoder(channels: int = 4, **changes: Any) -> Any:
         **changes,
     )
     return vae.eval()
+
+
+@seeded
+def tiny_modular_stable_diffusion_xl(guider: Any = None) -> Any:
+    """A modular SDXL pipeline of diffusers with the components of :func:`tiny_stable_diffusion_xl`.
+
+    Args:
+        guider: one of diffusers' guiders; its own classifier-free guidance if None.
+    """
+    from diffusers import ClassifierFreeGuidance
+    from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    whole = tiny_stable_diffusion_xl()
+    pipe: Any = StableDiffusionXLAutoBlocks().init_pipeline()
+    guider = guider or ClassifierFreeGuidance(guidance_scale=5.0)
+    pipe.update_components(**{name: getattr(whole, name) for name in names}, guider=guider)
+    return pipe
