@@ -16,6 +16,8 @@ from ._doctor import doctor
 from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
+from ._score import score
+from ._serve import serve
 
 app = typer.Typer(
     help="Reward-guided sampling for diffusers pipelines, without backpropagation (LiDAR, arXiv 2602.03211).",
@@ -23,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, look, guide, models, rewards, solvers, doctor):
+for command in (generate, look, guide, score, serve, models, rewards, solvers, doctor):
     app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

@@ -25,13 +25,19 @@ def models(json: o.Json = False) -> None:
 
 def rewards(json: o.Json = False) -> None:
     """List the rewards known by name; in Python any function is a reward."""
-    from .. import rewards as registry
+    from ..rewards import REGISTRY
 
     if json:
-        typer.echo(_json.dumps(registry.names()))
+        rows = {
+            name: {"description": entry.description, "weights": entry.published and asdict(entry.published)}
+            for name, entry in REGISTRY.items()
+        }
+        typer.echo(_json.dumps(rows))
         return
-    for name, description in registry.names().items():
-        typer.echo(f"{name:14s} {description}")
+    for name, entry in REGISTRY.items():
+        typer.echo(f"{name}\n  {entry.description}")
+        if entry.published is not None:
+            typer.echo(f"  {entry.published}")
 
 
 def solvers(json: o.Json = False) -> None:

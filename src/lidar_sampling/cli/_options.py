@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from .._sampler import LiDAR, Progress
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)]
@@ -102,25 +104,35 @@ def load_sampler(
     **settings: Any,
 ) -> LiDAR:
     """The sampler that the options describe; settings that are None stay the model's."""
-    import torch
-
     from .._sampler import LiDAR
 
     quieten()
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise typer.BadParameter(f"--dtype must be float32, float16 or bfloat16, got {dtype}")
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
     return LiDAR.from_pretrained(
         model,
         reward=reward,
-        device=device,
-        dtype=getattr(torch, dtype),
+        device=device_of(device),
+        dtype=dtype_of(dtype),
         batch_size=batch_size,
         pipe_kwargs=read_call(call),
         **{name: value for name, value in settings.items() if value is not None},
     )
+
+
+def device_of(option: str | None) -> str:
+    """The device that was named, or the machine's accelerator, or its CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return option or (accelerator.type if accelerator else "cpu")
+
+
+def dtype_of(option: str) -> torch.dtype:
+    """The precision that was named."""
+    import torch
+
+    if option not in ("float32", "float16", "bfloat16"):
+        raise typer.BadParameter(f"--dtype must be float32, float16 or bfloat16, got {option}")
+    return getattr(torch, option)
 
 
 def quieten() -> None:

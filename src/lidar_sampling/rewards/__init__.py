@@ -26,64 +26,88 @@ Reward = Callable[..., Tensor]
 FRAMES = 8  # of a video that an image reward looks at
 
 
-class _Entry(NamedTuple):
-    factory: str  # "module:function", called with (model, device=, dtype=)
+class Entry(NamedTuple):
+    """A reward that is known by name.
+
+    Attributes:
+        factory: ``module:function``, called with (model, device=, dtype=).
+        description: a line on it.
+        published: what the factory gets as model, unless the user names another.
+        takes_model: whether ``name:MODEL`` hands MODEL to the factory.
+    """
+
+    factory: str
     description: str
-    published: Published | None = None  # what the factory gets as model, unless the user names another
-    takes_model: bool = False  # whether "name:MODEL" hands MODEL to the factory
+    published: Published | None = None
+    takes_model: bool = False
 
 
-_REGISTRY = {
-    "glyph": _Entry("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
-    "glyph-heldout": _Entry("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
-    "image-reward": _Entry(
+REGISTRY = {
+    "glyph": Entry("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
+    "glyph-heldout": Entry("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
+    "image-reward": Entry(
         "image_reward:ImageReward",
         "ImageReward v1.0, human preference; image-reward:PATH loads a checkpoint of your own",
-        Published("THUDM/ImageReward", "Apache-2.0", "ImageReward.pt"),
+        Published(
+            "THUDM/ImageReward", "Apache-2.0", "ImageReward.pt", revision="5736be03b2652728fb87788c9797b0570450ab72"
+        ),
         takes_model=True,
     ),
-    "hpsv2": _Entry(
+    "hpsv2": Entry(
         "hps:HPS",
         "human preference score v2; hpsv2:PATH",
-        Published("xswu/HPSv2", "Apache-2.0", "HPS_v2_compressed.pt"),
+        Published(
+            "xswu/HPSv2", "Apache-2.0", "HPS_v2_compressed.pt", revision="697403c78157020a1ae59d23f111aa58ced35b0a"
+        ),
         takes_model=True,
     ),
-    "hpsv2.1": _Entry(
+    "hpsv2.1": Entry(
         "hps:HPS",
         "human preference score v2.1; hpsv2.1:PATH",
-        Published("xswu/HPSv2", "Apache-2.0", "HPS_v2.1_compressed.pt"),
+        Published(
+            "xswu/HPSv2", "Apache-2.0", "HPS_v2.1_compressed.pt", revision="697403c78157020a1ae59d23f111aa58ced35b0a"
+        ),
         takes_model=True,
     ),
-    "pickscore": _Entry(
+    "pickscore": Entry(
         "clip:PickScore",
-        "PickScore v1, human preference; pickscore:PATH",
-        Published("yuvalkirstain/PickScore_v1", "MIT (repository)"),
+        "PickScore v1, human preference; pickscore:PATH or pickscore:HUB_ID",
+        Published(
+            "yuvalkirstain/PickScore_v1", "MIT (repository)", revision="a4e4367c6dfa7288a00c550414478f865b875800"
+        ),
         takes_model=True,
     ),
-    "clip": _Entry(
+    "clip": Entry(
         "clip:CLIPReward",
         "image-text logit of a CLIP or SigLIP model; clip:PATH or clip:HUB_ID picks another",
-        Published("openai/clip-vit-large-patch14", "MIT (repository)"),
+        Published(
+            "openai/clip-vit-large-patch14", "MIT (repository)", revision="32bd64288804d66eefd0ccbe215aa642df71cc41"
+        ),
         takes_model=True,
     ),
-    "aesthetic": _Entry(
+    "aesthetic": Entry(
         "aesthetic:Aesthetic",
         "LAION aesthetic predictor v2, 1 to 10, looks at no prompt; aesthetic:PATH",
-        Published("camenduru/improved-aesthetic-predictor", "Apache-2.0", "sac+logos+ava1-l14-linearMSE.pth"),
+        Published(
+            "trl-lib/ddpo-aesthetic-predictor",
+            "Apache-2.0 (repository)",
+            "aesthetic-model.pth",
+            revision="cf4bd10345610935a80a5d3be9a3133c50f121e4",
+        ),
         takes_model=True,
     ),
-    "vqascore": _Entry(
+    "vqascore": Entry(
         "vqascore:VQAScore",
-        "P(yes) of a vision-language model asked whether the image shows the prompt; vqascore:PATH or :HUB_ID",
-        Published("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research", commercial=False),
+        "P(yes) of a vision-language model asked if the image shows the prompt; vqascore:PATH or vqascore:HUB_ID",
+        Published("Qwen/Qwen3-VL-4B-Instruct", "Apache-2.0", revision="ebb281ec70b05090aa6165b016eac8ec08e71b17"),
         takes_model=True,
     ),
-    "jpeg-compressibility": _Entry("jpeg:compressibility", "minus the kilobytes of the image as a JPEG"),
-    "jpeg-incompressibility": _Entry("jpeg:incompressibility", "the kilobytes of the image as a JPEG"),
-    "ocr": _Entry("ocr:OCR", "how well the text in double quotes in the prompt is written in the image, 0 to 1"),
-    "http": _Entry("service:connect", "a reward in another process: http://HOST:PORT/NAME", takes_model=True),
-    "https": _Entry("service:connect_tls", "the same behind TLS", takes_model=True),
-    "brightness": _Entry("brightness:load_brightness", "mean pixel; needs no weights, for tests"),
+    "jpeg-compressibility": Entry("jpeg:compressibility", "minus the kilobytes of the image as a JPEG"),
+    "jpeg-incompressibility": Entry("jpeg:incompressibility", "the kilobytes of the image as a JPEG"),
+    "ocr": Entry("ocr:OCR", "how well the text in double quotes in the prompt is written in the image, 0 to 1"),
+    "http": Entry("service:connect", "a reward in another process: http://HOST:PORT/NAME", takes_model=True),
+    "https": Entry("service:connect_tls", "the same behind TLS", takes_model=True),
+    "brightness": Entry("brightness:load_brightness", "mean pixel; needs no weights, for tests"),
 }
 
 
@@ -97,16 +121,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def names() -> dict[str, str]:
-    """Names that :func:`load` knows, with a line on each."""
-    return {name: entry.description for name, entry in _REGISTRY.items()}
-
-
 def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
     """The reward called ``name``, its model on ``device``.
 
     Args:
-        name: one of :func:`names`; where its line says so with ``:`` and a path or hub id of other weights.
+        name: one of :data:`REGISTRY`; where its line says so with ``:`` and a path or hub id of other weights.
         device: where its model runs.
         dtype: the precision of its model.
 
@@ -118,11 +137,11 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
         tensor([1.])
     """
     base, _, model = name.partition(":")
-    entry = _REGISTRY.get(base)
+    entry = REGISTRY.get(base)
     if entry is None or (model and not entry.takes_model):
-        near = get_close_matches(name, _REGISTRY, n=1)
+        near = get_close_matches(name, REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(_REGISTRY)}")
+        raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}")
     module, function = entry.factory.split(":")
     factory = getattr(import_module(f".{module}", __name__), function)
     return factory(model or entry.published, device=device, dtype=dtype)

@@ -129,7 +129,8 @@ def tiny_modular_stable_diffusion_xl(guider: Any = None) -> Any:
 
     names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
     whole = tiny_stable_diffusion_xl()
-    pipe: Any = StableDiffusionXLAutoBlocks().init_pipeline()
+    blocks: Any = StableDiffusionXLAutoBlocks()
+    pipe = blocks.init_pipeline()
     guider = guider or ClassifierFreeGuidance(guidance_scale=5.0)
     pipe.update_components(**{name: getattr(whole, name) for name in names}, guider=guider)
     return pipe

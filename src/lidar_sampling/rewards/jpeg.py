@@ -1,0 +1,57 @@
+"""The size of an image as a JPEG, a black box that needs no weights (Black et al. 2023, https://arxiv.org/abs/2305.13301).
+
+Kilobytes of 1,000 bytes at quality 95 with Pillow's chroma subsampling (4:2:0), as in the paper's code: flat
+pictures are small, noisy ones large. A picture of 512 x 512 pixels has about 80 to 160.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._media import to_pil
+
+
+class JPEGSize:
+    """Kilobytes of each image as a JPEG, times ``sign``.
+
+    Args:
+        sign: 1 for incompressibility, -1 for compressibility.
+        quality: 1 to 95, Pillow's.
+
+    Example:
+        >>> noise, flat = torch.rand(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+        >>> sizes = JPEGSize(1)(images=torch.cat([noise, flat]), prompts=["noise", "nothing"])
+        >>> bool(sizes[0] > sizes[1])
+        True
+    """
+
+    differentiable = False
+
+    def __init__(self, sign: int, *, quality: int = 95) -> None:
+        if not 1 <= quality <= 95:
+            raise ValueError(f"quality must be 1 to 95, got {quality}")
+        self.sign, self.quality = sign, quality
+        self.name = "jpeg-incompressibility" if sign > 0 else "jpeg-compressibility"
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to kilobytes (B,); the prompts are not looked at."""
+        return torch.tensor([self.sign * self._kilobytes(image) for image in images.float().cpu()])
+
+    def _kilobytes(self, image: Tensor) -> float:
+        file = io.BytesIO()
+        to_pil(image).save(file, "JPEG", quality=self.quality)
+        return file.tell() / 1000
+
+
+def compressibility(model: None, *, device: torch.device | str, dtype: torch.dtype) -> JPEGSize:
+    """Higher for pictures that compress well."""
+    return JPEGSize(-1)
+
+
+def incompressibility(model: None, *, device: torch.device | str, dtype: torch.dtype) -> JPEGSize:
+    """Higher for pictures that compress badly."""
+    return JPEGSize(1)

@@ -1,0 +1,124 @@
+"""``lidar score``, ``lidar serve`` and the lists of rewards and solvers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import failure, lidar
+
+from lidar_sampling.rewards.service import RemoteReward
+
+__all__ = ["lidar"]  # the fixture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, dark to bright, of two sizes."""
+    for name, value, size in (("a.png", 0, (8, 8)), ("b.jpg", 128, (12, 8)), ("c.webp", 255, (8, 8))):
+        Image.new("RGB", size, (value,) * 3).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def scores(result):
+    code, out, err = result
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_pictures_of_any_size(lidar, folder):
+    found = scores(lidar("score", folder, "--prompt", "x", "--reward", "brightness", "--reward", "glyph", "--json"))
+    assert [os.path.basename(row["file"]) for row in found["images"]] == ["a.png", "b.jpg", "c.webp"]
+    assert [row["brightness"] for row in found["images"]] == pytest.approx([0, 128 / 255, 1], abs=0.01)
+    assert found["mean"]["brightness"] == pytest.approx(0.5, abs=0.01)
+    assert all(isinstance(row["glyph"], float) for row in found["images"])
+    code, out, _ = lidar("score", folder, "--prompt", "x", "--reward", "brightness")
+    assert code == 0
+    assert "mean of 3" in out
+
+
+def test_a_prompt_for_each_picture(lidar, folder):
+    three = ["--prompt", "a", "--prompt", "b", "--prompt", "c"]
+    found = scores(lidar("score", folder, *three, "--reward", "brightness", "--json", "--batch-size", "1"))
+    assert [row["prompt"] for row in found["images"]] == ["a", "b", "c"]
+    err = failure(lidar("score", folder, *three[:4], "--reward", "brightness"))
+    assert "one for each of the 3 pictures, got 2" in " ".join(err.split())
+
+
+def test_transparency_lies_over_white_and_rotation_is_undone(lidar, tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    clear = scores(lidar("score", tmp_path / "clear.png", "--prompt", "x", "--reward", "brightness", "--json"))
+    assert clear["mean"]["brightness"] == 1
+    from lidar_sampling.cli._score import _read
+
+    assert _read(tmp_path / "turned.png").shape == (3, 8, 4)
+
+
+def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
+    for k, prompt in enumerate(["a cat", "a dog"]):
+        samples = tmp_path / f"{k:05d}" / "samples"
+        samples.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(samples / "0000.png")
+        (samples.parent / "metadata.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+    found = scores(lidar("score", tmp_path, "--reward", "brightness", "--json"))
+    assert [row["prompt"] for row in found["images"]] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png", "--prompt", "x", "--reward", "brightness"], "no picture or folder at nowhere.png"),
+        (["notes.txt", "--prompt", "x", "--reward", "brightness"], "notes.txt is not a picture"),
+        (["empty", "--prompt", "x", "--reward", "brightness"], "holds no pictures"),
+        (["a.png", "--reward", "brightness"], "give --prompt"),
+        (["a.png", "--prompt", "x"], "--reward"),
+        (["a.png", "--prompt", "x", "--reward", "brightnes"], "did you mean 'brightness'"),
+        (["a.png", "--prompt", "x", "--reward", "brightness", "--dtype", "int8"], "--dtype must be"),
+        (["a.png", "--prompt", "x", "--reward", "ocr"], "must quote the text"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(lidar, folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    assert message in " ".join(failure(lidar("score", *arguments)).split())
+
+
+def test_lists_say_where_weights_come_from(lidar):
+    code, out, _ = lidar("rewards")
+    assert code == 0
+    assert "ImageReward.pt" in out
+    assert "Apache-2.0" in out
+    known = scores(lidar("rewards", "--json"))
+    assert known["image-reward"]["weights"]["licence"] == "Apache-2.0"
+    assert known["brightness"]["weights"] is None
+    code, out, _ = lidar("solvers")
+    assert code == 0
+    assert "tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin (CC BY-NC-SA 4.0; non-commercial)" in out
+    presets = scores(lidar("solvers", "--json"))
+    assert {"dpm:N", "lcm-lora:4", "sana-sprint:2"} <= {row["name"] for row in presets}
+
+
+def test_serving_until_ctrl_c(tmp_path):
+    command = [sys.executable, "-m", "lidar_sampling.cli", "serve", "brightness", "--port", "0"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        line = run.stderr.readline()
+        assert line.startswith("serving brightness at http://127.0.0.1:")
+        import torch
+
+        url = line.split()[-1]
+        assert RemoteReward(url, "brightness")(images=torch.ones(1, 3, 4, 4), prompts=["x"]).item() == 1
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=30) == 130
+    finally:
+        run.kill()

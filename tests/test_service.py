@@ -1,0 +1,218 @@
+"""A reward on the other side of HTTP: the same numbers, and a clear line when it is not there."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lidar_sampling import LiDAR, rewards, testing
+from lidar_sampling.rewards.server import _tensor, serve
+from lidar_sampling.rewards.service import RemoteReward, ServiceError, _png
+
+
+def red(*, images, prompts):
+    return images[:, 0].flatten(1).mean(1) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+def odd(*, images, prompts):
+    raise RuntimeError("out of paint")
+
+
+@pytest.fixture(scope="module")
+def url():
+    with serve([testing.brightness, red, odd], port=0, most_megabytes=0.2) as address:
+        yield address
+
+
+def pictures(n, size=8, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size + 2), generator=torch.Generator().manual_seed(seed)) / 255
+
+
+@contextmanager
+def answering(*answers):
+    """A server that gives each of ``answers``, (status, text), once, and the last for ever."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            status, text = left.pop(0) if len(left) > 1 else left[0]
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_it_scores_as_the_reward_itself(url):
+    images, prompts = pictures(5), ["a", "bb", "ccc", "d", "e"]
+    remote = rewards.load(f"{url}/red")
+    assert remote.name == "red"
+    assert torch.equal(remote(images=images, prompts=prompts), red(images=images, prompts=prompts))
+    scores = rewards.score(remote, images=images, prompts=prompts, batch_size=2)
+    assert torch.equal(scores, red(images=images, prompts=prompts))
+
+
+@settings(max_examples=20)
+@given(values=st.lists(st.integers(0, 255), min_size=12, max_size=12))
+def test_any_picture_of_bytes_arrives_as_it_was(values):
+    image = torch.tensor(values).view(3, 2, 2) / 255
+    assert torch.equal(_tensor(_png(image)), image)
+
+
+def test_other_pictures_move_by_half_a_grey_level_at_most():
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert (_tensor(_png(image)) - image).abs().max() <= 1 / 510 + 1e-6
+
+
+def test_it_guides(url):
+    options = {"n": 4, "steps": 4, "lookahead": "dpm:3", "scale": 1.0, "reward_scale": 5.0}
+    remote = LiDAR(testing.tiny_stable_diffusion(), reward=f"{url}/brightness", **options)("a cat", images=1)
+    local = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", **options)("a cat", images=1)
+    torch.testing.assert_close(remote.images, local.images, rtol=0, atol=0.02)
+    assert list(remote.rewards) == ["brightness"]
+
+
+def test_clients_at_once(url):
+    results = {}
+
+    def ask(k):
+        results[k] = RemoteReward(url, "red")(images=pictures(2, seed=k), prompts=["a", "b"])
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(results[k], red(images=pictures(2, seed=k), prompts=["a", "b"])) for k in range(8))
+
+
+def test_it_says_what_it_serves(url):
+    with urllib.request.urlopen(url) as response:
+        assert json.load(response) == {"protocol": 1, "rewards": ["brightness", "red", "odd"]}
+
+
+def ask(url, name="red", n=1, **options):
+    return RemoteReward(url, name, **{"pause": 0.01, **options})(images=pictures(n), prompts=["x"] * n)
+
+
+class TestFailures:
+    def test_a_server_that_recovers(self):
+        with answering((500, "{}"), (503, "busy"), (200, '{"scores": [2.5]}')) as url:
+            assert ask(url).item() == 2.5
+
+    def test_a_server_that_does_not(self):
+        message = "failed 3 times, last with: no memory; see whether it runs"
+        with answering((500, '{"error": "no memory"}')) as url, pytest.raises(ServiceError, match=message):
+            ask(url, retries=2)
+
+    def test_a_server_that_stalls(self):
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            start = time.monotonic()
+            with pytest.raises(ServiceError, match=r"timed out.* answers within 0\.2 s"):
+                ask(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.2, retries=1)
+            assert time.monotonic() - start < 5
+
+    def test_a_server_that_is_not_there(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            with pytest.raises(ServiceError, match=r"Connection refused; see whether it runs \(lidar serve red\)"):
+                ask(f"http://127.0.0.1:{taken.getsockname()[1]}", retries=1)
+
+    def test_a_server_that_dies_half_way(self):
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+
+            def hang_up():
+                connection, _ = listening.accept()
+                connection.recv(100)
+                connection.close()
+
+            threading.Thread(target=hang_up, daemon=True).start()
+            with pytest.raises(ServiceError, match="failed 1 times"):
+                ask(f"http://127.0.0.1:{listening.getsockname()[1]}", retries=0, timeout=5)
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            ("<html>", "did not answer with JSON"),
+            ('{"scores": [1, 2]}', "answered 2 scores for 1 images"),
+            ('{"scores": [NaN]}', "without finite scores"),
+            ('{"scores": ["good"]}', "without finite scores"),
+            ('{"result": [1]}', "without finite scores"),
+            ("[1]", "without finite scores"),
+        ],
+    )
+    def test_a_server_that_answers_nonsense(self, answer, message):
+        with answering((200, answer)) as url, pytest.raises(ServiceError, match=message):
+            ask(url)
+
+    def test_a_name_that_is_not_served(self, url):
+        with pytest.raises(ServiceError, match="refused: ValueError: no reward 'blue' here; there are brightness"):
+            ask(url, "blue")
+
+    def test_a_reward_that_raises(self, url):
+        with pytest.raises(ServiceError, match="reward 'odd' raised RuntimeError: out of paint"):
+            ask(url, "odd", retries=0)
+
+    def test_a_request_that_is_too_large(self, url):
+        with pytest.raises(ServiceError, match="a request must have 0 to 200000 bytes"):
+            RemoteReward(url, "red", retries=0)(images=pictures(1, 512), prompts=["x"])
+
+    @pytest.mark.parametrize("address", ["ftp://host/x", "host:80"])
+    def test_addresses_that_are_none(self, address):
+        with pytest.raises(ValueError, match="must start with http"):
+            RemoteReward(address, "x")
+
+    def test_a_name_that_is_missing(self):
+        with pytest.raises(ValueError, match="name the reward at the service"):
+            rewards.load("http://127.0.0.1:8000/")
+
+    def test_nothing_to_serve(self):
+        with pytest.raises(ValueError, match="one or more rewards"), serve([]):
+            pass
+
+
+def post(url, body, path="/score"):
+    request = urllib.request.Request(url + path, body)
+    with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request):
+        pass
+    return refused.value.code, json.loads(refused.value.read())["error"]
+
+
+def test_what_a_client_must_not_send(url):
+    good = {"reward": "red", "prompts": ["x"], "images": [_png(pictures(1)[0])]}
+    assert post(url, b"{}", "/secret")[0] == 404
+    assert post(url, b"not json")[0] == 400
+    assert post(url, b"[]")[0] == 400
+    assert post(url, json.dumps({**good, "prompts": []}).encode())[0] == 400
+    assert post(url, json.dumps({**good, "prompts": [3]}).encode())[0] == 400
+    assert post(url, json.dumps({**good, "images": ["AAAA"]}).encode())[0] == 400
+    assert post(url, json.dumps({**good, "images": ["gASVCQAAAAAAAAB9lC4="]}).encode())[0] == 400  # a pickle
+    assert post(url, json.dumps({**good, "reward": ["red"]}).encode())[0] == 400
+
+
+def test_a_decompression_bomb_is_refused(url, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ServiceError, match="decompression bomb"):
+        ask(url, retries=0)
