@@ -304,17 +304,21 @@ class TestMemorySavers:
         torch.testing.assert_close(result.images, expected.images, rtol=0, atol=2e-3)
 
     @EVERY
-    def test_half_precision(self, key):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision(self, key, dtype):
         pipe = testing.PIPELINES[key].make()
-        pipe.to(torch.bfloat16)
+        pipe.to(dtype)
         result = sampler(pipe, key)("a cat", images=2)
         assert result.images.dtype == torch.float32
         assert result.latents.isfinite().all()
         assert all(row["shift_norm"][0] >= 0 for row in result.trace.rows())
 
     @EVERY
-    def test_autocast(self, key, built):
-        with torch.autocast("cpu", torch.bfloat16):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_autocast(self, key, built, dtype):
+        if (key, dtype) == ("pixart-sigma", torch.float16):
+            pytest.skip("latents of random noise predictions are a hundred times too wide and overflow")
+        with torch.autocast("cpu", dtype):
             result = sampler(built(key), key)("a cat", images=2)
         assert result.latents.isfinite().all()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lidar_sampling import testing
+
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/howto.md"]
+PAGES = ["README.md", "docs/howto.md", "docs/mixtures-and-services.md"]
 
 
 def blocks():
@@ -29,6 +31,13 @@ def test_examples_run_on_tiny_weights(example, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [example, "--tiny"])
     runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")
     assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", testing.PIPELINES)
+def test_every_pipeline_that_is_tested_is_in_the_table(key):
+    pipe = testing.PIPELINES[key].make()
+    rows = [line for line in (ROOT / "docs/models.md").read_text().splitlines() if line.startswith("| `")]
+    assert any(f"`{type(pipe).__name__}`" in row and f"`{type(pipe.scheduler).__name__}`" in row for row in rows)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)

@@ -19,7 +19,7 @@ from ._cost import Cost, metered
 from ._draw import Item, draw, seed_of
 from ._levels import check
 from ._lookahead import look
-from ._media import to_pil
+from ._media import save_sample, to_pil
 from ._settings import GLYPH, Settings, settings_for
 from ._space import space_of
 from .rewards import Reward, name_of, score
@@ -63,6 +63,16 @@ class Result:
     def pil(self) -> list[list[Any]]:
         """The images as PIL images, a list a prompt; of a video the list of its frames."""
         return [[to_pil(image) for image in row] for row in self.images]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write every sample to ``folder`` as PROMPT-SAMPLE: ``.png``, ``.webp`` for a video, ``.wav`` for audio."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            save_sample(sample, folder / f"{p:05d}-{k:04d}", sampling_rate=self.sampling_rate)
+            for p, row in enumerate(self.images)
+            for k, sample in enumerate(row)
+        ]
 
 
 class LiDAR:

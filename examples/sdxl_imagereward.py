@@ -1,4 +1,4 @@
-"""SDXL guided by a CLIP reward: ``python examples/sdxl.py "a red cube left of a blue ball"``."""
+"""SDXL guided by ImageReward, judged by HPS v2.1: the paper's settings for SDXL."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def main() -> None:
         pipe = StableDiffusionXLPipeline.from_pretrained(
             "stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16", use_safetensors=True
         ).to("cuda")
-        lidar = LiDAR(pipe, reward="clip")  # or any function of images and prompts
+        lidar = LiDAR(pipe, reward="image-reward", metrics=["hpsv2.1"])
 
     result = lidar(arguments.prompt, images=4, seed=0)
-    for k, image in enumerate(result.pil()[0]):
-        image.save(f"sdxl-{k}.png")
+    for file in result.save("sdxl"):
+        print(file)
     print({name: values.tolist() for name, values in result.rewards.items()})
 
 
