@@ -68,7 +68,7 @@ class CLIPReward:
 
 
 class PickScore(CLIPReward):
-    """PickScore v1: which image of a prompt people would choose; about 18 to 24.
+    """PickScore v1: which image of a prompt people would choose; about 20.
 
     Args:
         model: published weights, a folder or a hub id.

@@ -1,0 +1,106 @@
+"""Where the models behind rewards come from: the hub at its pinned commit, a folder, or one checkpoint file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._hub import Published, load_state_dict
+
+Source = Published | str | Path
+
+_PARTS = ("weight", "bias")
+
+# Parts that several rewards share. The registry pins the rewards' own weights.
+CLIP_L = Published(
+    "openai/clip-vit-large-patch14", "MIT (repository)", revision="32bd64288804d66eefd0ccbe215aa642df71cc41"
+)
+CLIP_H = Published(
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT", revision="1c2b8495b28150b8a4922ee1c8edee224c284c0c"
+)
+
+
+def name_of(reward: str, source: Source) -> str:
+    """What results call ``reward``: its own name with the published weights, ``name:source`` with others."""
+    return reward if isinstance(source, Published) else f"{reward}:{source}"
+
+
+def where(source: Source) -> tuple[str, str | None]:
+    """The hub id or path, and the commit, that ``from_pretrained`` of transformers wants."""
+    return (source.repo, source.revision) if isinstance(source, Published) else (str(source), None)
+
+
+def load(function: Callable[..., Any], source: Source, **options: Any) -> Any:
+    """``function(source, **options)`` at the pinned commit; ``function`` is a ``from_pretrained`` of transformers.
+
+    Raises:
+        FileNotFoundError: the source is no folder and out of the hub's reach, or parts of it are missing.
+    """
+    repo, revision = where(source)
+    try:
+        return function(repo, revision=revision, **options)
+    except OSError as error:
+        if Path(repo).is_dir():
+            raise FileNotFoundError(f"{repo} is no complete model: {str(error).splitlines()[0]}") from None
+        if repo.startswith(("/", ".", "~")) or repo.count("/") > 1:
+            raise FileNotFoundError(f"no model at {repo}") from None
+        at = f" --revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{repo} is neither a folder, nor in the cache of the model hub, nor in reach: "
+            f"download it once with 'hf download {repo}{at}'"
+        ) from None
+
+
+def state_dict(source: Source) -> dict[str, Tensor]:
+    """The tensors of one checkpoint file, published or the user's own."""
+    return load_state_dict(source.download() if isinstance(source, Published) else source)
+
+
+def rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    r"""Apply regular expressions to the name of a weight, one after the other.
+
+    >>> rename("blocks.3.norm1.bias", [("^blocks", "layers"), (r"norm(.)", r"layer_norm\1")])
+    'layers.3.layer_norm1.bias'
+    """
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def build(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype, **options: Any) -> Any:
+    """A transformers model of ``cls`` with exactly these weights; ``options`` are of its constructor.
+
+    Raises:
+        ValueError: a weight is missing, has no place, or has another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in cls(config, **options).state_dict().items()}
+    given = {name: value.shape for name, value in weights.items()}
+    if given != expected:
+        wrong = sorted(name for name in {*expected, *given} if expected.get(name) != given.get(name))
+        raise ValueError(f"the checkpoint does not fit {cls.__name__}: {len(wrong)} weights differ, first {wrong[0]}")
+    model = cls.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **options)
+    return model.eval().requires_grad_(False)
+
+
+def linear_head(weights: dict[str, Tensor]) -> nn.Sequential:
+    """The head that ImageReward and the aesthetic predictor share: linear layers ``layers.N`` with nothing between.
+
+    Their gaps in N are dropouts, which do nothing when scoring. Always float32: its output is the score.
+
+    Raises:
+        ValueError: other weights than those of linear layers that fit one another.
+    """
+    indices = sorted({int(name.split(".")[1]) for name in weights if name.startswith("layers.")})
+    names = {f"layers.{i}.{part}" for i in indices for part in _PARTS}
+    if not indices or names != weights.keys():
+        raise ValueError(f"a head has weights layers.N.weight and layers.N.bias, got {', '.join(sorted(weights))}")
+    shapes = [weights[f"layers.{i}.weight"].shape for i in indices]
+    head = nn.Sequential(*(nn.Linear(columns, rows) for rows, columns in shapes))
+    head.load_state_dict({f"{n}.{p}": weights[f"layers.{i}.{p}"] for n, i in enumerate(indices) for p in _PARTS})
+    return head.eval().requires_grad_(False)

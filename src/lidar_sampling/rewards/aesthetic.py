@@ -1,0 +1,52 @@
+"""The LAION aesthetic predictor v2, which looks at no prompt.
+
+``h(u)``: five linear layers, with nothing between them, on the unit feature ``u`` of an image from CLIP ViT-L/14
+(https://github.com/christophschuhmann/improved-aesthetic-predictor, ``sac+logos+ava1-l14-linearMSE.pth``). It was
+fitted to ratings from 1 to 10, which it may leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._towers import Towers
+from ._weights import CLIP_L, Source, linear_head, name_of, state_dict
+
+
+class Aesthetic:
+    """How well people would rate an image from 1 to 10, whatever its prompt.
+
+    Args:
+        model: the published head, or the path of one.
+        clip: its CLIP: published weights, a folder or a hub id.
+        device: where they run.
+        dtype: the precision of CLIP; the head is float32.
+
+    Raises:
+        FileNotFoundError: head or CLIP are neither here nor in reach.
+        ValueError: the file holds no such head, or one for features of another size.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        model: Source,
+        *,
+        clip: Source = CLIP_L,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.name = name_of("aesthetic", model)
+        self._head = linear_head(state_dict(model)).to(device)
+        self._towers = Towers.load(clip, device=device, dtype=dtype)
+        wanted, given = self._head[0].in_features, self._towers.model.config.projection_dim
+        if wanted != given:
+            raise ValueError(f"the head {model} takes {wanted} features and the CLIP {clip} gives {given}")
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to ratings (B,) float32, on the model's device; prompts are not looked at."""
+        return self._head(self._towers.image(images)).squeeze(1)
