@@ -118,6 +118,11 @@ class TestAnOutputFolder:
             failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, *option))
         assert os.listdir(tmp_path) == ["thesis.tex"]
 
+    def test_of_a_run_that_failed_at_once_is_used_again(self, lidar, tiny, tmp_path):
+        out = tmp_path / "out"
+        failure(lidar("generate", "a cat", *tiny, *FAST, "--call", "hight=3", "--out", out))
+        assert lidar("generate", "a cat", *tiny, *FAST, "--out", out)[0] == 0
+
     def test_resumes_only_the_same_run(self, lidar, tiny, tmp_path):
         out = tmp_path / "out"
         lidar("generate", "a cat", "a dog", *tiny, *FAST, "--out", out)

@@ -66,6 +66,18 @@ def test_attaching_without_effect_is_bit_identical(key, built):
     assert torch.equal(run(pipe, key), plain)
 
 
+@EVERY
+def test_prompt_and_seed_decide_the_sample(key, built):
+    """The doubles are worth testing with: finite, not flat, and moved by what should move them."""
+    lidar = sampler(built(key), key)
+    one = lidar.vanilla(["a cat", "a hat"], images=2, seed=1).images
+    assert one.isfinite().all()
+    assert (one.flatten(2).std(2) > 0.05).all()
+    assert (one[0] - one[1]).abs().max() > 1e-4
+    assert (one[:, 0] - one[:, 1]).abs().max() > 1e-2
+    assert torch.equal(lidar.vanilla(["a cat", "a hat"], images=2, seed=1).images, one)
+
+
 class Spy:
     """A hook that keeps what the scheduler was told at its first step."""
 
@@ -230,6 +242,8 @@ class TestOtherTasks:
         assert not torch.equal(result.images, vanilla.images)
         free = LiDAR(pipe, reward=mean, pipe_kwargs=call, **{**options, "scale": 0.0})(PROMPTS, images=2)
         assert torch.equal(free.images, vanilla.images)
+        other = LiDAR(pipe, reward=mean, pipe_kwargs={**call, "image": 1 - PICTURE}, **options)
+        assert not torch.equal(other.vanilla(PROMPTS, images=2).images, vanilla.images)
 
     def test_know_the_defaults_of_their_family(self):
         pipe = testing.tiny_stable_diffusion_xl(diffusers.StableDiffusionXLControlNetPipeline)

@@ -48,9 +48,10 @@ class Published:
         try:
             return Path(hf_hub_download(self.repo, self.file, revision=self.revision))
         except LocalEntryNotFoundError:
+            at = f" --revision {self.revision}" if self.revision else ""
             raise FileNotFoundError(
                 f"{self.repo}/{self.file} is neither in the cache of the model hub nor in reach: "
-                f"download it once with 'hf download {self.repo} {self.file}'"
+                f"download it once with 'hf download {self.repo} {self.file}{at}'"
             ) from None
 
 

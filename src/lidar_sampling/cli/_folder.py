@@ -44,7 +44,8 @@ class Folder:
     def __init__(self, path: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         self.path = path
         manifest = path / "run.json"
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A run that failed before its first prompt left its manifest alone, and nothing to lose.
+        if path.exists() and (not path.is_dir() or any(file != manifest for file in path.iterdir())):
             ours = manifest.is_file()
             if not (resume or overwrite):
                 raise FileExistsError(

@@ -138,7 +138,10 @@ def dtype_of(option: str) -> torch.dtype:
 def quieten() -> None:
     """Keep the loading bars and advice of diffusers and transformers away from the user."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
+
+    hub_logging.set_verbosity_error()  # it counts its attempts to reach the hub
 
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()

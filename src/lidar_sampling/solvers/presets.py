@@ -1,7 +1,8 @@
 """The few-step models that are known by name, as data: weights, scheduler, timesteps, guidance, bases and licence.
 
 Settings are those of the named model cards and repositories, and of the paper's code where it uses the model
-(https://github.com/aailab-kaist/Diffusion-LiDAR-Sampling, lookahead_sampling.py). Licences are the model cards'.
+(https://github.com/aailab-kaist/Diffusion-LiDAR-Sampling, lookahead_sampling.py). Licences are the model cards'. A
+commit is pinned where other public code names it for the same files; Hyper-SD's could not be confirmed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ _LCM = "LCMScheduler"
 
 
 def _dmd2(file: str) -> Published:
-    return Published("tianweiy/DMD2", "CC BY-NC-SA 4.0", file, commercial=False)
+    commit = "be22767697a1f3ca656b73c776e15fa335c86c6c"
+    # Named for the UNets alone; the LoRA may be younger.
+    return Published("tianweiy/DMD2", "CC BY-NC-SA 4.0", file, None if "lora" in file else commit, commercial=False)
 
 
 def _lightning(file: str) -> Published:
-    return Published("ByteDance/SDXL-Lightning", "OpenRAIL++", file)
+    return Published("ByteDance/SDXL-Lightning", "OpenRAIL++", file, "c9a24f48e1c025556787b0c58dd67a091ece2e44")
 
 
 def _hyper(file: str, *, flux: bool = False) -> Published:
@@ -35,13 +38,13 @@ PRESETS: tuple[Solver, ...] = (
             n,
             _LCM,
             guidance_scale=1.0,
-            lora=Published(repo, "OpenRAIL++", "pytorch_lora_weights.safetensors"),
+            lora=Published(repo, "OpenRAIL++", "pytorch_lora_weights.safetensors", commit),
             bases=(base,),
             note="Luo et al. 2023, arXiv 2311.05556",
         )
-        for base, repo in (
-            (SD, "latent-consistency/lcm-lora-sdv1-5"),
-            (SDXL, "latent-consistency/lcm-lora-sdxl"),
+        for base, repo, commit in (
+            (SD, "latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
+            (SDXL, "latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
         )
         for n in (2, 4, 8)
     ),
@@ -143,7 +146,9 @@ PRESETS: tuple[Solver, ...] = (
             n,
             guidance_scale=0.0,
             call={"max_sequence_length": 256},
-            pipeline=Published("black-forest-labs/FLUX.1-schnell", "Apache-2.0"),
+            pipeline=Published(
+                "black-forest-labs/FLUX.1-schnell", "Apache-2.0", revision="741f7c3ce8b383c54771c7003378a50191e9efe9"
+            ),
             bases=(FLUX,),
             note="the same autoencoder as FLUX.1 [dev]",
         )
@@ -154,16 +159,21 @@ PRESETS: tuple[Solver, ...] = (
             f"turbo:{n}",
             n,
             guidance_scale=0.0,
-            pipeline=Published(repo, licence, commercial=False),
+            pipeline=Published(repo, "SAI non-commercial community", revision=commit, commercial=False),
             bases=(base,),
             note=note,
         )
-        for base, repo, licence, note in (
-            (SD, "stabilityai/sd-turbo", "SAI non-commercial community", "made from SD 2.1; 512 x 512"),
+        for base, repo, commit, note in (
+            (
+                SD,
+                "stabilityai/sd-turbo",
+                "b261bac6fd2cf515557d5d0707481eafa0485ec2",
+                "made from SD 2.1; 512 x 512",
+            ),
             (
                 SDXL,
                 "stabilityai/sdxl-turbo",
-                "SAI non-commercial community",
+                "71153311d3dbb46851df1931d3ca6e939de83304",
                 "512 x 512: draw the target at that size",
             ),
         )
@@ -173,7 +183,11 @@ PRESETS: tuple[Solver, ...] = (
         "turbo:4",
         4,
         guidance_scale=0.0,
-        pipeline=Published("stabilityai/stable-diffusion-3.5-large-turbo", "Stability AI community"),
+        pipeline=Published(
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+            "Stability AI community",
+            revision="ec07796fc06b096cc56de9762974a28f4c632eda",
+        ),
         bases=(SD3,),
         note="for SD 3.5 Large; its licence asks large companies for a contract",
     ),
@@ -185,8 +199,8 @@ PRESETS: tuple[Solver, ...] = (
             call={} if n == 2 else {"intermediate_timesteps": None},
             pipeline=Published(
                 "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
-                "NVIDIA, with Gemma's terms",
-                commercial=False,
+                "Apache-2.0, its text encoder under Gemma's terms",
+                revision="19683c58b7ea290e55cedd8950ae1d86ada7ef96",
             ),
             bases=(SANA,),
             note="Chen et al. 2025, arXiv 2503.09641",

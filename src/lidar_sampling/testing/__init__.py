@@ -14,17 +14,17 @@ import torch
 
 from .._bank import LookaheadBank
 from ..rewards.brightness import brightness as brightness
+from ._audio import tiny_stable_audio as tiny_stable_audio
+from ._sana import tiny_sana as tiny_sana
+from ._sana import tiny_sana_sprint as tiny_sana_sprint
 from ._stable_diffusion import tiny_modular_stable_diffusion_xl as tiny_modular_stable_diffusion_xl
 from ._stable_diffusion import tiny_stable_diffusion as tiny_stable_diffusion
 from ._stable_diffusion import tiny_stable_diffusion_xl as tiny_stable_diffusion_xl
 from ._transformers import tiny_flux as tiny_flux
 from ._transformers import tiny_pixart_sigma as tiny_pixart_sigma
-from ._transformers import tiny_sana as tiny_sana
-from ._transformers import tiny_sana_sprint as tiny_sana_sprint
 from ._transformers import tiny_stable_diffusion_3 as tiny_stable_diffusion_3
 from ._video import tiny_cogvideox as tiny_cogvideox
 from ._video import tiny_ltx as tiny_ltx
-from ._video import tiny_stable_audio as tiny_stable_audio
 from ._video import tiny_wan as tiny_wan
 
 
@@ -39,7 +39,6 @@ class Tiny(NamedTuple):
 _SMALL = {"height": 16, "width": 16}
 _UNBINNED = {**_SMALL, "use_resolution_binning": False, "clean_caption": False}
 _SANA = {"height": 32, "width": 32, "use_resolution_binning": False}
-_VIDEO = {**_SMALL, "num_frames": 5}
 
 PIPELINES = {
     "sd": Tiny(tiny_stable_diffusion),
@@ -50,10 +49,10 @@ PIPELINES = {
     "pixart-sigma": Tiny(tiny_pixart_sigma, _UNBINNED),
     "sana": Tiny(tiny_sana, _SANA),
     "sana-sprint": Tiny(tiny_sana_sprint, {**_SANA, "intermediate_timesteps": None}),
-    "wan": Tiny(tiny_wan, _VIDEO, "num_videos_per_prompt"),
+    "wan": Tiny(tiny_wan, {**_SMALL, "num_frames": 5}, "num_videos_per_prompt"),
     "ltx": Tiny(tiny_ltx, {"height": 32, "width": 32, "num_frames": 9}, "num_videos_per_prompt"),
-    "cogvideox": Tiny(tiny_cogvideox, _VIDEO, None),
-    "cogvideox-ddim": Tiny(partial(tiny_cogvideox, ddim=True), _VIDEO, None),
+    "cogvideox": Tiny(tiny_cogvideox, {}, None),
+    "cogvideox-ddim": Tiny(partial(tiny_cogvideox, ddim=True), {}, None),
     "stable-audio": Tiny(tiny_stable_audio, {}, "num_waveforms_per_prompt"),
 }
 """Every text-to-image, text-to-video and text-to-audio pipeline that is tested, by a short name."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ._build import seeded
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer
 
@@ -97,6 +99,9 @@ def _controlnet(cls: type, **changes: Any) -> dict[str, Any]:
         "conditioning_embedding_out_channels": (4, 8),
     }
     controlnet: Any = ControlNetModel(**{**settings, **changes})
+    for parameter in controlnet.parameters():
+        if not parameter.any():  # its last layers start at 0, where its picture changes nothing
+            torch.nn.init.normal_(parameter, std=0.1)
     return {"controlnet": controlnet.eval()}
 
 

@@ -6,7 +6,7 @@ import string
 from typing import Any
 
 WIDTH = 16
-_LETTERS = string.ascii_lowercase + string.digits + string.punctuation
+_LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
 def clip_tokenizer() -> Any:
@@ -44,7 +44,7 @@ def t5_tokenizer() -> Any:
 
     special = ["<pad>", "</s>", "<unk>", "▁"]
     vocabulary = [*((token, 0.0) for token in special), *((letter, -1.0) for letter in _LETTERS)]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=16)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=128)
 
 
 def t5_encoder(width: int = WIDTH, *, multilingual: bool = False) -> Any:
@@ -65,12 +65,12 @@ def t5_encoder(width: int = WIDTH, *, multilingual: bool = False) -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """A Gemma tokenizer whose tokens are letters."""
+    """A Gemma tokenizer whose tokens are letters; SANA's instruction is a thousand of them."""
     from transformers import GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"]
     vocabulary = {token: index for index, token in enumerate([*special, *_LETTERS])}
-    return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
 
 
 def gemma() -> Any:
