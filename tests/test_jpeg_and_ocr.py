@@ -27,6 +27,9 @@ def test_the_size_is_that_of_the_file():
         assert reward.name == name
         value = reward(images=image, prompts=["x"]).item()
         assert value == pytest.approx(sign * len(file.getvalue()) / 1000)
+    assert JPEGSize(1)(images=torch.full((1, 3, 8, 8), 1.01), prompts=["x"]) == JPEGSize(1)(
+        images=torch.ones(1, 3, 8, 8), prompts=["x"]
+    )  # white, not wrapped to black
     with pytest.raises(ValueError, match="quality must be 1 to 95, got 0"):
         JPEGSize(1, quality=0)
 

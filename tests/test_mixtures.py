@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidar_sampling import LiDAR, LookaheadBank, testing
+from lidar_sampling import BankError, LiDAR, LookaheadBank, testing
 from lidar_sampling.rewards import Ensemble, Mixture
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=3, max_size=9, unique=True)
@@ -118,3 +118,36 @@ def test_mixtures_that_are_refused(arguments, message):
 def test_ensembles_that_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ensemble(*arguments)
+
+
+def test_a_part_goes_by_its_own_name():
+    """Banks know a reward by its name, not by the words that loaded it."""
+    from lidar_sampling.rewards.server import serve
+
+    with serve([testing.brightness], port=0) as url:
+        mixture = Mixture({f"{url}/brightness": 2.0}, calibration={f"{url}/brightness": (0.5, 0.5)})
+        assert mixture.weights == {"brightness": 2.0}
+        assert mixture.calibration == {"brightness": (0.5, 0.5)}
+        assert mixture.on(bank_of(brightness=[0.5, 1.0])).reward("mixture").tolist() == [0.0, 2.0]
+        with pytest.raises(ValueError, match="parts must be named apart"):
+            Mixture({f"{url}/brightness": 2.0, "brightness": 1.0})
+
+
+def test_a_calibration_that_lacks_a_reward_is_named():
+    with pytest.raises(BankError, match="calibration lacks 'b'"):
+        bank_of(a=[0.0, 1.0], b=[0.0, 1.0]).combine({"a": 1.0, "b": 1.0}, calibration={"a": (0.0, 1.0)})
+
+
+def test_gradients_pass_if_every_part_lets_them():
+    def slope(*, images, prompts):
+        return images.flatten(1).mean(1)
+
+    slope.differentiable = True
+    calibration = {"slope": (0.0, 1.0), "red": (0.0, 1.0)}
+    assert Mixture({"slope": 1.0}, rewards=[slope], calibration=calibration).differentiable
+    assert not Mixture({"slope": 1.0, "red": 1.0}, rewards=[slope, red], calibration=calibration).differentiable
+    assert Ensemble([slope, slope]).differentiable
+    assert not Ensemble([slope, red]).differentiable
+    pixels = images(1).requires_grad_()
+    Ensemble([slope, slope], "uncertainty")(images=pixels, prompts=["x"]).sum().backward()
+    torch.testing.assert_close(pixels.grad, torch.full_like(pixels, 1 / pixels.numel()))

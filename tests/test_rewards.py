@@ -92,3 +92,24 @@ def test_nan_passes_only_where_it_may():
     with pytest.raises(RewardError, match="returned nan"):
         rewards.score(half, images=pictures(1, 4), prompts=["p"])
     assert rewards.score(half, images=pictures(1, 4), prompts=["p"], allow_nan=True).isnan().all()
+
+
+def test_pictures_that_are_not_finite_are_refused():
+    images = torch.rand(2, 3, 4, 4)
+    images[1, 0, 0, 0] = float("nan")
+    with pytest.raises(rewards.RewardError, match="the decoder overflowed; decode in float32"):
+        rewards.score(rewards.load("jpeg-compressibility"), images=images, prompts=["x", "y"])
+
+
+def test_videos_are_scored_by_the_mean_of_their_frames_unless_a_reward_wants_them_whole():
+    videos = torch.rand(2, 20, 3, 4, 4)
+    chosen = videos[:, torch.linspace(0, 19, 8).round().long()]
+    scores = rewards.score(rewards.load("brightness"), images=videos, prompts=["x", "y"])
+    torch.testing.assert_close(scores, chosen.flatten(1).mean(1))
+
+    def motion(*, images, prompts):
+        return images.diff(dim=1).abs().flatten(1).mean(1)
+
+    motion.modality = "video"
+    whole = rewards.score(motion, images=videos, prompts=["x", "y"])
+    torch.testing.assert_close(whole, videos.diff(dim=1).abs().flatten(1).mean(1))

@@ -19,6 +19,7 @@ __all__ = ["lidar"]  # the fixture
 @pytest.fixture
 def folder(tmp_path):
     """Three pictures, dark to bright, of two sizes."""
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.tiff")
     for name, value, size in (("a.png", 0, (8, 8)), ("b.jpg", 128, (12, 8)), ("c.webp", 255, (8, 8))):
         Image.new("RGB", size, (value,) * 3).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -70,8 +71,15 @@ def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
         samples.mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(samples / "0000.png")
         (samples.parent / "metadata.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+        (samples.parent / "vanilla").mkdir()
+        Image.new("RGB", (4, 4), "white").save(samples.parent / "vanilla" / "0000.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     found = scores(lidar("score", tmp_path, "--reward", "brightness", "--json"))
     assert [row["prompt"] for row in found["images"]] == ["a cat", "a dog"]
+    assert found["mean"]["brightness"] == 0
+    for k, (content, message) in enumerate((("", "is empty"), ("{}", 'expected a JSON object with a "prompt"'))):
+        (tmp_path / f"{k:05d}" / "metadata.jsonl").write_text(content)
+        assert message in " ".join(failure(lidar("score", tmp_path / f"{k:05d}", "--reward", "brightness")).split())
 
 
 @pytest.mark.parametrize(
@@ -79,6 +87,9 @@ def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
     [
         (["nowhere.png", "--prompt", "x", "--reward", "brightness"], "no picture or folder at nowhere.png"),
         (["notes.txt", "--prompt", "x", "--reward", "brightness"], "notes.txt is not a picture"),
+        (["half.png", "--prompt", "x", "--reward", "brightness"], "half.png cannot be read: "),
+        (["deep.tiff", "--prompt", "x", "--reward", "brightness"], "pixels of mode I;16: save it with 8 bits"),
+        (["a.png", "--prompt", "x", "--reward", "brightness", "--batch-size", "0"], "'--batch-size': "),
         (["empty", "--prompt", "x", "--reward", "brightness"], "holds no pictures"),
         (["a.png", "--reward", "brightness"], "give --prompt"),
         (["a.png", "--prompt", "x"], "--reward"),
@@ -90,6 +101,8 @@ def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
 def test_wrong_use_is_one_clear_line(lidar, folder, monkeypatch, arguments, message):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
+    Image.effect_noise((64, 64), 50).save(folder / "half.png")
+    os.truncate(folder / "half.png", 900)
     assert message in " ".join(failure(lidar("score", *arguments)).split())
 
 
@@ -103,7 +116,8 @@ def test_lists_say_where_weights_come_from(lidar):
     assert known["brightness"]["weights"] is None
     code, out, _ = lidar("solvers")
     assert code == 0
-    assert "tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin (CC BY-NC-SA 4.0; non-commercial)" in out
+    line = next(line for line in out.splitlines() if "tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin" in line)
+    assert line.endswith("(CC BY-NC-SA 4.0; non-commercial)")
     presets = scores(lidar("solvers", "--json"))
     assert {"dpm:N", "lcm-lora:4", "sana-sprint:2"} <= {row["name"] for row in presets}
 

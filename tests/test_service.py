@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lidar_sampling import LiDAR, rewards, testing
-from lidar_sampling.rewards.server import _tensor, serve
+from lidar_sampling.rewards.server import _tensors, serve
 from lidar_sampling.rewards.service import RemoteReward, ServiceError, _png
 
 
@@ -27,9 +27,13 @@ def odd(*, images, prompts):
     raise RuntimeError("out of paint")
 
 
+def hungry(*, images, prompts):
+    raise MemoryError("no room")
+
+
 @pytest.fixture(scope="module")
 def url():
-    with serve([testing.brightness, red, odd], port=0, most_megabytes=0.2) as address:
+    with serve([testing.brightness, red, odd, hungry], port=0, most_megabytes=0.2, most_megapixels=0.1) as address:
         yield address
 
 
@@ -72,12 +76,12 @@ def test_it_scores_as_the_reward_itself(url):
 @given(values=st.lists(st.integers(0, 255), min_size=12, max_size=12))
 def test_any_picture_of_bytes_arrives_as_it_was(values):
     image = torch.tensor(values).view(3, 2, 2) / 255
-    assert torch.equal(_tensor(_png(image)), image)
+    assert torch.equal(_tensors([_png(image)], 4)[0], image)
 
 
 def test_other_pictures_move_by_half_a_grey_level_at_most():
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert (_tensor(_png(image)) - image).abs().max() <= 1 / 510 + 1e-6
+    assert (_tensors([_png(image)], 256)[0] - image).abs().max() <= 1 / 510 + 1e-6
 
 
 def test_it_guides(url):
@@ -104,7 +108,7 @@ def test_clients_at_once(url):
 
 def test_it_says_what_it_serves(url):
     with urllib.request.urlopen(url) as response:
-        assert json.load(response) == {"protocol": 1, "rewards": ["brightness", "red", "odd"]}
+        assert json.load(response) == {"protocol": 1, "rewards": ["brightness", "red", "odd", "hungry"]}
 
 
 def ask(url, name="red", n=1, **options):
@@ -173,6 +177,24 @@ class TestFailures:
         with pytest.raises(ServiceError, match="reward 'odd' raised RuntimeError: out of paint"):
             ask(url, "odd", retries=0)
 
+    def test_a_server_without_memory_says_so(self, url):
+        with pytest.raises(ServiceError, match="last with: MemoryError: no room"):
+            ask(url, "hungry", retries=0)
+
+    def test_a_prompt_that_the_reward_cannot_use_is_not_tried_again(self):
+        def picky(*, images, prompts):
+            picky.calls += 1
+            raise ValueError("the prompt must quote a text")
+
+        picky.calls = 0
+        with serve([picky], port=0) as url, pytest.raises(ServiceError, match=r"refused: .*must quote a text"):
+            ask(url, "picky")
+        assert picky.calls == 1
+
+    def test_a_proxy_is_not_asked_for_this_machine(self, url, monkeypatch):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        assert ask(url).shape == (1,)
+
     def test_a_request_that_is_too_large(self, url):
         with pytest.raises(ServiceError, match="a request must have 0 to 200000 bytes"):
             RemoteReward(url, "red", retries=0)(images=pictures(1, 512), prompts=["x"])
@@ -191,8 +213,8 @@ class TestFailures:
             pass
 
 
-def post(url, body, path="/score"):
-    request = urllib.request.Request(url + path, body)
+def post(url, body, path="/score", method="POST"):
+    request = urllib.request.Request(url + path, body, method=method)
     with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request):
         pass
     return refused.value.code, json.loads(refused.value.read())["error"]
@@ -208,6 +230,8 @@ def test_what_a_client_must_not_send(url):
     assert post(url, json.dumps({**good, "images": ["AAAA"]}).encode())[0] == 400
     assert post(url, json.dumps({**good, "images": ["gASVCQAAAAAAAAB9lC4="]}).encode())[0] == 400  # a pickle
     assert post(url, json.dumps({**good, "reward": ["red"]}).encode())[0] == 400
+    assert post(url, b"[" * 100_000)[0] == 400
+    assert post(url, b"{}", method="PUT") == (501, "Unsupported method ('PUT')")
 
 
 def test_a_decompression_bomb_is_refused(url, monkeypatch):
@@ -216,3 +240,39 @@ def test_a_decompression_bomb_is_refused(url, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ServiceError, match="decompression bomb"):
         ask(url, retries=0)
+
+
+def test_pictures_that_unpack_to_too_much_are_refused_unread(url):
+    """A megapixel of one colour is a PNG of some kilobytes."""
+    flat = torch.zeros(1, 3, 200, 300)
+    remote = RemoteReward(url, "brightness")
+    assert remote(images=flat, prompts=["x"]) == 0
+    with pytest.raises(ServiceError, match="a request must have at most 100000 pixels, got 120000: send fewer"):
+        remote(images=flat.expand(2, -1, -1, -1), prompts=["x"] * 2)
+
+
+def test_a_client_that_goes_silent_loses_its_thread(monkeypatch):
+    monkeypatch.setattr("lidar_sampling.rewards.server._Handler.timeout", 0.2)
+    with serve([testing.brightness], port=0) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(b"POST /score HTTP/1.0\r\nContent-Length: 100\r\n\r\n{")
+            assert b"400" in client.recv(1000)
+
+
+def test_a_port_that_is_taken_is_named(url):
+    port = int(url.rpartition(":")[2])
+    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
+        serve([testing.brightness], port=port).__enter__()
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(capfd):
+    def slow(*, images, prompts):
+        time.sleep(0.3)
+        return images.flatten(1).mean(1)
+
+    with serve([slow], port=0) as url:
+        with pytest.raises(ServiceError, match="timed out"):
+            ask(url, "slow", retries=0, timeout=0.05)
+        assert ask(url, "slow").item() >= 0  # waits for the first to be done
+    assert capfd.readouterr().err == ""

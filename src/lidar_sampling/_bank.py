@@ -135,6 +135,8 @@ class LookaheadBank:
         """
         if not weights:
             raise BankError("weights must name at least one reward")
+        if calibration is not None and (missing := [key for key in weights if key not in calibration]):
+            raise BankError(f"calibration lacks {', '.join(map(repr, missing))}")
         parts = []
         for reward_name, weight in weights.items():
             reward = self.reward(reward_name).float()

@@ -62,7 +62,8 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         typer.echo(f"lidar: {_one_line(error)}", err=True)
-        return 2 if isinstance(error, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
+        cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
+        return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
         typer.echo("lidar: stopped; what was finished stays, and --resume goes on from there", err=True)
     return status

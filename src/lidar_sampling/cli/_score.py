@@ -19,6 +19,7 @@ Prompt = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="One for all pictures, or one for each in order.", show_default=False),
 ]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time; halved when memory runs out.")]
 RewardNames = Annotated[list[str], typer.Option("--reward", help="A reward of 'lidar rewards'; repeat for more.")]
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -28,14 +29,15 @@ def score(
     reward: RewardNames,
     prompt: Prompt = None,
     prompts_file: o.PromptsFile = None,
-    batch_size: o.BatchSize = 16,
+    batch_size: BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
     json: o.Json = False,
 ) -> None:
     """Score pictures with one or more rewards.
 
-    Without a prompt, those of GenEval's layout are taken: metadata.jsonl beside the folder of a picture.
+    Without a prompt, those of GenEval's layout are taken: metadata.jsonl beside the folder of a picture. Of a run in
+    that layout, such as that of 'lidar generate', the samples are scored, not its grid or what lies in vanilla/.
     """
     from .. import rewards
 
@@ -64,11 +66,21 @@ def _pictures(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"no picture or folder at {place}")
-        inside = sorted(f for f in place.rglob("*") if f.suffix.lower() in _ENDINGS) if place.is_dir() else [place]
+        inside = _inside(place) if place.is_dir() else [place]
         if not inside:
             raise typer.BadParameter(f"{place} holds no pictures ({', '.join(_ENDINGS)})")
         files += inside
     return files
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Pictures in ``folder``, sorted: the samples of a run in GenEval's layout, or else all, however deep."""
+    samples = [file for file in folder.glob("[0-9]*/samples/*") if _metadata(file).is_file()]
+    return sorted(file for file in samples or folder.rglob("*") if file.suffix.lower() in _ENDINGS)
+
+
+def _metadata(picture: Path) -> Path:
+    return picture.parent.parent / "metadata.jsonl"
 
 
 def _prompts(files: list[Path], given: list[str]) -> list[str]:
@@ -79,12 +91,17 @@ def _prompts(files: list[Path], given: list[str]) -> list[str]:
         raise typer.BadParameter(f"give one prompt, or one for each of the {len(files)} pictures, got {len(given)}")
     if given:
         return given
+    from ..glyph import read_metadata
+
     found = []
     for file in files:
-        metadata = file.parent.parent / "metadata.jsonl"
+        metadata = _metadata(file)
         if not metadata.is_file():
             raise typer.BadParameter(f"give --prompt: there is no {metadata} to say what {file.name} should show")
-        found.append(_json.loads(metadata.read_text(encoding="utf-8").splitlines()[0])["prompt"])
+        lines = read_metadata(metadata)
+        if not lines:
+            raise typer.BadParameter(f"give --prompt: {metadata} is empty")
+        found.append(lines[0]["prompt"])
     return found
 
 
@@ -96,9 +113,15 @@ def _read(file: Path) -> Tensor:
 
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
+                raise ValueError(f"{file} has pixels of mode {image.mode}: save it with 8 bits a channel")
             image = ImageOps.exif_transpose(image).convert("RGBA")
     except UnidentifiedImageError:
         raise ValueError(f"{file} is not a picture") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        if getattr(error, "filename", None):  # it cannot be opened, and says which
+            raise
+        raise ValueError(f"{file} cannot be read: {error}") from None
     page = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
 

@@ -174,7 +174,7 @@ def score(
         (B,) float32 on the CPU.
 
     Raises:
-        RewardError: the reward raised, or did not return one finite number an image.
+        RewardError: images that are not finite, or the reward raised or did not return one finite number an image.
 
     Example:
         >>> score(load("brightness"), images=torch.zeros(3, 3, 2, 2), prompts=["a cat"] * 3)
@@ -182,6 +182,8 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+    if not images.isfinite().all():  # as bytes NaN would be black, and black pictures get scores
+        raise RewardError("images hold NaN or infinity: the decoder overflowed; decode in float32")
     name = name_of(reward)
     by_frames = images.dim() == 5 and getattr(reward, "modality", "image") != "video"
     see = partial(_frame_mean, reward) if by_frames else reward

@@ -43,7 +43,7 @@ class JPEGSize:
 
     def _kilobytes(self, image: Tensor) -> float:
         file = io.BytesIO()
-        to_pil(image).save(file, "JPEG", quality=self.quality)
+        to_pil(image.clamp(0, 1)).save(file, "JPEG", quality=self.quality)
         return file.tell() / 1000
 
 

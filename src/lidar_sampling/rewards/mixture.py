@@ -35,9 +35,11 @@ class Mixture:
 
     Attributes:
         parts: the rewards, in the order of ``weights``.
+        weights, calibration: by the parts' own names, as banks know them.
 
     Raises:
-        ValueError: no weights, a weight that is not finite, a calibration that lacks a reward or is not positive.
+        ValueError: no weights, one that is not finite, two parts of one name, or a calibration that lacks a reward or
+            has a deviation that is not positive.
 
     Example:
         >>> half = Mixture({"brightness": 0.5}, calibration={"brightness": (0.5, 0.1)})
@@ -70,8 +72,13 @@ class Mixture:
         own = {name_of(reward): reward for reward in rewards}
         if len(own) < len(rewards) or not set(own) <= set(weights):
             raise ValueError(f"rewards must be named apart and have weights: got {[name_of(r) for r in rewards]}")
-        self.name, self.weights, self.calibration = name, dict(weights), calibration and dict(calibration)
         self.parts = [own[key] if key in own else load(key, device=device, dtype=dtype) for key in weights]
+        names = [name_of(part) for part in self.parts]  # banks know "clip:PATH" as "clip"
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts must be named apart, got {names}: load one, set its name, pass it in rewards")
+        self.name = name
+        self.weights = dict(zip(names, weights.values(), strict=True))
+        self.calibration = calibration and {n: calibration[key] for n, key in zip(names, weights, strict=True)}
 
     @property
     def differentiable(self) -> bool:
@@ -134,6 +141,11 @@ class Ensemble:
         if not 0 <= coefficient < math.inf:
             raise ValueError(f"coefficient must be finite and at least 0, got {coefficient}")
         self.members, self.how, self.coefficient, self.name = list(members), how, coefficient, name
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every member says it is."""
+        return all(getattr(member, "differentiable", False) for member in self.members)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,)."""

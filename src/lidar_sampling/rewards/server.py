@@ -24,7 +24,12 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def serve(
-    rewards: Sequence[Reward], *, host: str = "127.0.0.1", port: int = 8000, most_megabytes: float = 256.0
+    rewards: Sequence[Reward],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    most_megabytes: float = 256.0,
+    most_megapixels: float = 100.0,
 ) -> Iterator[str]:
     """Serve ``rewards`` by their names while the block runs.
 
@@ -36,6 +41,7 @@ def serve(
         host: address to listen on; the default answers this machine alone.
         port: 0 takes a free one.
         most_megabytes: size of the largest request.
+        most_megapixels: of all pictures of a request; a small PNG may hold very many.
 
     Yields:
         The url.
@@ -43,6 +49,12 @@ def serve(
     Raises:
         ValueError: no reward, or two of one name.
         OSError: the address cannot be listened on.
+
+    Example:
+        >>> from lidar_sampling.rewards import load
+        >>> with serve([load("brightness")], port=0) as url:
+        ...     load(f"{url}/brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
+        tensor([1.])
     """
     by_name = {name_of(reward): (reward, threading.Lock()) for reward in rewards}
     if len(by_name) < len(rewards) or not rewards:
@@ -51,9 +63,13 @@ def serve(
     class Handler(_Handler):
         served = by_name
         largest = int(most_megabytes * 1e6)
+        pixels = int(most_megapixels * 1e6)
 
-    with ThreadingHTTPServer((host, port), Handler) as server:
-        server.daemon_threads = True
+    try:
+        listening = _Server((host, port), Handler)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port") from None
+    with listening as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
@@ -63,9 +79,19 @@ def serve(
             thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # clients that may knock at once
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away while it was answered is no matter for stderr."""
+        _log.info("a request of %s broke off", client_address, exc_info=True)
+
+
 class _Handler(BaseHTTPRequestHandler):
     served: Mapping[str, tuple[Reward, threading.Lock]]
     largest: int
+    pixels: int
+    timeout = 60  # seconds without a byte after which a client that went silent gives its thread back
 
     def do_GET(self) -> None:
         if self.path != "/":
@@ -82,13 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return self._answer(413, {"error": f"a request must have 0 to {self.largest} bytes, got {length}"})
             reward, lock, images, prompts = self._read(json.loads(self.rfile.read(length)))
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
             return self._answer(400, {"error": f"{type(error).__name__}: {error}"})
         try:
             with lock:
                 scores = _score(reward, images, prompts)
         except RewardError as error:
-            return self._answer(500, {"error": str(error)})
+            wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt it cannot use
+            return self._answer(422 if wrong else 500, {"error": str(error)})
+        except Exception as error:  # out of memory, above all: a dropped connection would not say so
+            return self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         self._answer(200, {"scores": scores})
 
     def _read(self, request: Any) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
@@ -97,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ValueError(f"no reward {name!r} here; there are {', '.join(self.served)}")
         if len(prompts) != len(pictures) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
-        return *self.served[name], [_tensor(picture) for picture in pictures], list(prompts)
+        return *self.served[name], _tensors(pictures, self.pixels), list(prompts)
 
     def _discard(self, length: int) -> None:
         while length > 0 and (read := len(self.rfile.read(min(length, 1 << 16)))):
@@ -111,6 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses, such as other methods, in the protocol's words."""
+        self.close_connection = True
+        self._answer(code, {"error": message or f"status {code}"})
+
     def log_message(self, format: str, *args: Any) -> None:
         _log.info(format, *args)
 
@@ -123,12 +157,16 @@ def _score(reward: Reward, images: list[Tensor], prompts: list[str]) -> list[flo
     return [score(reward, images=image[None], prompts=[prompt]).item() for image, prompt in pairs]
 
 
-def _tensor(picture: str) -> Tensor:
+def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:
+    """PNGs in base64 as (3, H, W) each; their sizes are checked before any is unpacked."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(base64.b64decode(picture, validate=True)), formats=["PNG"]) as image:
-            pixels = np.array(image.convert("RGB"))
+        files = [io.BytesIO(base64.b64decode(picture, validate=True)) for picture in pictures]
+        opened = [Image.open(file, formats=["PNG"]) for file in files]
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
-    return torch.from_numpy(pixels).movedim(-1, 0).float() / 255
+    if (pixels := sum(image.width * image.height for image in opened)) > most_pixels:
+        raise ValueError(f"a request must have at most {most_pixels} pixels, got {pixels}: send fewer at a time")
+    arrays = [np.array(image.convert("RGB")) for image in opened]
+    return [torch.from_numpy(array).movedim(-1, 0).float().div_(255) for array in arrays]
