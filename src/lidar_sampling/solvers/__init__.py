@@ -6,6 +6,7 @@ pipeline's own scheduler in N steps. These need no download. The other presets (
 LoRAs, denoisers and whole pipelines on the hub, which share the latent space of the model they were distilled from.
 """
 
+from .._hub import Published as Published
 from ._load import base_of as base_of
 from ._load import load as load
 from ._load import lookahead_pipeline as lookahead_pipeline
