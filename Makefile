@@ -33,4 +33,6 @@ clean:
 
 .venv/test: .venv/core
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# What HPS is compared with. Its dependency torchvision breaks transformers beside a CPU build of torch.
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps open-clip-torch ftfy wcwidth
 	touch $@

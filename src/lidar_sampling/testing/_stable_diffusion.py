@@ -10,6 +10,7 @@ from ._build import seeded
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer
 
 LATENT = 8
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @seeded
@@ -28,7 +29,7 @@ def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
         text_encoder=clip_text_encoder(),
         tokenizer=clip_tokenizer(),
         unet=_unet(**unet),
-        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        scheduler=PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -54,7 +55,7 @@ def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=_unet(**_XL, **unet),
-        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
+        scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
         **_controlnet(cls, **_XL),
     )
 
