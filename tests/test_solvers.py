@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 
 import diffusers
 import pytest
@@ -238,6 +239,12 @@ class TestRefusals:
     def test_weights_that_are_not_there(self):
         with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
             make(testing.tiny_stable_diffusion_xl(), Solver("x", 1, lora="nowhere.safetensors")).look("a cat")
+
+    def test_a_lora_without_peft(self, lora, monkeypatch):
+        lidar = make(testing.tiny_stable_diffusion_xl(), Solver("x", 1, lora=lora))
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(ImportError, match=r"needs peft: pip install 'lidar-sampling\[lora\]'"):
+            lidar.look("a cat")
 
     def test_a_scheduler_that_diffusers_has_not(self):
         with pytest.raises(ValueError, match="diffusers has no scheduler 'Fast'"):

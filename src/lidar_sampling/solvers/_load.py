@@ -143,6 +143,10 @@ def _karras_dpm(scheduler: Any) -> Any:
 
 
 def _with_lora(solver: Solver, pipe: Any) -> Any:
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise ImportError(f"{solver.name} is a LoRA and needs peft: pip install 'lidar-sampling[lora]'") from None
     name, denoiser = _denoiser(solver, pipe)
     # The twin's modules are its own, so that adapters reach no module of the target; its parameters are the target's.
     twin = copy.deepcopy(denoiser, {id(p): p for p in (*denoiser.parameters(), *denoiser.buffers())})
