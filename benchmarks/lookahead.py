@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
-from benchmarks.quality import decode, spread
+from benchmarks.quality import pictures_of, spread
 from benchmarks.statistics import bootstrap, interval
 from lidar_sampling import LiDAR, LookaheadBank, glyph, rewards
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 def judged(bank: LookaheadBank, lidar: LiDAR, heldout: rewards.Reward) -> LookaheadBank:
     """The bank with the held-out reward beside the guiding one."""
-    pictures = decode(lidar.pipe, bank.samples)
+    pictures = pictures_of(lidar.pipe, bank)
     scores = rewards.score(heldout, images=pictures, prompts=[bank.prompt] * len(bank))
     return bank.with_rewards({JUDGES[1]: scores})
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.statistics import bootstrap, interval
-from lidar_sampling import LiDAR, glyph
+from lidar_sampling import LiDAR, LookaheadBank, glyph
+from lidar_sampling._decode import decode
 from lidar_sampling.rewards import name_of, score
 
 JUDGES = ("glyph", "glyph-heldout", "geneval")
@@ -84,7 +85,7 @@ def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]
     guided = lidar(prompt, images=IMAGES, seed=seed)
     vanilla = lidar.vanilla(prompt, images=EQUAL_COST, seed=seed)
     bank = guided.banks[0]
-    pictures = decode(lidar.pipe, bank.samples)
+    pictures = pictures_of(lidar.pipe, bank)
     texts = [prompt] * len(pictures)
     of_bank = {
         name_of(judge): score(judge, images=pictures, prompts=texts, allow_nan=True)
@@ -112,12 +113,10 @@ def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]
     }
 
 
-def decode(pipe: Any, latents: Tensor) -> Tensor:
+def pictures_of(pipe: Any, bank: LookaheadBank) -> Tensor:
     """The bank's pictures (n, 3, H, W) in [0, 1], as the pipeline decodes them."""
     with torch.no_grad():
-        scaled = latents.to(pipe.vae.device) / pipe.vae.config.scaling_factor
-        decoded = torch.cat([pipe.vae.decode(z).sample for z in scaled.split(16)])
-    return pipe.image_processor.postprocess(decoded, output_type="pt").cpu()
+        return torch.cat([decode(pipe, z.to(pipe.device)).cpu() for z in bank.samples.split(16)])
 
 
 def best(scores: dict[str, Tensor], k: int) -> list[int]:

@@ -11,6 +11,7 @@ from oracle import output_for
 from test_guidance import naive
 
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
+from lidar_sampling._attach import attached
 from lidar_sampling.cli import main
 
 PROMPTS = ["a cat", "a dog"]
@@ -77,15 +78,13 @@ class Spy:
         return arguments["model_output"]
 
     def after(self, scheduler, previous):
-        pass
+        return previous
 
 
 @contextmanager
 def spied(pipe):
-    from lidar_sampling._attach import _attached
-
     spy = Spy()
-    with _attached(pipe.scheduler, spy):
+    with attached(pipe.scheduler, spy):
         yield spy
 
 

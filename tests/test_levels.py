@@ -6,11 +6,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from oracle import STARTS
+from oracle import STARTS, output_for
 from test_oracle import CASES, bank_of_four, label
 
 from lidar_sampling import LookaheadBank, guide, noise_level
-from lidar_sampling._levels import _FAMILIES
+from lidar_sampling._levels import _FAMILIES, clean_prediction
 
 # Where add_noise is no witness: second stages at other levels than add_noise looks up, and SASolver in flow mode,
 # which noises by alphas_cumprod even there (diffusers 0.42).
@@ -49,6 +49,24 @@ def test_first_level_is_the_one_that_add_noise_uses(case):
     assert level.alpha == pytest.approx(alpha.item(), abs=1e-6)
     assert level.sigma == pytest.approx(sigma.item(), rel=1e-5)
     assert 0.8 < level.time <= 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_a_model_output_is_turned_back_into_the_clean_prediction(case):
+    scheduler = started(case)
+    t = scheduler.timesteps[1]
+    level = noise_level(scheduler, t)
+    x, x0 = (torch.randn(3, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (0, 1))
+    output = output_for(scheduler, x, x0, level.alpha, level.sigma)
+    torch.testing.assert_close(clean_prediction(level, output, x), x0, rtol=1e-9, atol=1e-9)
+
+
+def test_a_noise_prediction_of_pure_noise_says_nothing():
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    level = noise_level(scheduler, scheduler.timesteps[0])._replace(slope=0.0)
+    with pytest.raises(ValueError, match="says nothing of the clean sample"):
+        clean_prediction(level, torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 def keeps_clean_prediction(case):

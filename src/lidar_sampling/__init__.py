@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import glyph as glyph
+    from . import methods as methods
     from . import rewards as rewards
     from . import solvers as solvers
     from . import testing as testing
@@ -58,7 +59,7 @@ _HOMES = {
     "noise_level": "_levels",
     "record": "_attach",
 }
-_ROOMS = ("glyph", "rewards", "solvers", "testing")
+_ROOMS = ("glyph", "methods", "rewards", "solvers", "testing")
 
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 

@@ -130,7 +130,7 @@ def guide(
                 raise BankError(f"a bank was drawn in another latent space: {why}")
 
     hook = _Guide(banks, reward, scale, reward_scale, window)
-    with _attached(scheduler, hook):
+    with attached(scheduler, hook):
         yield hook.trace
     if not hook.trace.steps:
         raise GuidanceError(
@@ -159,11 +159,12 @@ class Recording:
         """Leave the model output as it is."""
         return arguments["model_output"]
 
-    def after(self, scheduler: Any, previous: Tensor) -> None:
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
         """Keep the sample that the scheduler returned."""
-        self.samples, self.steps = previous / data_scale(scheduler), self.steps + 1
+        self.samples, self.steps = previous.detach() / data_scale(scheduler), self.steps + 1
         if self.on_step is not None:
             self.on_step(self.steps)
+        return previous
 
 
 @contextmanager
@@ -182,16 +183,18 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         torch.Size([1, 4, 8, 8])
     """
     recording = Recording(on_step=on_step)
-    with _attached(scheduler_of(pipe_or_scheduler), recording):
+    with attached(scheduler_of(pipe_or_scheduler), recording):
         yield recording
 
 
-class _Hook(Protocol):
+class Hook(Protocol):
+    """What :func:`attached` calls around every ``scheduler.step``."""
+
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """See the arguments of ``step`` by name; return the model output to use."""
 
-    def after(self, scheduler: Any, previous: Tensor) -> None:
-        """See the sample that ``step`` returned."""
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        """See the sample that ``step`` returned; return the one to go on with."""
 
 
 _UNSUPPORTED = {
@@ -238,8 +241,8 @@ class _Guide:
             delta = torch.cat([delta, torch.zeros_like(delta)], 1)
         return (output + (self.scale * level.slope) * delta).to(output.dtype)
 
-    def after(self, scheduler: Any, previous: Tensor) -> None:
-        pass
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        return previous
 
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
         if len(sample) % self.count:
@@ -267,7 +270,8 @@ _HOOKS = "_lidar_sampling_hooks"
 
 
 @contextmanager
-def _attached(scheduler: Any, hook: _Hook) -> Iterator[None]:
+def attached(scheduler: Any, hook: Hook) -> Iterator[None]:
+    """Let ``hook`` see, and change, every step that ``scheduler`` takes inside the block."""
     base, outer = type(scheduler), scheduler.__dict__.get(_HOOKS)
     if outer is None:
         scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
@@ -294,8 +298,14 @@ def _hooked(base: type) -> type:
         for hook in hooks:
             call.arguments["model_output"] = hook.before(self, call.arguments)
         result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
+        previous = result[0]
         for hook in hooks:
-            hook.after(self, result[0])
+            previous = hook.after(self, previous)
+        if previous is result[0]:
+            return result
+        if isinstance(result, tuple):
+            return (previous, *result[1:])
+        result["prev_sample"] = previous
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.

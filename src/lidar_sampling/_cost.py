@@ -24,12 +24,14 @@ class Cost:
     Attributes:
         network_evaluations: rows of the denoiser's batch over all its calls: one image step is 1, and 2 with
             classifier-free guidance.
+        backward_passes: rows of the denoiser's batch that gradients went back through, counted alike.
         decodes: images that left the decoder.
         reward_calls: images that a reward scored, each reward counted.
         seconds: wall-clock time.
     """
 
     network_evaluations: int = 0
+    backward_passes: int = 0
     decodes: int = 0
     reward_calls: int = 0
     seconds: float = 0.0

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._attach import record
 from ._batches import shrinking
@@ -51,6 +51,9 @@ def draw(
     batch_size: int,
     around: Callable[[Sequence[Item]], AbstractContextManager[Any]] | None = None,
     progress: Callable[[float], None] | None = None,
+    rows: Mapping[str, Tensor] | None = None,
+    together: int = 1,
+    differentiable: bool = False,
 ) -> Iterator[Drawn]:
     """Draw ``items`` in their order, in batches that shrink when memory runs out.
 
@@ -65,12 +68,16 @@ def draw(
         batch_size: samples at a time, at most.
         around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
         progress: called with the number of samples done, in fractions, after every step.
+        rows: arguments of the pipeline that have a row for each item.
+        together: neighbours that must share a batch; they are its smallest part.
+        differentiable: keep the graph of each step for a hook that wants gradients; weights get none.
     """
     known = _inputs(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
     if missing:
         raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
-    unknown = [name for name in call if name not in known]
+    rows = rows or {}
+    unknown = [name for name in (*call, *rows) if name not in known]
     if unknown:
         raise TypeError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}")
     steps = call["num_inference_steps"]
@@ -80,23 +87,26 @@ def draw(
         if progress is not None:
             progress(done + size * min(1.0, step / steps))
 
-    def run(batch: Sequence[Item]) -> Drawn:
+    def run(groups: Sequence[int]) -> Drawn:
+        chosen = slice(groups[0] * together, (groups[-1] + 1) * together)
+        batch = items[chosen]
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
         context = around(batch) if around else nullcontext()
         with _quiet(pipe), context, record(pipe, on_step=lambda step: report(step, len(batch))) as recording:
-            images = _call(
+            images = (_call_with_graph if differentiable else _call)(
                 pipe,
                 prompt=[item.prompt for item in batch],
                 generator=generators,
                 output_type="pt",
                 **_for_batch(call, len(batch)),
+                **{name: value[chosen] for name, value in rows.items()},
             )
         latents = recording.samples
         if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
             raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
         return Drawn(batch, images.float(), latents)
 
-    for drawn in shrinking(items, batch_size, run):
+    for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
         yield drawn
 
@@ -112,6 +122,32 @@ def _call(pipe: Any, **arguments: Any) -> Any:
         return pipe(**arguments)[0]
     outputs = {output.name for output in _blocks(pipe).outputs}
     return pipe(output=next(kind for kind in ("images", "videos", "audio") if kind in outputs), **arguments)
+
+
+def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
+    """As :func:`_call`, with the first latents a leaf of the graph that autograd keeps; weights are constants."""
+    inner = getattr(type(pipe).__call__, "__wrapped__", None)  # what torch.no_grad() decorates
+    if inner is None or not hasattr(pipe, "prepare_latents"):
+        raise TypeError(f"{type(pipe).__name__} cannot be differentiated: use a classic diffusers pipeline")
+    prepare = pipe.prepare_latents
+
+    def as_leaf(*args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(*args, **kwargs)
+        (prepared if isinstance(prepared, Tensor) else prepared[0]).requires_grad_()
+        return prepared
+
+    weights = [p for part in pipe.components.values() if isinstance(part, nn.Module) for p in part.parameters()]
+    trained = [p for p in weights if p.requires_grad]
+    pipe.prepare_latents = as_leaf
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            return inner(pipe, **arguments)[0].detach()
+    finally:
+        del pipe.prepare_latents
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _blocks(pipe: Any) -> Any:

@@ -8,8 +8,8 @@ differ from family to family, and of a model output that is one of six affine fu
     EDM      (x_0 - c_skip x) / c_out         (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1)
     TrigFlow (cos t x - x_0) / sin t          (Lu and Song 2024, https://arxiv.org/abs/2410.11081, section 3)
 
-Their slopes ``d model_output / d x_0`` turn a shift of x_0 into a shift of the model output. They stay finite at
-alpha = 0, the first step of every flow model.
+So ``model_output = slope x_0 + tilt x``. The slope turns a shift of x_0 into a shift of the model output, and stays
+finite at alpha = 0, the first step of every flow model; slope and tilt together turn a model output back into x_0.
 
 The levels mirror what each ``step`` does in diffusers 0.42; ``tests/test_levels.py`` checks every row against the
 scheduler's own ``add_noise`` and against where guided samples end up.
@@ -32,6 +32,7 @@ class NoiseLevel(NamedTuple):
         alpha: signal level of ``sample``, in its own coordinates (1 for schedulers in sigma space).
         sigma: noise level of ``sample``, in the same coordinates.
         slope: ``d model_output / d x_0``; infinite at sigma = 0 unless the model predicts x_0.
+        tilt: ``d model_output / d sample`` at a fixed x_0.
         time: 1 at pure noise, 0 at the clean sample: the training timestep over their number, the flow time,
             or for EDM schedulers the place on Karras's ramp.
     """
@@ -39,6 +40,7 @@ class NoiseLevel(NamedTuple):
     alpha: float
     sigma: float
     slope: float
+    tilt: float
     time: float
 
 
@@ -57,12 +59,29 @@ def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
         >>> scheduler = FlowMatchEulerDiscreteScheduler()
         >>> scheduler.set_timesteps(4)
         >>> noise_level(scheduler, scheduler.timesteps[0])
-        NoiseLevel(alpha=0.0, sigma=1.0, slope=-1.0, time=1.0)
+        NoiseLevel(alpha=0.0, sigma=1.0, slope=-1.0, tilt=1.0, time=1.0)
     """
-    level, slopes = family(scheduler)
+    level, outputs = family(scheduler)
     alpha, sigma, time = level(scheduler, timestep)
-    slope = slopes[prediction_type(scheduler)](scheduler, alpha, sigma)
-    return NoiseLevel(alpha, sigma, slope, min(max(time, 0.0), 1.0))
+    slope, tilt = outputs[prediction_type(scheduler)](scheduler, alpha, sigma)
+    return NoiseLevel(alpha, sigma, slope, tilt, min(max(time, 0.0), 1.0))
+
+
+def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) -> Tensor:
+    """The x_0 that ``model_output`` (B, *) means for ``sample`` (B, *) at ``level``, in units of clean latents.
+
+    Raises:
+        ValueError: the output says nothing of x_0: epsilon at alpha = 0.
+
+    Example:
+        >>> import torch
+        >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)  # epsilon
+        >>> clean_prediction(level, torch.tensor([[1.0]]), torch.tensor([[0.6 * 2.0 + 0.8]]))
+        tensor([[2.]])
+    """
+    if level.slope == 0:
+        raise ValueError("a noise prediction at alpha = 0 says nothing of the clean sample")
+    return (model_output - level.tilt * sample) / level.slope
 
 
 def family(scheduler: Any) -> _Family:
@@ -90,12 +109,12 @@ def check(scheduler: Any) -> None:
         ValueError: unknown family or prediction type, or clipping or thresholding of the clean prediction, which
             would cut the shift away.
     """
-    _, slopes = family(scheduler)
+    _, outputs = family(scheduler)
     prediction = prediction_type(scheduler)
-    if prediction not in slopes:
+    if prediction not in outputs:
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type {prediction!r} is not supported; "
-            f"known are {', '.join(map(repr, slopes))}"
+            f"known are {', '.join(map(repr, outputs))}"
         )
     for switch in ("clip_sample", "thresholding"):
         if scheduler.config.get(switch):
@@ -185,51 +204,54 @@ def _trained_time(scheduler: Any, timestep: float | Tensor) -> float:
     return float(timestep) / scheduler.config.num_train_timesteps
 
 
-# Slopes: (scheduler, alpha, sigma) -> d model_output / d x_0.
+# Outputs: (scheduler, alpha, sigma) -> (slope, tilt).
+
+_Line = tuple[float, float]
+_Outputs = dict[str, Callable[[Any, float, float], _Line]]
+_CLEAN: _Line = (-math.inf, math.inf)  # at sigma = 0 every output but x_0 itself is undetermined
 
 
-def _epsilon(_: Any, alpha: float, sigma: float) -> float:
-    return -alpha / sigma if sigma else -math.inf
+def _epsilon(_: Any, alpha: float, sigma: float) -> _Line:
+    return (-alpha / sigma, 1 / sigma) if sigma else _CLEAN
 
 
-def _v(_: Any, alpha: float, sigma: float) -> float:
+def _v(_: Any, alpha: float, sigma: float) -> _Line:
     # In sigma space the network sees x / hypot(1, sigma), and v belongs to those coordinates.
-    return -math.hypot(alpha, sigma) / sigma if sigma else -math.inf
+    length = math.hypot(alpha, sigma)
+    return (-length / sigma, alpha / (length * sigma)) if sigma else _CLEAN
 
 
-def _sample(_: Any, alpha: float, sigma: float) -> float:
-    return 1.0
+def _sample(_: Any, alpha: float, sigma: float) -> _Line:
+    return 1.0, 0.0
 
 
-def _velocity(_: Any, alpha: float, sigma: float) -> float:
-    return -1 / sigma if sigma else -math.inf
+def _velocity(_: Any, alpha: float, sigma: float) -> _Line:
+    return (-1 / sigma, 1 / sigma) if sigma else _CLEAN
 
 
-def _edm_output(sign: int) -> Callable[[Any, float, float], float]:
-    def slope(scheduler: Any, alpha: float, sigma: float) -> float:
+def _edm_output(sign: int) -> Callable[[Any, float, float], _Line]:
+    def line(scheduler: Any, alpha: float, sigma: float) -> _Line:
         data = scheduler.config.sigma_data
-        return sign * math.hypot(sigma, data) / (sigma * data) if sigma else sign * math.inf
+        length = math.hypot(sigma, data)
+        return (sign * length / (sigma * data), -sign * data / (sigma * length)) if sigma else (sign * math.inf, 0.0)
 
-    return slope
-
-
-def _trig_flow_output(scheduler: Any, alpha: float, sigma: float) -> float:
-    return -(data_scale(scheduler) ** 2) / sigma if sigma else -math.inf
+    return line
 
 
-_Slopes = dict[str, Callable[[Any, float, float], float]]
+def _trig_flow_output(scheduler: Any, alpha: float, sigma: float) -> _Line:
+    return (-(data_scale(scheduler) ** 2) / sigma, alpha / sigma) if sigma else _CLEAN
 
 
 class _Family(NamedTuple):
     level: Callable[[Any, float | Tensor], tuple[float, float, float]]
-    slopes: _Slopes
+    outputs: _Outputs
 
 
-_DIFFUSION: _Slopes = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
-_NO_SAMPLE: _Slopes = {"epsilon": _epsilon, "v_prediction": _v}
-_DIFFUSION_OR_FLOW: _Slopes = {**_DIFFUSION, "flow_prediction": _velocity}
-_FLOW: _Slopes = {"flow_prediction": _velocity}
-_EDM: _Slopes = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
+_DIFFUSION: _Outputs = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
+_NO_SAMPLE: _Outputs = {"epsilon": _epsilon, "v_prediction": _v}
+_DIFFUSION_OR_FLOW: _Outputs = {**_DIFFUSION, "flow_prediction": _velocity}
+_FLOW: _Outputs = {"flow_prediction": _velocity}
+_EDM: _Outputs = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
 
 _FAMILIES = {
     "DDIMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),

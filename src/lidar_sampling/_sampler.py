@@ -215,12 +215,31 @@ class LiDAR:
             GuidanceError: no step was guided.
             RewardError: a reward raised or returned what is not one finite number an image.
         """
-        texts = _as_prompts(prompts)
+        given = None if banks is None else as_banks(banks)
+        return self.judge(self.guided(_as_prompts(prompts), images, seed, given, progress))
+
+    def vanilla(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        images: int = 4,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw the samples that the pipeline gives without guidance, from the same noise as the guided ones."""
+        return self.judge(self.sample(_as_prompts(prompts), images, seed, progress))
+
+    def guided(
+        self,
+        texts: list[str],
+        images: int,
+        seed: int,
+        banks: list[LookaheadBank] | None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Guided samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`."""
         check(self.pipe.scheduler)
-        if banks is None:
-            given, cost = self._look(texts, seed, progress)
-        else:
-            given, cost = as_banks(banks), Cost()
+        given, cost = self._look(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
@@ -242,19 +261,8 @@ class LiDAR:
                 yield
             traces.append(trace)
 
-        result = self._sample(texts, images, seed, progress, guided)
+        result = self.sample(texts, images, seed, progress, guided)
         return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
-
-    def vanilla(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        images: int = 4,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Result:
-        """Draw the samples that the pipeline gives without guidance, from the same noise as the guided ones."""
-        return self._sample(_as_prompts(prompts), images, seed, progress)
 
     def _look(self, prompts: list[str], seed: int, progress: Progress | None) -> tuple[list[LookaheadBank], Cost]:
         if self._lookahead is None:
@@ -265,26 +273,43 @@ class LiDAR:
         return look(
             self._lookahead,
             prompts,
-            rewards=self._parts,
+            rewards=self.parts,
             solver=self._solver,
             n=self.settings.n,
             seed=seed,
-            call=self._call(),
+            call=self.arguments(),
             batch_size=self.batch_size,
             store=self.store,
             progress=progress and (lambda done, total: progress("lookahead", done, total)),
         )
 
-    def _sample(
+    def sample(
         self,
         prompts: list[str],
         images: int,
         seed: int,
-        progress: Progress | None,
+        progress: Progress | None = None,
         around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None = None,
+        *,
+        pipe: Any = None,
+        call: Mapping[str, Any] | None = None,
+        **how: Any,
     ) -> Result:
+        """Samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
+
+        Args:
+            prompts: the prompts.
+            images: samples a prompt.
+            seed: of all noise.
+            progress: as in :meth:`__call__`.
+            around: a context to run each batch in, given its items.
+            pipe: another pipeline than the target.
+            call: its arguments, if not the target's :meth:`arguments`.
+            **how: ``rows``, ``together`` and ``differentiable`` of :func:`lidar_sampling._draw.draw`.
+        """
         if images < 1:
             raise ValueError(f"images must be at least 1, got {images}")
+        pipe = pipe or self.pipe
         items = [
             Item(prompt, seed_of(seed, "target", prompt, prompts[:i].count(prompt) * images + k))
             for i, prompt in enumerate(prompts)
@@ -292,46 +317,57 @@ class LiDAR:
         ]
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
-        with metered(self.pipe) as sampling:
+        with metered(pipe) as sampling:
             for drawn in draw(
-                self.pipe,
+                pipe,
                 items,
-                call={**self._call(), "num_inference_steps": self.settings.steps},
+                call=call or self.arguments(),
                 batch_size=self.batch_size,
                 around=around,
                 progress=progress and (lambda done: progress("sampling", done, len(items))),
+                **how,
             ):
                 pixels.append(drawn.images.cpu())
                 latents.append(drawn.latents.cpu())
         sampling.decodes = len(items)
-        shape = (len(prompts), images)
-        flat = torch.cat(pixels)
-        texts = [item.prompt for item in items]
-        with metered(self.pipe) as scoring:
-            rewards = {
-                name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics)
-                for judge in (*self._parts, *self.metrics)
-            }
-        scoring.reward_calls = len(items) * len(rewards)
         return Result(
             prompts=prompts,
-            images=flat.unflatten(0, shape),
-            latents=torch.cat(latents).unflatten(0, shape),
-            rewards={name: values.view(shape) for name, values in rewards.items()},
-            cost={"sampling": sampling, "scoring": scoring},
+            images=torch.cat(pixels).unflatten(0, (len(prompts), images)),
+            latents=torch.cat(latents).unflatten(0, (len(prompts), images)),
+            rewards={},
+            cost={"sampling": sampling},
             seed=seed,
             settings=self.settings,
             sampling_rate=getattr(getattr(self.pipe, "vae", None), "sampling_rate", None),
         )
 
+    def judge(self, result: Result) -> Result:
+        """The same samples with the guiding reward and every metric, and what scoring them cost."""
+        rewards, scoring = self.scores(result, [*self.parts, *self.metrics])
+        return replace(result, rewards=rewards, cost={**result.cost, "scoring": scoring})
+
+    def scores(self, result: Result, judges: Sequence[Reward]) -> tuple[dict[str, Tensor], Cost]:
+        """Scores (P, m) by the names of the judges."""
+        flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
+        texts = [prompt for prompt in result.prompts for _ in range(shape[1])]
+        with metered(self.pipe) as scoring:
+            rewards = {
+                name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
+                for judge in judges
+            }
+        scoring.reward_calls = len(flat) * len(rewards)
+        return rewards, scoring
+
     @property
-    def _parts(self) -> list[Reward]:
-        """What is scored: the parts of a mixture, or the reward itself."""
+    def parts(self) -> list[Reward]:
+        """What is scored to guide: the parts of a mixture, or the reward itself."""
         return list(self.reward.parts) if isinstance(self.reward, Mixture) else [self.reward]
 
-    def _call(self) -> dict[str, Any]:
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """The arguments of the target's call but its prompts and noise, with ``changes``."""
         own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
-        return {**{name: value for name, value in own.items() if value is not None}, **self.pipe_kwargs}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
 
 
 def _as_prompts(prompts: str | Sequence[str]) -> list[str]:

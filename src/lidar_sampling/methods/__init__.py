@@ -1,0 +1,19 @@
+"""Test-time methods behind one face, so that they can be compared at equal cost.
+
+A method draws samples with the pipeline, reward and settings of a :class:`lidar_sampling.LiDAR`, and counts what it
+spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores every method's samples alike.
+
+>>> from lidar_sampling import LiDAR, testing
+>>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=4)
+>>> best = lidar.judge(BestOf(Vanilla(), 3).draw(lidar, ["a cat"], images=1, seed=0))
+>>> best.images.shape, best.cost["selection"].reward_calls
+(torch.Size([1, 1, 3, 16, 16]), 3)
+"""
+
+from ._face import Method as Method
+from .best_of import BestOf as BestOf
+from .fk_steering import FKSteering as FKSteering
+from .lidar import Guided as Guided
+from .refine import Refine as Refine
+from .universal_guidance import UniversalGuidance as UniversalGuidance
+from .vanilla import Vanilla as Vanilla

@@ -1,0 +1,36 @@
+"""The face that all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .._bank import LookaheadBank
+from .._sampler import LiDAR, Result
+from ..rewards import name_of
+from ..rewards.mixture import Mixture
+
+
+class Method(Protocol):
+    """A way to draw samples that a reward likes."""
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+
+
+def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, int]:
+    """The guiding reward (P, m) of the samples, and the number of reward calls that it took.
+
+    A mixture without a calibration is standardised over the samples of each prompt.
+    """
+    scores, cost = lidar.scores(result, lidar.parts)
+    if not isinstance(lidar.reward, Mixture):
+        return scores[name_of(lidar.reward)], cost.reward_calls
+    mixed = []
+    for row, prompt in enumerate(result.prompts):
+        bank = LookaheadBank(result.latents[row], {name: values[row] for name, values in scores.items()}, prompt)
+        mixed.append(lidar.reward.on(bank).reward(lidar.reward.name))
+    return torch.stack(mixed), cost.reward_calls

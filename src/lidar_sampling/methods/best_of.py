@@ -1,0 +1,41 @@
+"""Best of N: draw more than is wanted, keep what the guiding reward likes best.
+
+Of any method's samples: whole ones, few-step ones (the best of a bank, with a few-step solver), or guided ones. For
+independent samples the kept reward is the maximum of N draws, and the law of the kept sample lies
+``log N - (N - 1) / N`` nats from the method's own at most (Beirami et al. 2024, https://arxiv.org/abs/2401.01879).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .._cost import Cost
+from .._sampler import LiDAR, Result
+from ._face import Method, guiding_scores
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The best samples of another method.
+
+    Attributes:
+        method: draws the candidates.
+        n: candidates a prompt, at least as many as images are wanted.
+    """
+
+    method: Method
+    n: int
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """The ``images`` best of ``n`` samples a prompt, best first; it costs ``n`` reward calls a prompt more."""
+        if not 1 <= images <= self.n:
+            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
+        scores, calls = guiding_scores(lidar, many)
+        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :images]
+        rows = torch.arange(len(chosen))[:, None]
+        cost = {**many.cost, "selection": Cost(reward_calls=calls)}
+        return replace(many, images=many.images[rows, chosen], latents=many.latents[rows, chosen], cost=cost)

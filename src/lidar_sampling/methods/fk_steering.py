@@ -1,0 +1,158 @@
+"""Feynman-Kac steering (Singhal et al. 2025, https://arxiv.org/abs/2501.06848): particles that die and multiply.
+
+k particles of a prompt are sampled side by side by a stochastic sampler. At some steps each is weighed by the reward
+r of its clean prediction, and the population is resampled by the weights G (table 1 of the paper):
+
+    difference  G = exp(lambda (r_t - r_prev))        sum  G = exp(lambda (r_t + all before))
+    max         G = exp(lambda max(r_t, all before))  rt   G = exp(lambda r_t)
+
+The last step corrects for what was weighed before: there G is exp(lambda r) over the product of a particle's earlier
+weights, so that the population follows the law tilted by exp(lambda r) as k grows, whatever the potential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._attach import attached
+from .._decode import decode
+from .._draw import Item
+from .._levels import clean_prediction, noise_level
+from .._sampler import LiDAR, Result
+from ..rewards import score
+from ..rewards.mixture import Mixture
+
+_MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler")
+
+
+@dataclass(frozen=True)
+class FKSteering:
+    """FK steering with the published settings for images (its repository's launch.sh).
+
+    Attributes:
+        potential: how a particle is weighed.
+        reward_scale: lambda of the weights, in 1 / reward.
+        start: first step of resampling, as a fraction of all.
+        end: last such step but the final one, which always resamples.
+        every: fraction of all steps between two.
+        adaptive: resample only where the effective sample size falls below half the particles. (The published code
+            may skip the last step so too, which leaves its weights out.)
+        floor: the reward before the first, which ``max`` cannot fall below.
+    """
+
+    potential: Literal["difference", "max", "sum", "rt"] = "max"
+    reward_scale: float = 10.0
+    start: float = 0.2
+    end: float = 0.8
+    every: float = 0.2
+    adaptive: bool = False
+    floor: float = 0.0
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.
+
+        Raises:
+            ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead.
+        """
+        if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
+            raise ValueError("FK steering compares rewards of different steps: give the mixture a calibration")
+        if type(lidar.pipe.scheduler).__name__ not in _MEMORYLESS:
+            raise ValueError(
+                f"FK steering resamples particles, which {type(lidar.pipe.scheduler).__name__} would not follow; "
+                f"use one of {', '.join(_MEMORYLESS)}"
+            )
+        populations: list[Particles] = []
+
+        @contextmanager
+        def steered(batch: Sequence[Item]) -> Iterator[None]:
+            def rewards(x0: Tensor) -> Tensor:
+                pictures = decode(lidar.pipe, x0)
+                return score(lidar.reward, images=pictures, prompts=[item.prompt for item in batch])
+
+            seeds = [item.seed for item in batch[::images]]
+            populations.append(Particles(self, rewards, lidar.settings.steps, seeds))
+            with attached(lidar.pipe.scheduler, populations[-1]):
+                yield
+
+        result = lidar.sample(list(prompts), images, seed, around=steered, together=images)
+        evaluations = sum(population.evaluations for population in populations)
+        sampling = result.cost["sampling"]
+        cost = replace(
+            sampling, decodes=sampling.decodes + evaluations, reward_calls=sampling.reward_calls + evaluations
+        )
+        return replace(result, cost={"sampling": cost})
+
+
+class Particles:
+    """The hook that weighs and resamples populations, which are neighbours of one length in a batch.
+
+    Args:
+        settings: how.
+        rewards: from clean predictions (B, *) to rewards (B,).
+        steps: steps in all.
+        seeds: of the resampling, one a population.
+
+    Attributes:
+        evaluations: clean predictions that were rewarded so far.
+    """
+
+    def __init__(
+        self, settings: FKSteering, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]
+    ) -> None:
+        self.settings, self.rewards, self.evaluations = settings, rewards, 0
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        count = round((settings.end - settings.start) / settings.every) + 1
+        times = {round((settings.start + i * settings.every) * steps) for i in range(count)}
+        self._times = {time for time in times if time < steps} | {steps - 1}
+        self._last, self._step = steps - 1, 0
+        self._kept: Tensor | float = settings.floor  # r_prev, the maximum or the sum so far (P, k)
+        self._log_product: Tensor | float = 0.0  # of the weights that were used so far (P, k)
+        self._survivors: Tensor | None = None
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Weigh the particles by their clean predictions, where it is time to."""
+        output, sample = arguments["model_output"], arguments["sample"]
+        self._survivors = None
+        if self._step in self._times:
+            x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
+            self.evaluations += len(x0)
+            self._survivors = self._resample(self.rewards(x0).double().view(len(self._generators), -1))
+        self._step += 1
+        return output
+
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        """Let survivors take the places of the others."""
+        return previous if self._survivors is None else previous[self._survivors.to(previous.device)]
+
+    def _resample(self, r: Tensor) -> Tensor:
+        """The rows (B,) that go on, of rewards (P, k)."""
+        how, last = self.settings, self._step == self._last
+        before, product = (
+            torch.as_tensor(value, dtype=r.dtype).expand_as(r) for value in (self._kept, self._log_product)
+        )
+        kept = {"difference": r, "max": torch.maximum(r, before), "sum": r + before, "rt": r}[how.potential]
+        if how.potential == "difference":
+            log_weights = how.reward_scale * (r - before)
+        elif last:
+            log_weights = how.reward_scale * r - product
+        else:
+            log_weights = how.reward_scale * kept
+        weights = log_weights.softmax(1)
+        count = r.shape[1]
+        enough = 0.5 * count if how.adaptive and not last else torch.inf
+        stays = weights.square().sum(1, keepdim=True).reciprocal() >= enough
+        drawn = [
+            torch.multinomial(row, count, replacement=True, generator=generator)
+            for row, generator in zip(weights, self._generators, strict=True)
+        ]
+        chosen = torch.stack(drawn)
+        self._kept = torch.where(stays, before, kept.gather(1, chosen))
+        self._log_product = torch.where(stays, product, (product + log_weights).gather(1, chosen))
+        chosen = torch.where(stays, torch.arange(count), chosen)
+        return (chosen + count * torch.arange(len(chosen))[:, None]).flatten()

@@ -1,0 +1,49 @@
+"""Refinement: the best members of a bank, noised half way and denoised again by the pipeline's own sampler.
+
+The bank is worth more as a start than as a pull where both weightings collapse on one member: SDEdit (Meng et al.
+2022, https://arxiv.org/abs/2108.01073) from few-step samples that the reward has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .._draw import seed_of
+from .._sampler import LiDAR, Result
+from ..solvers import load
+from .best_of import BestOf
+from .vanilla import Vanilla
+
+
+@dataclass(frozen=True)
+class Refine:
+    """The best few-step samples, noised and denoised.
+
+    Attributes:
+        n: few-step samples a prompt.
+        steps: denoising steps from there.
+        strength: how far they are noised, 0 to 1.
+        solver: the few-step solver; None takes the lookahead of the settings.
+    """
+
+    n: int = 20
+    steps: int = 10
+    strength: float = 0.5
+    solver: str | None = None
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps`` an image."""
+        from diffusers import AutoPipelineForImage2Image
+
+        solver = load(self.solver or lidar.settings.lookahead, lidar.pipe)
+        starts = BestOf(Vanilla(solver=solver), self.n).draw(lidar, prompts, images=images, seed=seed)
+        again = AutoPipelineForImage2Image.from_pipe(lidar.pipe)
+        # Image-to-image pipelines take their share of the steps: strength of them.
+        call = lidar.arguments(num_inference_steps=round(self.steps / self.strength), strength=self.strength)
+        call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
+        rows = {"image": starts.latents.flatten(0, 1)}
+        noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself
+        refined = lidar.sample(list(prompts), images, noise, pipe=again, call=call, rows=rows)
+        cost = {"lookahead": starts.cost["sampling"], "selection": starts.cost["selection"], **refined.cost}
+        return replace(refined, seed=seed, cost=cost)

@@ -1,0 +1,249 @@
+"""Every method is right on a case with a known answer, and counts what it costs."""
+
+import diffusers
+import pytest
+import torch
+from oracle import sample, shares, total_variation
+from test_oracle import SD, bank_of_four
+
+from lidar_sampling import LiDAR, testing
+from lidar_sampling._attach import attached
+from lidar_sampling._decode import decode
+from lidar_sampling._draw import _call, _call_with_graph
+from lidar_sampling._levels import clean_prediction, noise_level
+from lidar_sampling.methods import BestOf, FKSteering, Guided, Refine, UniversalGuidance, Vanilla
+from lidar_sampling.methods.fk_steering import Particles
+from lidar_sampling.methods.universal_guidance import Gradient
+from lidar_sampling.rewards import Mixture
+from lidar_sampling.solvers import load
+
+PROMPTS = ["a cat", "a dog"]
+
+
+def make(scheduler="DDIMScheduler", reward=testing.brightness, make_pipe=testing.tiny_stable_diffusion, **options):
+    pipe = make_pipe()
+    config = {**pipe.scheduler.config, "clip_sample": False}
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(config)
+    settings = {"n": 6, "steps": 5, "lookahead": "dpm:3", "scale": 2.0, "reward_scale": 1e6, "guidance_scale": 3.0}
+    return LiDAR(pipe, reward=reward, **{**settings, **options})
+
+
+class TestVanilla:
+    def test_is_the_pipeline_in_any_number_of_steps(self):
+        lidar = make()
+        assert torch.equal(
+            Vanilla().draw(lidar, PROMPTS, images=2, seed=1).images, lidar.vanilla(PROMPTS, images=2, seed=1).images
+        )
+        few = Vanilla(steps=2).draw(lidar, PROMPTS, images=2, seed=1)
+        assert few.cost["sampling"].network_evaluations == 2 * 2 * 2 * 2
+
+    def test_with_a_solver_draws_what_a_bank_holds(self):
+        lidar = make()
+        scheduler = lidar.pipe.scheduler
+        drawn = Vanilla(solver=load("dpm:3")).draw(lidar, PROMPTS, images=2, seed=1)
+        assert drawn.cost["sampling"].network_evaluations == 4 * 3 * 2
+        assert lidar.pipe.scheduler is scheduler
+
+
+class TestBestOf:
+    def test_keeps_the_best_of_the_same_samples(self):
+        lidar = make()
+        kept = lidar.judge(BestOf(Vanilla(), 5).draw(lidar, PROMPTS, images=2, seed=1))
+        scores = lidar.vanilla(PROMPTS, images=5, seed=1).rewards["brightness"]
+        torch.testing.assert_close(kept.rewards["brightness"], scores.sort(1, descending=True).values[:, :2])
+        assert kept.cost["selection"].reward_calls == 10
+
+    def test_has_the_law_of_a_maximum(self):
+        """P(the best of 3 uniform ranks is the k-th of m) = C(k - 1, 2) / C(m, 3), over all triples of a pool."""
+        ranks = torch.combinations(torch.arange(7), 3).amax(1)
+        law = torch.bincount(ranks, minlength=7) / len(ranks)
+        expected = torch.tensor([k * (k - 1) / 2 for k in range(7)]) / 35
+        torch.testing.assert_close(law, expected)
+        lidar = make()
+        pool = lidar.vanilla("a cat", images=7, seed=1).rewards["brightness"][0]
+        for n in range(1, 8):
+            best = lidar.judge(BestOf(Vanilla(), n).draw(lidar, ["a cat"], images=1, seed=1))
+            torch.testing.assert_close(best.rewards["brightness"].item(), pool[:n].max().item())
+
+    def test_of_guided_samples_and_of_a_mixture(self):
+        lidar = make(reward=Mixture({"brightness": 1.0}))
+        kept = lidar.judge(BestOf(Guided(), 4).draw(lidar, PROMPTS, images=2, seed=1))
+        assert set(kept.cost) == {"lookahead", "sampling", "selection", "scoring"}
+        guided = lidar(PROMPTS, images=4, seed=1).rewards["brightness"]
+        torch.testing.assert_close(kept.rewards["brightness"], guided.sort(1, descending=True).values[:, :2])
+
+    def test_refuses_to_keep_more_than_it_draws(self):
+        with pytest.raises(ValueError, match="images must be 1 to n = 2, got 3"):
+            BestOf(Vanilla(), 2).draw(make(), PROMPTS, images=3, seed=0)
+
+
+class TestRefine:
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    def test_starts_from_the_best_members(self, make_pipe):
+        lidar = make(make_pipe=make_pipe)
+        refined = Refine(n=6, steps=4, strength=0.5).draw(lidar, PROMPTS, images=2, seed=1)
+        starts = BestOf(Vanilla(solver=load("dpm:3")), 6).draw(lidar, PROMPTS, images=2, seed=1)
+        barely = Refine(n=6, steps=1, strength=0.01).draw(lidar, PROMPTS, images=2, seed=1)
+        near, far = ((r.latents - starts.latents).norm() for r in (barely, refined))
+        assert near < 0.5 * far
+        assert refined.cost["sampling"].network_evaluations == 4 * 4 * 2
+        assert refined.cost["lookahead"].network_evaluations == 12 * 3 * 2
+        assert refined.cost["selection"].reward_calls == 12
+        assert refined.images.shape == (2, 2, 3, 16, 16)
+
+
+class TestFKSteering:
+    """Particles over a perfect model of four equally likely members must come to follow softmax(lambda r)."""
+
+    STEPS, LAMBDA = 30, 0.75
+
+    def endpoints(self, k, *, populations=None, **settings):
+        bank = bank_of_four()
+        scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
+
+        def rewards(x0):
+            # Smooth in x0, and the member's own at the members.
+            return (-torch.cdist(x0, bank.samples).square() / 8).softmax(1) @ bank.reward()
+
+        count = populations or 2048 // k
+        how = FKSteering(reward_scale=self.LAMBDA, floor=-10.0, **settings)
+        particles = Particles(how, rewards, self.STEPS, list(range(count)))
+        with attached(scheduler, particles):
+            ends = sample(scheduler, bank.samples, chains=count * k, steps=self.STEPS)
+        return shares(ends, bank.samples), particles
+
+    def target(self):
+        return (self.LAMBDA * bank_of_four().reward()).softmax(0)
+
+    @pytest.mark.parametrize(
+        ("potential", "settings"),
+        [
+            ("difference", {}),
+            ("max", {}),
+            ("rt", {}),
+            ("sum", {"start": 0.4, "end": 0.4}),  # weighed by sums of five, 256 particles would die out
+        ],
+    )
+    def test_converges_to_the_tilted_law(self, potential, settings):
+        laws = (self.endpoints(k, potential=potential, **settings)[0] for k in (2, 256))
+        few, many = (total_variation(law, self.target()) for law in laws)
+        assert many < 0.08, many
+        assert few > many + 0.05
+
+    def test_one_particle_is_the_model_itself(self):
+        law, _ = self.endpoints(1)
+        assert total_variation(law, torch.full((4,), 0.25)) < 0.05
+
+    def test_resampling_when_it_pays_converges_too(self):
+        law, _ = self.endpoints(256, potential="difference", adaptive=True)
+        assert total_variation(law, self.target()) < 0.08
+
+    def test_looks_at_the_published_steps(self):
+        _, particles = self.endpoints(4, populations=2)
+        assert particles._times == {6, 12, 18, 24, 29}
+        assert particles.evaluations == 5 * 8
+
+    def test_through_the_sampler(self):
+        lidar = make(batch_size=4)
+        steered = FKSteering(reward_scale=200.0).draw(lidar, PROMPTS, images=4, seed=1)
+        whole = FKSteering(reward_scale=200.0).draw(make(batch_size=64), PROMPTS, images=4, seed=1)
+        torch.testing.assert_close(steered.latents, whole.latents, rtol=1e-3, atol=1e-2)
+        judged, plain = lidar.judge(steered), lidar.vanilla(PROMPTS, images=4, seed=1)
+        assert judged.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        assert steered.cost["sampling"].reward_calls == 8 * 4  # the fourth of five steps is the last as well
+        assert steered.cost["sampling"].decodes == 8 + 8 * 4
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="PNDMScheduler would not follow"):
+            FKSteering().draw(make("PNDMScheduler"), PROMPTS, images=2, seed=0)
+        with pytest.raises(ValueError, match="give the mixture a calibration"):
+            FKSteering().draw(make(reward=Mixture({"brightness": 1.0})), PROMPTS, images=2, seed=0)
+        with pytest.raises(TypeError, match="no plain latents"):
+            decode(testing.tiny_flux(), torch.zeros(1, 16, 16))
+
+
+class TestUniversalGuidance:
+    def test_without_strength_is_the_pipeline(self):
+        lidar = make()
+        free = UniversalGuidance(0.0).draw(lidar, PROMPTS, images=2, seed=1)
+        torch.testing.assert_close(free.images, lidar.vanilla(PROMPTS, images=2, seed=1).images, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    def test_its_gradient_is_that_of_finite_differences(self, make_pipe):
+        """d r(decode(x0(x_t))) / d x_t at the first step, along random directions, in float64."""
+        lidar = make(make_pipe=make_pipe, steps=2)
+        lidar.pipe.to(torch.float64)
+        pipe = lidar.pipe
+        seen = {}
+
+        class Spy:
+            def before(self, scheduler, arguments):
+                from lidar_sampling._levels import clean_prediction, noise_level
+
+                if "total" not in seen:
+                    level = noise_level(scheduler, arguments["timestep"])
+                    x0 = clean_prediction(level, arguments["model_output"], arguments["sample"])
+                    seen["level"], seen["total"] = level, decode64(pipe, x0).square().sum()
+                    if x0.requires_grad:
+                        (seen["gradient"],) = torch.autograd.grad(
+                            seen["total"], arguments["sample"], retain_graph=True
+                        )
+                return arguments["model_output"].detach()
+
+            def after(self, scheduler, previous):
+                return previous.detach().requires_grad_()
+
+        def decode64(pipe, x0):
+            decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor, return_dict=False)[0]
+            return decoded / 2 + 0.5
+
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        def first(call, latents):
+            seen.clear()
+            with attached(pipe.scheduler, Spy()):
+                call(pipe, prompt=["a cat"], latents=latents, **lidar.arguments(output_type="pt"))
+            return dict(seen)
+
+        # Pipelines multiply the latents they are given by init_noise_sigma, which is 1 here.
+        analytic = first(_call_with_graph, x.clone())["gradient"]
+        for seed in range(3):
+            v = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            v /= v.norm()
+            h = 1e-5
+            up, down = (first(_call, x + s * h * v)["total"] for s in (1, -1))
+            torch.testing.assert_close((up - down) / (2 * h), (analytic * v).sum(), rtol=1e-5, atol=1e-8)
+
+    def test_moves_the_score_by_lambda_times_the_gradient(self):
+        scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
+        scheduler.set_timesteps(10)
+        x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+        output = (0.3 * x).sin()
+        t = scheduler.timesteps[3]
+        level = noise_level(scheduler, t)
+        gradient = torch.autograd.grad(clean_prediction(level, output, x).square().sum(), x, retain_graph=True)[0]
+        moved = Gradient(3.0, lambda x0: x0.square().sum()).before(
+            scheduler, {"model_output": output, "sample": x, "timestep": t}
+        )
+        torch.testing.assert_close(moved - output.detach(), -level.sigma * 3.0 * gradient)  # eps' = eps - sigma s
+
+    def test_raises_the_reward_and_leaves_the_pipeline_as_it_was(self):
+        def brightness(*, images, prompts):
+            return images.flatten(1).mean(1)
+
+        lidar = make(reward=brightness)
+        lidar.pipe.unet.requires_grad_(True)
+        plain = lidar.vanilla(PROMPTS, images=2, seed=1)
+        guided = lidar.judge(UniversalGuidance(300.0).draw(lidar, PROMPTS, images=2, seed=1))
+        assert guided.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        assert not guided.images.requires_grad
+        assert not guided.latents.requires_grad
+        assert all(p.requires_grad for p in lidar.pipe.unet.parameters())
+        assert "prepare_latents" not in vars(lidar.pipe)
+        cost = guided.cost["sampling"]
+        assert cost.backward_passes == cost.network_evaluations == 4 * 5 * 2
+        assert cost.reward_calls == 4 * 5
+
+    def test_refuses_a_reward_without_a_gradient(self):
+        with pytest.raises(ValueError, match="'jpeg-compressibility' has none"):
+            UniversalGuidance().draw(make(reward="jpeg-compressibility"), PROMPTS, images=1, seed=0)
