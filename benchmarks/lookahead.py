@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
-from benchmarks.quality import pictures_of, spread
-from benchmarks.statistics import bootstrap, interval
+from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, LookaheadBank, glyph, rewards
+from lidar_sampling.evaluation.statistics import bootstrap, interval
 
 STEPS, REFERENCE, JUDGES = (3, 5, 8, 10), 50, ("glyph", "glyph-heldout")
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of the table")
     arguments = parser.parse_args()
 
-    chosen = spread(glyph.prompts(), arguments.prompts // 6)
+    chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
     texts = [metadata["prompt"] for metadata in chosen]
     heldout = rewards.load(JUDGES[1], device=arguments.device)
     banks: dict[int, list[LookaheadBank]] = {}

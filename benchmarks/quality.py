@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.statistics import bootstrap, interval
 from lidar_sampling import LiDAR, LookaheadBank, glyph
 from lidar_sampling._decode import decode
+from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
 
 JUDGES = ("glyph", "glyph-heldout", "geneval")
@@ -56,7 +56,7 @@ def main() -> None:
         everything = glyph.read_metadata(arguments.prompts) if arguments.prompts else glyph.prompts()
         seen = {line["prompt"] for line in done}
         lidar = LiDAR.from_pretrained("glyph", device=arguments.device)
-        for metadata in spread(everything, arguments.per_tag):
+        for metadata in glyph.spread(everything, arguments.per_tag):
             if metadata["prompt"] in seen:
                 continue
             line = measure(lidar, metadata, arguments.seed)
@@ -68,15 +68,6 @@ def main() -> None:
     if not arguments.table:
         (arguments.out / "table.md").write_text(table)
     print(table)
-
-
-def spread(metadata: list[dict[str, Any]], per_tag: int) -> list[dict[str, Any]]:
-    """``per_tag`` prompts of each tag, evenly spaced."""
-    chosen = []
-    for tag in dict.fromkeys(m["tag"] for m in metadata):
-        group = [m for m in metadata if m["tag"] == tag]
-        chosen += [group[i] for i in np.linspace(0, len(group) - 1, min(per_tag, len(group))).astype(int)]
-    return chosen
 
 
 def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def test_transparency_lies_over_white_and_rotation_is_undone(lidar, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     clear = scores(lidar("score", tmp_path / "clear.png", "--prompt", "x", "--reward", "brightness", "--json"))
     assert clear["mean"]["brightness"] == 1
-    from lidar_sampling.cli._score import _read
+    from lidar_sampling.cli._score import read_picture
 
-    assert _read(tmp_path / "turned.png").shape == (3, 8, 4)
+    assert read_picture(tmp_path / "turned.png").shape == (3, 8, 4)
 
 
 def test_the_prompts_of_a_run_are_known(lidar, tmp_path):

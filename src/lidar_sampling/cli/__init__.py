@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import typer
 
+from ._compare import compare, methods
 from ._doctor import doctor
+from ._evaluate import evaluate
 from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
@@ -25,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, look, guide, score, serve, models, rewards, solvers, doctor):
+for command in (generate, look, guide, compare, evaluate, score, serve, models, rewards, solvers, methods, doctor):
     app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

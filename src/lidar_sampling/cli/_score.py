@@ -50,7 +50,7 @@ def score(
     ]
     for start in range(0, len(files), batch_size):
         batch = rows[start : start + batch_size]
-        pixels = [_read(Path(row["file"])) for row in batch]
+        pixels = [read_picture(Path(row["file"])) for row in batch]
         for name, judge in judges.items():
             for row, value in zip(batch, _scores(judge, pixels, [row["prompt"] for row in batch]), strict=True):
                 row[name] = value
@@ -66,20 +66,20 @@ def _pictures(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"no picture or folder at {place}")
-        inside = _inside(place) if place.is_dir() else [place]
-        if not inside:
+        found = inside(place) if place.is_dir() else [place]
+        if not found:
             raise typer.BadParameter(f"{place} holds no pictures ({', '.join(_ENDINGS)})")
-        files += inside
+        files += found
     return files
 
 
-def _inside(folder: Path) -> list[Path]:
+def inside(folder: Path) -> list[Path]:
     """Pictures in ``folder``, sorted: the samples of a run in GenEval's layout, or else all, however deep."""
-    samples = [file for file in folder.glob("[0-9]*/samples/*") if _metadata(file).is_file()]
+    samples = [file for file in folder.glob("[0-9]*/samples/*") if metadata_of(file).is_file()]
     return sorted(file for file in samples or folder.rglob("*") if file.suffix.lower() in _ENDINGS)
 
 
-def _metadata(picture: Path) -> Path:
+def metadata_of(picture: Path) -> Path:
     return picture.parent.parent / "metadata.jsonl"
 
 
@@ -95,7 +95,7 @@ def _prompts(files: list[Path], given: list[str]) -> list[str]:
 
     found = []
     for file in files:
-        metadata = _metadata(file)
+        metadata = metadata_of(file)
         if not metadata.is_file():
             raise typer.BadParameter(f"give --prompt: there is no {metadata} to say what {file.name} should show")
         lines = read_metadata(metadata)
@@ -105,7 +105,7 @@ def _prompts(files: list[Path], given: list[str]) -> list[str]:
     return found
 
 
-def _read(file: Path) -> Tensor:
+def read_picture(file: Path) -> Tensor:
     """A picture (3, H, W) in [0, 1], upright, transparency over white."""
     import numpy as np
     import torch

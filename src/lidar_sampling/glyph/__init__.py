@@ -18,6 +18,7 @@ from ._detector import Detector as Detector
 from ._prompts import generate_prompts as generate_prompts
 from ._prompts import prompts as prompts
 from ._prompts import read_metadata as read_metadata
+from ._prompts import spread as spread
 
 DATA = Path(__file__).parent / "data"
 

@@ -64,6 +64,22 @@ def prompts() -> list[dict[str, Any]]:
     return read_metadata(_DATA / "prompts.jsonl")
 
 
+def spread(metadata: list[dict[str, Any]], per_tag: int) -> list[dict[str, Any]]:
+    """``per_tag`` prompts of each tag, evenly spaced; all where there are fewer.
+
+    >>> [line["tag"] for line in spread(prompts(), 1)]
+    ['single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr']
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in metadata:
+        groups.setdefault(line["tag"], []).append(line)
+    chosen = []
+    for group in groups.values():
+        count = min(per_tag, len(group))
+        chosen += [group[k * (len(group) - 1) // max(1, count - 1)] for k in range(count)]
+    return chosen
+
+
 def read_metadata(path: str | Path) -> list[dict[str, Any]]:
     """Read a file of GenEval metadata, one JSON object a line, such as GenEval's ``evaluation_metadata.jsonl``.
 

@@ -66,6 +66,10 @@ class CLIPReward:
         """
         return self._scale * self._towers.cosine(images, prompts) + self._bias
 
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to unit vectors (B, d) float32, on the model's device."""
+        return self._towers.image(images)
+
 
 class PickScore(CLIPReward):
     """PickScore v1: which image of a prompt people would choose; about 20.

@@ -1,0 +1,129 @@
+"""``lidar compare``: methods beside each other on the same prompts, with intervals and costs."""
+
+from __future__ import annotations
+
+import json as _json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import _options as o
+from ._folder import write_json
+
+Prompts = Annotated[
+    str, typer.Option(help="glyph, glyph:N for about N of its prompts, or a file: one a line, or GenEval metadata.")
+]
+Methods = Annotated[str, typer.Option(help="Methods of 'lidar methods', comma separated; the first is the baseline.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every prompt: 0 to SEEDS - 1.")]
+Out = Annotated[Path, typer.Option(help="Folder of results; a run that is there goes on.")]
+Table = Annotated[bool, typer.Option("--table", help="Draw nothing: make the table of what is there.")]
+
+
+def compare(
+    methods: Methods = "vanilla,best-of-9,lidar",
+    prompts: Prompts = "glyph:18",
+    out: Out = Path("report"),
+    model: o.Model = "glyph",
+    reward: o.RewardName = None,
+    images: o.Images = 4,
+    seeds: Seeds = 1,
+    n: o.N = None,
+    lookahead: o.Lookahead = None,
+    steps: o.Steps = None,
+    guidance_scale: o.GuidanceScale = None,
+    scale: o.Scale = None,
+    reward_scale: o.RewardScale = None,
+    call: o.Call = None,
+    batch_size: o.BatchSize = 16,
+    device: o.Device = None,
+    dtype: o.Dtype = "float32",
+    only_table: Table = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compare methods: results.jsonl, table.md and pictures in --out.
+
+    With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; the table is made by
+    the one that is last, or with --table.
+    """
+    from ..evaluation import compare as run
+    from ..evaluation import table
+    from ..evaluation.comparison import read
+    from ..evaluation.table import markdown
+    from ..methods import load
+
+    chosen = {name: load(name) for name in methods.split(",")}
+    metadata = _metadata(prompts)
+    if not only_table:
+        rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        settings: dict[str, Any] = {
+            "n": n,
+            "lookahead": lookahead,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "scale": scale,
+            "reward_scale": reward_scale,
+        }
+        with o.progress_bar(quiet=quiet) as (label, progress):
+            lidar = o.load_sampler(
+                model, reward=reward, device=device, dtype=dtype, batch_size=batch_size, call=call, **settings
+            )
+
+            def show(done: int, total: int, what: str) -> None:
+                label(what)
+                if progress is not None:
+                    progress("", done, total)
+
+            for _ in run(
+                lidar,
+                metadata,
+                chosen,
+                out=out,
+                images=images,
+                seeds=range(seeds),
+                shard=(rank, number),
+                progress=show,
+            ):
+                pass
+    wanted = {line["prompt"] for line in metadata}
+    lines = [
+        line
+        for line in read(*sorted(out.glob("results-*.jsonl")))
+        if line["method"] in chosen and line["prompt"] in wanted and line["seed"] < seeds
+    ]
+    lines.sort(key=lambda line: list(chosen).index(line["method"]))
+    rows = table(lines)
+    text = markdown(rows, prompts=len({line["prompt"] for line in lines}), images=lines[0]["images"])
+    (out / "table.md").write_text(text)
+    write_json(out / "table.json", [vars(row) for row in rows])
+    typer.echo(_json.dumps([vars(row) for row in rows]) if json else text)
+
+
+def methods(json: o.Json = False) -> None:
+    """List the methods that 'lidar compare' knows."""
+    from ..methods import NAMES
+
+    if json:
+        typer.echo(_json.dumps(NAMES))
+        return
+    for name, line in NAMES.items():
+        typer.echo(f"{name:16s} {line}")
+
+
+def _metadata(prompts: str) -> list[dict[str, Any]]:
+    """The prompts that the option names, as GenEval metadata."""
+    from .. import glyph
+    from .._geneval import parse
+
+    name, _, count = prompts.partition(":")
+    if name == "glyph":
+        everything = glyph.prompts()
+        if not count:
+            return everything
+        if not count.isdecimal() or int(count) < 6:
+            raise typer.BadParameter(f"--prompts glyph:N takes at least 6 prompts, one a tag; got {prompts!r}")
+        return glyph.spread(everything, int(count) // 6)
+    texts = o.read_prompts(None, Path(prompts))
+    return [{"tag": "", **(parse(text) or {}), "prompt": text} for text in texts]

@@ -1,0 +1,64 @@
+"""``lidar evaluate``: GenEval's verdict on a folder in its layout."""
+
+from __future__ import annotations
+
+import json as _json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from . import _options as o
+from ._score import inside, metadata_of, read_picture
+
+Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
+_SIDE = 128  # pixels that the detector was trained on
+
+
+def evaluate(folder: Place, device: o.Device = None, json: o.Json = False) -> None:
+    """Judge pictures by GenEval's rules with the embedded model's detector, which knows emoji scenes alone.
+
+    Right is counted over all pictures of a tag; overall is the mean of the tags, as in GenEval. Intervals are 95 %
+    bootstrap intervals over prompts.
+    """
+    from .. import glyph
+    from ..evaluation.statistics import bootstrap, interval
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder at {folder}")
+    o.quieten()
+    files = [file for file in inside(folder) if metadata_of(file).is_file()]
+    if not files:
+        raise typer.BadParameter(f"{folder} holds no pictures in GenEval's layout (NUMBER/samples/*.png)")
+    judge = glyph.Judge(device=o.device_of(device))
+    verdicts: dict[Path, list[float]] = {}
+    tags: dict[Path, str] = {}
+    for file in files:
+        line = next(iter(glyph.read_metadata(metadata_of(file))), {})
+        if "tag" not in line:
+            raise typer.BadParameter(f"{metadata_of(file)} has no tag: it is not GenEval's metadata")
+        picture = read_picture(file)
+        if picture.shape[1:] != (_SIDE, _SIDE):
+            size = " x ".join(map(str, picture.shape[1:]))
+            raise typer.BadParameter(f"the detector judges pictures of {_SIDE} x {_SIDE}, {file} has {size}")
+        (verdict,) = judge(images=picture[None], prompts=[line["prompt"]]).tolist()
+        verdicts.setdefault(file.parent, []).append(verdict)
+        tags[file.parent] = line["tag"]
+    rates = np.array([[np.mean(values)] for values in verdicts.values()])
+    names = list(tags.values())
+    result: dict[str, Any] = {
+        "overall": interval(bootstrap(rates, names)[:, 0]),
+        "tags": {
+            tag: interval(bootstrap(rates[[t == tag for t in names]], [tag] * names.count(tag))[:, 0])
+            for tag in dict.fromkeys(names)
+        },
+        "prompts": len(names),
+        "pictures": len(files),
+    }
+    if json:
+        typer.echo(_json.dumps(result))
+        return
+    for tag, rate in result["tags"].items():
+        typer.echo(f"{tag:16s} {rate}")
+    typer.echo(f"{'overall':16s} {result['overall']}   ({len(files)} pictures of {len(names)} prompts)")

@@ -1,0 +1,6 @@
+"""Comparing methods on the same prompts and seeds, at stated cost, with intervals over prompts."""
+
+from .comparison import compare as compare
+from .comparison import diversity as diversity
+from .table import Row as Row
+from .table import table as table

@@ -1,0 +1,64 @@
+"""Methods by name, for the command line and for results."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+
+from ..solvers import load as load_solver
+from ._face import Method
+from .best_of import BestOf
+from .fk_steering import FKSteering
+from .lidar import Guided
+from .refine import Refine
+from .universal_guidance import UniversalGuidance
+from .vanilla import Vanilla
+
+NAMES = {
+    "vanilla": "the pipeline alone; vanilla@25 in 25 steps, vanilla@dpm:5 by a few-step solver",
+    "lidar": "LiDAR with the settings of the model",
+    "best-of-N": "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank",
+    "lidar+best-of-N": "the best of N guided samples",
+    "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
+    "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
+    "ug": "universal guidance with lambda 15; ug-3 with 3",
+}
+"""The names that :func:`load` knows, with a line on each."""
+
+
+def load(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        ValueError: no such method; the message names the nearest.
+
+    Example:
+        >>> load("best-of-12@10")
+        BestOf(method=Vanilla(steps=10, solver=None), n=12)
+        >>> load("lidar+best-of-8")
+        BestOf(method=Guided(), n=8)
+    """
+    if match := re.fullmatch(r"(?:(lidar|fk)\+)?best-of-([1-9]\d*)(?:@(.+))?", name):
+        inner, n, how = match.groups()
+        if inner is None:
+            return BestOf(_vanilla(how), int(n))
+        if how is None:
+            return BestOf(Guided() if inner == "lidar" else FKSteering(), int(n))
+    if match := re.fullmatch(r"vanilla(?:@(.+))?", name):
+        return _vanilla(match[1])
+    if match := re.fullmatch(r"refine(?:-([1-9]\d*))?", name):
+        return Refine(n=int(match[1])) if match[1] else Refine()
+    if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
+        return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
+    if name in ("lidar", "fk"):
+        return Guided() if name == "lidar" else FKSteering()
+    near = get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown method {name!r}; {hint}known are {', '.join(NAMES)}")
+
+
+def _vanilla(how: str | None) -> Vanilla:
+    """Plain sampling in ``how`` steps, or by the solver of that name."""
+    if how is None or how.isdecimal():
+        return Vanilla(steps=int(how) if how else None)
+    return Vanilla(solver=load_solver(how))
