@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import ShiftInfo, mean_shift
-from ._levels import NoiseLevel, check, data_scale, noise_level
+from ._levels import NoiseLevel, check, clean_prediction, data_scale, noise_level
 from ._settings import check_strength, check_window
 from ._space import space_of
 
@@ -197,6 +197,34 @@ class Hook(Protocol):
         """See the sample that ``step`` returned; return the one to go on with."""
 
 
+@dataclass
+class Segment:
+    """The hook under which a pipeline takes only the steps ``start`` to ``stop`` of its schedule.
+
+    For schedulers without memory: the next segment starts from what this one returned, as ``latents``.
+
+    Attributes:
+        start: first step.
+        stop: the step before which it ends; None for the end.
+        x0: the clean prediction (B, *) of the last step that was taken.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    x0: Tensor | None = None
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Keep what the model thinks the clean sample is."""
+        output = arguments["model_output"]
+        level = noise_level(scheduler, arguments["timestep"])
+        self.x0 = clean_prediction(level, output, arguments["sample"])
+        return output
+
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        """Hand on what the scheduler returned."""
+        return previous
+
+
 _UNSUPPORTED = {
     "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
     "s_churn": "it moves the sample to another noise level; leave it at 0",
@@ -308,12 +336,21 @@ def _hooked(base: type) -> type:
         result["prev_sample"] = previous
         return result
 
+    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        for hook in self.__dict__.get(_HOOKS, ()):
+            if isinstance(hook, Segment):
+                self.timesteps = self.timesteps[hook.start : hook.stop]
+        return result
+
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
     def __reduce__(self: Any) -> Any:  # noqa: N807
         return _plain, (base, {key: value for key, value in self.__dict__.items() if key != _HOOKS})
 
     members = {
         "step": step,
+        "set_timesteps": set_timesteps,
         "__reduce__": __reduce__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -340,3 +377,18 @@ def scheduler_of(pipe_or_scheduler: Any) -> Any:
     raise TypeError(
         f"expected a diffusers pipeline with a scheduler, or a scheduler, got {type(pipe_or_scheduler).__name__}"
     )
+
+
+def check_memoryless(scheduler: Any, what: str) -> None:
+    """Refuse a scheduler that remembers earlier steps, or scales the latents that it is given.
+
+    Raises:
+        ValueError: it does; ``what`` the caller does, the message says.
+    """
+    if type(scheduler).__name__ not in _MEMORYLESS:
+        raise ValueError(
+            f"{what}, which {type(scheduler).__name__} would not follow; use one of {', '.join(_MEMORYLESS)}"
+        )
+
+
+_MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")

@@ -54,6 +54,7 @@ def draw(
     rows: Mapping[str, Tensor] | None = None,
     together: int = 1,
     differentiable: bool = False,
+    decoded: bool = True,
 ) -> Iterator[Drawn]:
     """Draw ``items`` in their order, in batches that shrink when memory runs out.
 
@@ -71,6 +72,7 @@ def draw(
         rows: arguments of the pipeline that have a row for each item.
         together: neighbours that must share a batch; they are its smallest part.
         differentiable: keep the graph of each step for a hook that wants gradients; weights get none.
+        decoded: False leaves the decoder out; ``images`` are latents then.
     """
     known = _inputs(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
@@ -97,7 +99,7 @@ def draw(
                 pipe,
                 prompt=[item.prompt for item in batch],
                 generator=generators,
-                output_type="pt",
+                output_type="pt" if decoded else "latent",
                 **_for_batch(call, len(batch)),
                 **{name: value[chosen] for name, value in rows.items()},
             )

@@ -305,7 +305,7 @@ class LiDAR:
             around: a context to run each batch in, given its items.
             pipe: another pipeline than the target.
             call: its arguments, if not the target's :meth:`arguments`.
-            **how: ``rows``, ``together`` and ``differentiable`` of :func:`lidar_sampling._draw.draw`.
+            **how: ``rows``, ``together``, ``differentiable`` and ``decoded`` of :func:`lidar_sampling._draw.draw`.
         """
         if images < 1:
             raise ValueError(f"images must be at least 1, got {images}")
@@ -329,7 +329,7 @@ class LiDAR:
             ):
                 pixels.append(drawn.images.cpu())
                 latents.append(drawn.latents.cpu())
-        sampling.decodes = len(items)
+        sampling.decodes = len(items) if how.get("decoded", True) else 0
         return Result(
             prompts=prompts,
             images=torch.cat(pixels).unflatten(0, (len(prompts), images)),

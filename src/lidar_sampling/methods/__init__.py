@@ -15,6 +15,7 @@ from ._names import NAMES as NAMES
 from ._names import load as load
 from .best_of import BestOf as BestOf
 from .fk_steering import FKSteering as FKSteering
+from .halving import Halving as Halving
 from .lidar import Guided as Guided
 from .refine import Refine as Refine
 from .universal_guidance import UniversalGuidance as UniversalGuidance

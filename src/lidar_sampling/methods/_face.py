@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,6 +20,14 @@ class Method(Protocol):
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+
+
+def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, int]:
+    """The ``count`` samples a prompt that the guiding reward likes best, best first, and the reward calls it took."""
+    scores, calls = guiding_scores(lidar, result)
+    chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    rows = torch.arange(len(chosen))[:, None]
+    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), calls
 
 
 def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, int]:

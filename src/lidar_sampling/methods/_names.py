@@ -9,6 +9,7 @@ from ..solvers import load as load_solver
 from ._face import Method
 from .best_of import BestOf
 from .fk_steering import FKSteering
+from .halving import Halving
 from .lidar import Guided
 from .refine import Refine
 from .universal_guidance import UniversalGuidance
@@ -20,6 +21,7 @@ NAMES = {
     "best-of-N": "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank",
     "lidar+best-of-N": "the best of N guided samples",
     "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
+    "halving-N": "N seeds, halved at a quarter and at half of the steps; halving-16@10 in 10 steps",
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
 }
@@ -48,6 +50,8 @@ def load(name: str) -> Method:
         return _vanilla(match[1])
     if match := re.fullmatch(r"refine(?:-([1-9]\d*))?", name):
         return Refine(n=int(match[1])) if match[1] else Refine()
+    if match := re.fullmatch(r"halving-([1-9]\d*)(?:@([1-9]\d*))?", name):
+        return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
     if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
         return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
     if name in ("lidar", "fk"):

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from .._cost import Cost
 from .._sampler import LiDAR, Result
-from ._face import Method, guiding_scores
+from ._face import Method, best
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,5 @@ class BestOf:
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
-        scores, calls = guiding_scores(lidar, many)
-        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :images]
-        rows = torch.arange(len(chosen))[:, None]
-        cost = {**many.cost, "selection": Cost(reward_calls=calls)}
-        return replace(many, images=many.images[rows, chosen], latents=many.latents[rows, chosen], cost=cost)
+        kept, calls = best(lidar, many, images)
+        return replace(kept, cost={**many.cost, "selection": Cost(reward_calls=calls)})

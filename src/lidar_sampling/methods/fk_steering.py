@@ -20,15 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._attach import attached
+from .._attach import attached, check_memoryless
 from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ..rewards import score
 from ..rewards.mixture import Mixture
-
-_MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler")
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,7 @@ class FKSteering:
         """
         if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
             raise ValueError("FK steering compares rewards of different steps: give the mixture a calibration")
-        if type(lidar.pipe.scheduler).__name__ not in _MEMORYLESS:
-            raise ValueError(
-                f"FK steering resamples particles, which {type(lidar.pipe.scheduler).__name__} would not follow; "
-                f"use one of {', '.join(_MEMORYLESS)}"
-            )
+        check_memoryless(lidar.pipe.scheduler, "FK steering resamples particles")
         populations: list[Particles] = []
 
         @contextmanager
