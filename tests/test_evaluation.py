@@ -204,6 +204,19 @@ class TestCommand:
         err = failure(lidar(*arguments, "--steps", "4", "--out", tmp_path / "r"))
         assert "drawn with steps=3" in err
 
+    def test_shares_the_prompts(self, lidar, tiny, tmp_path, monkeypatch):
+        (tmp_path / "p.txt").write_text("a cat\na dog\n")
+        arguments = ["compare", "--prompts", tmp_path / "p.txt", "--methods", "vanilla", *tiny, *self.OPTIONS]
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            code, out, err = lidar(*arguments, "--out", tmp_path / "r")
+            assert (code, out) == (0, "")
+            assert f"share {int(rank) + 1} of 2 is done" in err
+        code, out, _ = lidar(*arguments, "--out", tmp_path / "r", "--table")
+        assert code == 0
+        assert out.startswith("2 prompts")
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

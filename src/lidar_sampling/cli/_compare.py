@@ -45,8 +45,8 @@ def compare(
 ) -> None:
     """Compare methods: results.jsonl, table.md and pictures in --out.
 
-    With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; the table is made by
-    the one that is last, or with --table.
+    With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; make the table with
+    --table when all are done.
     """
     from ..evaluation import compare as run
     from ..evaluation import table
@@ -56,8 +56,8 @@ def compare(
 
     chosen = {name: load(name) for name in methods.split(",")}
     metadata = _metadata(prompts)
+    rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not only_table:
-        rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
         settings: dict[str, Any] = {
             "n": n,
             "lookahead": lookahead,
@@ -87,6 +87,9 @@ def compare(
                 progress=show,
             ):
                 pass
+        if number > 1:
+            typer.echo(f"share {rank + 1} of {number} is done; 'lidar compare --table' makes the table", err=True)
+            return
     wanted = {line["prompt"] for line in metadata}
     lines = [
         line
