@@ -18,5 +18,6 @@ from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
 from .refine import Refine as Refine
+from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

@@ -12,6 +12,7 @@ from .fk_steering import FKSteering
 from .halving import Halving
 from .lidar import Guided
 from .refine import Refine
+from .svdd import SVDD
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
@@ -23,6 +24,7 @@ NAMES = {
     "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
     "halving-N": "N seeds, halved at a quarter and at half of the steps; halving-16@10 in 10 steps",
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
+    "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
 }
 """The names that :func:`load` knows, with a line on each."""
@@ -52,6 +54,8 @@ def load(name: str) -> Method:
         return Refine(n=int(match[1])) if match[1] else Refine()
     if match := re.fullmatch(r"halving-([1-9]\d*)(?:@([1-9]\d*))?", name):
         return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
+    if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
+        return SVDD(m=int(match[1])) if match[1] else SVDD()
     if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
         return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
     if name in ("lidar", "fk"):
