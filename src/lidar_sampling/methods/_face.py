@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
+from .._decode import decode
 from .._sampler import LiDAR, Result
-from ..rewards import name_of
+from ..rewards import name_of, score
 from ..rewards.mixture import Mixture
 
 
@@ -20,6 +21,29 @@ class Method(Protocol):
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+
+
+def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    """From clean predictions (B, *) of B prompts to their guiding rewards (B,).
+
+    Raises:
+        ValueError: the reward is a mixture that is standardised over a bank.
+    """
+    if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
+        raise ValueError("this method compares rewards as it goes: give the mixture a calibration")
+    return lambda x0: score(lidar.reward, images=decode(lidar.pipe, x0), prompts=prompts)
+
+
+def charged(result: Result, looks: int, *, backward_passes: int = 0) -> Result:
+    """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
+    cost = result.cost["sampling"]
+    cost = replace(
+        cost,
+        backward_passes=cost.backward_passes + backward_passes,
+        decodes=cost.decodes + looks,
+        reward_calls=cost.reward_calls + looks,
+    )
+    return replace(result, cost={**result.cost, "sampling": cost})
 
 
 def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, int]:

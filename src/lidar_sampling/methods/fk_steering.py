@@ -14,19 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .._attach import attached, check_memoryless
-from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ..rewards import score
-from ..rewards.mixture import Mixture
+from ._face import charged, rewards_of_predictions
 
 
 @dataclass(frozen=True)
@@ -58,29 +56,19 @@ class FKSteering:
         Raises:
             ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead.
         """
-        if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
-            raise ValueError("FK steering compares rewards of different steps: give the mixture a calibration")
         check_memoryless(lidar.pipe.scheduler, "FK steering resamples particles")
         populations: list[Particles] = []
 
         @contextmanager
         def steered(batch: Sequence[Item]) -> Iterator[None]:
-            def rewards(x0: Tensor) -> Tensor:
-                pictures = decode(lidar.pipe, x0)
-                return score(lidar.reward, images=pictures, prompts=[item.prompt for item in batch])
-
+            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
             seeds = [item.seed for item in batch[::images]]
             populations.append(Particles(self, rewards, lidar.settings.steps, seeds))
             with attached(lidar.pipe.scheduler, populations[-1]):
                 yield
 
         result = lidar.sample(list(prompts), images, seed, around=steered, together=images)
-        evaluations = sum(population.evaluations for population in populations)
-        sampling = result.cost["sampling"]
-        cost = replace(
-            sampling, decodes=sampling.decodes + evaluations, reward_calls=sampling.reward_calls + evaluations
-        )
-        return replace(result, cost={"sampling": cost})
+        return charged(result, sum(population.evaluations for population in populations))
 
 
 class Particles:

@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from .._attach import attached, check_memoryless
-from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ..rewards import score
-from ..rewards.mixture import Mixture
+from ._face import charged, rewards_of_predictions
 
 
 @dataclass(frozen=True)
@@ -50,29 +48,21 @@ class SVDD:
         Raises:
             ValueError: a scheduler that remembers earlier steps, or a mixture that cannot score loose images.
         """
-        if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
-            raise ValueError("SVDD compares rewards within a step: give the mixture a calibration")
         check_memoryless(lidar.pipe.scheduler, "SVDD goes on from one of several proposals")
         hooks: list[Proposals] = []
 
         @contextmanager
         def proposing(batch: Sequence[Item]) -> Iterator[None]:
-            def rewards(x0: Tensor) -> Tensor:
-                return score(lidar.reward, images=decode(lidar.pipe, x0), prompts=[item.prompt for item in batch])
-
+            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
             hooks.append(Proposals(self, rewards, [item.seed for item in batch[:: self.m]]))
             with attached(lidar.pipe.scheduler, hooks[-1]):
                 yield
 
         result = lidar.sample(list(prompts), images * self.m, seed, around=proposing, together=self.m)
-        looked = sum(hook.evaluations for hook in hooks)
-        cost = result.cost["sampling"]
-        cost = replace(cost, decodes=cost.decodes + looked, reward_calls=cost.reward_calls + looked)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
-        return replace(
-            result, images=result.images[:, first], latents=result.latents[:, first], cost={"sampling": cost}
-        )
+        result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
+        return charged(result, sum(hook.evaluations for hook in hooks))
 
 
 class Proposals:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
+from ._face import charged
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,9 @@ class UniversalGuidance:
                 yield
 
         result = lidar.sample(list(prompts), images, seed, around=guided, differentiable=True)
-        cost, looked = result.cost["sampling"], sum(hook.evaluations for hook in hooks)
-        cost = replace(
-            cost,
-            backward_passes=cost.network_evaluations,  # every evaluation is gone back through
-            decodes=cost.decodes + looked,
-            reward_calls=cost.reward_calls + looked,
-        )
-        return replace(result, cost={"sampling": cost})
+        looks = sum(hook.evaluations for hook in hooks)
+        # Every evaluation is gone back through.
+        return charged(result, looks, backward_passes=result.cost["sampling"].network_evaluations)
 
 
 class Gradient:
