@@ -11,7 +11,7 @@ from oracle import output_for
 from test_guidance import naive
 
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
-from lidar_sampling._attach import attached
+from lidar_sampling._attach import Hook, attached
 from lidar_sampling.cli import main
 
 PROMPTS = ["a cat", "a dog"]
@@ -67,7 +67,7 @@ def test_attaching_without_effect_is_bit_identical(key, built):
     assert torch.equal(run(pipe, key), plain)
 
 
-class Spy:
+class Spy(Hook):
     """A hook that keeps what the scheduler was told at its first step."""
 
     first = None
@@ -76,9 +76,6 @@ class Spy:
         if self.first is None:
             self.first = {k: arguments[k] for k in ("model_output", "sample", "timestep")}
         return arguments["model_output"]
-
-    def after(self, scheduler, previous):
-        return previous
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from oracle import sample, shares, total_variation
 from test_oracle import SD, bank_of_four
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._attach import Segment, attached
+from lidar_sampling._attach import Hook, Segment, attached
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import _call, _call_with_graph
 from lidar_sampling._levels import clean_prediction, noise_level
@@ -271,7 +271,7 @@ class TestUniversalGuidance:
         pipe = lidar.pipe
         seen = {}
 
-        class Spy:
+        class Spy(Hook):
             def before(self, scheduler, arguments):
                 from lidar_sampling._levels import clean_prediction, noise_level
 

@@ -150,8 +150,8 @@ class TestNothingLeaks:
         pipe = testing.tiny_stable_diffusion_xl()
         lidar = self.check(pipe, Solver("mine:2", 2, "LCMScheduler", guidance_scale=1.0, lora=lora))
         shared = {p.data_ptr() for p in pipe.unet.parameters()}
-        assert shared <= {p.data_ptr() for p in lidar._lookahead.unet.parameters()}
-        assert lidar._lookahead.vae is pipe.vae
+        assert shared <= {p.data_ptr() for p in lidar.lookahead_pipeline(lidar._solver).unet.parameters()}
+        assert lidar.lookahead_pipeline(lidar._solver).vae is pipe.vae
 
     def test_of_a_lora_beside_the_users_own(self, lora):
         pipe = testing.tiny_stable_diffusion_xl()
@@ -159,7 +159,7 @@ class TestNothingLeaks:
         pipe.set_adapters(["style"], [0.5])
         lidar = self.check(pipe, Solver("mine:2", 2, guidance_scale=1.0, lora=lora, lora_scale=0.25))
         assert pipe.get_active_adapters() == ["style"]
-        assert lidar._lookahead.get_active_adapters() == ["style", "lidar-lookahead"]
+        assert lidar.lookahead_pipeline(lidar._solver).get_active_adapters() == ["style", "lidar-lookahead"]
 
     def test_of_a_lora_on_a_compiled_denoiser(self, lora):
         pipe = testing.tiny_stable_diffusion_xl()

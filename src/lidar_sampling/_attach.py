@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,8 +141,24 @@ def guide(
         )
 
 
+class Hook:
+    """What :func:`attached` calls around every ``scheduler.step``; by default it changes nothing."""
+
+    def timesteps(self, timesteps: Tensor) -> Tensor:
+        """See what ``scheduler.set_timesteps`` chose; return the timesteps to take."""
+        return timesteps
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """See the arguments of ``step`` by name, and change them; return the model output to use."""
+        return arguments["model_output"]
+
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        """See the sample that ``step`` returned; return the one to go on with."""
+        return previous
+
+
 @dataclass
-class Recording:
+class Recording(Hook):
     """What :func:`record` saw.
 
     Attributes:
@@ -154,10 +170,6 @@ class Recording:
     samples: Tensor | None = None
     steps: int = 0
     on_step: Callable[[int], None] | None = None
-
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Leave the model output as it is."""
-        return arguments["model_output"]
 
     def after(self, scheduler: Any, previous: Tensor) -> Tensor:
         """Keep the sample that the scheduler returned."""
@@ -187,18 +199,8 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         yield recording
 
 
-class Hook(Protocol):
-    """What :func:`attached` calls around every ``scheduler.step``."""
-
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """See the arguments of ``step`` by name; return the model output to use."""
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """See the sample that ``step`` returned; return the one to go on with."""
-
-
 @dataclass
-class Segment:
+class Segment(Hook):
     """The hook under which a pipeline takes only the steps ``start`` to ``stop`` of its schedule.
 
     For schedulers without memory: the next segment starts from what this one returned, as ``latents``.
@@ -213,16 +215,16 @@ class Segment:
     stop: int | None = None
     x0: Tensor | None = None
 
+    def timesteps(self, timesteps: Tensor) -> Tensor:
+        """Those of the segment."""
+        return timesteps[self.start : self.stop]
+
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Keep what the model thinks the clean sample is."""
         output = arguments["model_output"]
         level = noise_level(scheduler, arguments["timestep"])
         self.x0 = clean_prediction(level, output, arguments["sample"])
         return output
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """Hand on what the scheduler returned."""
-        return previous
 
 
 _UNSUPPORTED = {
@@ -231,7 +233,7 @@ _UNSUPPORTED = {
 }
 
 
-class _Guide:
+class _Guide(Hook):
     """The hook that adds ``slope * scale * Delta`` to the model output."""
 
     def __init__(
@@ -268,9 +270,6 @@ class _Guide:
         if output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left alone
             delta = torch.cat([delta, torch.zeros_like(delta)], 1)
         return (output + (self.scale * level.slope) * delta).to(output.dtype)
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        return previous
 
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
         if len(sample) % self.count:
@@ -340,8 +339,7 @@ def _hooked(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         for hook in self.__dict__.get(_HOOKS, ()):
-            if isinstance(hook, Segment):
-                self.timesteps = self.timesteps[hook.start : hook.stop]
+            self.timesteps = hook.timesteps(self.timesteps)
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.

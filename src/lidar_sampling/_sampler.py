@@ -139,7 +139,7 @@ class LiDAR:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
-        self._lookahead: Any = None
+        self._lookaheads: list[tuple[Solver, Any]] = []
 
     @classmethod
     def from_pretrained(
@@ -264,14 +264,24 @@ class LiDAR:
         result = self.sample(texts, images, seed, progress, guided)
         return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
 
+    def lookahead_pipeline(self, solver: Solver) -> Any:
+        """The pipeline that ``solver`` draws with beside the target, made once.
+
+        Raises:
+            BankError: it does not share the target's latent space.
+        """
+        for known, pipe in self._lookaheads:
+            if known is solver:
+                return pipe
+        pipe = lookahead_pipeline(solver, self.pipe)
+        if why := space_of(pipe, ()).difference(space_of(self.pipe, ())):
+            raise BankError(f"{solver.name} does not share the latent space of the target: {why}")
+        self._lookaheads.append((solver, pipe))
+        return pipe
+
     def _look(self, prompts: list[str], seed: int, progress: Progress | None) -> tuple[list[LookaheadBank], Cost]:
-        if self._lookahead is None:
-            lookahead = lookahead_pipeline(self._solver, self.pipe)
-            if why := space_of(lookahead, ()).difference(space_of(self.pipe, ())):
-                raise BankError(f"{self._solver.name} does not share the latent space of the target: {why}")
-            self._lookahead = lookahead
         return look(
-            self._lookahead,
+            self.lookahead_pipeline(self._solver),
             prompts,
             rewards=self.parts,
             solver=self._solver,

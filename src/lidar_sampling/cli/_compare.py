@@ -43,11 +43,12 @@ def compare(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare methods: results.jsonl, table.md and pictures in --out.
+    """Compare methods: results-RANK.jsonl, table.md and pictures in --out.
 
     With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; make the table with
     --table when all are done.
     """
+    from .._bank import write_atomically
     from ..evaluation import compare as run
     from ..evaluation import table
     from ..evaluation.comparison import read
@@ -99,7 +100,7 @@ def compare(
     lines.sort(key=lambda line: list(chosen).index(line["method"]))
     rows = table(lines)
     text = markdown(rows, prompts=len({line["prompt"] for line in lines}), images=lines[0]["images"])
-    (out / "table.md").write_text(text)
+    write_atomically(out / "table.md", text.encode())
     write_json(out / "table.json", [vars(row) for row in rows])
     typer.echo(_json.dumps([vars(row) for row in rows]) if json else text)
 

@@ -52,7 +52,8 @@ def score(
         batch = rows[start : start + batch_size]
         pixels = [read_picture(Path(row["file"])) for row in batch]
         for name, judge in judges.items():
-            for row, value in zip(batch, _scores(judge, pixels, [row["prompt"] for row in batch]), strict=True):
+            values = rewards.score_pictures(judge, pictures=pixels, prompts=[row["prompt"] for row in batch])
+            for row, value in zip(batch, values, strict=True):
                 row[name] = value
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in judges}
     if json:
@@ -80,6 +81,7 @@ def inside(folder: Path) -> list[Path]:
 
 
 def metadata_of(picture: Path) -> Path:
+    """Where GenEval's layout says what ``picture`` should show."""
     return picture.parent.parent / "metadata.jsonl"
 
 
@@ -124,22 +126,6 @@ def read_picture(file: Path) -> Tensor:
         raise ValueError(f"{file} cannot be read: {error}") from None
     page = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
-
-
-def _scores(judge: Any, pixels: list[Tensor], prompts: list[str]) -> list[float]:
-    """Scores of pictures, together where they are of one size."""
-    import torch
-
-    from ..rewards import score as score_images
-
-    values = [0.0] * len(pixels)
-    for shape in dict.fromkeys(picture.shape for picture in pixels):
-        chosen = [i for i, picture in enumerate(pixels) if picture.shape == shape]
-        batch = torch.stack([pixels[i] for i in chosen])
-        scores = score_images(judge, images=batch, prompts=[prompts[i] for i in chosen])
-        for i, value in zip(chosen, scores.tolist(), strict=True):
-            values[i] = value
-    return values
 
 
 def _print(rows: list[dict[str, Any]], mean: dict[str, float]) -> None:

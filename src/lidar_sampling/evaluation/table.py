@@ -7,8 +7,9 @@ best, which are two different promises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -65,9 +66,9 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     tags = [by_method[methods[0]][next(key for key in common if key[0] == p)]["tag"] for p in prompts]
     judges = list(by_method[methods[0]][common[0]]["rewards"])
 
-    def column(method: str, value: object) -> np.ndarray:
+    def column(method: str, value: Callable[[Line], float]) -> np.ndarray:
         """One number a prompt: the mean over its seeds of ``value(line)``."""
-        rows = [[value(by_method[method][key]) for key in common if key[0] == p] for p in prompts]  # type: ignore[operator]
+        rows = [[value(by_method[method][key]) for key in common if key[0] == p] for p in prompts]
         return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in rows])
 
     def estimate(values: np.ndarray) -> str:
@@ -78,8 +79,8 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         return interval(bootstrap(values[here][:, None], kept)[:, 0])
 
     guide = judges[0]
-    means = {m: {j: column(m, lambda x, j=j: _mean(x["rewards"][j])) for j in judges} for m in methods}
-    tops = {m: {j: column(m, lambda x, j=j: _best(x["rewards"], guide, j)) for j in judges} for m in methods}
+    means = {m: {j: column(m, partial(_mean, j)) for j in judges} for m in methods}
+    tops = {m: {j: column(m, partial(_best, guide, j)) for j in judges} for m in methods}
     spread = {j: np.nanstd(means[baseline][j]) or 1.0 for j in judges}
     rows = []
     for m in methods:
@@ -132,12 +133,14 @@ def _rule(cells: Sequence[str]) -> str:
     return "|" + "---|" * len(cells)
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
+def _mean(judge: str, line: Line) -> float:
+    """The mean over the images returned."""
+    known = [value for value in line["rewards"][judge] if value is not None]
     return float(np.mean(known)) if known else float("nan")
 
 
-def _best(rewards: dict[str, list[float | None]], guide: str, judge: str) -> float:
-    chosen = int(np.argmax([-np.inf if value is None else value for value in rewards[guide]]))
-    value = rewards[judge][chosen]
+def _best(guide: str, judge: str, line: Line) -> float:
+    """That of the image which the guiding reward likes best."""
+    chosen = int(np.argmax([-np.inf if value is None else value for value in line["rewards"][guide]]))
+    value = line["rewards"][judge][chosen]
     return float("nan") if value is None else value

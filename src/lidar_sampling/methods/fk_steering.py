@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._attach import attached, check_memoryless
+from .._attach import Hook, attached, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
@@ -71,7 +71,7 @@ class FKSteering:
         return charged(result, sum(population.evaluations for population in populations))
 
 
-class Particles:
+class Particles(Hook):
     """The hook that weighs and resamples populations, which are neighbours of one length in a batch.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attach import attached, check_memoryless
+from .._attach import Hook, attached, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
@@ -65,7 +65,7 @@ class SVDD:
         return charged(result, sum(hook.evaluations for hook in hooks))
 
 
-class Proposals:
+class Proposals(Hook):
     """The hook that lets ``m`` neighbours in a batch go on from one of them.
 
     Args:
@@ -96,10 +96,6 @@ class Proposals:
         rows = (chosen + m * torch.arange(len(chosen))).repeat_interleave(m).to(sample.device)
         arguments["sample"] = sample[rows]
         return output[rows]
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """Hand on the proposals."""
-        return previous
 
     def _choose(self, rewards: Tensor) -> Tensor:
         if self.settings.temperature == 0:

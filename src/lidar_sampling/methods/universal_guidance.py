@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attach import attached
+from .._attach import Hook, attached
 from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
@@ -61,7 +61,7 @@ class UniversalGuidance:
         return charged(result, looks, backward_passes=result.cost["sampling"].network_evaluations)
 
 
-class Gradient:
+class Gradient(Hook):
     """The hook that moves the clean prediction along the gradient of a scalar of it.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._sampler import LiDAR, Result
-from ..solvers import Solver, lookahead_pipeline, running
+from ..solvers import Solver, running
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Vanilla:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs steps a sample, twice with classifier-free guidance."""
         if self.solver is not None:
-            pipe = lookahead_pipeline(self.solver, lidar.pipe)
+            pipe = lidar.lookahead_pipeline(self.solver)
             with running(self.solver, pipe):
                 call = self.solver.arguments(lidar.arguments())
                 return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)

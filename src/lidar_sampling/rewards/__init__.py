@@ -203,6 +203,24 @@ def score(
     return torch.cat(list(parts)) if len(images) else torch.zeros(0)
 
 
+def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[float]:
+    """Score pictures (3, H, W) of any sizes, together where they are of one; otherwise as :func:`score`.
+
+    Example:
+        >>> white, black = torch.ones(3, 2, 2), torch.zeros(3, 4, 2)
+        >>> score_pictures(load("brightness"), pictures=[white, black], prompts=["a", "b"])
+        [1.0, 0.0]
+    """
+    values = [0.0] * len(pictures)
+    for shape in dict.fromkeys(picture.shape for picture in pictures):
+        chosen = [i for i, picture in enumerate(pictures) if picture.shape == shape]
+        images = torch.stack([pictures[i] for i in chosen])
+        scores = score(reward, images=images, prompts=[prompts[i] for i in chosen])
+        for i, value in zip(chosen, scores.tolist(), strict=True):
+            values[i] = value
+    return values
+
+
 def _frame_mean(reward: Reward, *, images: Tensor, prompts: list[str]) -> Tensor:
     """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
     count = min(FRAMES, images.shape[1])

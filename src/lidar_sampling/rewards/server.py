@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Reward, RewardError, name_of, score
+from . import Reward, RewardError, name_of, score_pictures
 
 PROTOCOL = 1
 _log = logging.getLogger(__name__)
@@ -107,12 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._discard(min(length, 4 * self.largest))  # a client that is still sending would not listen
                 self.close_connection = True
                 return self._answer(413, {"error": f"a request must have 0 to {self.largest} bytes, got {length}"})
-            reward, lock, images, prompts = self._read(json.loads(self.rfile.read(length)))
+            reward, lock, pictures, prompts = self._read(json.loads(self.rfile.read(length)))
         except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
             return self._answer(400, {"error": f"{type(error).__name__}: {error}"})
         try:
             with lock:
-                scores = _score(reward, images, prompts)
+                scores = score_pictures(reward, pictures=pictures, prompts=prompts)
         except RewardError as error:
             wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt it cannot use
             return self._answer(422 if wrong else 500, {"error": str(error)})
@@ -147,14 +147,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.info(format, *args)
-
-
-def _score(reward: Reward, images: list[Tensor], prompts: list[str]) -> list[float]:
-    """Scores of images, together where they are of one size."""
-    if len({image.shape for image in images}) == 1:
-        return score(reward, images=torch.stack(images), prompts=prompts).tolist()
-    pairs = zip(images, prompts, strict=True)
-    return [score(reward, images=image[None], prompts=[prompt]).item() for image, prompt in pairs]
 
 
 def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:
