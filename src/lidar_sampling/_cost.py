@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,7 +21,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
 
 @dataclass
 class Cost:
-    """Counts and wall-clock seconds.
+    """Counts, wall-clock seconds and memory.
 
     Attributes:
         network_evaluations: rows of the denoiser's batch over all its calls: one image step is 1, and 2 with
@@ -28,6 +30,8 @@ class Cost:
         decodes: images that left the decoder.
         reward_calls: images that a reward scored, each reward counted.
         seconds: wall-clock time.
+        peak_memory: bytes at the peak beyond what was held before: of the device on CUDA, of the process's resident
+            memory on Linux; 0 where neither can be read.
     """
 
     network_evaluations: int = 0
@@ -35,11 +39,23 @@ class Cost:
     decodes: int = 0
     reward_calls: int = 0
     seconds: float = 0.0
+    peak_memory: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other: the higher of the peaks, and the sum of all else.
+
+        >>> Cost(seconds=1.0, peak_memory=5) + Cost(seconds=2.0, peak_memory=3)
+        Cost(network_evaluations=0, backward_passes=0, decodes=0, reward_calls=0, seconds=3.0, peak_memory=5)
+        """
+        total = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Cost(**{**total, "peak_memory": max(self.peak_memory, other.peak_memory)})
 
 
 @contextmanager
 def metered(pipe: Any) -> Iterator[Cost]:
-    """Count the denoiser's evaluations and the seconds of a block; the caller adds decodes and reward calls.
+    """Count the denoiser's evaluations, seconds and memory of a block; the caller adds decodes and reward calls.
+
+    Blocks do not nest: each forgets the peak of memory before it.
 
     Example:
         >>> from lidar_sampling import testing
@@ -55,10 +71,41 @@ def metered(pipe: Any) -> Iterator[Cost]:
         cost.network_evaluations += len(next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
 
     handles = [module.register_forward_pre_hook(count, with_kwargs=True) for module in denoisers(pipe).values()]
+    device = torch.device(getattr(pipe, "device", "cpu"))
+    held = _forget_peak(device)
     start = time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds += time.perf_counter() - start
+        cost.peak_memory = max(_peak(device) - held, 0)
         for handle in handles:
             handle.remove()
+
+
+_PROCESS = Path("/proc/self")
+
+
+def _forget_peak(device: torch.device) -> int:
+    """Start the peak of memory anew; returns the bytes that are held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        (_PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak of the resident set
+    except OSError:
+        return _resident("VmHWM")
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
+    """A field of the process's status in bytes; 0 where the system has no such file."""
+    try:
+        lines = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)

@@ -1,7 +1,7 @@
 """GenEval's captions and rules (Ghosh et al., NeurIPS 2023, https://arxiv.org/abs/2310.11513).
 
-Pure Python: a caption of one of GenEval's six templates becomes its metadata, and detections become a verdict.
-The rules are those of ``evaluate()`` and ``relative_position()`` in https://github.com/djghosh13/geneval
+Pure Python: a caption of one of GenEval's six templates, or of three harder ones of our own, becomes its metadata,
+and detections become a verdict. The rules are those of ``evaluate()`` and ``relative_position()`` in https://github.com/djghosh13/geneval
 (MIT), restated; what detects the objects is the caller's affair.
 
 Metadata is GenEval's own: ``{"tag", "prompt", "include": [{"class", "count", "color"?, "position"?}],
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+HARD_TAGS = ("color_position", "two_counts", "three_objects")  # ours, not GenEval's
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 CLASSES = tuple(
@@ -60,60 +61,66 @@ def with_article(noun: str) -> str:
 
 
 def caption(metadata: dict[str, Any]) -> str:
-    """The prompt that GenEval's template writes for ``metadata``.
+    """The prompt that the template writes for ``metadata``.
 
     >>> caption({"tag": "counting", "include": [{"class": "clock", "count": 2}]})
     'a photo of two clocks'
     """
     objects = metadata["include"]
-    if metadata["tag"] == "counting":
-        number = next(word for word, count in NUMBERS.items() if count == objects[0]["count"])
-        return f"a photo of {number} {plural(objects[0]['class'])}"
-    phrases = [with_article(" ".join(filter(None, (o.get("color"), o["class"])))) for o in objects]
-    if metadata["tag"] == "position":
+    phrases = [_phrase(o) for o in objects]
+    if "position" in objects[-1]:
         return f"a photo of {phrases[1]} {objects[1]['position'][0]} {phrases[0]}"
     return "a photo of " + " and ".join(phrases)
 
 
+def _phrase(wanted: dict[str, Any]) -> str:
+    name, count = wanted["class"], wanted["count"]
+    if count > 1:
+        return f"{next(word for word, number in NUMBERS.items() if number == count)} {plural(name)}"
+    return with_article(" ".join(filter(None, (wanted.get("color"), name))))
+
+
 _NOUN = "|".join(sorted(CLASSES, key=len, reverse=True))
-_OBJECT = rf"an? (?:({'|'.join(COLORS)}) )?({_NOUN})"
-_SINGLE = re.compile(rf"a photo of {_OBJECT}")
-_PAIR = re.compile(rf"a photo of {_OBJECT} (and|{'|'.join(RELATIONS)}) {_OBJECT}")
 _PLURALS = {plural(name): name for name in CLASSES}
-_COUNT = re.compile(rf"a photo of ({'|'.join(NUMBERS)}) ({'|'.join(_PLURALS)})")
+_PHRASE = re.compile(rf"an? (?:({'|'.join(COLORS)}) )?({_NOUN})|({'|'.join(NUMBERS)}) ({'|'.join(_PLURALS)})")
+_JOINED = re.compile(rf" (and|{'|'.join(RELATIONS)}) ")
 
 
 def parse(prompt: str) -> dict[str, Any] | None:
-    """GenEval metadata of a prompt in one of its templates, or None for any other prompt.
+    """Metadata of a prompt in one of the templates, or None for any other prompt.
 
     >>> parse("a photo of a dog right of a teddy bear")["include"][1]["position"]
     ['right of', 0]
     >>> parse("an oil painting") is None
     True
     """
-    if match := _COUNT.fullmatch(prompt):
-        count, name = NUMBERS[match[1]], _PLURALS[match[2]]
-        return {
-            "tag": "counting",
-            "include": [{"class": name, "count": count}],
-            "exclude": [{"class": name, "count": count + 1}],
-            "prompt": prompt,
-        }
-    if match := _SINGLE.fullmatch(prompt):
-        tag = "colors" if match[1] else "single_object"
-        return {"tag": tag, "include": [_object(match[2], match[1])], "prompt": prompt}
-    if match := _PAIR.fullmatch(prompt):
-        first, second = _object(match[2], match[1]), _object(match[5], match[4])
-        if match[3] != "and":
-            include = [second, {**first, "position": [match[3], 0]}]
-            return {"tag": "position", "include": include, "prompt": prompt}
-        tag = "color_attr" if match[1] or match[4] else "two_object"
-        return {"tag": tag, "include": [first, second], "prompt": prompt}
-    return None
+    start, *rest = _JOINED.split(prompt.removeprefix("a photo of ")) if prompt.startswith("a photo of ") else [""]
+    joints, phrases = rest[::2], [start, *rest[1::2]]
+    matches = [_PHRASE.fullmatch(phrase) for phrase in phrases]
+    objects = [_object(m[2], m[1]) if m[2] else _object(_PLURALS[m[4]], None, NUMBERS[m[3]]) for m in matches if m]
+    counted, colored = any(o["count"] > 1 for o in objects), any("color" in o for o in objects)
+    if len(objects) < len(phrases) or (counted and colored):
+        return None
+    match joints:
+        case []:
+            tag = "counting" if counted else "colors" if colored else "single_object"
+        case ["and"]:
+            tag = "two_counts" if counted else "color_attr" if colored else "two_object"
+        case ["and", "and"] if not counted and not colored:
+            tag = "three_objects"
+        case [relation] if not counted:
+            tag = "color_position" if colored else "position"
+            objects = [objects[1], {**objects[0], "position": [relation, 0]}]
+        case _:
+            return None
+    found = {"tag": tag, "include": objects, "prompt": prompt}
+    if counted:
+        found["exclude"] = [_object(o["class"], None, o["count"] + 1) for o in objects]
+    return found
 
 
-def _object(name: str, color: str | None) -> dict[str, Any]:
-    return {"class": name, "count": 1, **({"color": color} if color else {})}
+def _object(name: str, color: str | None, count: int = 1) -> dict[str, Any]:
+    return {"class": name, "count": count, **({"color": color} if color else {})}
 
 
 def relative_position(a: Sequence[float], b: Sequence[float], *, margin: float = 0.1) -> set[str]:
@@ -147,13 +154,13 @@ def verdict(
 
     Every object of ``include`` must be found at least ``count`` times, with its colour and with its position
     relative to every found object of the group it names; no class of ``exclude`` may be found ``count`` times.
-    Only detections scoring above ``threshold`` count (``counting_threshold`` for the counting tag).
+    Only detections scoring above ``threshold`` count (``counting_threshold`` where the tag is one that counts).
 
     >>> one = [Detection("dog", 0.9, (0, 0, 10, 10))]
     >>> verdict(one, {"tag": "single_object", "include": [{"class": "dog", "count": 1}]})
     True
     """
-    least = counting_threshold if metadata["tag"] == "counting" else threshold
+    least = counting_threshold if metadata["tag"] in ("counting", "two_counts") else threshold
     by_label: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         if detection.score > least:

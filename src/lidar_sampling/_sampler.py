@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -179,6 +180,20 @@ class LiDAR:
 
         pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
         return cls(pipe.to(device), reward=reward, **options)
+
+    def with_settings(self, **changes: Any) -> LiDAR:
+        """The same sampler with other :class:`Settings`; model, rewards and store are shared.
+
+        >>> from lidar_sampling import testing
+        >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
+        >>> lidar.with_settings(n=8).settings.n, lidar.settings.n
+        (8, 4)
+        """
+        twin = copy(self)
+        twin.settings = replace(self.settings, **changes)
+        if twin.settings.lookahead != self.settings.lookahead:
+            twin._solver = load_solver(twin.settings.lookahead, self.pipe)
+        return twin
 
     def look(
         self, prompts: str | Sequence[str], *, seed: int = 0, progress: Progress | None = None

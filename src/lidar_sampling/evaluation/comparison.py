@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from .._bank import write_atomically
+from .._cost import Cost
 from .._media import save_sample
 from .._sampler import LiDAR, Result
 from ..methods import Method
@@ -135,7 +136,7 @@ def _append(path: Path, text: str) -> None:
 def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, name: str) -> Line:
     looking = next((judge for judge in (*lidar.metrics, lidar.reward) if hasattr(judge, "features")), None)
     spread = None if looking is None else diversity(looking.features(result.images[0]).cpu())
-    cost = {phase: vars(part) for phase, part in result.cost.items() if phase != "scoring"}
+    cost = sum((part for phase, part in result.cost.items() if phase != "scoring"), Cost())
     return {
         "prompt": metadata["prompt"],
         "tag": metadata.get("tag", ""),
@@ -146,7 +147,7 @@ def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, 
             judge: [None if v != v else v for v in values[0].tolist()] for judge, values in result.rewards.items()
         },
         "diversity": spread,
-        "cost": {key: sum(part[key] for part in cost.values()) for key in next(iter(cost.values()))},
+        "cost": vars(cost),
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._geneval import parse, verdict
 from ._detector import Detector as Detector
+from ._prompts import generate_hard_prompts as generate_hard_prompts
 from ._prompts import generate_prompts as generate_prompts
 from ._prompts import prompts as prompts
 from ._prompts import read_metadata as read_metadata

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
+from .._cost import Cost
 from .._decode import decode
 from .._sampler import LiDAR, Result
 from ..rewards import name_of, score
@@ -36,34 +37,28 @@ def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Te
 
 def charged(result: Result, looks: int, *, backward_passes: int = 0) -> Result:
     """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
-    cost = result.cost["sampling"]
-    cost = replace(
-        cost,
-        backward_passes=cost.backward_passes + backward_passes,
-        decodes=cost.decodes + looks,
-        reward_calls=cost.reward_calls + looks,
-    )
-    return replace(result, cost={**result.cost, "sampling": cost})
+    more = Cost(backward_passes=backward_passes, decodes=looks, reward_calls=looks)
+    return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
 
-def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, int]:
-    """The ``count`` samples a prompt that the guiding reward likes best, best first, and the reward calls it took."""
-    scores, calls = guiding_scores(lidar, result)
+def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, Cost]:
+    """The ``count`` samples a prompt that the guiding reward likes best, best first, and what choosing them cost."""
+    scores, cost = guiding_scores(lidar, result)
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     rows = torch.arange(len(chosen))[:, None]
-    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), calls
+    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), cost
 
 
-def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, int]:
-    """The guiding reward (P, m) of the samples, and the number of reward calls that it took.
+def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, Cost]:
+    """The guiding reward (P, m) of the samples, and what scoring them cost.
 
     A mixture without a calibration is standardised over the samples of each prompt.
     """
     scores, cost = lidar.scores(result, lidar.parts)
     if not isinstance(lidar.reward, Mixture):
-        return scores[name_of(lidar.reward)], cost.reward_calls
+        return scores[name_of(lidar.reward)], cost
     mixed = []
     for row, prompt in enumerate(result.prompts):
         bank = LookaheadBank(result.latents[row], {name: values[row] for name, values in scores.items()}, prompt)
         mixed.append(lidar.reward.on(bank).reward(lidar.reward.name))
-    return torch.stack(mixed), cost.reward_calls
+    return torch.stack(mixed), cost

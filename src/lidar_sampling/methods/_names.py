@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 from ..solvers import load as load_solver
 from ._face import Method
@@ -31,17 +34,59 @@ NAMES = {
 
 
 def load(name: str) -> Method:
-    """The method called ``name``.
+    """The method called ``name``, with the fields that are set behind a colon.
 
     Raises:
-        ValueError: no such method; the message names the nearest.
+        ValueError: no such method or no such field; the message names the nearest.
 
     Example:
         >>> load("best-of-12@10")
         BestOf(method=Vanilla(steps=10, solver=None), n=12)
-        >>> load("lidar+best-of-8")
-        BestOf(method=Guided(), n=8)
+        >>> load("fk:reward_scale=2,adaptive=True").adaptive
+        True
+        >>> load("lidar+best-of-8:scale=3.0").method.scale
+        3.0
     """
+    base, *settings = re.split(r"[:,](?=\w+=)", name)
+    method = _named(base)
+    changes = dict(setting.split("=", 1) for setting in settings)
+    try:
+        return _changed(method, {field: _value(text) for field, text in changes.items()}) if changes else method
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def split(names: str) -> list[str]:
+    """The names in a comma-separated list, whose settings have commas too.
+
+    >>> split("vanilla,lidar:n=9,scale=3,fk")
+    ['vanilla', 'lidar:n=9,scale=3', 'fk']
+    """
+    return re.split(r",(?!\w+=)", names)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _changed(method: Any, changes: dict[str, Any]) -> Any:
+    """``method`` with other fields, its own or those of the method inside it."""
+    own = {field.name for field in fields(method)} - {"method"}
+    mine = {name: value for name, value in changes.items() if name in own}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    if rest and not is_dataclass(getattr(method, "method", None)):
+        raise ValueError(f"{type(method).__name__} has no {next(iter(rest))!r}; it has {', '.join(sorted(own))}")
+    for field in fields(method):
+        value, takes_text = mine.get(field.name), "str" in str(field.type) or "Literal" in str(field.type)
+        if isinstance(value, str) and not takes_text:
+            raise ValueError(f"{field.name} must be {field.type}, got {value!r}")
+    return replace(method, **mine, **({"method": _changed(method.method, rest)} if rest else {}))
+
+
+def _named(name: str) -> Method:
     if match := re.fullmatch(r"(?:(lidar|fk)\+)?best-of-([1-9]\d*)(?:@(.+))?", name):
         inner, n, how = match.groups()
         if inner is None:

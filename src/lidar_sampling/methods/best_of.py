@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .._cost import Cost
 from .._sampler import LiDAR, Result
 from ._face import Method, best
 
@@ -32,5 +31,5 @@ class BestOf:
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
-        kept, calls = best(lidar, many, images)
-        return replace(kept, cost={**many.cost, "selection": Cost(reward_calls=calls)})
+        kept, selection = best(lidar, many, images)
+        return replace(kept, cost={**many.cost, "selection": selection})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._attach import Segment, attached, check_memoryless
-from .._cost import Cost
+from .._cost import metered
 from .._decode import decode
 from .._draw import Item, seed_of
 from .._sampler import LiDAR, Result
@@ -56,10 +56,11 @@ class Halving:
         result, x0 = self._segment(lidar, prompts, self.n, seed, steps, 0, stops[0], None)
         cost, latents = result.cost["sampling"], result.latents
         for start, stop in pairwise([*stops, steps]):
-            pictures = _decoded(lidar, x0).unflatten(0, latents.shape[:2])
-            cost.decodes += len(x0)
-            kept, calls = best(lidar, replace(result, images=pictures), latents.shape[1] // 2)
-            cost.reward_calls += calls
+            with metered(lidar.pipe) as looking:
+                pictures = _decoded(lidar, x0).unflatten(0, latents.shape[:2])
+            looking.decodes = len(x0)
+            kept, selection = best(lidar, replace(result, images=pictures), latents.shape[1] // 2)
+            cost += looking + selection
             result, x0 = self._segment(
                 lidar,
                 prompts,
@@ -70,10 +71,9 @@ class Halving:
                 None if stop == steps else stop,
                 kept.latents,
             )
-            cost, latents = _add(cost, result.cost["sampling"]), result.latents
-        kept, calls = best(lidar, result, images)
-        cost.reward_calls += calls
-        return replace(kept, seed=seed, cost={"sampling": cost})
+            cost, latents = cost + result.cost["sampling"], result.latents
+        kept, selection = best(lidar, result, images)
+        return replace(kept, seed=seed, cost={"sampling": cost + selection})
 
     def _segment(
         self,
@@ -113,7 +113,3 @@ def _decoded(lidar: LiDAR, x0: Tensor) -> Tensor:
     parts = x0.split(lidar.batch_size)
     with torch.no_grad():
         return torch.cat([decode(lidar.pipe, part.to(lidar.pipe.device)).cpu() for part in parts])
-
-
-def _add(a: Cost, b: Cost) -> Cost:
-    return Cost(**{name: value + getattr(b, name) for name, value in vars(a).items()})

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .._sampler import LiDAR, Result
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Lookahead sample reward guidance with the settings of the sampler."""
+    """Lookahead sample reward guidance; what is None is as the sampler's settings have it.
+
+    Attributes:
+        n: lookahead samples a prompt.
+        scale: s, the strength of the shift.
+        reward_scale: lambda, in 1 / reward.
+        steps: denoising steps of the guided samples.
+        lookahead: the few-step solver of the bank.
+    """
+
+    n: int | None = None
+    scale: float | None = None
+    reward_scale: float | None = None
+    steps: int | None = None
+    lookahead: str | None = None
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` guided samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once."""
-        return lidar.guided(list(prompts), images, seed, None)
+        changes = {name: value for name, value in asdict(self).items() if value is not None}
+        return lidar.with_settings(**changes).guided(list(prompts), images, seed, None)
