@@ -72,10 +72,10 @@ def table(banks: dict[int, list[LookaheadBank]], tags: list[str], n: int) -> str
                 kendalltau(bank.reward(judge), full.reward(judge)).statistic
                 for bank, full in zip(row, banks[REFERENCE], strict=True)
             ]
-            cells.append(interval(bootstrap(np.array(taus)[:, None], tags)[:, 0]))
+            cells.append(str(interval(bootstrap(np.array(taus)[:, None], tags)[:, 0])))
         for judge in JUDGES:
             means = np.array([bank.reward(judge).mean().item() for bank in row])
-            cells.append(interval(bootstrap(means[:, None], tags)[:, 0]))
+            cells.append(str(interval(bootstrap(means[:, None], tags)[:, 0])))
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
     return (
         HEADER

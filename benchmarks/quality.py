@@ -136,7 +136,7 @@ def summarise(lines: list[dict[str, Any]]) -> str:
         draws = bootstrap(numbers, tags)
         position = numbers[[tag == "position" for tag in tags], 2].mean()
         difference = interval(bootstrap(numbers - values["vanilla"], tags)[:, 2])
-        cells = [interval(draws[:, k]) for k in range(3)]
+        cells = [str(interval(draws[:, k])) for k in range(3)]
         out.append(f"| {row} | {' | '.join(cells)} | {position:.3f} | {difference} |")
     for other in ("vanilla", "best 4 of 9", "best 4 of bank"):
         difference = bootstrap(values["lidar"] - values[other], tags)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json as _json
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import _options as o
-from ._folder import write_json
 
 Prompts = Annotated[
     str, typer.Option(help="glyph, glyph:N for about N of its prompts, or a file: one a line, or GenEval metadata.")
@@ -18,7 +19,9 @@ Prompts = Annotated[
 Methods = Annotated[str, typer.Option(help="Methods of 'lidar methods', comma separated; the first is the baseline.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every prompt: 0 to SEEDS - 1.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; a run that is there goes on.")]
-Table = Annotated[bool, typer.Option("--table", help="Draw nothing: make the table of what is there.")]
+Table = Annotated[
+    bool, typer.Option("--table", help="Draw nothing: make tables, figures and report of what is there.")
+]
 
 
 def compare(
@@ -43,16 +46,16 @@ def compare(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare methods: results-RANK.jsonl, table.md and pictures in --out.
+    """Compare methods: results-RANK.jsonl, pictures, tables (.md, .csv, .tex, .json), figures, report.html in --out.
 
     With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; make the table with
     --table when all are done.
     """
-    from .._bank import write_atomically
     from ..evaluation import compare as run
-    from ..evaluation import table
+    from ..evaluation import publish
     from ..evaluation.comparison import read
-    from ..evaluation.table import markdown
+    from ..evaluation.data import records
+    from ..evaluation.figures import available
     from ..methods import load
 
     chosen = {name: load(name) for name in methods.split(",")}
@@ -98,11 +101,18 @@ def compare(
         if line["method"] in chosen and line["prompt"] in wanted and line["seed"] < seeds
     ]
     lines.sort(key=lambda line: list(chosen).index(line["method"]))
-    rows = table(lines)
-    text = markdown(rows, prompts=len({line["prompt"] for line in lines}), images=lines[0]["images"])
-    write_atomically(out / "table.md", text.encode())
-    write_json(out / "table.json", [vars(row) for row in rows])
-    typer.echo(_json.dumps([vars(row) for row in rows]) if json else text)
+    rows = publish(lines, out, command=_command())
+    if not available():
+        typer.echo("no figures without matplotlib: pip install 'lidar-sampling[plot]'", err=True)
+    typer.echo(_json.dumps(records(rows)) if json else (out / "table.md").read_text())
+
+
+def _command() -> str | None:
+    """What was typed, if this is the command and not a call from Python."""
+    if "compare" not in sys.argv:
+        return None
+    typed = sys.argv[sys.argv.index("compare") :]
+    return shlex.join(["lidar", *(word for word in typed if word != "--table")])
 
 
 def methods(json: o.Json = False) -> None:

@@ -48,9 +48,9 @@ def evaluate(folder: Place, device: o.Device = None, json: o.Json = False) -> No
     rates = np.array([[np.mean(values)] for values in verdicts.values()])
     names = list(tags.values())
     result: dict[str, Any] = {
-        "overall": interval(bootstrap(rates, names)[:, 0]),
+        "overall": str(interval(bootstrap(rates, names)[:, 0])),
         "tags": {
-            tag: interval(bootstrap(rates[[t == tag for t in names]], [tag] * names.count(tag))[:, 0])
+            tag: str(interval(bootstrap(rates[[t == tag for t in names]], [tag] * names.count(tag))[:, 0]))
             for tag in dict.fromkeys(names)
         },
         "prompts": len(names),

@@ -2,5 +2,7 @@
 
 from .comparison import compare as compare
 from .comparison import diversity as diversity
+from .publish import publish as publish
+from .statistics import Interval as Interval
 from .table import Row as Row
 from .table import table as table

@@ -1,8 +1,8 @@
 """Running methods on prompts and seeds: one line of JSON a prompt, seed and method, and a run that can be resumed.
 
-A line holds what every image got from every judge, the guiding reward first, how different the images are, and what
-they cost. Lines are appended whole, one file a shard, so a run that is killed goes on where it was, and shards of a
-run may share a folder.
+A line holds what every image got from every judge, the guiding reward first, how different the images are, what they
+cost, and where its pictures are if they were kept. Lines are appended whole, one file a shard, so a run that is
+killed goes on where it was, and shards of a run may share a folder.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def compare(
     _agree(out / "run.json", lidar, images)
     path = out / f"results-{rank}.jsonl"
     done = {_key(line): line for line in read(path)}
+    taken = {line.get("pictures") for line in done.values()}
     mine = list(enumerate(prompts))[rank::number]
     total, count = len(mine) * len(seeds) * len(methods), 0
     for seed in seeds:
@@ -74,8 +75,11 @@ def compare(
                         progress(count, total, f"{name}: {metadata['prompt']}")
                     result = lidar.judge(method.draw(lidar, [metadata["prompt"]], images=images, seed=seed))
                     line = _line(lidar, result, metadata, seed, name)
-                    if seed == seeds[0] and index < pictures:
-                        _keep(result, out / "pictures" / f"{index:05d}" / name.replace("/", "-"))
+                    place = f"pictures/{index:05d}/{name.replace('/', '-')}"
+                    # A folder that went on with another list of prompts holds another prompt's pictures there.
+                    if seed == seeds[0] and index < pictures and place not in taken:
+                        _keep(result, out / place)
+                        line["pictures"] = place
                     _append(path, json.dumps(line))
                 count += 1
                 yield line

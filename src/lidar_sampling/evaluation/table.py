@@ -1,8 +1,8 @@
-"""The table of a comparison: means and paired differences with 95 % bootstrap intervals over prompts.
+"""The statistics of a comparison: means, paired differences and win rates with 95 % bootstrap intervals over prompts.
 
 Samples of a prompt share a bank, and seeds of a prompt share the prompt, so the prompt is what is resampled; tags
 weigh alike. Rewards are the mean over the images returned, and the reward of the image that the guiding reward likes
-best, which are two different promises.
+best, which are two different promises. Rows hold numbers; text is made of them in :mod:`.parts`.
 """
 
 from __future__ import annotations
@@ -14,36 +14,46 @@ from functools import partial
 import numpy as np
 
 from .comparison import Line
-from .statistics import bootstrap, interval
+from .statistics import Interval, bootstrap, interval, wins
 
 COSTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds")
+PEAK = "peak_memory"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method.
+    """One method. Judges are keys, the guiding reward first.
 
     Attributes:
         method: its name.
-        mean: judge -> "estimate [low, high]" over the images returned.
+        mean: judge -> mean over the images returned.
         best: judge -> the same of the best image by the guiding reward.
         gain: judge -> paired difference of the means to the baseline.
-        hacking: gain on the guiding reward minus gain on each other one, in deviations of the baseline over prompts.
+        best_gain: judge -> paired difference of ``best`` to the baseline's mean, the same zero as of ``gain``.
+        effect: judge -> ``gain`` in deviations of the baseline over prompts (Glass's delta).
+        win: judge -> share of prompts whose mean is larger than the baseline's, ties half.
+        hacking: judge but the guide -> effect on the guiding reward minus effect on this one, paired.
+        tags: judge -> tag -> mean over the images returned, of the tag's prompts alone.
         diversity: of the images of a prompt.
-        cost: a prompt.
+        cost: a prompt, by the names of :class:`lidar_sampling.Cost`; ``peak_memory`` is the largest of any prompt in
+            bytes, NaN if no line knows it.
     """
 
     method: str
-    mean: dict[str, str]
-    best: dict[str, str]
-    gain: dict[str, str]
-    hacking: dict[str, str]
-    diversity: str
+    mean: dict[str, Interval]
+    best: dict[str, Interval]
+    gain: dict[str, Interval]
+    best_gain: dict[str, Interval]
+    effect: dict[str, Interval]
+    win: dict[str, Interval]
+    hacking: dict[str, Interval]
+    tags: dict[str, dict[str, Interval]]
+    diversity: Interval
     cost: dict[str, float]
 
 
 def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
-    """A row for each method, on the prompts and seeds that all of them have.
+    """A row for each method, the baseline first, on the prompts and seeds that all of them have.
 
     Args:
         lines: of :func:`lidar_sampling.evaluation.compare`.
@@ -59,78 +69,89 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     baseline = baseline or methods[0]
     if baseline not in methods:
         raise ValueError(f"no results of the baseline {baseline!r}; there are {', '.join(methods)}")
-    common = [key for key in by_method[methods[0]] if all(key in by_method[m] for m in methods)]
+    methods.sort(key=lambda m: m != baseline)
+    common = shared(lines)
     if not common:
         raise ValueError("no prompt has results of all methods yet")
-    prompts = list(dict.fromkeys(prompt for prompt, _ in common))
-    tags = [by_method[methods[0]][next(key for key in common if key[0] == p)]["tag"] for p in prompts]
-    judges = list(by_method[methods[0]][common[0]]["rewards"])
+    seeds: dict[str, list[tuple[str, int]]] = {}
+    for key in common:
+        seeds.setdefault(key[0], []).append(key)
+    tags = [by_method[baseline][keys[0]]["tag"] for keys in seeds.values()]
+    judges = list(by_method[baseline][common[0]]["rewards"])
 
     def column(method: str, value: Callable[[Line], float]) -> np.ndarray:
         """One number a prompt: the mean over its seeds of ``value(line)``."""
-        rows = [[value(by_method[method][key]) for key in common if key[0] == p] for p in prompts]
+        rows = [[value(by_method[method][key]) for key in keys] for keys in seeds.values()]
         return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in rows])
 
-    def estimate(values: np.ndarray) -> str:
-        here = np.isfinite(values)
-        if not here.any():
-            return "-"
-        kept = [tag for tag, ok in zip(tags, here, strict=True) if ok]
-        return interval(bootstrap(values[here][:, None], kept)[:, 0])
-
+    estimate = partial(_estimate, tags=tags)
     guide = judges[0]
     means = {m: {j: column(m, partial(_mean, j)) for j in judges} for m in methods}
-    tops = {m: {j: column(m, partial(_best, guide, j)) for j in judges} for m in methods}
-    spread = {j: np.nanstd(means[baseline][j]) or 1.0 for j in judges}
+    base = means[baseline]
+    spread = {j: _deviation(base[j]) for j in judges}
     rows = []
     for m in methods:
-        gains = {j: means[m][j] - means[baseline][j] for j in judges}
+        tops = {j: column(m, partial(_best, guide, j)) for j in judges}
+        gains = {j: means[m][j] - base[j] for j in judges}
+        effects = {j: gains[j] / spread[j] for j in judges}
         rows.append(
             Row(
                 method=m,
                 mean={j: estimate(means[m][j]) for j in judges},
-                best={j: estimate(tops[m][j]) for j in judges},
+                best={j: estimate(tops[j]) for j in judges},
                 gain={j: estimate(gains[j]) for j in judges},
-                hacking={j: estimate(gains[guide] / spread[guide] - gains[j] / spread[j]) for j in judges[1:]},
+                best_gain={j: estimate(tops[j] - base[j]) for j in judges},
+                effect={j: estimate(effects[j]) for j in judges},
+                win={j: estimate(wins(means[m][j], base[j])) for j in judges},
+                hacking={j: estimate(effects[guide] - effects[j]) for j in judges[1:]},
+                tags={j: {tag: _of_tag(means[m][j], tags, tag) for tag in dict.fromkeys(tags)} for j in judges},
                 diversity=estimate(column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"])),
-                cost={key: float(np.mean([by_method[m][k]["cost"][key] for k in common])) for key in COSTS},
+                cost=_cost([by_method[m][key] for key in common]),
             )
         )
     return rows
 
 
-def markdown(rows: Sequence[Row], *, prompts: int, images: int) -> str:
-    """The rows as Markdown."""
-    judges = list(rows[0].mean)
-    head = ["method", *(f"{j}, mean" for j in judges), *(f"{j}, best" for j in judges), "diversity"]
-    head += ["network evaluations", "backward passes", "reward calls", "s"]
-    gains = ["method", *(f"{j} minus {rows[0].method}" for j in judges), *(f"hacking, {j}" for j in judges[1:])]
-    lines = [
-        f"{prompts} prompts, {images} images each; 95 % bootstrap intervals over prompts.\n",
-        _row(head),
-        _rule(head),
-    ]
-    for r in rows:
-        costs = (r.cost["network_evaluations"], r.cost["backward_passes"], r.cost["reward_calls"])
-        cells = [
-            *r.mean.values(),
-            *r.best.values(),
-            r.diversity,
-            *(f"{c:.0f}" for c in costs),
-            f"{r.cost['seconds']:.1f}",
-        ]
-        lines.append(_row([r.method, *cells]))
-    lines += ["", _row(gains), _rule(gains)]
-    lines += [_row([r.method, *r.gain.values(), *r.hacking.values()]) for r in rows[1:]]
-    return "\n".join(lines) + "\n"
+def shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
+    """The (prompt, seed) that all methods have, which are those that count.
+
+    >>> lines = [{"method": m, "prompt": p, "seed": 0} for m, p in (("a", "x"), ("a", "y"), ("b", "y"))]
+    >>> shared(lines)
+    [('y', 0)]
+    """
+    have: dict[tuple[str, int], set[str]] = {}
+    for line in lines:
+        have.setdefault((line["prompt"], line["seed"]), set()).add(line["method"])
+    everyone = {line["method"] for line in lines}
+    return [key for key, methods in have.items() if methods == everyone]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _estimate(values: np.ndarray, tags: list[str]) -> Interval:
+    """The mean over the prompts that have a value."""
+    here = np.isfinite(values)
+    if not here.any():
+        return Interval()
+    kept = [tag for tag, ok in zip(tags, here, strict=True) if ok]
+    return interval(bootstrap(values[here][:, None], kept)[:, 0])
 
 
-def _rule(cells: Sequence[str]) -> str:
-    return "|" + "---|" * len(cells)
+def _deviation(values: np.ndarray) -> float:
+    """Over prompts; 1 where there is none to divide by."""
+    known = values[np.isfinite(values)]
+    return float(known.std()) or 1.0 if len(known) else 1.0
+
+
+def _of_tag(values: np.ndarray, tags: list[str], tag: str) -> Interval:
+    here = np.array([other == tag for other in tags])
+    return _estimate(values[here], [tag] * int(here.sum()))
+
+
+def _cost(lines: list[Line]) -> dict[str, float]:
+    # Older lines do not know their peak: that is not a peak of 0.
+    peaks = [line["cost"].get(PEAK, line.get(PEAK)) for line in lines]
+    known = [float(peak) for peak in peaks if peak is not None]
+    means = {key: float(np.mean([line["cost"][key] for line in lines])) for key in COSTS}
+    return {**means, PEAK: max(known, default=float("nan"))}
 
 
 def _mean(judge: str, line: Line) -> float:

@@ -1,0 +1,53 @@
+"""The rows of a comparison as numbers to compute with: CSV and JSON.
+
+CSV is tidy, a line a number (method, statistic, judge, tag, estimate, low, high): every statistic has its interval
+and most a judge, which side by side would be a hundred columns that no plotting library wants.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from .statistics import Interval
+from .table import Row
+
+_BY_JUDGE = ("mean", "best", "gain", "best_gain", "effect", "win", "hacking")
+
+
+def tidy(rows: Sequence[Row]) -> str:
+    """The rows as CSV, a line a number at full precision; what is unknown is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["method", "statistic", "judge", "tag", *Interval._fields])
+    for r in rows:
+        for statistic in _BY_JUDGE:
+            for judge, value in getattr(r, statistic).items():
+                writer.writerow([r.method, statistic, judge, "", *map(_known, value)])
+        for judge, by_tag in r.tags.items():
+            for tag, value in by_tag.items():
+                writer.writerow([r.method, "mean", judge, tag, *map(_known, value)])
+        writer.writerow([r.method, "diversity", "", "", *map(_known, r.diversity)])
+        for key, number in r.cost.items():
+            writer.writerow([r.method, key, "", "", _known(number), None, None])
+    return file.getvalue()
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON values: intervals as objects, null for what is unknown."""
+    return [{key: _json(value) for key, value in vars(row).items()} for row in rows]
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return {key: _known(number) for key, number in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _json(inner) for key, inner in value.items()}
+    return _known(value)
+
+
+def _known(value: Any) -> Any:
+    """None for NaN."""
+    return None if value != value else value

@@ -1,0 +1,67 @@
+"""Methods that differ in one number: series over that number, to draw as curves.
+
+Names tell: ``best-of-4@10`` and ``best-of-8@10`` are ``best-of-*@10``, and ``lidar:n=9,scale=3`` and
+``lidar:scale=3,n=27`` are ``lidar:n=*,scale=3``. What a name leaves to the model's settings is not known here, so
+``lidar`` itself is on no curve.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_NUMBER = re.compile(r"(?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+class Series(NamedTuple):
+    """A family of methods.
+
+    Attributes:
+        name: the methods' with ``*`` for the number that varies.
+        key: what varies: the name of a setting, or the words before the number.
+        points: (number, method), by rising number.
+    """
+
+    name: str
+    key: str
+    points: list[tuple[float, str]]
+
+
+def families(methods: Sequence[str]) -> list[Series]:
+    """The series of two methods and more; a method may be on several.
+
+    >>> for series in families(["lidar", "lidar:n=3", "lidar:n=9", "best-of-4@10", "best-of-12@10"]):
+    ...     print(series)
+    Series(name='lidar:n=*', key='n', points=[(3.0, 'lidar:n=3'), (9.0, 'lidar:n=9')])
+    Series(name='best-of-*@10', key='best-of', points=[(4.0, 'best-of-4@10'), (12.0, 'best-of-12@10')])
+    """
+    found: dict[tuple[str, str], dict[float, str]] = {}
+    for method in methods:
+        name = _sorted(method)
+        for match in _NUMBER.finditer(name):
+            around = name[: match.start()], name[match.end() :]
+            found.setdefault(around, {}).setdefault(float(match[0]), method)
+    return [
+        Series(f"{before}*{after}", _key(before), sorted(points.items()))
+        for (before, after), points in found.items()
+        if len(points) > 1
+    ]
+
+
+def _sorted(method: str) -> str:
+    """The name with its settings, which have no order, in one."""
+    match = re.fullmatch(r"(.*?:)(\w+=.*)", method)
+    return match[1] + ",".join(sorted(match[2].split(","))) if match else method
+
+
+def _key(before: str) -> str:
+    """What the number at the end of ``before`` is called.
+
+    >>> [_key(before) for before in ("lidar:n=", "lidar:n=3,scale=", "best-of-", "best-of-12@", "vanilla@dpm:")]
+    ['n', 'scale', 'best-of', 'steps', 'steps']
+    """
+    if before.endswith("="):
+        return re.split(r"[:,]", before)[-1][:-1]
+    # After @ stands a number of steps, or a solver and its number of them.
+    return "steps" if "@" in before else before.rstrip("-")

@@ -1,0 +1,116 @@
+"""Names in the margin, level with their points where there is room, each tied to its point by a thin line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from ._style import Look
+
+LINE = 0.155  # inches that a line of a label takes
+_LETTER = 0.072  # inches of one of its letters
+_MOST = 16  # letters of a line
+
+
+class Label(NamedTuple):
+    """A name and the point that it is of, in the axes' data."""
+
+    text: str
+    x: float
+    y: float
+    look: Look
+
+
+def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres near ``wanted`` of stretches that do not overlap, in the order of ``wanted``, within [low, high].
+
+    Raises:
+        ValueError: the stretches are longer than what they shall fit in.
+
+    Example:
+        >>> spread([0.5, 0.5, 0.9], [0.25, 0.25, 0.25], 0.0, 1.0)
+        [0.375, 0.625, 0.875]
+    """
+    if sum(sizes) > (high - low) * (1 + 1e-9):
+        raise ValueError(f"labels of {sum(sizes):g} in all do not fit in {high - low:g}")
+    order = sorted(range(len(wanted)), key=lambda k: wanted[k])
+    blocks: list[tuple[float, list[int]]] = []  # (bottom, members), merged as long as they overlap
+    for k in order:
+        members = [k]
+        bottom = _bottom(members, wanted, sizes, low, high)
+        while blocks and blocks[-1][0] + sum(sizes[i] for i in blocks[-1][1]) > bottom:
+            members = blocks.pop()[1] + members
+            bottom = _bottom(members, wanted, sizes, low, high)
+        blocks.append((bottom, members))
+    found = [0.0] * len(wanted)
+    for bottom, members in blocks:
+        for k in members:
+            found[k] = bottom + sizes[k] / 2
+            bottom += sizes[k]
+    return found
+
+
+def _bottom(members: list[int], wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> float:
+    """Where a block of adjacent stretches starts so that they are nearest to where they want to be."""
+    offsets, total = [], 0.0
+    for k in members:
+        offsets.append(wanted[k] - total - sizes[k] / 2)
+        total += sizes[k]
+    return min(max(sum(offsets) / len(offsets), low), high - total)
+
+
+def broken(name: str) -> str:
+    r"""The name in lines short enough for the margin, broken where its parts end.
+
+    >>> broken("lidar+best-of-8:n=27,scale=3")
+    'lidar+best-of-8:\nn=27,scale=3'
+    """
+    lines = [""]
+    for part in re.findall(r".+?[:,+@]|.+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > _MOST:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def margin(names: Sequence[str]) -> float:
+    """Inches that the names need right of the axes."""
+    return 0.28 + _LETTER * max(len(line) for name in names for line in broken(name).split("\n"))
+
+
+def height(names: Sequence[str], least: float = 1.9) -> float:
+    """Inches of axes that have room for all the names."""
+    return max(least, LINE * sum(1 + broken(name).count("\n") for name in names))
+
+
+def label(ax: Axes, labels: Sequence[Label]) -> None:
+    """Write the labels; the limits of the axes must be set before."""
+    inches = ax.bbox.height / ax.figure.get_dpi()
+    level = ax.transAxes.inverted()
+    wanted = [float(level.transform(ax.transData.transform((x, y)))[1]) for _, x, y, _ in labels]
+    texts = [broken(name) for name, *_ in labels]
+    sizes = [LINE * (1 + text.count("\n")) / inches for text in texts]
+    for (_, x, y, look), text, place in zip(labels, texts, spread(wanted, sizes, 0.0, 1.0), strict=True):
+        ax.annotate(
+            text,
+            (x, y),
+            (1.05, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            linespacing=1.0,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": look.color,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 3,
+            },
+            annotation_clip=False,
+        )
+        dot: dict[str, Any] = {"marker": look.marker, "markersize": 3.5, "color": look.color}
+        ax.plot([1.03], [place], transform=ax.transAxes, clip_on=False, **dot)

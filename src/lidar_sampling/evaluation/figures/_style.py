@@ -1,0 +1,118 @@
+"""How all figures look: colours, panels as wide as a phone, and files that are the same for the same rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from ..statistics import Interval
+from ..table import Row
+
+INK, PAPER, GREY = "#1b1c1d", "#fefefe", "#85888c"
+# Okabe and Ito (2008), tell apart by the colour-blind; without their black and yellow, unseen on dark and on white.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = "osD^vPX"  # as long as no divisor of the colours: 42 looks before one comes again
+_WIDTH, _LEFT, _TOP, _BOTTOM = 4.2, 0.74, 0.32, 0.5  # inches: at 390 pixels, type of 9 points is 11.6 pixels high
+_RC: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.markersize": 6,
+    "svg.hashsalt": "lidar",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
+}
+
+
+class Look(NamedTuple):
+    """Of one method, in all figures; never the colour alone."""
+
+    color: str
+    marker: str
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """The looks of methods by their names; the first, the baseline, is grey."""
+    found = {names[0]: Look(GREY, "o")}
+    for k, name in enumerate(names[1:]):
+        found[name] = Look(_COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)])
+    return found
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Draw and save in this style, whatever the user's is."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def panels(
+    titles: Sequence[str], *, height: float, margin: float, top: float = 0.0, share: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Panels below each other.
+
+    Args:
+        titles: one a panel.
+        height: of a panel, in inches.
+        margin: kept free right of the panels for labels, in inches.
+        top: kept free above the panels for a legend, in inches.
+        share: one horizontal axis for all, written below the last.
+    """
+    gap = _TOP if share else _TOP + 0.2
+    total = top + len(titles) * (height + gap) + _BOTTOM
+    figure = Figure(figsize=(_WIDTH, total))
+    axes: list[Axes] = []
+    for k, title in enumerate(titles):
+        bottom = total - top - (k + 1) * (height + gap) + gap - _TOP
+        ax = figure.add_axes(
+            (_LEFT / _WIDTH, bottom / total, (_WIDTH - _LEFT - margin) / _WIDTH, height / total),
+            sharex=axes[0] if axes and share else None,
+        )
+        ax.set_title(title)
+        ax.tick_params(labelbottom=not share or k == len(titles) - 1)
+        ax.grid(color=GREY, alpha=0.25, linewidth=0.5)
+        ax.set_axisbelow(True)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.append(ax)
+    return figure, axes
+
+
+def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: bool = False) -> None:
+    """A marker with its intervals; what is unknown of them is not drawn."""
+    width = 0.8 if hollow else 1.4
+    across = x if isinstance(x, Interval) else Interval(x)
+    if y.low == y.low:
+        ax.plot([across.estimate] * 2, [y.low, y.high], color=look.color, linewidth=width, zorder=2)
+    if across.low == across.low:
+        ax.plot([across.low, across.high], [y.estimate] * 2, color=look.color, linewidth=width, zorder=2)
+    face = PAPER if hollow else look.color
+    style: dict[str, Any] = {"color": look.color, "markerfacecolor": face, "linestyle": "none", "zorder": 3}
+    ax.plot([across.estimate], [y.estimate], marker=look.marker, markersize=5 if hollow else 6, **style)
+
+
+def title_of(judge: str, rows: Sequence[Row]) -> str:
+    """A judge and whether it guided."""
+    return f"{judge} (guides)" if judge == next(iter(rows[0].mean)) else judge
+
+
+def files(figure: Figure) -> dict[str, bytes]:
+    """The figure as SVG and PNG."""
+    found = {}
+    for kind, metadata in (("svg", {"Date": None}), ("png", None)):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+        found[kind] = file.getvalue()
+    return found

@@ -1,0 +1,37 @@
+"""Quality against diversity: what a method paid for its reward with sameness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from ..table import Row
+from ._labels import Label, height, label, margin
+from ._style import looks, panels, point, title_of
+
+
+def draw(rows: Sequence[Row]) -> Figure | None:
+    """The figure; None if no diversity was measured."""
+    look = looks([row.method for row in rows])
+    rows = [row for row in rows if row.diversity.estimate == row.diversity.estimate]
+    if not rows:
+        return None
+    judges = list(rows[0].mean)
+    judges = judges[1:] or judges
+    names = [row.method for row in rows]
+    figure, axes = panels([title_of(j, rows) for j in judges], height=height(names), margin=margin(names))
+    for ax, judge in zip(axes, judges, strict=True):
+        for row in rows:
+            point(ax, row.diversity, row.mean[judge], look[row.method])
+    for ax, judge in zip(axes, judges, strict=True):  # when the shared axis has its limits
+        ax.set_xlim(ax.get_xlim())
+        ax.set_ylim(ax.get_ylim())
+        known = [row for row in rows if row.mean[judge].estimate == row.mean[judge].estimate]
+        label(
+            ax,
+            [Label(r.method, r.diversity.estimate, r.mean[judge].estimate, look[r.method]) for r in known],
+        )
+        ax.set_ylabel("mean")
+    axes[-1].set_xlabel("diversity of the images of a prompt")
+    return figure

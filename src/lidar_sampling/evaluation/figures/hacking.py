@@ -1,0 +1,39 @@
+"""Reward hacking: gain on the guiding reward against gain on the others, in deviations, with the diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from ..table import Row
+from ._labels import Label, height, label, margin
+from ._style import GREY, INK, looks, panels, point
+
+
+def draw(rows: Sequence[Row]) -> Figure | None:
+    """The figure; None without a judge that did not guide, or without a method beside the baseline."""
+    guide, *judges = rows[0].effect
+    look, rows = looks([row.method for row in rows]), rows[1:]
+    if not judges or not rows:
+        return None
+    names = [row.method for row in rows]
+    figure, axes = panels(judges, height=height(names, least=2.2), margin=margin(names))
+    for ax, judge in zip(axes, judges, strict=True):
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        ax.axvline(0, color=GREY, linewidth=0.8)
+        for row in rows:
+            point(ax, row.effect[guide], row.effect[judge], look[row.method])
+    for ax, judge in zip(axes, judges, strict=True):  # when the shared axis has its limits
+        limits = ax.get_xlim(), ax.get_ylim()
+        ax.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.set_xlim(limits[0])
+        ax.set_ylim(limits[1])
+        known = [row for row in rows if row.effect[judge].estimate == row.effect[judge].estimate]
+        label(
+            ax,
+            [Label(r.method, r.effect[guide].estimate, r.effect[judge].estimate, look[r.method]) for r in known],
+        )
+        ax.set_ylabel("gain / deviation")
+    axes[-1].set_xlabel(f"gain on {guide} (guides) / deviation")
+    return figure

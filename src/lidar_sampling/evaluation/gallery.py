@@ -1,0 +1,81 @@
+"""The pictures of a report: a prompt below a prompt, its methods side by side, their rewards below each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from .comparison import Line
+from .thumbnails import thumbnails
+
+MOST_IMAGES = 4  # a method and prompt
+BUDGET = 6_000_000  # characters of all pictures; prompts that come after are named in one line
+
+
+def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budget: int = BUDGET) -> str:
+    """HTML of the prompts whose lines know their pictures, as many as ``budget`` allows; empty if none does.
+
+    Args:
+        lines: of :func:`lidar_sampling.evaluation.compare`.
+        methods: in the order to show them in.
+        folder: what the lines' ``pictures`` are relative to.
+        budget: characters that the pictures may take.
+    """
+    by_prompt: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        if "pictures" in line:
+            by_prompt.setdefault(line["prompt"], {})[line["method"]] = line
+    found, spent, left = [], 0, 0
+    for prompt, mine in by_prompt.items():
+        pictures = {m: thumbnails(folder / mine[m]["pictures"], MOST_IMAGES) for m in methods if m in mine}
+        size = sum(len(uri) for uris in pictures.values() for uri in uris)
+        if size == 0:
+            continue
+        if spent + size > budget:
+            left += 1
+            continue
+        spent += size
+        cards = "".join(_card(mine[m], uris) for m, uris in pictures.items() if uris)
+        tag = (
+            f' <span class="tag">{escape(mine[next(iter(mine))]["tag"])}</span>'
+            if mine[next(iter(mine))]["tag"]
+            else ""
+        )
+        found.append(f'<article><h3>{escape(prompt)}{tag}</h3><div class="row" tabindex="0">{cards}</div></article>')
+    if not found:
+        return ""
+    judges = " · ".join(escape(judge) for judge in lines[0]["rewards"])
+    rest = f"<p>{left} more prompts are in the folder <code>pictures</code>.</p>" if left else ""
+    note = "Swipe a row for the other methods. Framed: the image that the guiding reward likes best."
+    return f"<section><h2>Pictures</h2><p>Below each: {judges}. {note}</p>{''.join(found)}{rest}</section>"
+
+
+def _card(line: Line, uris: Sequence[str]) -> str:
+    """A method's pictures of one prompt."""
+    rewards = list(line["rewards"].values())
+    best = int(np.argmax([-np.inf if value is None else value for value in rewards[0]]))
+    shown = []
+    for k, uri in enumerate(uris):
+        values = " · ".join(_number(of_judge[k]) for of_judge in rewards)
+        chosen = ' class="best"' if k == best and len(uris) > 1 else ""
+        alt = escape(f"{line['prompt']}, by {line['method']}, image {k + 1}")
+        shown.append(
+            f'<figure{chosen}><img loading="lazy" src="{uri}" alt="{alt}"><figcaption>{values}</figcaption></figure>'
+        )
+    means = " · ".join(_number(float(np.mean([v for v in r if v is not None] or [np.nan]))) for r in rewards)
+    head = f"<h4>{escape(line['method'])}</h4>"
+    return f'<div class="card">{head}<div class="grid">{"".join(shown)}</div><p>mean {means}</p></div>'
+
+
+def _number(value: float | None) -> str:
+    """A reward in three or four digits.
+
+    >>> [_number(value) for value in (28.669, 0.5, 1.0, None)]
+    ['28.7', '0.50', '1', '-']
+    """
+    if value is None or value != value:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.0f}" if value in (0, 1) else f"{value:.2f}"

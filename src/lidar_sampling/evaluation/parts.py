@@ -1,0 +1,110 @@
+"""The rows of a comparison as tables to read: rewards, costs, gains and hacking, win rates, and the tags of a judge.
+
+Markdown, TeX and the report show the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .table import PEAK, Row
+
+_GIBIBYTE = 2**30
+_COSTS = {
+    "network_evaluations": "network evaluations",
+    "backward_passes": "backward passes",
+    "reward_calls": "reward calls",
+    "seconds": "s",
+    PEAK: "peak GiB",
+}
+
+
+class Part(NamedTuple):
+    """A table of text: a head of N cells and rows of N cells, the method first."""
+
+    title: str
+    caption: str
+    head: list[str]
+    body: list[list[str]]
+
+
+def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
+    """What Markdown, TeX and the report show, each narrow enough for a page."""
+    judges, base, judge = list(rows[0].mean), rows[0].method, judge_of_tags(rows)
+    costs = {key: title for key, title in _COSTS.items() if any(row.cost[key] == row.cost[key] for row in rows)}
+    found = [
+        Part(
+            "Rewards",
+            f"{prompts} prompts, {images} images each; 95 % bootstrap intervals over prompts. Mean of the images "
+            f"returned, and the best of them by the guiding reward, {judges[0]}.",
+            ["method", *(f"{j}, mean" for j in judges), *(f"{j}, best" for j in judges)],
+            [[r.method, *map(str, (*r.mean.values(), *r.best.values()))] for r in rows],
+        ),
+        Part(
+            "Diversity and cost",
+            "Diversity of the images of a prompt, and what a prompt cost.",
+            ["method", "diversity", *costs.values()],
+            [[r.method, str(r.diversity), *(cost(r, key) for key in costs)] for r in rows],
+        ),
+    ]
+    if len(rows) > 1:
+        found += [
+            Part(
+                f"Gain over {base}",
+                f"Paired differences to {base}, and hacking: gain on {judges[0]} minus gain on the other, in "
+                f"deviations of {base} over prompts.",
+                ["method", *(f"{j}, gain" for j in judges), *(f"{j}, hacking" for j in judges[1:])],
+                [[r.method, *map(str, (*r.gain.values(), *r.hacking.values()))] for r in rows[1:]],
+            ),
+            Part(
+                "Prompts won",
+                f"Share of prompts with a larger mean than {base}'s, ties half.",
+                ["method", *judges],
+                [[r.method, *map(str, r.win.values())] for r in rows[1:]],
+            ),
+        ]
+    if len(rows[0].tags[judge]) > 1:
+        found.append(
+            Part(
+                f"{judge} by tag",
+                f"Mean of {judge} over the images returned, by tag.",
+                ["method", *rows[0].tags[judge]],
+                [[r.method, *map(str, r.tags[judge].values())] for r in rows],
+            )
+        )
+    return found
+
+
+def judge_of_tags(rows: Sequence[Row]) -> str:
+    """The judge that tags are shown of: GenEval, whose tags they are, or the first that did not guide."""
+    judges = list(rows[0].mean)
+    return "geneval" if "geneval" in judges else judges[:2][-1]
+
+
+def cost(row: Row, key: str) -> str:
+    """A cost of a method as text; memory in GiB."""
+    value = row.cost[key]
+    if value != value:
+        return "-"
+    return f"{value / _GIBIBYTE:.2f}" if key == PEAK else f"{value:.1f}" if key == "seconds" else f"{value:.0f}"
+
+
+def markdown(tables: Sequence[Part]) -> str:
+    r"""The parts as Markdown.
+
+    >>> print(markdown([Part("A", "Two.", ["method", "x"], [["a|b", "1"]])]), end="")
+    Two.
+    <BLANKLINE>
+    | method | x |
+    |---|---|
+    | a\|b | 1 |
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+    return "\n".join(
+        f"{caption}\n\n{line(head)}|{'---|' * len(head)}\n{''.join(map(line, body))}"
+        for _, caption, head, body in tables
+    )

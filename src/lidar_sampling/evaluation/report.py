@@ -1,0 +1,151 @@
+"""A comparison as one HTML file that needs nothing beside it: no script, no network, figures and pictures inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from .comparison import Line
+from .figures import NAMES
+from .gallery import gallery
+from .parts import Part, cost, judge_of_tags
+from .table import PEAK, Row
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+$what
+$headline
+$figures
+$tables
+$gallery
+</main>
+</body>
+</html>
+""")
+
+
+def report(
+    rows: Sequence[Row],
+    tables: Sequence[Part],
+    lines: Sequence[Line],
+    *,
+    folder: Path,
+    figures: Mapping[str, str],
+    settings: Mapping[str, Any],
+    command: str | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        rows: of :func:`lidar_sampling.evaluation.table`.
+        tables: what is shown of them.
+        lines: that they were made of, which know their pictures.
+        folder: of the pictures.
+        figures: name -> SVG.
+        settings: how the lines were drawn, of ``run.json``.
+        command: that drew them.
+    """
+    return _PAGE.substitute(
+        title=f"{len(rows)} methods compared",
+        style=resources.files(__package__).joinpath("report.css").read_text(),
+        what=_what(tables[0].caption, settings, command),
+        headline=f"<section><h2>In short</h2>{_table(headline(rows))}</section>",
+        figures=_figures(figures),
+        tables="<section><h2>All numbers</h2>" + "".join(_folded(part) for part in tables) + "</section>",
+        gallery=gallery(lines, [row.method for row in rows], folder),
+    )
+
+
+def headline(rows: Sequence[Row]) -> Part:
+    """A table of what matters most: gain on the judges that did not guide, diversity and cost."""
+    guide, *others = rows[0].mean
+    judge = judge_of_tags(rows)
+    held = [j for j in others if j != judge] or [judge]
+    head = ["method", *(f"{j}, gain" for j in held), *(f"{j}, prompts won" for j in held), judge, "diversity"]
+    shown = ["network_evaluations", "reward_calls"] + [PEAK] * any(row.cost[PEAK] == row.cost[PEAK] for row in rows)
+    head += ["network evaluations", "reward calls", "peak GiB"][: len(shown)]
+    body = [
+        [
+            row.method,
+            *("baseline" if row is rows[0] else str(row.gain[j]) for j in held),
+            *("" if row is rows[0] else str(row.win[j]) for j in held),
+            str(row.mean[judge]),
+            str(row.diversity),
+            *(cost(row, key) for key in shown),
+        ]
+        for row in rows
+    ]
+    gained = f"Gains are paired differences to {rows[0].method}; {guide} guided."
+    return Part("In short", f"{gained} In brackets 95 % intervals.", head, body)
+
+
+def _what(caption: str, settings: Mapping[str, Any], command: str | None) -> str:
+    shown = "".join(
+        f"<div><dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_text(value))}</dd></div>"
+        for key, value in settings.items()
+    )
+    typed = f"<pre><code>{escape(command)}</code></pre>" if command else ""
+    return f"<section><p>{escape(caption)}</p>{typed}<dl>{shown}</dl></section>"
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(part: Part) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in part.body
+    )
+    return (
+        f"<p>{escape(part.caption)}</p>"
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cell(text: str) -> str:
+    """An interval goes below its estimate, which halves the width of a table."""
+    estimate, bracket, rest = text.partition(" [")
+    return escape(estimate) + (f"<small>[{escape(rest)}</small>" if bracket else "")
+
+
+def _folded(part: Part) -> str:
+    return f"<details open><summary>{escape(part.title)}</summary>{_table(part)}</details>"
+
+
+def _figures(figures: Mapping[str, str]) -> str:
+    if not figures:
+        return ""
+    shown = "".join(
+        f'<figure class="plot">{inline(svg, name)}<figcaption>{escape(NAMES[name])}</figcaption></figure>'
+        for name, svg in figures.items()
+    )
+    return f'<section><h2>Figures</h2><div class="plots">{shown}</div></section>'
+
+
+def inline(svg: str, name: str) -> str:
+    """An SVG file of ours as an element of the page: ink in the page's colour, names of its own, no addresses."""
+    from .figures._style import INK, PAPER
+
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)

@@ -1,0 +1,125 @@
+"""Figures of comparisons: what they draw is right, is drawn, and can be read."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_evaluation import line
+
+from lidar_sampling.evaluation import figures, table
+from lidar_sampling.evaluation.families import families
+from lidar_sampling.evaluation.pareto import front
+
+pytest.importorskip("matplotlib")
+from lidar_sampling.evaluation.figures._labels import spread
+
+NUMBERS = st.floats(-5, 5).map(lambda x: round(x, 1))
+RUN = Path(__file__).parent.parent / "docs/results/comparison/results-0.jsonl"
+
+
+def dominates(a, b):
+    return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+
+class TestFront:
+    @pytest.mark.parametrize(
+        ("points", "expected"),
+        [
+            ([], []),
+            ([(1, 1)], [0]),
+            ([(1, 1), (2, 2)], [0, 1]),
+            ([(1, 2), (2, 1)], [0]),
+            ([(2, 1), (2, 2), (1, 0)], [2, 1]),  # at equal cost the better
+            ([(1, 1), (2, 1)], [0]),  # at equal quality the cheaper
+            ([(1, 1), (1, 1)], [0, 1]),  # copies
+            ([(1, float("nan")), (2, 1)], [1]),
+        ],
+    )
+    def test_by_hand(self, points, expected):
+        assert front(points) == expected
+
+    @given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12))
+    def test_is_exactly_what_nothing_dominates(self, points):
+        expected = {k for k, p in enumerate(points) if not any(dominates(q, p) for q in points)}
+        found = front(points)
+        assert set(found) == expected
+        assert [points[k][0] for k in found] == sorted(points[k][0] for k in found)
+
+
+class TestFamilies:
+    def test_settings_have_no_order(self):
+        (series,) = families(["lidar:n=27,scale=3", "lidar:scale=3,n=9"])
+        assert series == ("lidar:n=*,scale=3", "n", [(9.0, "lidar:scale=3,n=9"), (27.0, "lidar:n=27,scale=3")])
+
+    def test_a_grid_is_a_series_each_way(self):
+        names = [f"lidar:n={n},scale={scale}" for n in (3, 9) for scale in (1.5, 6)]
+        assert [series.name for series in families(names)] == [
+            "lidar:n=*,scale=1.5",
+            "lidar:n=3,scale=*",
+            "lidar:n=*,scale=6",
+            "lidar:n=9,scale=*",
+        ]
+
+    def test_solvers_are_numbers_of_steps(self):
+        (series,) = families(["vanilla@dpm:5", "vanilla@dpm:25", "vanilla", "lidar"])
+        assert (series.name, series.key) == ("vanilla@dpm:*", "steps")
+
+    def test_those_that_differ_in_two_numbers_are_none(self):
+        assert families(["best-of-4@10", "best-of-8@25", "svdd", "svdd-4"]) == []
+
+
+class TestLabels:
+    @given(st.lists(st.tuples(st.floats(-0.5, 1.5), st.floats(0.01, 0.12)), min_size=1, max_size=8))
+    def test_do_not_overlap_and_stay_within(self, labels):
+        wanted, sizes = [w for w, _ in labels], [size for _, size in labels]
+        found = spread(wanted, sizes, 0.0, 1.0)
+        order = sorted(range(len(labels)), key=lambda k: found[k])
+        for a, b in pairwise(order):
+            assert found[b] - found[a] >= (sizes[a] + sizes[b]) / 2 - 1e-9
+            assert wanted[a] <= wanted[b]
+        assert all(size / 2 - 1e-9 <= x <= 1 - size / 2 + 1e-9 for x, size in zip(found, sizes, strict=True))
+
+    def test_stay_where_there_is_room(self):
+        assert spread([0.2, 0.8], [0.1, 0.1], 0.0, 1.0) == pytest.approx([0.2, 0.8])
+
+    def test_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match="do not fit"):
+            spread([0.5, 0.5], [0.6, 0.6], 0.0, 1.0)
+
+
+class TestFigures:
+    def test_of_a_run(self):
+        found = figures.draw(table([json.loads(text) for text in RUN.read_text().splitlines()]))
+        assert list(found) == ["quality-cost", "hacking", "diversity", "tags"]
+        for files in found.values():
+            assert files["png"].startswith(b"\x89PNG")
+            assert b"</svg>" in files["svg"]
+
+    def test_scaling_appears_with_a_family(self):
+        lines = [line(p, m, [v], [v]) for p in "pq" for m, v in (("a", 1.0), ("b:n=3", 2.0), ("b:n=27", 3.0))]
+        assert "scaling" in figures.draw(table(lines))
+
+    def test_are_the_same_for_the_same_rows(self):
+        rows = table([line(p, m, [1.0], [2.0]) for p in "pq" for m in "ab"])
+        assert figures.draw(rows) == figures.draw(rows)
+
+    def test_of_as_little_as_there_can_be(self):
+        """One method, one prompt, one judge that has no verdict, costs of nothing, no diversity."""
+        only = line("p", "a", [None], [None])
+        del only["rewards"]["other"]
+        only |= {"diversity": None, "cost": {**only["cost"], "network_evaluations": 0}}
+        assert figures.draw(table([only])) == {}
+
+    def test_of_many_long_names_fit(self):
+        names = [f"lidar+best-of-{k}:n={k},scale=12.5,reward_scale=100" for k in range(30)]
+        found = figures.draw(table([line(p, m, [1.0], [2.0]) for p in "pq" for m in names]))
+        assert set(found) >= {"quality-cost", "hacking", "diversity"}
+
+    def test_matplotlib_is_imported_when_drawing(self):
+        code = "import lidar_sampling.evaluation, sys; sys.exit('matplotlib' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
