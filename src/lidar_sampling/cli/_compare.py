@@ -14,9 +14,21 @@ import typer
 from . import _options as o
 
 Prompts = Annotated[
-    str, typer.Option(help="glyph, glyph:N for about N of its prompts, or a file: one a line, or GenEval metadata.")
+    str,
+    typer.Option(
+        help="glyph or glyph-hard, glyph:N for about N prompts of it, or a file: one a line, or GenEval metadata."
+    ),
 ]
+Tags = Annotated[str | None, typer.Option(help="Only prompts of these tags, comma separated.", show_default=False)]
 Methods = Annotated[str, typer.Option(help="Methods of 'lidar methods', comma separated; the first is the baseline.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="What a prompt may cost, in network evaluations or as 30s in seconds: it sets the N in best-of-N@10 or "
+        "halving-N. Methods without an N cost what they cost.",
+        show_default=False,
+    ),
+]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every prompt: 0 to SEEDS - 1.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; a run that is there goes on.")]
 Table = Annotated[
@@ -27,6 +39,8 @@ Table = Annotated[
 def compare(
     methods: Methods = "vanilla,best-of-9,lidar",
     prompts: Prompts = "glyph:18",
+    tags: Tags = None,
+    budget: Budget = None,
     out: Out = Path("report"),
     model: o.Model = "glyph",
     reward: o.RewardName = None,
@@ -53,13 +67,17 @@ def compare(
     """
     from ..evaluation import compare as run
     from ..evaluation import publish
+    from ..evaluation.budget import settled, with_number, within
     from ..evaluation.comparison import read
     from ..evaluation.data import records
     from ..evaluation.figures import available
-    from ..methods import load
+    from ..methods import load, split
 
-    chosen = {name: load(name) for name in methods.split(",")}
-    metadata = _metadata(prompts)
+    names = split(methods)
+    limit, unit = _budget(budget)
+    for name in names:
+        load(name if budget is None else with_number(name, 64))  # a wrong name is refused before anything is drawn
+    metadata = _metadata(prompts, tags)
     rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not only_table:
         settings: dict[str, Any] = {
@@ -80,10 +98,16 @@ def compare(
                 if progress is not None:
                     progress("", done, total)
 
+            def sized(name: str) -> str:
+                label(f"what {name} costs")
+                return within(lidar, name, limit, prompt=metadata[0]["prompt"], images=images, unit=unit)
+
+            if budget is not None:
+                names = settled(out / "budget.json", budget, names, sized)
             for _ in run(
                 lidar,
                 metadata,
-                chosen,
+                {name: load(name) for name in names},
                 out=out,
                 images=images,
                 seeds=range(seeds),
@@ -94,13 +118,15 @@ def compare(
         if number > 1:
             typer.echo(f"share {rank + 1} of {number} is done; 'lidar compare --table' makes the table", err=True)
             return
+    elif budget is not None:
+        names = settled(out / "budget.json", budget, names, _undrawn)
     wanted = {line["prompt"] for line in metadata}
     lines = [
         line
         for line in read(*sorted(out.glob("results-*.jsonl")))
-        if line["method"] in chosen and line["prompt"] in wanted and line["seed"] < seeds
+        if line["method"] in names and line["prompt"] in wanted and line["seed"] < seeds
     ]
-    lines.sort(key=lambda line: list(chosen).index(line["method"]))
+    lines.sort(key=lambda line: names.index(line["method"]))
     rows = publish(lines, out, command=_command())
     if not available():
         typer.echo("no figures without matplotlib: pip install 'lidar-sampling[plot]'", err=True)
@@ -126,18 +152,49 @@ def methods(json: o.Json = False) -> None:
         typer.echo(f"{name:16s} {line}")
 
 
-def _metadata(prompts: str) -> list[dict[str, Any]]:
-    """The prompts that the option names, as GenEval metadata."""
+def _undrawn(name: str) -> str:
+    """A name that stands for itself; one with an N that was not found yet has no results."""
+    from ..evaluation.budget import with_number
+
+    if with_number(name, 1) != name:
+        raise typer.BadParameter(f"nothing was drawn of {name} with this budget: leave --table out")
+    return name
+
+
+def _budget(text: str | None) -> tuple[float, str]:
+    """A budget and what it counts."""
+    if text is None:
+        return float("inf"), ""
+    number, unit = (text[:-1], "seconds") if text.endswith("s") else (text, "network_evaluations")
+    try:
+        if (limit := float(number)) > 0:
+            return limit, unit
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"--budget takes network evaluations as 480, or seconds as 30s; got {text!r}")
+
+
+def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
+    """The prompts that the options name, as GenEval metadata."""
     from .. import glyph
     from .._geneval import parse
 
     name, _, count = prompts.partition(":")
-    if name == "glyph":
-        everything = glyph.prompts()
-        if not count:
-            return everything
-        if not count.isdecimal() or int(count) < 6:
-            raise typer.BadParameter(f"--prompts glyph:N takes at least 6 prompts, one a tag; got {prompts!r}")
-        return glyph.spread(everything, int(count) // 6)
-    texts = o.read_prompts(None, Path(prompts))
-    return [{"tag": "", **(parse(text) or {}), "prompt": text} for text in texts]
+    if name in _SPLITS:
+        found = glyph.prompts(_SPLITS[name])
+    else:
+        found = [{"tag": "", **(parse(text) or {}), "prompt": text} for text in o.read_prompts(None, Path(prompts))]
+    if tags is not None:
+        wanted = tags.split(",")
+        found = [line for line in found if line["tag"] in wanted]
+        if not found:
+            raise typer.BadParameter(f"--tags {tags}: {prompts} has no prompts of these tags")
+    if name not in _SPLITS or not count:
+        return found
+    kinds = len({line["tag"] for line in found})
+    if not count.isdecimal() or int(count) < kinds:
+        raise typer.BadParameter(f"--prompts {name}:N takes at least {kinds} prompts, one a tag; got {prompts!r}")
+    return glyph.spread(found, int(count) // kinds)
+
+
+_SPLITS = {"glyph": "geneval", "glyph-hard": "hard"}

@@ -13,6 +13,7 @@ spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores ever
 from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import load as load
+from ._names import split as split
 from .best_of import BestOf as BestOf
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
