@@ -616,6 +616,14 @@ def test_the_judge_says_what_it_sees(judge):
     assert torch.equal(scored.nan_to_num(), verdicts.nan_to_num())
 
 
+def test_settings_are_those_of_from_pretrained(weights):
+    """Six dogs that score .5: two of them are looked at, and counted from .1; elsewhere they are not sure enough."""
+    settings = {"threshold": 0.9, "counting_threshold": 0.1, "max_objects": 2}
+    judge = GenEvalJudge.from_pretrained(weights, DATA / "reward-clip", **settings)
+    prompts = ["a photo of two dogs", "a photo of three dogs", "a photo of a dog"]
+    assert judge(images=PICTURE.expand(3, 3, 90, 120), prompts=prompts).tolist() == [1, 0, 0]
+
+
 def test_the_color_is_clips(judge):
     """Against CLIP of transformers on Pillow's crop: its verdict is 1 for one colour and 0 for nine."""
     (dog, *_) = judge.detections(PICTURE, wants(("dog", 1)))
