@@ -311,7 +311,8 @@ class TestCommand:
                 pass
 
             def __call__(self, *, images, prompts):
-                return torch.tensor([float("cat" in p and i.max() > 0) for i, p in zip(images, prompts, strict=True)])
+                cats = ["cat" in line["prompt"] for line in prompts]
+                return torch.tensor([float(cat and i.max() > 0) for i, cat in zip(images, cats, strict=True)])
 
         monkeypatch.setattr(glyph, "Judge", Judge)
         prompts = [("a photo of a cat", "one"), ("a photo of a dog", "one"), ("a photo of two cats", "two")]

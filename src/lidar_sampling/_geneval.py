@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -117,6 +118,33 @@ def parse(prompt: str) -> dict[str, Any] | None:
     if counted:
         found["exclude"] = [_object(o["class"], None, o["count"] + 1) for o in objects]
     return found
+
+
+def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
+    """What a prompt asks for: metadata asks for what it includes and excludes, a text for what :func:`parse` reads.
+
+    Metadata that neither includes nor excludes anything asks for what its own prompt does.
+
+    Raises:
+        ValueError: metadata has no tag, or names a class or a colour that GenEval does not know.
+
+    >>> asked({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
+    Traceback (most recent call last):
+    ValueError: unknown class 'dgo' in GenEval metadata; did you mean 'dog'?
+    """
+    if isinstance(prompt, str):
+        return parse(prompt)
+    if "tag" not in prompt:
+        raise ValueError(f"GenEval metadata must have a tag, got {prompt}")
+    items = [*prompt.get("include", []), *prompt.get("exclude", [])]
+    for item in items:
+        for key, known in (("class", CLASSES), ("color", COLORS)):
+            if key in item and item[key] not in known:
+                near = [name for name in known if name.endswith(f" {item[key]}")]  # as COCO calls it
+                near += get_close_matches(str(item[key]), known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown {key} {item[key]!r} in GenEval metadata{hint}")
+    return prompt if items else parse(prompt.get("prompt", ""))
 
 
 def _object(name: str, color: str | None, count: int = 1) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as _json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +14,36 @@ from . import _options as o
 from ._score import inside, metadata_of, read_picture
 
 Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
-_SIDE = 128  # pixels that the detector was trained on
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        help="glyph: the embedded model's detector, for its emoji scenes of 128 x 128 alone; "
+        "mask2former: Mask2Former and CLIP, for photographs of any size (2 GB, downloaded once)."
+    ),
+]
+_SIDE = 128  # pixels that the embedded detector was trained on
 
 
-def evaluate(folder: Place, device: o.Device = None, json: o.Json = False) -> None:
-    """Judge pictures by GenEval's rules with the embedded model's detector, which knows emoji scenes alone.
+def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None, json: o.Json = False) -> None:
+    """Judge pictures by GenEval's rules.
 
     Right is counted over all pictures of a tag; overall is the mean of the tags, as in GenEval. Intervals are 95 %
-    bootstrap intervals over prompts.
+    bootstrap intervals over prompts. What a picture should show is what its metadata.jsonl includes and excludes, or
+    else its prompt, if that is in GenEval's templates.
     """
-    from .. import glyph
+    from .. import glyph, rewards
     from ..evaluation.statistics import bootstrap, interval
 
+    if judge not in ("glyph", "mask2former"):
+        raise typer.BadParameter(f"--judge must be glyph or mask2former, got {judge!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
     o.quieten()
     files = [file for file in inside(folder) if metadata_of(file).is_file()]
     if not files:
         raise typer.BadParameter(f"{folder} holds no pictures in GenEval's layout (NUMBER/samples/*.png)")
-    judge = glyph.Judge(device=o.device_of(device))
+    place = o.device_of(device)
+    decide = glyph.Judge(device=place) if judge == "glyph" else rewards.load("geneval", device=place)
     verdicts: dict[Path, list[float]] = {}
     tags: dict[Path, str] = {}
     for file in files:
@@ -39,10 +51,14 @@ def evaluate(folder: Place, device: o.Device = None, json: o.Json = False) -> No
         if "tag" not in line:
             raise typer.BadParameter(f"{metadata_of(file)} has no tag: it is not GenEval's metadata")
         picture = read_picture(file)
-        if picture.shape[1:] != (_SIDE, _SIDE):
+        if judge == "glyph" and picture.shape[1:] != (_SIDE, _SIDE):
             size = " x ".join(map(str, picture.shape[1:]))
-            raise typer.BadParameter(f"the detector judges pictures of {_SIDE} x {_SIDE}, {file} has {size}")
-        (verdict,) = judge(images=picture[None], prompts=[line["prompt"]]).tolist()
+            raise typer.BadParameter(
+                f"glyph's detector judges pictures of {_SIDE} x {_SIDE}, {file} has {size}: --judge mask2former"
+            )
+        (verdict,) = decide(images=picture[None], prompts=[line]).tolist()
+        if math.isnan(verdict):
+            raise typer.BadParameter(f"{metadata_of(file)} includes no objects, and its prompt is none of GenEval's")
         verdicts.setdefault(file.parent, []).append(verdict)
         tags[file.parent] = line["tag"]
     rates = np.array([[np.mean(values)] for values in verdicts.values()])

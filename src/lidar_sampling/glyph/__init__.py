@@ -7,13 +7,14 @@ How they were made: ``training/glyph`` in the repository; their licences: ``data
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._geneval import parse, verdict
+from .._geneval import asked, verdict
 from ._detector import Detector as Detector
 from ._prompts import generate_hard_prompts as generate_hard_prompts
 from ._prompts import generate_prompts as generate_prompts
@@ -48,9 +49,9 @@ class Judge:
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
         self.detector = Detector.from_pretrained(DATA / "detector").to(device)
 
-    def __call__(self, *, images: Tensor, prompts: list[str]) -> Tensor:
-        """Images (B, 3, 128, 128) in [0, 1] and B prompts to (B,) of 0, 1 or NaN."""
-        metadata = [parse(prompt) for prompt in prompts]
+    def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
+        """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN."""
+        metadata = [asked(prompt) for prompt in prompts]
         found = self.detector.detect(images)
         return torch.tensor(
             [

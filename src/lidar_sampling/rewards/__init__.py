@@ -102,6 +102,12 @@ REGISTRY = {
         Published("Qwen/Qwen3-VL-4B-Instruct", "Apache-2.0", revision="ebb281ec70b05090aa6165b016eac8ec08e71b17"),
         takes_model=True,
     ),
+    "geneval": Entry(
+        "geneval:load",
+        "GenEval's verdict by Mask2Former and CLIP, 0 or 1, NaN for prompts that are not its own; for metrics; "
+        "geneval:PATH or geneval:HUB_ID picks another Mask2Former",
+        takes_model=True,
+    ),
     "jpeg-compressibility": Entry("jpeg:compressibility", "minus the kilobytes of the image as a JPEG"),
     "jpeg-incompressibility": Entry("jpeg:incompressibility", "the kilobytes of the image as a JPEG"),
     "ocr": Entry("ocr:OCR", "how well the text in double quotes in the prompt is written in the image, 0 to 1"),

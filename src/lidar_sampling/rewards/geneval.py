@@ -1,0 +1,136 @@
+"""GenEval's judge for real models (Ghosh et al. 2023, https://arxiv.org/abs/2310.11513) on transformers alone.
+
+Mask2Former finds the objects, CLIP names their colours where the prompt asks for one, and GenEval's rules decide.
+GenEval itself runs mmdet's Mask2Former, of the same architecture and training set as Meta's weights here but of
+another run. What is done with what the networks say is the same, but for: zeros as padding, whatever mmdet's version
+pads with; a grey level here and there of OpenCV's resizing; and a pixel of CLIP's crop (see ``_pixels.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._geneval import CLASSES, Detection, asked, verdict
+from .._hub import Published
+from ._colors import ColorNames, cut_out
+from ._mask2former import Instances, Mask2Former
+from ._towers import Towers
+from ._weights import CLIP_L, Source
+
+MASK2FORMER = Published("facebook/mask2former-swin-small-coco-instance", "other; code MIT")
+
+
+class GenEvalJudge:
+    """GenEval's verdict as a metric: 1 where an image shows what its prompt asks for, 0 where not.
+
+    Args:
+        detector: from an image (3, H, W) in [0, 1] to its objects, labelled by their place in GenEval's classes.
+        colors: from crops (3, h, w) in [0, 1] and the class they show to their colours.
+        threshold: score above which an object counts.
+        counting_threshold: the same where the prompt counts objects.
+        max_objects: of a class, the surest, that are looked at.
+    """
+
+    name = "geneval"
+    differentiable = False
+
+    def __init__(
+        self,
+        detector: Callable[[Tensor], Instances],
+        colors: Callable[[Sequence[Tensor], str], list[str]],
+        *,
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+    ) -> None:
+        self._detector, self._colors = detector, colors
+        self.threshold, self.counting_threshold, self.max_objects = threshold, counting_threshold, max_objects
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        detector: Source = MASK2FORMER,
+        clip: Source = CLIP_L,
+        *,
+        device: torch.device | str = "cpu",
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+    ) -> GenEvalJudge:
+        """From published weights, folders or hub ids; in float32, as GenEval runs them.
+
+        Args:
+            detector: a Mask2Former of COCO's 80 instances.
+            clip: the CLIP that names colours.
+            device: where both run.
+            threshold: as the class has it, like the rest.
+            counting_threshold: the same.
+            max_objects: the same.
+
+        Raises:
+            FileNotFoundError: a model is neither a folder, nor in the hub's cache, nor in reach.
+            ValueError: a model is of another kind.
+        """
+        return cls(
+            Mask2Former.load(detector, device=device),
+            ColorNames(Towers.load(clip, device=device, dtype=torch.float32)),
+            threshold=threshold,
+            counting_threshold=counting_threshold,
+            max_objects=max_objects,
+        )
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
+
+        NaN is the verdict on a prompt outside GenEval's templates; metadata may ask for anything.
+
+        Raises:
+            ValueError: images and prompts are not as many, or metadata has no tag or an unknown name.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+        wanted = [asked(prompt) for prompt in prompts]
+        return torch.tensor([self._judge(image, line) for image, line in zip(images, wanted, strict=True)])
+
+    def _judge(self, image: Tensor, wanted: dict[str, Any] | None) -> float:
+        if wanted is None:
+            return float("nan")
+        thresholds = {"threshold": self.threshold, "counting_threshold": self.counting_threshold}
+        return float(verdict(self.detections(image, wanted), wanted, **thresholds))
+
+    def detections(self, image: Tensor, metadata: dict[str, Any]) -> list[Detection]:
+        """The objects of an image (3, H, W) in [0, 1] that decide what ``metadata`` asks for.
+
+        Those of its classes above the threshold, of each the surest first. Where a class must have a colour, as many
+        of its objects have one as must have it: GenEval looks at no others.
+        """
+        found = self._detector(image)
+        pixels = image.to(found.masks.device)
+        include = metadata.get("include", [])
+        result = []
+        for name in dict.fromkeys(item["class"] for item in [*include, *metadata.get("exclude", [])]):
+            chosen = self._surest(found, name, counting=metadata["tag"] == "counting")
+            colored = max((item["count"] for item in include if item["class"] == name and "color" in item), default=0)
+            colors = self._colors([cut_out(pixels, found.masks[i], found.boxes[i]) for i in chosen[:colored]], name)
+            for i, color in zip_longest(chosen, colors):
+                x1, y1, x2, y2 = found.boxes[i].tolist()
+                result.append(Detection(name, found.scores[i].item(), (x1, y1, x2, y2), color))
+        return result
+
+    def _surest(self, found: Instances, name: str, *, counting: bool) -> list[int]:
+        """Which objects are of class ``name`` and above its threshold, best first, no more than are looked at."""
+        least = self.counting_threshold if counting else self.threshold
+        (chosen,) = ((found.labels == CLASSES.index(name)) & (found.scores > least)).nonzero(as_tuple=True)
+        return chosen[found.scores[chosen].argsort(descending=True)][: self.max_objects].tolist()
+
+
+def load(
+    model: Source | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> GenEvalJudge:
+    """The judge that the registry knows, with the published detector or another; in float32 whatever ``dtype``."""
+    return GenEvalJudge.from_pretrained(model or MASK2FORMER, device=device)
