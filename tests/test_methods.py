@@ -317,7 +317,7 @@ class TestUniversalGuidance:
         t = scheduler.timesteps[3]
         level = noise_level(scheduler, t)
         gradient = torch.autograd.grad(clean_prediction(level, output, x).square().sum(), x, retain_graph=True)[0]
-        moved = Gradient(3.0, lambda x0: x0.square().sum()).before(
+        moved = Gradient(UniversalGuidance(3.0), lambda x0: x0.square().sum()).before(
             scheduler, {"model_output": output, "sample": x, "timestep": t}
         )
         torch.testing.assert_close(moved - output.detach(), -level.sigma * 3.0 * gradient)  # eps' = eps - sigma s
@@ -339,6 +339,79 @@ class TestUniversalGuidance:
         assert cost.backward_passes == cost.network_evaluations == 4 * 5 * 2
         assert cost.reward_calls == 4 * 5
 
-    def test_refuses_a_reward_without_a_gradient(self):
+    def test_backward_moves_the_prediction_by_the_rate_and_costs_no_backward_pass(self):
+        """A first step of Adam has the length of the rate in every coordinate, and the sign of the gradient."""
+        scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
+        scheduler.set_timesteps(10)
+        output, x = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        t = scheduler.timesteps[3]
+        level = noise_level(scheduler, t)
+        before = clean_prediction(level, output, x)
+        for steps, bound in ((1, 1e-6), (4, 0.01)):
+            hook = Gradient(UniversalGuidance(0.0, steps, backward_rate=0.05), lambda x0: x0.square().sum())
+            with torch.no_grad():
+                moved = hook.before(scheduler, {"model_output": output, "sample": x, "timestep": t})
+            step = clean_prediction(level, moved, x) - before
+            torch.testing.assert_close(step, 0.05 * steps * before.sign(), rtol=0, atol=bound)
+            eps = output - level.alpha / level.sigma * step  # the paper's form: sqrt(abar / (1 - abar)) Delta
+            torch.testing.assert_close(moved, eps)
+            assert hook.evaluations == 2 * steps
+
+        lidar = make()
+        guided = lidar.judge(UniversalGuidance(0.0, 3, backward_rate=0.1).draw(lidar, PROMPTS, images=2, seed=1))
+        plain = lidar.vanilla(PROMPTS, images=2, seed=1)
+        assert guided.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        cost = guided.cost["sampling"]
+        assert (cost.network_evaluations, cost.backward_passes) == (4 * 5 * 2, 0)
+        assert (cost.reward_calls, cost.decodes) == (4 * 5 * 3, 4 * 5 * 3 + 4)
+
+    @pytest.mark.parametrize("eta", [0.0, 1.0])
+    def test_recurrence_leaves_the_law_of_a_perfect_model(self, eta):
+        bank = bank_of_four()
+        scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
+
+        class Eta(Hook):
+            def before(self, scheduler, arguments):
+                arguments["eta"] = eta
+                return arguments["model_output"]
+
+        hook = Gradient(UniversalGuidance(0.0, recurrence=3), torch.sum)
+        with attached(scheduler, Eta()), attached(scheduler, hook):
+            ends = sample(scheduler, bank.samples, chains=1024, steps=30)
+        assert hook._steps == 90
+        assert total_variation(shares(ends, bank.samples), torch.full((4,), 0.25)) < 0.05
+        assert torch.cdist(ends, bank.samples).amin(1).max() < 0.5
+
+    def test_recurrence_noises_back_to_the_level_before(self):
+        """From exact samples of x_s, whatever they are, to the mean and variance that x_t has."""
+        scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
+        scheduler.set_timesteps(10)
+        t, s = scheduler.timesteps[4:6]
+        abar_t, abar_s = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[s]
+        g = torch.Generator().manual_seed(0)
+        x_s = abar_s.sqrt() * 3.0 + (1 - abar_s).sqrt() * torch.randn(100_000, 1, generator=g)
+        hook = Gradient(UniversalGuidance(0.0, recurrence=2), torch.sum)
+        hook.before(scheduler, {"model_output": x_s, "sample": x_s, "timestep": t, "generator": g})
+        x_t = hook.after(scheduler, x_s)
+        torch.testing.assert_close(x_t.mean(), abar_t.sqrt() * 3.0, rtol=0, atol=0.02)
+        torch.testing.assert_close(x_t.var(), 1 - abar_t, rtol=0.02, atol=0)
+        hook.before(scheduler, {"model_output": x_s, "sample": x_s, "timestep": t, "generator": g})
+        assert torch.equal(hook.after(scheduler, x_s), x_s)
+
+    def test_recurrence_through_the_sampler(self):
+        lidar = make(reward=lambda *, images, prompts: images.flatten(1).mean(1))
+        result = UniversalGuidance(300.0, 1, recurrence=2).draw(lidar, PROMPTS, images=2, seed=1)
+        cost = result.cost["sampling"]
+        assert cost.network_evaluations == cost.backward_passes == 4 * 5 * 2 * 2
+        assert cost.reward_calls == 4 * 5 * 2 * 2
+        assert len(lidar.pipe.scheduler.timesteps) == 10  # of the last run; the next one chooses its own
+        with pytest.raises(ValueError, match="takes steps again with DDIMScheduler alone, got PNDMScheduler"):
+            UniversalGuidance(recurrence=2).draw(make("PNDMScheduler"), PROMPTS, images=1, seed=0)
+
+    def test_refusals(self):
         with pytest.raises(ValueError, match="'jpeg-compressibility' has none"):
             UniversalGuidance().draw(make(reward="jpeg-compressibility"), PROMPTS, images=1, seed=0)
+        with pytest.raises(ValueError, match="recurrence must be at least 1, got 0"):
+            UniversalGuidance(recurrence=0)
+        with pytest.raises(ValueError, match=r"backward_rate above it, got 15.0, 1 and 0"):
+            UniversalGuidance(backward_steps=1, backward_rate=0)

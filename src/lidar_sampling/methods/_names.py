@@ -26,6 +26,7 @@ NAMES = {
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
+    "ug-backward": "universal guidance backward, 5 steps on each prediction; ug-backward-10 of 10",
 }
 """The names that :func:`load` knows, with a line on each."""
 
@@ -56,6 +57,8 @@ def load(name: str) -> Method:
         return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
     if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
         return SVDD(m=int(match[1])) if match[1] else SVDD()
+    if match := re.fullmatch(r"ug-backward(?:-([1-9]\d*))?", name):
+        return UniversalGuidance(0.0, backward_steps=int(match[1] or 5))
     if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
         return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
     if name in ("lidar", "fk"):
