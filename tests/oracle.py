@@ -46,8 +46,11 @@ def output_for(scheduler, x, x0, alpha, sigma):
     return alpha / length * eps - sigma / length * x0
 
 
-def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
-    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``."""
+def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, differentiable=False, **extra):
+    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``.
+
+    With ``differentiable`` the first sample is a leaf, as hooks that want gradients expect; ``extra`` goes to ``step``.
+    """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
     scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}))
@@ -55,7 +58,8 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
     scale = data * float(getattr(scheduler, "init_noise_sigma", 1.0))
     x = scale * torch.randn(chains, bank.shape[1], generator=g, dtype=dtype)
     parameters = inspect.signature(scheduler.step).parameters
-    extra = {"generator": g} if "generator" in parameters else {}
+    extra = {**extra, "generator": g} if "generator" in parameters else extra
+    x.requires_grad_(differentiable)
     old = None
     end = -1 if type(scheduler).__name__ == "SCMScheduler" else None  # its last timestep is where it arrives
     for i, t in enumerate(scheduler.timesteps[:end]):

@@ -11,7 +11,19 @@ from lidar_sampling._attach import Hook, Segment, attached
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import _call, _call_with_graph
 from lidar_sampling._levels import clean_prediction, noise_level
-from lidar_sampling.methods import SVDD, BestOf, FKSteering, Guided, Halving, Refine, UniversalGuidance, Vanilla
+from lidar_sampling.methods import (
+    DAS,
+    SVDD,
+    BestOf,
+    FKSteering,
+    Guided,
+    Halving,
+    Refine,
+    UniversalGuidance,
+    Vanilla,
+)
+from lidar_sampling.methods._resampling import ssp
+from lidar_sampling.methods.das import Tempered
 from lidar_sampling.methods.fk_steering import Particles
 from lidar_sampling.methods.svdd import Proposals
 from lidar_sampling.methods.universal_guidance import Gradient
@@ -212,6 +224,92 @@ class TestFKSteering:
             decode(testing.tiny_flux(), torch.zeros(1, 16, 16))
 
 
+class TestDAS:
+    """As of FK steering: particles over a perfect model must come to follow softmax(lambda r)."""
+
+    STEPS, LAMBDA = 30, 0.75
+
+    def endpoints(self, k, **settings):
+        bank = bank_of_four()
+        scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
+
+        def rewards(x0):
+            return (-torch.cdist(x0, bank.samples).square() / 8).softmax(1) @ bank.reward()
+
+        hook = Tempered(DAS(self.LAMBDA, **settings), rewards, self.STEPS, list(range(2048 // k)))
+        with attached(scheduler, hook):
+            ends = sample(
+                scheduler, bank.samples, chains=2048, steps=self.STEPS, eta=1.0, differentiable=True
+            ).detach()
+        return shares(ends, bank.samples), hook
+
+    @pytest.mark.parametrize("settings", [{}, {"threshold": 1.0}, {"gamma": 0.03, "threshold": 1.0}])
+    def test_converges_to_the_tilted_law(self, settings):
+        target = (self.LAMBDA * bank_of_four().reward()).softmax(0)
+        few, many = (total_variation(self.endpoints(k, **settings)[0], target) for k in (1, 256))
+        assert many < 0.06, many  # measured .020 to .026, of 2,048 particles
+        assert few > many + 0.08
+
+    def test_without_strength_is_the_model_itself(self, monkeypatch):
+        monkeypatch.setattr(self.__class__, "LAMBDA", 0.0)
+        assert total_variation(self.endpoints(256)[0], torch.full((4,), 0.25)) < 0.05
+
+    def test_the_temper_is_the_published_one(self):
+        das = DAS()
+        assert das.temper(0, 100) == 0
+        assert das.temper(50, 100) == pytest.approx(1.008**50 - 1)
+        assert das.temper(86, 100) < das.temper(87, 100) == das.temper(99, 100) == 1
+        assert das.temper(25, 50) == das.temper(50, 100)
+
+    def test_through_the_sampler(self):
+        def brightness(*, images, prompts):
+            return images.flatten(1).mean(1)
+
+        lidar = make(reward=brightness, batch_size=4, eta=1.0)
+        result = DAS(500.0).draw(lidar, PROMPTS, images=4, seed=1)
+        whole = DAS(500.0).draw(make(reward=brightness, batch_size=64, eta=1.0), PROMPTS, images=4, seed=1)
+        torch.testing.assert_close(result.latents, whole.latents, rtol=1e-3, atol=1e-2)
+        judged, plain = lidar.judge(result), lidar.vanilla(PROMPTS, images=4, seed=1)
+        assert judged.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        cost = result.cost["sampling"]
+        assert cost.network_evaluations == 8 * 5 * 2
+        assert cost.backward_passes == 8 * 4 * 2
+        assert (cost.reward_calls, cost.decodes) == (8 * 5, 8 * 5 + 8)
+        free = DAS(0.0).draw(lidar, PROMPTS, images=1, seed=1)
+        torch.testing.assert_close(free.images, lidar.vanilla(PROMPTS, images=1, seed=1).images, rtol=0, atol=1e-5)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="proposes steps with DDIMScheduler alone, got DDPMScheduler"):
+            DAS().draw(make("DDPMScheduler"), PROMPTS, images=2, seed=0)
+        with pytest.raises(ValueError, match="which has none: set eta above 0"):
+            DAS().draw(make(eta=0.0), PROMPTS, images=2, seed=0)
+        with pytest.raises(ValueError, match="DAS needs the gradient"):
+            DAS().draw(make(reward="jpeg-compressibility"), PROMPTS, images=2, seed=0)
+        with pytest.raises(ValueError, match=r"threshold 0 to 1, got 200.0, 0.008 and 2"):
+            DAS(threshold=2)
+
+
+class TestSSP:
+    def test_leaves_the_whole_part_or_one_more_and_the_mean(self):
+        weights = torch.tensor([0.31, 0.02, 0.17, 0.4, 0.1])
+        counts = torch.stack(
+            [torch.bincount(ssp(weights, torch.Generator().manual_seed(s)), minlength=5) for s in range(4000)]
+        )
+        expected = 5 * weights
+        assert (counts.sum(1) == 5).all()
+        assert ((counts == expected.floor()) | (counts == expected.floor() + 1)).all()
+        torch.testing.assert_close(counts.float().mean(0), expected, rtol=0, atol=0.03)
+
+    def test_keeps_equal_weights_and_a_single_winner(self):
+        g = torch.Generator()
+        for k in (1, 2, 7, 64):
+            assert torch.equal(ssp(torch.full((k,), 1 / k), g), torch.arange(k))
+            assert torch.equal(ssp(torch.eye(k)[k // 2], g), torch.full((k,), k // 2))
+        for seed in range(200):
+            weights = torch.randn(33, generator=g.manual_seed(seed), dtype=torch.float64).mul(4).softmax(0)
+            assert len(ssp(weights, g)) == 33
+
+
 class TestSVDD:
     STEPS = 30
 
@@ -370,14 +468,9 @@ class TestUniversalGuidance:
         bank = bank_of_four()
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
 
-        class Eta(Hook):
-            def before(self, scheduler, arguments):
-                arguments["eta"] = eta
-                return arguments["model_output"]
-
         hook = Gradient(UniversalGuidance(0.0, recurrence=3), torch.sum)
-        with attached(scheduler, Eta()), attached(scheduler, hook):
-            ends = sample(scheduler, bank.samples, chains=1024, steps=30)
+        with attached(scheduler, hook):
+            ends = sample(scheduler, bank.samples, chains=1024, steps=30, eta=eta)
         assert hook._steps == 90
         assert total_variation(shares(ends, bank.samples), torch.full((4,), 0.25)) < 0.05
         assert torch.cdist(ends, bank.samples).amin(1).max() < 0.5

@@ -14,6 +14,7 @@ from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import load as load
 from .best_of import BestOf as BestOf
+from .das import DAS as DAS
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from ..solvers import load as load_solver
 from ._face import Method
 from .best_of import BestOf
+from .das import DAS
 from .fk_steering import FKSteering
 from .halving import Halving
 from .lidar import Guided
@@ -24,6 +25,7 @@ NAMES = {
     "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
     "halving-N": "N seeds, halved at a quarter and at half of the steps; halving-16@10 in 10 steps",
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
+    "das": "DAS, tempered particles with gradients, as many as images",
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
     "ug-backward": "universal guidance backward, 5 steps on each prediction; ug-backward-10 of 10",
@@ -61,6 +63,8 @@ def load(name: str) -> Method:
         return UniversalGuidance(0.0, backward_steps=int(match[1] or 5))
     if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
         return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
+    if name == "das":
+        return DAS()
     if name in ("lidar", "fk"):
         return Guided() if name == "lidar" else FKSteering()
     near = get_close_matches(name, NAMES, n=1)

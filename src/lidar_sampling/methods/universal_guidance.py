@@ -10,8 +10,8 @@ network: ascent of the reward from the clean prediction itself,
 
     x0  <-  x0 + Delta,      Delta = argmax_Delta r(decode(x0 + Delta))  by a few steps,
 
-which is ``eps <- eps - (alpha / sigma) Delta``. Recurrence (section 3.3): after a step from t to s the sample is noised
-back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``, and the step is taken again, k times in all.
+which is ``eps <- eps - (alpha / sigma) Delta``. Recurrence (section 3.3): after a step from t to s the sample is
+noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``, and the step taken again, k times in all.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class UniversalGuidance:
             raise ValueError(f"recurrence must be at least 1, got {self.recurrence}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; every step, ``recurrence`` times, costs more a sample:
+        """``images`` samples a prompt.
 
-        forward a backward pass, a decode and a reward call; backward ``backward_steps`` decodes and reward calls.
+        Every step, ``recurrence`` times, costs a sample more: forward a backward pass, a decode and a reward call,
+        backward ``backward_steps`` decodes and reward calls.
 
         Raises:
             ValueError: the reward says that it is not differentiable, or recurrence with another scheduler than DDIM.
