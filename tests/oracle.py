@@ -49,7 +49,7 @@ def output_for(scheduler, x, x0, alpha, sigma):
 def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, differentiable=False, **extra):
     """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``.
 
-    With ``differentiable`` the first sample is a leaf, as hooks that want gradients expect; ``extra`` goes to ``step``.
+    With ``differentiable`` the first sample is a leaf, as hooks that want gradients expect; ``step`` gets ``extra``.
     """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator

@@ -1,12 +1,14 @@
 """Every method is right on a case with a known answer, and counts what it costs."""
 
+from contextlib import nullcontext
+
 import diffusers
 import pytest
 import torch
 from oracle import sample, shares, total_variation
 from test_oracle import SD, bank_of_four
 
-from lidar_sampling import LiDAR, testing
+from lidar_sampling import LiDAR, guide, testing
 from lidar_sampling._attach import Hook, Segment, attached
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import _call, _call_with_graph
@@ -159,7 +161,7 @@ class TestFKSteering:
 
     STEPS, LAMBDA = 30, 0.75
 
-    def endpoints(self, k, *, populations=None, **settings):
+    def endpoints(self, k, *, populations=None, guided=0.0, **settings):
         bank = bank_of_four()
         scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
 
@@ -170,7 +172,8 @@ class TestFKSteering:
         count = populations or 2048 // k
         how = FKSteering(reward_scale=self.LAMBDA, floor=-10.0, **settings)
         particles = Particles(how, rewards, self.STEPS, list(range(count)))
-        with attached(scheduler, particles):
+        lidar = guide(scheduler, bank, scale=1.0, reward_scale=guided, window=(1.0, 0.0)) if guided else nullcontext()
+        with lidar, attached(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=count * k, steps=self.STEPS)
         return shares(ends, bank.samples), particles
 
@@ -199,6 +202,26 @@ class TestFKSteering:
     def test_resampling_when_it_pays_converges_too(self):
         law, _ = self.endpoints(256, potential="difference", adaptive=True)
         assert total_variation(law, self.target()) < 0.08
+
+    def test_of_the_guided_sampler_converges_to_the_product_of_both_tilts(self):
+        """Of guidance by lambda / 2 and weights by lambda."""
+        law, _ = self.endpoints(256, guided=0.375)
+        target = (1.5 * self.LAMBDA * bank_of_four().reward()).softmax(0)
+        assert total_variation(law, target) < 0.08
+        assert total_variation(law, self.target()) > 0.1
+        assert self.endpoints(1, guided=0.375)[0][3] > 0.3  # one particle is LiDAR itself
+
+    def test_of_the_guided_sampler_costs_a_bank_too(self):
+        lidar = make()
+        result = FKSteering(reward_scale=200.0, guided=True).draw(lidar, PROMPTS, images=4, seed=1)
+        plain = FKSteering(reward_scale=200.0).draw(lidar, PROMPTS, images=4, seed=1)
+        assert result.cost["lookahead"].network_evaluations == 2 * 6 * 3 * 2
+        for name in ("network_evaluations", "reward_calls", "decodes"):
+            assert getattr(result.cost["sampling"], name) == getattr(plain.cost["sampling"], name)
+        assert len(result.banks) == 2
+        assert len(result.trace.steps) > 0
+        alone = FKSteering(guided=True).draw(lidar, PROMPTS, images=1, seed=1)
+        torch.testing.assert_close(alone.images, lidar(PROMPTS, images=1, seed=1).images, rtol=0, atol=1e-5)
 
     def test_looks_at_the_published_steps(self):
         _, particles = self.endpoints(4, populations=2)

@@ -25,6 +25,7 @@ NAMES = {
     "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
     "halving-N": "N seeds, halved at a quarter and at half of the steps; halving-16@10 in 10 steps",
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
+    "fk+lidar": "FK steering of LiDAR's guided sampler; fk+lidar+best-of-N",
     "das": "DAS, tempered particles with gradients, as many as images",
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
@@ -45,12 +46,12 @@ def load(name: str) -> Method:
         >>> load("lidar+best-of-8")
         BestOf(method=Guided(), n=8)
     """
-    if match := re.fullmatch(r"(?:(lidar|fk)\+)?best-of-([1-9]\d*)(?:@(.+))?", name):
+    if match := re.fullmatch(r"(?:(lidar|fk|fk\+lidar)\+)?best-of-([1-9]\d*)(?:@(.+))?", name):
         inner, n, how = match.groups()
         if inner is None:
             return BestOf(_vanilla(how), int(n))
         if how is None:
-            return BestOf(Guided() if inner == "lidar" else FKSteering(), int(n))
+            return BestOf(load(inner), int(n))
     if match := re.fullmatch(r"vanilla(?:@(.+))?", name):
         return _vanilla(match[1])
     if match := re.fullmatch(r"refine(?:-([1-9]\d*))?", name):
@@ -65,8 +66,10 @@ def load(name: str) -> Method:
         return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
     if name == "das":
         return DAS()
-    if name in ("lidar", "fk"):
-        return Guided() if name == "lidar" else FKSteering()
+    if name == "lidar":
+        return Guided()
+    if name in ("fk", "fk+lidar"):
+        return FKSteering(guided=name == "fk+lidar")
     near = get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown method {name!r}; {hint}known are {', '.join(NAMES)}")

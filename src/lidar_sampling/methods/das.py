@@ -1,8 +1,8 @@
 r"""DAS, diffusion alignment as sampling (Kim et al. 2025, https://arxiv.org/abs/2501.05803): tempered particles.
 
 k particles of a prompt go side by side from the prior to the law tilted by ``exp(lambda r)``, each step toward the
-one tilted by ``exp(tau_i lambda r(x0))`` of its clean prediction, with a temper tau_i that rises from 0 to 1. With the
-step's own noise of standard deviation sigma, a particle is proposed along the gradient of its reward,
+one tilted by ``exp(tau_i lambda r(x0))`` of its clean prediction, with a temper tau_i that rises from 0 to 1. A step
+whose own noise has the standard deviation sigma is proposed along the gradient of the particle's reward,
 
     x_{i+1} ~ N(mu + sigma^2 g, sigma^2),      g = tau_{i+1} lambda grad_{x_i} r(x0(x_i)),
 
@@ -10,9 +10,9 @@ and weighed, for what was proposed and for what the temper has become, by
 
     log w  +=  log p(x_{i+1} | x_i) / q(x_{i+1} | x_i)  +  tau_{i+1} lambda r_{i+1}  -  tau_i lambda r_i,
 
-where ``log p / q = -sigma z . g - sigma^2 |g|^2 / 2`` for the noise z of the proposal. Where the effective sample size
-falls below half of k the particles are resampled. (The released code leaves g and r where they were when it moves the
-particles; here they move along.)
+where ``log p / q = -sigma z . g - sigma^2 |g|^2 / 2`` for the noise z of the proposal. Where the effective sample
+size falls below half of k the particles are resampled. (The released code leaves g and r where they were when it
+moves the particles; here they move along.)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DAS:
     """DAS with the published settings for Stable Diffusion.
 
     Attributes:
-        reward_scale: lambda, in 1 / reward: one over its alpha, which is .005 for aesthetic scores and .01 for CLIP's.
+        reward_scale: lambda, in 1 / reward: one over its alpha, .005 for aesthetic scores and .01 for CLIP's.
         gamma: the temper is ``(1 + gamma)^i - 1``, at most 1, at step i of 100; in proportion with other numbers of
             steps.
         threshold: resample where the effective sample size falls below this share of the particles.
@@ -57,7 +57,7 @@ class DAS:
             )
 
     def temper(self, step: int, steps: int) -> float:
-        """tau before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
+        """The temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
         return 1.0 if step >= steps - 1 else min((1 + self.gamma) ** (100 * step / steps) - 1, 1.0)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:

@@ -11,7 +11,7 @@ network: ascent of the reward from the clean prediction itself,
     x0  <-  x0 + Delta,      Delta = argmax_Delta r(decode(x0 + Delta))  by a few steps,
 
 which is ``eps <- eps - (alpha / sigma) Delta``. Recurrence (section 3.3): after a step from t to s the sample is
-noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``, and the step taken again, k times in all.
+noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``, and the step taken again: k in all.
 """
 
 from __future__ import annotations
