@@ -5,28 +5,34 @@ from contextlib import nullcontext
 import diffusers
 import pytest
 import torch
-from oracle import sample, shares, total_variation
+from oracle import make_perfect, sample, shares, total_variation
 from test_oracle import SD, bank_of_four
 
-from lidar_sampling import LiDAR, guide, testing
+from lidar_sampling import LiDAR, expected_future_reward, guide, testing
 from lidar_sampling._attach import Hook, Segment, attached
+from lidar_sampling._cost import metered
 from lidar_sampling._decode import decode
-from lidar_sampling._draw import _call, _call_with_graph
+from lidar_sampling._draw import Item, _call, _call_with_graph
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import (
     DAS,
     SVDD,
+    BeamSearch,
     BestOf,
     FKSteering,
     Guided,
     Halving,
+    NoiseSearch,
     Refine,
     UniversalGuidance,
     Vanilla,
 )
 from lidar_sampling.methods._resampling import ssp
+from lidar_sampling.methods._rollout import Rollout
+from lidar_sampling.methods.beam_search import Beams
 from lidar_sampling.methods.das import Tempered
 from lidar_sampling.methods.fk_steering import Particles
+from lidar_sampling.methods.noise_search import neighbours
 from lidar_sampling.methods.svdd import Proposals
 from lidar_sampling.methods.universal_guidance import Gradient
 from lidar_sampling.rewards import Mixture
@@ -376,6 +382,199 @@ class TestSVDD:
             SVDD(0)
         with pytest.raises(ValueError, match="PNDMScheduler would not follow"):
             SVDD(2).draw(make("PNDMScheduler"), PROMPTS, images=1, seed=0)
+
+
+class TestRollout:
+    def start(self, lidar, count, **how):
+        """A rollout, and what it is called with: count samples at the second of the sampler's steps."""
+        scheduler = lidar.pipe.scheduler
+        scheduler.set_timesteps(lidar.settings.steps)
+        t = scheduler.timesteps[1]
+        level = noise_level(scheduler, t)
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(count, 1, 1, 1)
+        x = level.sigma * x
+        rollout = Rollout(lidar, [Item("a cat", k) for k in range(count)], **how)
+        return rollout, (scheduler, t, x), level
+
+    def test_one_is_ddim_by_hand(self):
+        lidar = make(steps=4)
+        pipe = lidar.pipe
+        rollout, (scheduler, t, x), _ = self.start(lidar, 2, steps=3)
+        words, nothing = pipe.encode_prompt(["a cat", "a cat"], "cpu", 1, True)
+
+        def predict(x, t):
+            with torch.no_grad():
+                free, bound = (
+                    pipe.unet(x, t, encoder_hidden_states=e, return_dict=False)[0] for e in (nothing, words)
+                )
+            return free + 3.0 * (bound - free)
+
+        abar = scheduler.alphas_cumprod
+        times = [int(t), int(t) * 2 // 3, int(t) // 3]
+        by_hand = x
+        for here, there in zip(times, [*times[1:], None], strict=True):
+            eps = predict(by_hand, here)
+            x0 = (by_hand - (1 - abar[here]).sqrt() * eps) / abar[here].sqrt()
+            to = abar[there] if there else torch.tensor(1.0)
+            by_hand = to.sqrt() * x0 + (1 - to).sqrt() * eps
+        x0 = clean_prediction(noise_level(scheduler, t), predict(x, t), x)
+        with metered(pipe) as cost:
+            ends = rollout(scheduler, t, x, x0)
+        torch.testing.assert_close(ends, by_hand, rtol=1e-4, atol=1e-4)
+        assert cost.network_evaluations == 2 * 2 * 2  # two steps of two samples, with classifier-free guidance
+        assert lidar.pipe.scheduler is scheduler
+        assert len(scheduler.timesteps) == 4
+        assert torch.equal(Rollout(lidar, [Item("a cat", 0)] * 2, steps=1)(scheduler, t, x, x0), x0)
+
+    def test_several_are_samples_of_the_posterior(self):
+        """Of a perfect model their shares are the posterior's, and their soft value the expected future reward."""
+        lidar = make(steps=4, guidance_scale=1.0, batch_size=1000)
+        samples = 0.1 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        make_perfect(lidar.pipe, samples)
+        rollout, (scheduler, t, x), level = self.start(lidar, 1, steps=12, samples=1000)
+        distance = torch.cdist(x.flatten(1), level.alpha * samples.flatten(1)).square()
+        posterior = (-distance / (2 * level.sigma**2)).softmax(1)[0]
+        x0 = (posterior @ samples.flatten(1)).view(1, 4, 8, 8)
+        ends = rollout(scheduler, t, x, x0)
+        law = shares(ends.flatten(1), samples.flatten(1))
+        assert posterior.max() < 0.8
+        assert total_variation(law, posterior) < 0.06
+
+        rewards = torch.arange(4.0)
+        exact = expected_future_reward(x, samples, rewards, alpha=level.alpha, sigma=level.sigma, reward_scale=1.5)
+        seen = rewards[torch.cdist(ends.flatten(1), samples.flatten(1)).argmin(1)]
+        hook = Proposals(SVDD(1, 1 / 1.5, rollout_steps=12, rollouts=1000), None, [0])
+        value = 1.5 * hook._values(seen.double())
+        torch.testing.assert_close(value.float(), exact, rtol=0, atol=0.1)
+
+    def test_values_of_rollouts_find_the_best_member_at_their_cost(self):
+        """Through the sampler, where the model is perfect."""
+
+        def share(**how):
+            lidar = make(steps=6, guidance_scale=1.0, eta=1.0, batch_size=64, reward=nearest)
+            make_perfect(lidar.pipe, samples)
+            result = SVDD(4, **how).draw(lidar, ["a cat"], images=24, seed=0)
+            return shares(result.latents[0].flatten(1), samples.flatten(1))[0].item(), result.cost["sampling"]
+
+        samples = 0.1 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        pictures = decode(testing.tiny_stable_diffusion(), samples).flatten(1)
+
+        def nearest(*, images, prompts):
+            return (torch.cdist(images.flatten(1), pictures).argmin(1) == 0).float()
+
+        plain, cost = share()
+        rolled, rolled_cost = share(rollout_steps=3)
+        efr, efr_cost = share(temperature=0.1, rollout_steps=3, rollouts=4)
+        assert min(plain, rolled, efr) > 0.5  # measured .75, .88 and .75, of 24 samples
+        assert rolled_cost.reward_calls == cost.reward_calls == 24 * 4 * 5
+        assert efr_cost.reward_calls == 4 * cost.reward_calls
+        assert cost.network_evaluations == 24 * 4 * 6
+        assert rolled_cost.network_evaluations <= cost.network_evaluations + 24 * 4 * 5 * 2
+        assert efr_cost.network_evaluations <= cost.network_evaluations + 24 * 4 * 5 * 2 * 4
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="several rollouts need several steps, got 2 of 1"):
+            SVDD(4, rollouts=2)
+
+
+class TestBeamSearch:
+    def law(self, beams, candidates, *, count=512):
+        bank = bank_of_four()
+        scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
+
+        def rewards(x0):
+            return (-torch.cdist(x0, bank.samples).square() / 8).softmax(1) @ bank.reward()
+
+        with attached(scheduler, Beams(BeamSearch(beams, candidates), rewards)):
+            ends = sample(scheduler, bank.samples, chains=count * beams * candidates, steps=30)
+        return shares(ends[:: beams * candidates], bank.samples), shares(ends[::candidates], bank.samples)
+
+    def test_climbs_to_the_best_member_and_one_beam_of_one_is_the_model(self):
+        assert total_variation(self.law(1, 1)[0], torch.full((4,), 0.25)) < 0.07
+        best = [self.law(*size)[0][3] for size in ((1, 2), (2, 2), (4, 2))]
+        assert best[0] < best[1] < best[2]
+        assert best[2] > 0.75
+
+    def test_beams_without_rivals_keep_the_law_of_the_model(self):
+        """Of one candidate a beam all go on, the best of them first."""
+        best, every = self.law(4, 1)
+        assert total_variation(every, torch.full((4,), 0.25)) < 0.05
+        assert best[3] > every[3] + 0.2
+
+    @pytest.mark.parametrize("lookahead", [1, 3])
+    def test_one_beam_is_greedy_svdd(self, lookahead):
+        lidar = make(eta=1.0)
+        beam = BeamSearch(1, 3, lookahead).draw(lidar, PROMPTS, images=1, seed=1)
+        svdd = SVDD(3, rollout_steps=lookahead).draw(lidar, PROMPTS, images=1, seed=1)
+        assert torch.equal(beam.images, svdd.images)
+        assert {**vars(beam.cost["sampling"]), "seconds": 0} == {**vars(svdd.cost["sampling"]), "seconds": 0}
+
+    def test_through_the_sampler(self):
+        lidar = make(eta=1.0)
+        result = BeamSearch(3, 2).draw(lidar, PROMPTS, images=2, seed=1)
+        assert result.images.shape == (2, 2, 3, 16, 16)
+        cost = result.cost["sampling"]
+        assert cost.network_evaluations == 2 * 6 * 5 * 2
+        assert (cost.reward_calls, cost.decodes) == (2 * 6 * 4, 2 * 6 * 4 + 12)
+        judged, plain = lidar.judge(result), lidar.vanilla(PROMPTS, images=2, seed=1)
+        assert judged.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        assert (judged.rewards["brightness"][:, 0] >= judged.rewards["brightness"][:, 1]).all()
+        with pytest.raises(ValueError, match="images must be 1 to the 3 beams, got 4"):
+            BeamSearch(3, 2).draw(lidar, PROMPTS, images=4, seed=1)
+        with pytest.raises(ValueError, match="at least 1, got 0, 2 and 1"):
+            BeamSearch(0)
+        with pytest.raises(ValueError, match="PNDMScheduler would not follow"):
+            BeamSearch().draw(make("PNDMScheduler"), PROMPTS, images=1, seed=0)
+
+
+class TestNoiseSearch:
+    @pytest.mark.parametrize("cosine", [0.95, 0.0, 1.0, -1.0])
+    def test_neighbours_keep_the_norm_and_the_cosine(self, cosine):
+        pivots = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        around = neighbours(pivots, 5, cosine, [1, 2, 3]).flatten(2)
+        x = pivots.flatten(1)[:, None].expand_as(around)
+        torch.testing.assert_close(around.norm(dim=2), x.norm(dim=2))
+        cosines = torch.cosine_similarity(around, x, dim=2)
+        torch.testing.assert_close(cosines, torch.full((3, 5), cosine), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+    def test_starts_from_the_noise_of_the_pipeline(self, make_pipe, scheduler):
+        """Neighbours at cosine 1 are the pivots themselves, so their samples are the plain ones."""
+        lidar = make(scheduler, make_pipe=make_pipe, eta=0.0)
+        plain = lidar.sample(PROMPTS, 2, 1)
+        same = NoiseSearch(rounds=1, neighbours=1, cosine=1.0).draw(lidar, PROMPTS, images=2, seed=1)
+        torch.testing.assert_close(same.images, plain.images, rtol=0, atol=1e-5)
+
+    def test_climbs_from_round_to_round(self):
+        lidar = make()
+        runs = [
+            NoiseSearch(rounds=k, neighbours=3, cosine=0.9).draw(lidar, PROMPTS, images=2, seed=1) for k in range(4)
+        ]
+        rewards = torch.stack([lidar.judge(run).rewards["brightness"] for run in runs])
+        assert (rewards.diff(dim=0) >= 0).all()
+        assert (rewards[-1] > rewards[0]).all()
+        plain = make(eta=0.0).vanilla(PROMPTS, images=2, seed=1)
+        assert torch.equal(rewards[0], plain.rewards["brightness"])
+        cost = runs[3].cost["sampling"]
+        assert cost.network_evaluations == 4 * (1 + 3 * 3) * 5 * 2
+        assert cost.reward_calls == cost.decodes == 4 * (1 + 3 * 3)
+
+    def test_searches_do_not_see_each_other(self):
+        lidar = make()
+        search = NoiseSearch(rounds=2, neighbours=2)
+        both = search.draw(lidar, PROMPTS, images=2, seed=1)
+        one = search.draw(lidar, PROMPTS[1:], images=1, seed=1)
+        torch.testing.assert_close(one.images[0, 0], both.images[1, 0], rtol=0, atol=1e-5)
+
+    def test_of_packed_latents_and_refusals(self):
+        flux = LiDAR(testing.tiny_flux(), reward="brightness", steps=2, pipe_kwargs={"height": 16, "width": 16})
+        result = NoiseSearch(rounds=1, neighbours=2).draw(flux, ["a cat"], images=1, seed=0)
+        assert result.images.shape == (1, 1, 3, 16, 16)
+        with pytest.raises(ValueError, match="give the mixture a calibration"):
+            NoiseSearch().draw(make(reward=Mixture({"brightness": 1.0})), PROMPTS, images=1, seed=0)
+        with pytest.raises(ValueError, match=r"cosine -1 to 1, got 4, 4 and 1\.5"):
+            NoiseSearch(cosine=1.5)
 
 
 class TestUniversalGuidance:

@@ -13,11 +13,13 @@ spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores ever
 from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import load as load
+from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
+from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
 from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance

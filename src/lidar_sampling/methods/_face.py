@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
+from .._cost import Cost
 from .._decode import decode
 from .._sampler import LiDAR, Result
 from ..rewards import name_of, score
@@ -30,7 +31,12 @@ def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Te
         ValueError: the reward is a mixture that is standardised over a bank.
     """
     check_comparable(lidar)
-    return lambda x0: score(lidar.reward, images=decode(lidar.pipe, x0), prompts=prompts)
+
+    def rewards(x0: Tensor) -> Tensor:
+        pictures = torch.cat([decode(lidar.pipe, part) for part in x0.split(lidar.batch_size)])
+        return score(lidar.reward, images=pictures, prompts=prompts)
+
+    return rewards
 
 
 def differentiable_rewards(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
@@ -70,6 +76,11 @@ def charged(result: Result, looks: int, *, backward_passes: int = 0) -> Result:
         reward_calls=cost.reward_calls + looks,
     )
     return replace(result, cost={**result.cost, "sampling": cost})
+
+
+def add(a: Cost, b: Cost) -> Cost:
+    """What two phases cost together."""
+    return Cost(**{name: value + getattr(b, name) for name, value in vars(a).items()})
 
 
 def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, int]:

@@ -7,11 +7,13 @@ from difflib import get_close_matches
 
 from ..solvers import load as load_solver
 from ._face import Method
+from .beam_search import BeamSearch
 from .best_of import BestOf
 from .das import DAS
 from .fk_steering import FKSteering
 from .halving import Halving
 from .lidar import Guided
+from .noise_search import NoiseSearch
 from .refine import Refine
 from .svdd import SVDD
 from .universal_guidance import UniversalGuidance
@@ -27,6 +29,8 @@ NAMES = {
     "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
     "fk+lidar": "FK steering of LiDAR's guided sampler; fk+lidar+best-of-N",
     "das": "DAS, tempered particles with gradients, as many as images",
+    "search-N": "zero-order search over initial noise, 4 rounds of N neighbours; search-4@8 of 8 rounds",
+    "beam-BxK": "latent beam search, B beams of K candidates; beam-4x2@6 looks 6 steps ahead",
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
     "ug-backward": "universal guidance backward, 5 steps on each prediction; ug-backward-10 of 10",
@@ -58,6 +62,10 @@ def load(name: str) -> Method:
         return Refine(n=int(match[1])) if match[1] else Refine()
     if match := re.fullmatch(r"halving-([1-9]\d*)(?:@([1-9]\d*))?", name):
         return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
+    if match := re.fullmatch(r"search-([1-9]\d*)(?:@([1-9]\d*))?", name):
+        return NoiseSearch(rounds=int(match[2] or 4), neighbours=int(match[1]))
+    if match := re.fullmatch(r"beam-([1-9]\d*)x([1-9]\d*)(?:@([1-9]\d*))?", name):
+        return BeamSearch(*(int(number or 1) for number in match.groups()))
     if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
         return SVDD(m=int(match[1])) if match[1] else SVDD()
     if match := re.fullmatch(r"ug-backward(?:-([1-9]\d*))?", name):

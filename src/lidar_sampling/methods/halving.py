@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from .._attach import Segment, attached, check_memoryless
-from .._cost import Cost
 from .._decode import decode
 from .._draw import Item, seed_of
 from .._sampler import LiDAR, Result
-from ._face import best
+from ._face import add, best
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Halving:
                 None if stop == steps else stop,
                 kept.latents,
             )
-            cost, latents = _add(cost, result.cost["sampling"]), result.latents
+            cost, latents = add(cost, result.cost["sampling"]), result.latents
         kept, calls = best(lidar, result, images)
         cost.reward_calls += calls
         return replace(kept, seed=seed, cost={"sampling": cost})
@@ -113,7 +112,3 @@ def _decoded(lidar: LiDAR, x0: Tensor) -> Tensor:
     parts = x0.split(lidar.batch_size)
     with torch.no_grad():
         return torch.cat([decode(lidar.pipe, part.to(lidar.pipe.device)).cpu() for part in parts])
-
-
-def _add(a: Cost, b: Cost) -> Cost:
-    return Cost(**{name: value + getattr(b, name) for name, value in vars(a).items()})
