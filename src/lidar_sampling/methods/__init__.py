@@ -21,6 +21,8 @@ from .halving import Halving as Halving
 from .lidar import Guided as Guided
 from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
+from .repulsion import SafeDenoiser as SafeDenoiser
+from .repulsion import Spell as Spell
 from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

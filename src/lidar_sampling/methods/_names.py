@@ -15,6 +15,7 @@ from .halving import Halving
 from .lidar import Guided
 from .noise_search import NoiseSearch
 from .refine import Refine
+from .repulsion import SafeDenoiser, Spell
 from .svdd import SVDD
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
@@ -32,6 +33,8 @@ NAMES = {
     "search-N": "zero-order search over initial noise, 4 rounds of N neighbours; search-4@8 of 8 rounds",
     "beam-BxK": "latent beam search, B beams of K candidates; beam-4x2@6 looks 6 steps ahead",
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
+    "safe-denoiser": "repulsion from the posterior mean of the bank's 15 worst; safe-denoiser-5 of 5",
+    "spell": "sparse repulsion from the bank's 40 worst; spell-10 from 10",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
     "ug-backward": "universal guidance backward, 5 steps on each prediction; ug-backward-10 of 10",
 }
@@ -64,6 +67,10 @@ def load(name: str) -> Method:
         return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
     if match := re.fullmatch(r"search-([1-9]\d*)(?:@([1-9]\d*))?", name):
         return NoiseSearch(rounds=int(match[2] or 4), neighbours=int(match[1]))
+    if match := re.fullmatch(r"safe-denoiser(?:-([1-9]\d*))?", name):
+        return SafeDenoiser(worst=int(match[1] or 15))
+    if match := re.fullmatch(r"spell(?:-([1-9]\d*))?", name):
+        return Spell(worst=int(match[1] or 40))
     if match := re.fullmatch(r"beam-([1-9]\d*)x([1-9]\d*)(?:@([1-9]\d*))?", name):
         return BeamSearch(*(int(number or 1) for number in match.groups()))
     if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
