@@ -16,6 +16,7 @@ from ._names import load as load
 from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS
+from .date import DATE as DATE
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided

@@ -10,6 +10,7 @@ from ._face import Method
 from .beam_search import BeamSearch
 from .best_of import BestOf
 from .das import DAS
+from .date import DATE
 from .fk_steering import FKSteering
 from .halving import Halving
 from .lidar import Guided
@@ -35,6 +36,7 @@ NAMES = {
     "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
     "safe-denoiser": "repulsion from the posterior mean of the bank's 15 worst; safe-denoiser-5 of 5",
     "spell": "sparse repulsion from the bank's 40 worst; spell-10 from 10",
+    "date": "gradients of the text embedding, every step; date@2 every second",
     "ug": "universal guidance with lambda 15; ug-3 with 3",
     "ug-backward": "universal guidance backward, 5 steps on each prediction; ug-backward-10 of 10",
 }
@@ -71,6 +73,8 @@ def load(name: str) -> Method:
         return SafeDenoiser(worst=int(match[1] or 15))
     if match := re.fullmatch(r"spell(?:-([1-9]\d*))?", name):
         return Spell(worst=int(match[1] or 40))
+    if match := re.fullmatch(r"date(?:@([1-9]\d*))?", name):
+        return DATE(every=int(match[1] or 1))
     if match := re.fullmatch(r"beam-([1-9]\d*)x([1-9]\d*)(?:@([1-9]\d*))?", name):
         return BeamSearch(*(int(number or 1) for number in match.groups()))
     if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
