@@ -46,8 +46,11 @@ def output_for(scheduler, x, x0, alpha, sigma):
     return alpha / length * eps - sigma / length * x0
 
 
-def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
-    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``."""
+def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, differentiable=False, **extra):
+    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``.
+
+    With ``differentiable`` the first sample is a leaf, as hooks that want gradients expect; ``step`` gets ``extra``.
+    """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
     scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}))
@@ -55,7 +58,8 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32):
     scale = data * float(getattr(scheduler, "init_noise_sigma", 1.0))
     x = scale * torch.randn(chains, bank.shape[1], generator=g, dtype=dtype)
     parameters = inspect.signature(scheduler.step).parameters
-    extra = {"generator": g} if "generator" in parameters else {}
+    extra = {**extra, "generator": g} if "generator" in parameters else extra
+    x.requires_grad_(differentiable)
     old = None
     end = -1 if type(scheduler).__name__ == "SCMScheduler" else None  # its last timestep is where it arrives
     for i, t in enumerate(scheduler.timesteps[:end]):
@@ -77,3 +81,13 @@ def shares(x, bank):
 
 def total_variation(p, q):
     return 0.5 * (p - q).abs().sum().item()
+
+
+def make_perfect(pipe, bank):
+    """Let ``pipe.unet`` be the exact denoiser of ``bank`` (n, *), for a DDIM scheduler and guidance_scale 1."""
+
+    def forward(sample, timestep, **kwargs):
+        output = model_output(pipe.scheduler, sample.flatten(1), bank.flatten(1), timestep)
+        return (output.view_as(sample),)
+
+    pipe.unet.forward = forward

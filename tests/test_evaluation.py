@@ -228,16 +228,28 @@ def test_diversity_lies_between_copies_and_opposites(m, seed):
         ("best-of-12@10", "BestOf(method=Vanilla(steps=10, solver=None), n=12)"),
         ("fk+best-of-8", "n=8)"),
         ("refine-50", "Refine(n=50"),
-        ("ug-3", "UniversalGuidance(reward_scale=3.0)"),
+        ("ug:reward_scale=3", "UniversalGuidance(reward_scale=3,"),
+        ("ug-backward", "UniversalGuidance(reward_scale=0.0, backward_steps=5,"),
+        ("ug-backward:backward_steps=10", "UniversalGuidance(reward_scale=0.0, backward_steps=10,"),
+        ("fk+lidar", "guided=True"),
+        ("fk+lidar+best-of-8", "guided=True), n=8)"),
+        ("das", "DAS(reward_scale=200.0, gamma=0.008"),
+        ("date:every=2", "DATE(rho=0.1, every=2)"),
+        ("beam-4x2", "BeamSearch(beams=4, candidates=2, lookahead=1)"),
+        ("beam-4x2@6", "lookahead=6)"),
+        ("search-5", "NoiseSearch(rounds=4, neighbours=5, cosine=0.95"),
+        ("search-5:rounds=8", "NoiseSearch(rounds=8"),
+        ("safe-denoiser", "SafeDenoiser(scale=1.0, worst=15, beta=0.05)"),
+        ("spell:worst=10", "Spell(scale=1.0, worst=10, radius=100.0)"),
     ],
 )
 def test_names(name, shown):
     assert shown in repr(methods.load(name))
 
 
-@pytest.mark.parametrize("name", ["vanila", "best-of-0", "lidar+best-of-4@3", "best-of", "ug-"])
+@pytest.mark.parametrize("name", ["vanila", "best-of-0", "lidar+best-of-4@3", "best-of", "ug-", "beam-4", "date:nothing=1"])
 def test_names_that_are_none(name):
-    with pytest.raises(ValueError, match="unknown method"):
+    with pytest.raises(ValueError, match="unknown method|has no .nothing."):
         methods.load(name)
 
 

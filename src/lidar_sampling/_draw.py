@@ -138,16 +138,24 @@ def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
         (prepared if isinstance(prepared, Tensor) else prepared[0]).requires_grad_()
         return prepared
 
-    weights = [p for part in pipe.components.values() if isinstance(part, nn.Module) for p in part.parameters()]
-    trained = [p for p in weights if p.requires_grad]
     pipe.prepare_latents = as_leaf
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with constant_weights(pipe), torch.enable_grad():
             return inner(pipe, **arguments)[0].detach()
     finally:
         del pipe.prepare_latents
+
+
+@contextmanager
+def constant_weights(pipe: Any) -> Iterator[None]:
+    """Let no weight of ``pipe`` want a gradient inside the block: graphs hold less without them."""
+    weights = [p for part in pipe.components.values() if isinstance(part, nn.Module) for p in part.parameters()]
+    trained = [p for p in weights if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
         for parameter in trained:
             parameter.requires_grad_(True)
 

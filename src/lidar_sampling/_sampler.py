@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -251,8 +251,13 @@ class LiDAR:
         seed: int,
         banks: list[LookaheadBank] | None,
         progress: Progress | None = None,
+        around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None = None,
+        **how: Any,
     ) -> Result:
-        """Guided samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`."""
+        """Guided samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
+
+        ``around`` and ``how`` are those of :meth:`sample`; a hook that is attached in ``around`` sees guided outputs.
+        """
         check(self.pipe.scheduler)
         given, cost = self._look(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
@@ -265,18 +270,19 @@ class LiDAR:
 
         @contextmanager
         def guided(batch: Sequence[Item]) -> Iterator[None]:
-            with guide(
+            guidance = guide(
                 self.pipe,
                 [of_prompt[item.prompt] for item in batch],
                 scale=self.settings.scale,
                 reward_scale=self.settings.reward_scale,
                 window=self.settings.window,
                 reward=None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward),
-            ) as trace:
+            )
+            with guidance as trace, around(batch) if around else nullcontext():
                 yield
             traces.append(trace)
 
-        result = self.sample(texts, images, seed, progress, guided)
+        result = self.sample(texts, images, seed, progress, guided, **how)
         return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
 
     def lookahead_pipeline(self, solver: Solver) -> Any:

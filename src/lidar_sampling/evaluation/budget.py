@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .._bank import write_atomically
 from .._cost import Cost
@@ -25,7 +26,7 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
     Raises:
         ValueError: ``file`` is of another budget.
     """
-    known = json.loads(file.read_text()) if file.exists() else {"budget": budget, "names": {}}
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"budget": budget, "names": {}}
     if known["budget"] != budget:
         raise ValueError(f"{file.parent} has the budget {known['budget']}, not {budget}: choose another --out")
     found = {name: known["names"].get(name) or find(name) for name in names}

@@ -14,11 +14,17 @@ from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import load as load
 from ._names import split as split
+from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
+from .das import DAS as DAS
+from .date import DATE as DATE
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
+from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
+from .repulsion import SafeDenoiser as SafeDenoiser
+from .repulsion import Spell as Spell
 from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

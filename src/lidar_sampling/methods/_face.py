@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,9 +30,40 @@ def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Te
     Raises:
         ValueError: the reward is a mixture that is standardised over a bank.
     """
+    check_comparable(lidar)
+
+    def rewards(x0: Tensor) -> Tensor:
+        pictures = torch.cat([decode(lidar.pipe, part) for part in x0.split(lidar.batch_size)])
+        return score(lidar.reward, images=pictures, prompts=prompts)
+
+    return rewards
+
+
+def differentiable_rewards(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    """As :func:`rewards_of_predictions`, through which gradients flow."""
+    reward: Any = lidar.reward
+    return lambda x0: reward(images=decode(lidar.pipe, x0), prompts=prompts)
+
+
+def check_differentiable(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method that ``who`` names, a reward that says it has no gradient.
+
+    Raises:
+        ValueError: it does.
+    """
+    reward: Any = lidar.reward
+    if not getattr(reward, "differentiable", True):
+        raise ValueError(f"{who} needs the gradient of the reward, and {reward.name!r} has none")
+
+
+def check_comparable(lidar: LiDAR) -> None:
+    """Refuse a mixture that is standardised over a bank: its values cannot be compared from step to step.
+
+    Raises:
+        ValueError: it is one.
+    """
     if isinstance(lidar.reward, Mixture) and lidar.reward.calibration is None:
         raise ValueError("this method compares rewards as it goes: give the mixture a calibration")
-    return lambda x0: score(lidar.reward, images=decode(lidar.pipe, x0), prompts=prompts)
 
 
 def charged(result: Result, looks: int, *, backward_passes: int = 0) -> Result:

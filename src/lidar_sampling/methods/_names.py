@@ -4,33 +4,113 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ..solvers import load as load_solver
 from ._face import Method
+from .beam_search import BeamSearch
 from .best_of import BestOf
+from .das import DAS
+from .date import DATE
 from .fk_steering import FKSteering
 from .halving import Halving
 from .lidar import Guided
+from .noise_search import NoiseSearch
 from .refine import Refine
+from .repulsion import SafeDenoiser, Spell
 from .svdd import SVDD
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
-NAMES = {
-    "vanilla": "the pipeline alone; vanilla@25 in 25 steps, vanilla@dpm:5 by a few-step solver",
-    "lidar": "LiDAR with the settings of the model",
-    "best-of-N": "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank",
-    "lidar+best-of-N": "the best of N guided samples",
-    "refine": "the best of 20 few-step samples, noised half way and denoised in 10 steps; refine-50 of 50",
-    "halving-N": "N seeds, halved at a quarter and at half of the steps; halving-16@10 in 10 steps",
-    "fk": "FK steering, as many particles as images; fk+best-of-N keeps the best of N particles",
-    "svdd": "soft value-based decoding with 20 proposals a step; svdd-4 with 4",
-    "ug": "universal guidance with lambda 15; ug-3 with 3",
+
+def _vanilla(how: str | None) -> Vanilla:
+    """Plain sampling in ``how`` steps, or by the solver of that name."""
+    if how is None or how.isdecimal():
+        return Vanilla(steps=int(how) if how else None)
+    return Vanilla(solver=load_solver(how))
+
+
+def _number(text: str | None, field: str) -> dict[str, Any]:
+    """The field as a keyword, left to its default where no number was given."""
+    return {field: int(text)} if text else {}
+
+
+_N = r"([1-9]\d*)"
+_INNER: dict[str, Callable[[], Method]] = {
+    "lidar": Guided,
+    "fk": FKSteering,
+    "fk+lidar": lambda: FKSteering(guided=True),
 }
-"""The names that :func:`load` knows, with a line on each."""
+# Name, pattern with a group for each part that varies, what makes it of the groups, and a line for people.
+_TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
+    (
+        "vanilla",
+        r"vanilla(?:@(.+))?",
+        _vanilla,
+        "the pipeline alone; vanilla@25 in 25 steps, vanilla@dpm:5 by a few-step solver",
+    ),
+    ("lidar", "(lidar)", lambda name: _INNER[name](), "LiDAR with the settings of the model; lidar:n=9,scale=3"),
+    (
+        "best-of-N",
+        rf"best-of-{_N}(?:@(.+))?",
+        lambda n, how: BestOf(_vanilla(how), int(n)),
+        "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank",
+    ),
+    (
+        "lidar+best-of-N",
+        rf"(lidar|fk|fk\+lidar)\+best-of-{_N}",
+        lambda inner, n: BestOf(_INNER[inner](), int(n)),
+        "the best of N guided samples; fk+best-of-N and fk+lidar+best-of-N of N particles",
+    ),
+    (
+        "refine-N",
+        rf"refine(?:-{_N})?",
+        lambda n: Refine(**_number(n, "n")),
+        "the best of N few-step samples (20), noised half way and denoised in 10 steps",
+    ),
+    (
+        "halving-N",
+        rf"halving-{_N}(?:@{_N})?",
+        lambda n, steps: Halving(int(n), **_number(steps, "steps")),
+        "N seeds, halved after a quarter and half of the steps (PSP); halving-16@10 in 10 steps",
+    ),
+    ("fk", "(fk)", lambda name: _INNER[name](), "FK steering, as many particles as images"),
+    ("fk+lidar", r"(fk\+lidar)", lambda name: _INNER[name](), "FK steering of LiDAR's guided sampler"),
+    ("das", "das", DAS, "DAS, tempered particles with gradients, as many as images"),
+    (
+        "svdd-M",
+        rf"svdd(?:-{_N})?",
+        lambda m: SVDD(**_number(m, "m")),
+        "soft value-based decoding with M proposals a step (20)",
+    ),
+    (
+        "beam-BxK",
+        rf"beam-{_N}x{_N}(?:@{_N})?",
+        lambda b, k, ahead: BeamSearch(int(b), int(k), **_number(ahead, "lookahead")),
+        "latent beam search, B beams of K candidates; beam-4x2@6 looks 6 steps ahead",
+    ),
+    (
+        "search-N",
+        rf"search-{_N}",
+        lambda n: NoiseSearch(neighbours=int(n)),
+        "zero-order search over initial noise, 4 rounds of N neighbours",
+    ),
+    ("ug", "ug", UniversalGuidance, "universal guidance, forward, with lambda 15; ug:recurrence=2"),
+    (
+        "ug-backward",
+        "ug-backward",
+        lambda: UniversalGuidance(0.0, backward_steps=5),
+        "universal guidance, backward, 5 steps on each prediction",
+    ),
+    ("date", "date", DATE, "gradients of the text embedding, every step; date:every=2"),
+    ("safe-denoiser", "safe-denoiser", SafeDenoiser, "repulsion from the posterior mean of the bank's 15 worst"),
+    ("spell", "spell", Spell, "sparse repulsion from the bank's 40 worst; spell:radius=20"),
+]
+NAMES = {name: line for name, _, _, line in _TABLE}
+"""The names that :func:`load` knows, with a line on each; any field of a method can be set behind a colon."""
 
 
 def load(name: str) -> Method:
@@ -87,31 +167,9 @@ def _changed(method: Any, changes: dict[str, Any]) -> Any:
 
 
 def _named(name: str) -> Method:
-    if match := re.fullmatch(r"(?:(lidar|fk)\+)?best-of-([1-9]\d*)(?:@(.+))?", name):
-        inner, n, how = match.groups()
-        if inner is None:
-            return BestOf(_vanilla(how), int(n))
-        if how is None:
-            return BestOf(Guided() if inner == "lidar" else FKSteering(), int(n))
-    if match := re.fullmatch(r"vanilla(?:@(.+))?", name):
-        return _vanilla(match[1])
-    if match := re.fullmatch(r"refine(?:-([1-9]\d*))?", name):
-        return Refine(n=int(match[1])) if match[1] else Refine()
-    if match := re.fullmatch(r"halving-([1-9]\d*)(?:@([1-9]\d*))?", name):
-        return Halving(n=int(match[1]), steps=int(match[2]) if match[2] else None)
-    if match := re.fullmatch(r"svdd(?:-([1-9]\d*))?", name):
-        return SVDD(m=int(match[1])) if match[1] else SVDD()
-    if match := re.fullmatch(r"ug(?:-(\d+(?:\.\d+)?))?", name):
-        return UniversalGuidance(float(match[1])) if match[1] else UniversalGuidance()
-    if name in ("lidar", "fk"):
-        return Guided() if name == "lidar" else FKSteering()
+    for _, pattern, make, _ in _TABLE:
+        if match := re.fullmatch(pattern, name):
+            return make(*match.groups())
     near = get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown method {name!r}; {hint}known are {', '.join(NAMES)}")
-
-
-def _vanilla(how: str | None) -> Vanilla:
-    """Plain sampling in ``how`` steps, or by the solver of that name."""
-    if how is None or how.isdecimal():
-        return Vanilla(steps=int(how) if how else None)
-    return Vanilla(solver=load_solver(how))

@@ -7,7 +7,8 @@ r of its clean prediction, and the population is resampled by the weights G (tab
     max         G = exp(lambda max(r_t, all before))  rt   G = exp(lambda r_t)
 
 The last step corrects for what was weighed before: there G is exp(lambda r) over the product of a particle's earlier
-weights, so that the population follows the law tilted by exp(lambda r) as k grows, whatever the potential.
+weights, so that the population follows the law tilted by exp(lambda r) as k grows, whatever the potential. The law
+is the sampler's own, or that of LiDAR ("SMC + LiDAR" of the LiDAR paper's table 8).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class FKSteering:
         adaptive: resample only where the effective sample size falls below half the particles. (The published code
             may skip the last step so too, which leaves its weights out.)
         floor: the reward before the first, which ``max`` cannot fall below.
+        guided: steer the guided sampler, which costs a bank a prompt, instead of the plain one.
     """
 
     potential: Literal["difference", "max", "sum", "rt"] = "max"
@@ -49,6 +51,7 @@ class FKSteering:
     every: float = 0.2
     adaptive: bool = False
     floor: float = 0.0
+    guided: bool = False
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.
@@ -67,7 +70,11 @@ class FKSteering:
             with attached(lidar.pipe.scheduler, populations[-1]):
                 yield
 
-        result = lidar.sample(list(prompts), images, seed, around=steered, together=images)
+        how: Any = {"around": steered, "together": images}
+        if self.guided:
+            result = lidar.guided(list(prompts), images, seed, None, **how)
+        else:
+            result = lidar.sample(list(prompts), images, seed, **how)
         return charged(result, sum(population.evaluations for population in populations))
 
 

@@ -1,16 +1,22 @@
-"""Soft value-based decoding (Li et al. 2024, https://arxiv.org/abs/2408.08252), with posterior means as values.
+"""Soft value-based decoding (Li et al. 2024, https://arxiv.org/abs/2408.08252).
 
-Every step of a sample is proposed m times from one x_t, each with noise of its own; the value of a proposal is the
-reward of its clean prediction, and one of them is taken with probability
+Every step of a sample is proposed m times from one x_t, each with noise of its own, and one proposal is taken with
+probability
 
-    softmax(r / temperature),
+    softmax(v / temperature),
 
 the best at temperature 0, which is what the released code for images does. The network sees every proposal, so it
-costs m times what plain sampling does.
+costs m times what plain sampling does. The value v of a proposal is the reward of its clean prediction; or of the end
+of a rollout from it; or of several, which with lambda = 1 / temperature is its expected future reward
+
+    v = (1 / lambda) log (1 / k) sum_j exp(lambda r(x_0^j)),      x_0^j ~ p(x_0 | x_t),
+
+by backward rollout (equation 6 of the LiDAR paper, https://arxiv.org/abs/2602.03211).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +30,7 @@ from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._face import charged, rewards_of_predictions
+from ._rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,28 @@ class SVDD:
     Attributes:
         m: proposals a step; 20 in the released code for images.
         temperature: of the choice among them, in units of the reward; 0 takes the best.
+        rollout_steps: of the rollouts, the clean prediction among them: 1 is the prediction itself.
+        rollouts: a proposal; one is deterministic, several are samples of p(x_0 | x_t) in so many steps.
     """
 
     m: int = 20
     temperature: float = 0.0
+    rollout_steps: int = 1
+    rollouts: int = 1
 
     def __post_init__(self) -> None:
         if self.m < 1 or not self.temperature >= 0:
             raise ValueError(f"m must be at least 1 and temperature at least 0, got {self.m} and {self.temperature}")
+        if self.rollouts < 1 or self.rollout_steps < 1 or (self.rollout_steps == 1 < self.rollouts):
+            raise ValueError(
+                "rollouts and rollout_steps must be at least 1, and several rollouts need several steps, got "
+                f"{self.rollouts} of {self.rollout_steps}"
+            )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs ``m`` times their steps, and a decode and a reward call a proposal.
+
+        With rollouts, ``rollouts`` decodes and reward calls, and ``rollouts * (rollout_steps - 1)`` evaluations more.
 
         Raises:
             ValueError: a scheduler that remembers earlier steps, or a mixture that cannot score loose images.
@@ -53,8 +71,11 @@ class SVDD:
 
         @contextmanager
         def proposing(batch: Sequence[Item]) -> Iterator[None]:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
-            hooks.append(Proposals(self, rewards, [item.seed for item in batch[:: self.m]]))
+            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])
+            ends = None
+            if self.rollout_steps > 1:
+                ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
+            hooks.append(Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends))
             with attached(lidar.pipe.scheduler, hooks[-1]):
                 yield
 
@@ -70,15 +91,22 @@ class Proposals(Hook):
 
     Args:
         settings: how.
-        rewards: from clean predictions (B, *) to rewards (B,).
+        rewards: from clean samples (B, *) to rewards (B,); with several rollouts, of those of each side by side.
         seeds: of the choice, one a sample.
+        ends: from (scheduler, timestep, x_t, clean prediction) to clean samples; the predictions themselves if None.
 
     Attributes:
-        evaluations: clean predictions that were rewarded so far.
+        evaluations: clean samples that were rewarded so far.
     """
 
-    def __init__(self, settings: SVDD, rewards: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
-        self.settings, self.rewards, self.evaluations = settings, rewards, 0
+    def __init__(
+        self,
+        settings: SVDD,
+        rewards: Callable[[Tensor], Tensor],
+        seeds: Sequence[int],
+        ends: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self.settings, self.rewards, self.ends, self.evaluations = settings, rewards, ends, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._started = False
 
@@ -87,9 +115,11 @@ class Proposals(Hook):
         output, sample = arguments["model_output"], arguments["sample"]
         m = self.settings.m
         if self._started and m > 1:
-            x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
+            timestep = arguments["timestep"]
+            x0 = clean_prediction(noise_level(scheduler, timestep), output, sample)
+            x0 = self.ends(scheduler, timestep, sample, x0) if self.ends else x0
             self.evaluations += len(x0)
-            chosen = self._choose(self.rewards(x0).double().view(-1, m))
+            chosen = self._choose(self._values(self.rewards(x0).double()).view(-1, m))
         else:
             chosen = torch.zeros(len(self._generators), dtype=torch.long)  # one noise to start from
         self._started = True
@@ -97,9 +127,16 @@ class Proposals(Hook):
         arguments["sample"] = sample[rows]
         return output[rows]
 
-    def _choose(self, rewards: Tensor) -> Tensor:
+    def _values(self, rewards: Tensor) -> Tensor:
+        """The soft maxima (B,) of rewards (B * rollouts,); the maxima at temperature 0."""
+        rewards, temperature = rewards.view(-1, self.settings.rollouts), self.settings.temperature
+        if temperature == 0 or rewards.shape[1] == 1:
+            return rewards.amax(1)
+        return temperature * ((rewards / temperature).logsumexp(1) - math.log(rewards.shape[1]))
+
+    def _choose(self, values: Tensor) -> Tensor:
         if self.settings.temperature == 0:
-            return rewards.argmax(1)
-        weights = (rewards / self.settings.temperature).softmax(1)
+            return values.argmax(1)
+        weights = (values / self.settings.temperature).softmax(1)
         drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(weights, self._generators, strict=True)]
         return torch.cat(drawn)

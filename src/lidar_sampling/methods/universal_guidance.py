@@ -1,9 +1,17 @@
-"""Universal guidance, forward (Bansal et al. 2023, https://arxiv.org/abs/2302.07121): gradients through the network.
+"""Universal guidance (Bansal et al. 2023, https://arxiv.org/abs/2302.07121): forward, backward and with recurrence.
 
-    score(x_t)  <-  score(x_t) + lambda grad_{x_t} r(decode(E[x_0 | x_t]))                          (section 3.1)
+Forward (section 3.1), gradients through the network:
+
+    score(x_t)  <-  score(x_t) + lambda grad_{x_t} r(decode(E[x_0 | x_t]))
 
 so the clean prediction moves by ``lambda sigma^2 / alpha`` times the gradient. It needs a differentiable reward, a
-backward pass of network and decoder at each step, and their graph in memory.
+backward pass of network and decoder at each step, and their graph in memory. Backward (section 3.2), none through the
+network: ascent of the reward from the clean prediction itself,
+
+    x0  <-  x0 + Delta,      Delta = argmax_Delta r(decode(x0 + Delta))  by a few steps,
+
+which is ``eps <- eps - (alpha / sigma) Delta``. Recurrence (section 3.3): after a step from t to s the sample is
+noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``, and the step taken again: k in all.
 """
 
 from __future__ import annotations
@@ -17,77 +25,122 @@ import torch
 from torch import Tensor
 
 from .._attach import Hook, attached
-from .._decode import decode
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ._face import charged
+from ._ddim import Transition, check_ddim, noise_like, transition
+from ._face import charged, check_differentiable, differentiable_rewards
 
 
 @dataclass(frozen=True)
 class UniversalGuidance:
-    """Forward universal guidance.
+    """Universal guidance; by default forward alone.
 
     Attributes:
-        reward_scale: lambda, in 1 / reward; the LiDAR paper uses 15 for SD 1.5 and 3 for SDXL, with ImageReward.
+        reward_scale: lambda, in 1 / reward; the LiDAR paper uses 15 for SD 1.5 and 3 for SDXL, with ImageReward. With
+            0 there is no forward guidance and nothing goes back through the network.
+        backward_steps: steps of ascent on the clean prediction.
+        backward_rate: the rate of Adam in them, in units of latents; .01 in the released code, on pixels.
+        recurrence: k, how often each step is taken; the paper uses 2 to 10.
     """
 
     reward_scale: float = 15.0
+    backward_steps: int = 0
+    backward_rate: float = 0.01
+    recurrence: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.reward_scale >= 0 and self.backward_steps >= 0 and self.backward_rate > 0):
+            raise ValueError(
+                "reward_scale and backward_steps must be at least 0 and backward_rate above it, got "
+                f"{self.reward_scale}, {self.backward_steps} and {self.backward_rate}"
+            )
+        if self.recurrence < 1:
+            raise ValueError(f"recurrence must be at least 1, got {self.recurrence}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; every step costs a backward pass, a decode and a reward call a sample more.
+        """``images`` samples a prompt.
+
+        Every step, ``recurrence`` times, costs a sample more: forward a backward pass, a decode and a reward call,
+        backward ``backward_steps`` decodes and reward calls.
 
         Raises:
-            ValueError: the reward says that it is not differentiable.
+            ValueError: the reward says that it is not differentiable, or recurrence with another scheduler than DDIM.
         """
-        reward: Any = lidar.reward
-        if not getattr(reward, "differentiable", True):
-            raise ValueError(f"universal guidance needs the gradient of the reward, and {reward.name!r} has none")
+        check_differentiable(lidar, "universal guidance")
+        if self.recurrence > 1:
+            check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
         hooks: list[Gradient] = []
 
         @contextmanager
         def guided(batch: Sequence[Item]) -> Iterator[None]:
-            def total(x0: Tensor) -> Tensor:
-                pictures = decode(lidar.pipe, x0)
-                return reward(images=pictures, prompts=[item.prompt for item in batch]).sum()
-
-            hooks.append(Gradient(self.reward_scale, total))
+            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            hooks.append(Gradient(self, lambda x0: rewards(x0).sum()))
             with attached(lidar.pipe.scheduler, hooks[-1]):
                 yield
 
-        result = lidar.sample(list(prompts), images, seed, around=guided, differentiable=True)
+        forward = self.reward_scale > 0
+        result = lidar.sample(list(prompts), images, seed, around=guided, differentiable=forward)
         looks = sum(hook.evaluations for hook in hooks)
-        # Every evaluation is gone back through.
-        return charged(result, looks, backward_passes=result.cost["sampling"].network_evaluations)
+        # With forward guidance every evaluation is gone back through.
+        return charged(result, looks, backward_passes=forward * result.cost["sampling"].network_evaluations)
 
 
 class Gradient(Hook):
     """The hook that moves the clean prediction along the gradient of a scalar of it.
 
     Args:
-        reward_scale: lambda.
+        settings: how.
         total: from clean predictions (B, *) to the sum of their rewards, differentiable.
 
     Attributes:
         evaluations: clean predictions that were rewarded so far.
     """
 
-    def __init__(self, reward_scale: float, total: Callable[[Tensor], Tensor]) -> None:
-        self.reward_scale, self.total, self.evaluations = reward_scale, total, 0
+    def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
+        self.settings, self.total, self.evaluations = settings, total, 0
+        self._steps = 0
+        self._generator: Any = None
+        self._back: Transition | None = None
+
+    def timesteps(self, timesteps: Tensor) -> Tensor:
+        """Every one as often as the step is taken."""
+        return timesteps.repeat_interleave(self.settings.recurrence)
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Differentiate the reward with respect to the sample, which is a leaf of the graph of ``model_output``."""
-        output, sample = arguments["model_output"], arguments["sample"]
-        level = noise_level(scheduler, arguments["timestep"])
+        """Shift the prediction; for forward guidance the sample is a leaf of the graph of ``model_output``."""
+        how = self.settings
+        output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
+        self._steps += 1
+        self._generator = arguments.get("generator")
+        self._back = transition(scheduler, timestep) if self._steps % how.recurrence else None
+        level = noise_level(scheduler, timestep)
         arguments["sample"] = sample.detach()
         if level.sigma == 0 or level.alpha == 0:  # nothing is noisy, or nothing is known
             return output.detach()
-        total = self.total(clean_prediction(level, output, sample))
-        (gradient,) = torch.autograd.grad(total, sample)
-        self.evaluations += len(sample)
-        shift = self.reward_scale * level.sigma**2 / level.alpha * gradient
-        return output.detach() + level.slope * shift
+        x0 = clean_prediction(level, output, sample)
+        shift = self._ascent(x0.detach())
+        if how.reward_scale > 0:
+            (gradient,) = torch.autograd.grad(self.total(x0), sample)
+            self.evaluations += len(sample)
+            shift = shift + how.reward_scale * level.sigma**2 / level.alpha * gradient
+        return output.detach() + (level.slope * shift).to(output.dtype)
 
     def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """Start the graph of the next step."""
-        return previous.detach().requires_grad_()
+        """Noise the sample back where the step is taken again, and start the graph of the next one."""
+        previous = previous.detach()
+        if self._back is not None:
+            keep = self._back.abar_t / self._back.abar_s
+            previous = keep**0.5 * previous + (1 - keep) ** 0.5 * noise_like(previous, self._generator)
+        return previous.requires_grad_(self.settings.reward_scale > 0)
+
+    @torch.enable_grad()
+    def _ascent(self, x0: Tensor) -> Tensor:
+        """Delta (B, *), in float32."""
+        delta = torch.zeros_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32), requires_grad=True)
+        optimizer = torch.optim.Adam([delta], lr=self.settings.backward_rate, maximize=True)
+        for _ in range(self.settings.backward_steps):
+            (delta.grad,) = torch.autograd.grad(self.total((x0 + delta).to(x0.dtype)), delta)
+            self.evaluations += len(x0)
+            optimizer.step()
+        return delta.detach()

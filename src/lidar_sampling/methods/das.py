@@ -1,0 +1,157 @@
+r"""DAS, diffusion alignment as sampling (Kim et al. 2025, https://arxiv.org/abs/2501.05803): tempered particles.
+
+k particles of a prompt go side by side from the prior to the law tilted by ``exp(lambda r)``, each step toward the
+one tilted by ``exp(tau_i lambda r(x0))`` of its clean prediction, with a temper tau_i that rises from 0 to 1. A step
+whose own noise has the standard deviation sigma is proposed along the gradient of the particle's reward,
+
+    x_{i+1} ~ N(mu + sigma^2 g, sigma^2),      g = tau_{i+1} lambda grad_{x_i} r(x0(x_i)),
+
+and weighed, for what was proposed and for what the temper has become, by
+
+    log w  +=  log p(x_{i+1} | x_i) / q(x_{i+1} | x_i)  +  tau_{i+1} lambda r_{i+1}  -  tau_i lambda r_i,
+
+where ``log p / q = -sigma z . g - sigma^2 |g|^2 / 2`` for the noise z of the proposal. Where the effective sample
+size falls below half of k the particles are resampled. (The released code leaves g and r where they were when it
+moves the particles; here they move along.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._attach import Hook, attached
+from .._draw import Item
+from .._levels import clean_prediction, noise_level
+from .._sampler import LiDAR, Result
+from ._ddim import check_ddim, noise_like, transition
+from ._face import charged, check_comparable, check_differentiable, differentiable_rewards
+from ._resampling import ssp
+
+
+@dataclass(frozen=True)
+class DAS:
+    """DAS with the published settings for Stable Diffusion.
+
+    Attributes:
+        reward_scale: lambda, in 1 / reward: one over its alpha, .005 for aesthetic scores and .01 for CLIP's.
+        gamma: the temper is ``(1 + gamma)^i - 1``, at most 1, at step i of 100; in proportion with other numbers of
+            steps.
+        threshold: resample where the effective sample size falls below this share of the particles.
+    """
+
+    reward_scale: float = 200.0
+    gamma: float = 0.008
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.reward_scale >= 0 and self.gamma > 0 and 0 <= self.threshold <= 1):
+            raise ValueError(
+                "reward_scale must be at least 0, gamma above it and threshold 0 to 1, got "
+                f"{self.reward_scale}, {self.gamma} and {self.threshold}"
+            )
+
+    def temper(self, step: int, steps: int) -> float:
+        """The temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
+        return 1.0 if step >= steps - 1 else min((1 + self.gamma) ** (100 * step / steps) - 1, 1.0)
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """The ``images`` particles of a prompt, resampled at the last step so that all weigh the same.
+
+        Every step costs a decode and a reward call a particle more, and all but the last a backward pass. (The
+        released code returns the particle of the largest weight.)
+
+        Raises:
+            ValueError: the reward says that it is not differentiable, or a sampler that is not DDIM with noise.
+        """
+        check_differentiable(lidar, "DAS")
+        check_comparable(lidar)
+        check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
+        hooks: list[Tempered] = []
+
+        @contextmanager
+        def tempered(batch: Sequence[Item]) -> Iterator[None]:
+            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            seeds = [item.seed for item in batch[::images]]
+            hooks.append(Tempered(self, rewards, lidar.settings.steps, seeds))
+            with attached(lidar.pipe.scheduler, hooks[-1]):
+                yield
+
+        result = lidar.sample(list(prompts), images, seed, around=tempered, together=images, differentiable=True)
+        looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
+        rows = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
+        return charged(result, looks, backward_passes=rows * gradients)
+
+
+class Tempered(Hook):
+    """The hook that proposes, weighs and resamples populations, which are neighbours of one length in a batch.
+
+    Args:
+        settings: how.
+        rewards: from clean predictions (B, *) to rewards (B,), differentiable.
+        steps: steps in all.
+        seeds: of the resampling, one a population.
+
+    Attributes:
+        evaluations: clean predictions that were rewarded so far.
+        gradients: of how many of them the gradient was taken.
+    """
+
+    def __init__(self, settings: DAS, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]) -> None:
+        self.settings, self.rewards, self.steps = settings, rewards, steps
+        self.evaluations = self.gradients = 0
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._step = 0
+        self._log_weights = torch.zeros(len(seeds), 1, dtype=torch.float64)  # (P, k), without this step's tilt
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of ``model_output``."""
+        output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
+        sigma = transition(scheduler, timestep, arguments.get("eta", 0.0)).noise
+        last = self._step == self.steps - 1
+        if not (sigma > 0 or last):
+            raise ValueError("DAS proposes along the noise of the sampler, which has none: set eta above 0")
+        rewards = self.rewards(clean_prediction(noise_level(scheduler, timestep), output, sample))
+        self.evaluations += len(sample)
+        g = torch.zeros_like(sample)
+        if not last:
+            (g,) = torch.autograd.grad(rewards.sum(), sample)
+            self.gradients += len(sample)
+
+        now, then = (self.settings.temper(step, self.steps) for step in (self._step, self._step + 1))
+        r = self.settings.reward_scale * rewards.detach().double().cpu().view(len(self._generators), -1)
+        rows = self._resample(self._log_weights + now * r, last)
+        r, flat = r.flatten()[rows].view_as(r), rows.to(sample.device)
+        output, g = output.detach()[flat], then * self.settings.reward_scale * g[flat]
+        arguments["sample"] = sample.detach()[flat]
+        if not last:
+            z = noise_like(output, arguments.get("generator"))
+            correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
+            self._log_weights = self._log_weights - now * r - correction.cpu().view_as(r)
+            arguments["variance_noise"], arguments["generator"] = z + sigma * g, None
+        self._step += 1
+        return output
+
+    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+        """Start the graph of the next step."""
+        return previous.detach().requires_grad_()
+
+    def _resample(self, log_weights: Tensor, last: bool) -> Tensor:
+        """The rows (B,) that go on, of weights (P, k); those of populations that were resampled are equal then."""
+        weights, count = log_weights.softmax(1), log_weights.shape[1]
+        enough = torch.inf if last else self.settings.threshold * count
+        rows = []
+        kept = log_weights.clone()
+        for p, (row, generator) in enumerate(zip(weights, self._generators, strict=True)):
+            stays = row.square().sum().reciprocal() >= enough
+            chosen = torch.arange(count) if stays else ssp(row, generator)
+            rows.append(chosen + p * count)
+            if not stays:
+                kept[p] = 0.0
+        self._log_weights = kept
+        return torch.cat(rows)

@@ -1,0 +1,195 @@
+"""DATE, diffusion adaptive text embedding (Na et al. 2025, https://arxiv.org/abs/2510.23974).
+
+Not the sample but the text embedding c of the conditional branch follows the gradient of the reward (equation 7),
+
+    c  <-  c + rho g / |g|,      g = grad_c r(decode(x0(x_t, c))),
+
+with the clean prediction x0 after classifier-free guidance, whose unconditional branch is a constant, and the norm
+over tokens and channels of each sample. The network then sees the new c, at this step and at all later ones. (The
+pooled embedding that SDXL and SD3 have as well stays what it was.) All of it happens inside the call of the network,
+so the pipeline around it is untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._cost import denoisers
+from .._draw import Item, constant_weights
+from .._levels import clean_prediction, noise_level
+from .._sampler import LiDAR, Result
+from ._face import charged, check_differentiable, differentiable_rewards
+
+
+@dataclass(frozen=True)
+class DATE:
+    """Diffusion adaptive text embedding.
+
+    Attributes:
+        rho: length of an update; .1 in the released code for SD 1.5, and 2 in the LiDAR paper for SDXL.
+        every: steps from one update to the next; 1 in the released code, 2 in the LiDAR paper.
+    """
+
+    rho: float = 0.1
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.rho >= 0 or self.every < 1:
+            raise ValueError(f"rho must be at least 0 and every at least 1, got {self.rho} and {self.every}")
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt.
+
+        An update costs a sample one evaluation of the network and one backward pass more, of the conditional branch
+        alone, a decode and a reward call.
+
+        Raises:
+            ValueError: the reward says that it is not differentiable.
+            TypeError: a pipeline without one network for both branches, or without plain latents.
+        """
+        check_differentiable(lidar, "DATE")
+        module, scale = _denoiser(lidar.pipe), _guidance_scale(lidar)
+        updates: list[Embedding] = []
+
+        @contextmanager
+        def adapted(batch: Sequence[Item]) -> Iterator[None]:
+            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale))
+            with constant_weights(lidar.pipe), updates[-1]:
+                yield
+
+        result = lidar.sample(list(prompts), images, seed, around=adapted)
+        looks = sum(update.evaluations for update in updates)
+        return charged(result, looks, backward_passes=looks)
+
+
+class Embedding:
+    """Inside a with-block, the forward of a denoiser that adapts the text embedding it is called with.
+
+    Args:
+        settings: how.
+        module: the denoiser, called once a step with ``count`` rows, or with as many unconditional ones before them.
+        scheduler: of the pipeline.
+        rewards: from clean predictions (B, *) to rewards (B,), differentiable.
+        count: B.
+        guidance_scale: of classifier-free guidance.
+
+    Attributes:
+        shift: what was added to the embeddings so far (B, tokens, channels); 0 before the first update.
+        evaluations: clean predictions that were rewarded so far.
+    """
+
+    def __init__(
+        self,
+        settings: DATE,
+        module: nn.Module,
+        scheduler: Any,
+        rewards: Callable[[Tensor], Tensor],
+        count: int,
+        guidance_scale: float,
+    ) -> None:
+        self.settings, self.module, self.scheduler, self.rewards = settings, module, scheduler, rewards
+        self.count, self.guidance_scale = count, guidance_scale
+        self.shift: Tensor | float = 0.0
+        self.evaluations = 0
+        self._calls, self._again = 0, False
+        self._own = module.__dict__.get("forward")
+        self._forward = module.forward
+
+    def __enter__(self) -> Embedding:
+        self.module.forward = self._call
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is None:
+            del self.module.forward
+        else:
+            self.module.forward = self._own
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._again:
+            return self._forward(*args, **kwargs)
+        step, c = self._calls, kwargs["encoder_hidden_states"]
+        self._calls += 1
+        rows = len(c)
+        if rows not in (self.count, 2 * self.count) or step >= len(self.scheduler.timesteps):
+            raise TypeError(
+                "DATE needs a pipeline that calls its network once a step, with both branches of guidance"
+            )
+        free, bound = slice(rows - self.count), slice(rows - self.count, None)
+        level = noise_level(self.scheduler, self.scheduler.timesteps[step])
+        if step % self.settings.every or level.sigma == 0 or level.slope == 0:
+            kwargs["encoder_hidden_states"] = torch.cat([c[free], c[bound] + self.shift])
+            return self._forward(*args, **kwargs)
+
+        # The meter has counted this call: the evaluations of both branches. Evaluating one again is counted apart.
+        guided = rows > self.count
+        unconditional = self._forward(*_part(args, free, rows), **_part(kwargs, free, rows))[0] if guided else None
+        args, kwargs = _part(args, bound, rows), _part(kwargs, bound, rows)
+        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._scaling(step)
+        embedding = (c[bound] + self.shift).detach().requires_grad_()
+        with torch.enable_grad():
+            output = self._forward(*args, **{**kwargs, "encoder_hidden_states": embedding})[0]
+            if unconditional is not None:
+                output = unconditional + self.guidance_scale * (output - unconditional)
+            output = output[:, : x_t.shape[1]]  # without a learned variance
+            total = self.rewards(clean_prediction(level, output, x_t)).sum()
+            (g,) = torch.autograd.grad(total, embedding)
+        self.evaluations += self.count
+        length = g.flatten(1).norm(dim=1, dtype=torch.promote_types(g.dtype, torch.float32)).view(-1, 1, 1)
+        unit = g / length.clamp_min(torch.finfo(length.dtype).tiny)
+        self.shift = self.shift + (self.settings.rho * unit).to(c.dtype)
+
+        self._again = True
+        try:
+            result = self.module(*args, **{**kwargs, "encoder_hidden_states": c[bound] + self.shift})
+        finally:
+            self._again = False
+        return result if unconditional is None else _with_sample(result, torch.cat([unconditional, result[0]]))
+
+    def _scaling(self, step: int) -> float:
+        """What the scheduler multiplied the sample by for the network."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return 1.0
+        return float(self.scheduler.scale_model_input(torch.ones(()), self.scheduler.timesteps[step]))
+
+
+def _part(value: Any, rows: slice, count: int) -> Any:
+    """These rows of all tensors in ``value`` that have ``count``."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == count else value
+    if isinstance(value, dict):
+        return {name: _part(entry, rows, count) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_part(entry, rows, count) for entry in value)
+    return value
+
+
+def _with_sample(result: Any, sample: Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    result["sample"] = sample
+    return result
+
+
+def _denoiser(pipe: Any) -> nn.Module:
+    modules = list(denoisers(pipe).values())
+    takes = [m for m in modules if "encoder_hidden_states" in inspect.signature(m.forward).parameters]
+    if len(modules) != 1 or not takes or getattr(pipe, "blocks", None) is not None:
+        raise TypeError(
+            f"DATE needs a classic pipeline with one network that takes text embeddings, got {type(pipe).__name__}"
+        )
+    return takes[0]
+
+
+def _guidance_scale(lidar: LiDAR) -> float:
+    parameters = inspect.signature(lidar.pipe.__call__).parameters
+    default = parameters["guidance_scale"].default if "guidance_scale" in parameters else 1.0
+    return float(lidar.arguments().get("guidance_scale", default))

@@ -1,0 +1,135 @@
+"""Zero-order search over the noise to start from (Ma et al. 2025, https://arxiv.org/abs/2501.09732).
+
+The reward of the completed sample is a function of its initial noise. From a pivot x, N neighbours of its norm and at
+cosine c to it are tried,
+
+    x' = |x| (c u + sqrt(1 - c^2) w),      u = x / |x|, and w a random direction orthogonal to it,
+
+and where the best of their samples beats the pivot's it is the next pivot. Every image wanted is a search of its own,
+from a pivot of its own. (Of the re-implementation sayakpaul/tt-scale-flux, which keeps one image, are the neighbours
+and the defaults; where no neighbour is better it starts from a new pivot, here the old one stays.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._attach import Hook, attached
+from .._draw import Item, seed_of
+from .._sampler import LiDAR, Result
+from ._face import check_comparable, guiding_scores
+
+
+@dataclass(frozen=True)
+class NoiseSearch:
+    """Zero-order search over initial noise.
+
+    Attributes:
+        rounds: of neighbours.
+        neighbours: N, tried a round.
+        cosine: c, between a neighbour and its pivot.
+        eta: noise of a DDIM scheduler on the way; 0 makes the sample a function of the noise that is searched. None
+            takes that of the settings.
+    """
+
+    rounds: int = 4
+    neighbours: int = 4
+    cosine: float = 0.95
+    eta: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or self.neighbours < 1 or not -1 <= self.cosine <= 1:
+            raise ValueError(
+                "rounds must be at least 0, neighbours at least 1 and cosine -1 to 1, got "
+                f"{self.rounds}, {self.neighbours} and {self.cosine}"
+            )
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """The best samples of ``images`` searches a prompt; each costs ``1 + rounds * neighbours`` samples.
+
+        As many rewards are called.
+
+        Raises:
+            ValueError: a mixture that is standardised over a bank.
+            TypeError: the pipeline takes no ``latents``.
+        """
+        check_comparable(lidar)
+        call = lidar.arguments()
+        if self.eta is not None and "eta" in call:
+            call["eta"] = self.eta
+        starts: list[Tensor] = []
+
+        @contextmanager
+        def watched(batch: Sequence[Item]) -> Iterator[None]:
+            hook = _Start()
+            with attached(lidar.pipe.scheduler, hook):
+                yield
+            starts.append(hook.noise.cpu())
+
+        best = lidar.sample(list(prompts), images, seed, call=call, around=watched)
+        scores, selection = guiding_scores(lidar, best)  # (P, m)
+        cost, pivots = best.cost["sampling"] + selection, torch.cat(starts).unflatten(0, scores.shape)
+        for k in range(self.rounds):
+            seeds = [
+                seed_of(seed, f"search {k}", prompt, prompts[:i].count(prompt) * images + j)
+                for i, prompt in enumerate(prompts)
+                for j in range(images)
+            ]
+            around = neighbours(pivots.flatten(0, 1), self.neighbours, self.cosine, seeds)
+            tried = lidar.sample(
+                list(prompts), images * self.neighbours, seed, call=call, rows={"latents": around.flatten(0, 1)}
+            )
+            found, selection = guiding_scores(lidar, tried)
+            found, where = found.view(*scores.shape, -1).max(2)
+            rows = (torch.arange(scores.numel()) * self.neighbours).view_as(where) + where
+            better = found > scores
+
+            def chosen(old: Tensor, new: Tensor, rows: Tensor = rows, better: Tensor = better) -> Tensor:
+                return torch.where(better.view(*better.shape, *[1] * (old.dim() - 2)), new[rows], old)
+
+            pivots = chosen(pivots, around.flatten(0, 1))
+            best = replace(
+                best,
+                images=chosen(best.images, tried.images.flatten(0, 1)),
+                latents=chosen(best.latents, tried.latents.flatten(0, 1)),
+            )
+            scores, cost = torch.where(better, found, scores), cost + tried.cost["sampling"] + selection
+        return replace(best, cost={"sampling": cost})
+
+
+def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) -> Tensor:
+    """``count`` neighbours (B, count, *) of each pivot (B, *): of its norm, at that cosine to it, by a seed each.
+
+    Example:
+        >>> import torch
+        >>> around = neighbours(torch.tensor([[3.0, 4.0]]), 2, 0.0, seeds=[0])
+        >>> around.norm(dim=2)
+        tensor([[5., 5.]])
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    flat = pivots.flatten(1).double()[:, None]  # (B, 1, D)
+    norm = flat.norm(dim=2, keepdim=True)
+    u = flat / norm
+    v = torch.stack([torch.randn(count, flat.shape[2], generator=g, dtype=torch.float64) for g in generators])
+    w = v - (v * u).sum(2, keepdim=True) * u
+    w = w / w.norm(dim=2, keepdim=True)
+    around = norm * (cosine * u + (1 - cosine**2) ** 0.5 * w)
+    return around.view(len(pivots), count, *pivots.shape[1:]).to(pivots.dtype)
+
+
+class _Start(Hook):
+    """The hook that keeps the noise that a run started from, as the pipeline's ``latents`` would give it."""
+
+    def __init__(self) -> None:
+        self.noise = torch.empty(0)
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        if not len(self.noise):
+            self.noise = arguments["sample"] / float(getattr(scheduler, "init_noise_sigma", 1.0))
+        return arguments["model_output"]

@@ -1,0 +1,155 @@
+"""Repulsion from a bank's worst members: negative guidance alone (table 7 of https://arxiv.org/abs/2602.03211).
+
+The K members x^i of a prompt's bank with the lowest rewards are kept away from: at every step the clean prediction x0
+moves by s times (equations 55 and 57 there)
+
+    Safe-Denoiser   beta (x0 - sum_i w_i x^i),      w = softmax_i(-|x_t - alpha x^i|^2 / (2 sigma^2))
+    SPELL           sum_i max(0, radius / |x0 - x^i| - 1) (x0 - x^i)
+
+after Kim et al. 2025 (https://arxiv.org/abs/2502.08011) and Kirchhof et al. 2025 (https://arxiv.org/abs/2410.06025).
+SPELL moves x0 out of the balls around the members, with s = 1 just to the rim of a lone one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._attach import Hook, attached
+from .._draw import Item
+from .._levels import NoiseLevel, clean_prediction, noise_level
+from .._sampler import LiDAR, Result
+from ..rewards import name_of
+from ..rewards.mixture import Mixture
+
+Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
+"""From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
+
+
+@dataclass(frozen=True)
+class SafeDenoiser:
+    """Repulsion from the posterior mean over the worst members, with the best settings of the LiDAR paper.
+
+    Attributes:
+        scale: s.
+        worst: K, at most the size of the bank.
+        beta: strength, the same at all noise levels.
+    """
+
+    scale: float = 1.0
+    worst: int = 15
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check(self.scale, self.worst, "beta", self.beta)
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
+
+        Raises:
+            ValueError: a bank that is smaller than ``worst``.
+        """
+        return _draw(lidar, prompts, images, seed, self.worst, self.shift)
+
+    def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
+        """What to add to the clean prediction (*), of members (K, *).
+
+        >>> import torch
+        >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[-1.0], [1.0]])
+        >>> SafeDenoiser(beta=0.5).shift(torch.zeros(1), torch.tensor([3.0]), members, level)
+        tensor([1.5000])
+        """
+        distance = (x_t - level.alpha * members).flatten(1).square().sum(1)
+        weights = (-distance / (2 * level.sigma**2)).softmax(0)
+        return self.scale * self.beta * (x0 - torch.tensordot(weights, members, 1))
+
+
+@dataclass(frozen=True)
+class Spell:
+    """Sparse repellency from the worst members, with the best settings of the LiDAR paper.
+
+    Attributes:
+        scale: s.
+        worst: K, at most the size of the bank.
+        radius: of the balls, in units of latents; 100 was chosen for those of SD 1.5.
+    """
+
+    scale: float = 1.0
+    worst: int = 40
+    radius: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check(self.scale, self.worst, "radius", self.radius)
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
+
+        Raises:
+            ValueError: a bank that is smaller than ``worst``.
+        """
+        return _draw(lidar, prompts, images, seed, self.worst, self.shift)
+
+    def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
+        """What to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
+
+        >>> import torch
+        >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+        >>> Spell(radius=2.0).shift(torch.zeros(2), torch.tensor([0.0, 0.5]), members, level)
+        tensor([0.0000, 1.5000])
+        """
+        away = x0 - members
+        distance = away.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return self.scale * torch.tensordot((self.radius / distance - 1).relu(), away, 1)
+
+
+class Repulsion(Hook):
+    """The hook that moves each clean prediction away from members of its own.
+
+    Args:
+        members: (K, *) for each of the batch.
+        shift: by how much.
+    """
+
+    def __init__(self, members: Sequence[Tensor], shift: Shift) -> None:
+        self.members, self.shift = members, shift
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Shift what the model output says of the clean sample."""
+        output, sample = arguments["model_output"], arguments["sample"]
+        level = noise_level(scheduler, arguments["timestep"])
+        if level.sigma == 0 or level.slope == 0:  # nothing is noisy, or nothing is known
+            return output
+        x0 = clean_prediction(level, output, sample)
+        rows = zip(sample.float(), x0.float(), self.members, strict=True)
+        delta = torch.stack([self.shift(x_t, x, worst.to(x), level) for x_t, x, worst in rows])
+        return (output + level.slope * delta).to(output.dtype)
+
+
+def _draw(lidar: LiDAR, prompts: Sequence[str], images: int, seed: int, worst: int, shift: Shift) -> Result:
+    if worst > lidar.settings.n:
+        raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {worst}")
+    banks, cost = lidar._look(list(prompts), seed, None)
+    members = {}
+    for bank in banks:
+        rewards = (lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank).reward(name_of(lidar.reward))
+        members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[:worst]]
+
+    @contextmanager
+    def repelled(batch: Sequence[Item]) -> Iterator[None]:
+        with attached(lidar.pipe.scheduler, Repulsion([members[item.prompt] for item in batch], shift)):
+            yield
+
+    result = lidar.sample(list(prompts), images, seed, around=repelled)
+    return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
+
+
+def _check(scale: float, worst: int, name: str, strength: float) -> None:
+    if not (scale >= 0 and worst >= 1 and strength > 0):
+        raise ValueError(
+            f"scale must be at least 0, worst at least 1 and {name} above 0, got {scale}, {worst} and {strength}"
+        )
