@@ -12,6 +12,7 @@ from test_cli import failure, lidar, tiny
 
 from lidar_sampling import LiDAR, glyph, methods, testing
 from lidar_sampling.evaluation import compare, diversity, table
+from lidar_sampling.evaluation.budget import settled, within
 from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
@@ -228,6 +229,10 @@ def test_diversity_lies_between_copies_and_opposites(m, seed):
         ("best-of-12@10", "BestOf(method=Vanilla(steps=10, solver=None), n=12)"),
         ("fk+best-of-8", "n=8)"),
         ("refine-50", "Refine(n=50"),
+        ("lidar:n=9,lookahead=dpm:8", "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8')"),
+        ("lidar+best-of-8:scale=3", "BestOf(method=Guided(n=None, scale=3"),
+        ("fk:potential=difference,adaptive=True", "FKSteering(potential='difference'"),
+        ("best-of-50@dpm:5", "n=50)"),
         ("ug:reward_scale=3", "UniversalGuidance(reward_scale=3,"),
         ("ug-backward", "UniversalGuidance(reward_scale=0.0, backward_steps=5,"),
         ("ug-backward:backward_steps=10", "UniversalGuidance(reward_scale=0.0, backward_steps=10,"),
@@ -247,10 +252,63 @@ def test_names(name, shown):
     assert shown in repr(methods.load(name))
 
 
-@pytest.mark.parametrize("name", ["vanila", "best-of-0", "lidar+best-of-4@3", "best-of", "ug-", "beam-4", "date:nothing=1"])
+@pytest.mark.parametrize(
+    "name", ["vanila", "best-of-0", "lidar+best-of-4@3", "best-of", "ug-", "beam-4", "date:nothing=1"]
+)
 def test_names_that_are_none(name):
-    with pytest.raises(ValueError, match="unknown method|has no .nothing."):
+    with pytest.raises(ValueError, match=r"unknown method|has no .nothing."):
         methods.load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fk:lambda_=2", "FKSteering has no 'lambda_'; it has adaptive, end"),
+        ("lidar+best-of-8:m=2", "Guided has no 'm'"),
+        ("fk:reward_scale=", "reward_scale must be float, got ''"),
+        ("svdd:m=0", "m must be at least 1"),
+    ],
+)
+def test_settings_that_are_wrong(name, message):
+    with pytest.raises(ValueError, match=message):
+        methods.load(name)
+
+
+def test_settings_reach_the_sampler():
+    """A bank of two by another solver, and the sampler itself stays as it was."""
+    direct = sampler()
+    result = methods.load("lidar:n=2,lookahead=dpm:3").draw(direct, ["a cat"], images=1, seed=0)
+    assert result.cost["lookahead"].network_evaluations == 2 * 3 * 2
+    assert (direct.settings.n, direct.settings.lookahead) == (4, "dpm:2")
+    twin = sampler(n=2, lookahead="dpm:3")
+    assert torch.equal(result.images, twin.guided(["a cat"], 1, 0, None).images)
+
+
+class TestBudgets:
+    @pytest.mark.parametrize(
+        ("name", "budget", "found"),
+        [
+            ("best-of-N@3", 100, "best-of-12@3"),  # 8 a sample: PNDM takes 4 evaluations in 3 steps, twice with CFG
+            ("vanilla@N", 24, "vanilla@5"),  # 4 (N + 1) for two images
+            ("lidar:n=N", 40, "lidar:n=6"),  # 4 a member, and 16 for two images
+            ("vanilla", 1, "vanilla"),
+        ],
+    )
+    def test_are_used_up(self, name, budget, found):
+        assert within(sampler(), name, budget, prompt="a cat", images=2, unit="network_evaluations") == found
+
+    def test_that_are_too_small_or_do_not_matter(self):
+        with pytest.raises(ValueError, match="a budget of 5 network_evaluations a prompt is too small for best-of-N"):
+            within(sampler(), "best-of-N", 5, prompt="a cat", images=1, unit="network_evaluations")
+        with pytest.raises(ValueError, match="does not cost more backward_passes with a larger N"):
+            within(sampler(), "best-of-N", 5, prompt="a cat", images=1, unit="backward_passes")
+
+    def test_are_remembered(self, tmp_path):
+        file = tmp_path / "new" / "budget.json"
+        assert settled(file, "30s", ["best-of-N"], lambda name: "best-of-7") == ["best-of-7"]
+        assert settled(file, "30s", ["best-of-N", "x"], str) == ["best-of-7", "x"]
+        with pytest.raises(ValueError, match="has the budget 30s, not 40"):
+            settled(file, "40", ["x"], str)
 
 
 class TestCommand:
@@ -293,10 +351,40 @@ class TestCommand:
         assert code == 0
         assert out.startswith("2 prompts")
 
+    def test_a_budget_makes_methods_equal(self, lidar, tiny, tmp_path):
+        (tmp_path / "p.txt").write_text("a cat\na dog\n")
+        arguments = [
+            "compare",
+            "--prompts",
+            tmp_path / "p.txt",
+            "--methods",
+            "vanilla,best-of-N",
+            *tiny,
+            *self.OPTIONS,
+        ]
+        out = tmp_path / "r"
+        code, _, err = lidar(*arguments, "--budget", "100", "--out", out)
+        assert code == 0, err
+        name = json.loads((out / "budget.json").read_text())["names"]["best-of-N"]
+        costs = {
+            line["cost"]["network_evaluations"] for line in read(out / "results-0.jsonl") if line["method"] == name
+        }
+        assert len(costs) == 1
+        assert 80 < costs.pop() <= 100
+        assert lidar(*arguments, "--budget", "100", "--out", out, "--table")[0] == 0
+        wrong = lidar(*arguments, "--budget", "90", "--out", out, "--table")
+        assert "has the budget 100, not 90" in " ".join(failure(wrong).split())
+        assert "unknown method 'best-of-N'" in " ".join(failure(lidar(*arguments, "--out", out)).split())
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--methods", "vanila"], "did you mean 'vanilla'"),
+            (["--budget", "much"], "--budget takes network evaluations as 480, or seconds as 30s; got 'much'"),
+            (["--budget", "-3"], "got '-3'"),
+            (["--prompts", "glyph-hard:2"], "at least 3 prompts"),
+            (["--tags", "colours"], "glyph:18 has no prompts of these tags"),
+            (["--table", "--budget", "9", "--methods", "best-of-N"], "nothing was drawn of best-of-N"),
             (["--prompts", "glyph:3"], "at least 6 prompts"),
             (["--prompts", "nowhere.txt"], "nowhere.txt"),
             (["--table", "--out", "nowhere"], "no results to tabulate"),

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from lidar_sampling._geneval import CLASSES, Detection, caption, parse, relative_position, verdict
-from lidar_sampling.glyph import generate_prompts, prompts, read_metadata
+from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, caption, parse, relative_position, verdict
+from lidar_sampling.glyph import generate_hard_prompts, generate_prompts, prompts, read_metadata
 
 
 def found(label, x=0.0, y=0.0, *, size=10.0, score=0.95, color=None):
@@ -69,6 +69,15 @@ CASES = [
     ),  # a diagonal is both
     ("a photo of a dog above a cat", [found("dog", 0, 0), found("cat", 50, 50)], True),
     ("a photo of a dog left of a cat", [DOG, CAT, found("dog", 90, score=0.5)], True),  # only the best counts
+    # the hard tags
+    ("a photo of a red dog left of a blue cat", [found("dog", color="red"), found("cat", 40, color="blue")], True),
+    ("a photo of a red dog left of a blue cat", [found("dog", color="red"), found("cat", 40, color="red")], False),
+    ("a photo of a red dog right of a blue cat", [found("dog", color="red"), found("cat", 40, color="blue")], False),
+    ("a photo of two dogs and a cat", [DOG, found("dog", 40), CAT], True),
+    ("a photo of two dogs and a cat", [DOG, CAT], False),
+    ("a photo of two dogs and a cat", [DOG, found("dog", 40), CAT, found("cat", 80)], False),  # a cat too many
+    ("a photo of a dog and a cat and a cup", [DOG, CAT, found("cup", 80)], True),
+    ("a photo of a dog and a cat and a cup", [DOG, CAT], False),
     ("a photo of a dog left of a cat", [found("dog", 90), found("dog", 0, score=0.5), CAT], False),
 ]
 
@@ -98,7 +107,7 @@ def test_relative_position(a, b, relations):
 
 
 def test_captions_and_metadata_agree_both_ways():
-    for metadata in prompts():
+    for metadata in [*prompts(), *prompts("hard")]:
         assert parse(metadata["prompt"]) == metadata
         assert caption(metadata) == metadata["prompt"]
 
@@ -112,6 +121,11 @@ def test_captions_and_metadata_agree_both_ways():
         "a photo of five dogs",
         "a photo of a dog near a cat",
         "a photo of dogs",
+        "a photo of two dogs left of a cat",
+        "a photo of a red dog and two cats",
+        "a photo of a dog and a cat and a red cup",
+        "a photo of a dog and a cat left of a cup",
+        "a photo of a dog and a cat and a cup and a bed",
     ],
 )
 def test_other_prompts_have_no_metadata(prompt):
@@ -125,6 +139,17 @@ def test_the_shipped_prompts_are_what_the_generator_wrote():
     assert sizes == [80, 99, 80, 94, 100, 100]
     assert len({m["prompt"] for m in shipped}) == 553
     assert generate_prompts(1) != shipped
+
+
+def test_the_hard_prompts_are_what_their_generator_wrote():
+    shipped = prompts("hard")
+    assert shipped == generate_hard_prompts()
+    assert [sum(m["tag"] == tag for m in shipped) for tag in HARD_TAGS] == [100, 50, 50]
+    assert len({m["prompt"] for m in shipped}) == 200
+    assert generate_hard_prompts(1) != shipped
+    assert all(sum(o["count"] for o in m["include"]) <= 4 for m in shipped)
+    with pytest.raises(ValueError, match="split must be one of geneval, hard, got 'harder'"):
+        prompts("harder")
 
 
 def test_two_object_prompts_name_only_pairs_that_the_model_never_saw():

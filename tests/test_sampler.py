@@ -1,11 +1,14 @@
 """Both phases over tiny pipelines of the true classes: seeds, batches, memory, costs, and what is refused."""
 
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
 
 from lidar_sampling import BankError, BankStore, LiDAR, LookaheadBank, RewardError, testing
 from lidar_sampling._batches import shrinking
+from lidar_sampling._cost import metered
 
 
 def make(make_pipe=testing.tiny_stable_diffusion, reward=testing.brightness, **options):
@@ -304,3 +307,15 @@ def test_progress_reaches_the_end():
     assert all(0 < done <= total for _, done, total in seen)
     assert ("lookahead", 6, 6) in seen
     assert ("sampling", 3, 3) in seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read on Linux alone")
+def test_the_peak_of_memory_is_that_of_the_block():
+    pipe = testing.tiny_stable_diffusion()
+    with metered(pipe) as large:
+        torch.ones(50_000_000).sum()  # 200 MB, gone when the block ends
+    with metered(pipe) as small:
+        torch.ones(1_000).sum()
+    assert 190e6 < large.peak_memory < 260e6
+    assert small.peak_memory < 20e6
+    assert (large + small).peak_memory == large.peak_memory
