@@ -230,7 +230,7 @@ def test_diversity_lies_between_copies_and_opposites(m, seed):
         ("fk+best-of-8", "n=8)"),
         ("refine-50", "Refine(n=50"),
         ("lidar:n=9,lookahead=dpm:8", "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8')"),
-        ("lidar+best-of-8:scale=3", "BestOf(method=Guided(n=None, scale=3"),
+        ("lidar+best-of-8:n=9,scale=3", "BestOf(method=Guided(n=9, scale=3"),
         ("fk:potential=difference,adaptive=True", "FKSteering(potential='difference'"),
         ("best-of-50@dpm:5", "n=50)"),
         ("ug:reward_scale=3", "UniversalGuidance(reward_scale=3,"),

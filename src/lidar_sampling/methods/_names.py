@@ -54,6 +54,12 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
     ),
     ("lidar", "(lidar)", lambda name: _INNER[name](), "LiDAR with the settings of the model; lidar:n=9,scale=3"),
     (
+        "lidar-paper",
+        "lidar-paper",
+        lambda: Guided(n=50, scale=12.5, reward_scale=5000.0),
+        "LiDAR with n, scale and reward_scale as published for SD 1.5",
+    ),
+    (
         "best-of-N",
         rf"best-of-{_N}(?:@(.+))?",
         lambda n, how: BestOf(_vanilla(how), int(n)),
@@ -153,17 +159,16 @@ def _value(text: str) -> Any:
 
 
 def _changed(method: Any, changes: dict[str, Any]) -> Any:
-    """``method`` with other fields, its own or those of the method inside it."""
-    own = {field.name for field in fields(method)} - {"method"}
-    mine = {name: value for name, value in changes.items() if name in own}
-    rest = {name: value for name, value in changes.items() if name not in own}
-    if rest and not is_dataclass(getattr(method, "method", None)):
-        raise ValueError(f"{type(method).__name__} has no {next(iter(rest))!r}; it has {', '.join(sorted(own))}")
-    for field in fields(method):
-        value, takes_text = mine.get(field.name), "str" in str(field.type) or "Literal" in str(field.type)
-        if isinstance(value, str) and not takes_text:
-            raise ValueError(f"{field.name} must be {field.type}, got {value!r}")
-    return replace(method, **mine, **({"method": _changed(method.method, rest)} if rest else {}))
+    """``method`` with other fields; best-of-N, whose number is in its name, passes them on to what it selects of."""
+    if is_dataclass(inner := getattr(method, "method", None)):
+        return replace(method, method=_changed(inner, changes))
+    known = {field.name: str(field.type) for field in fields(method)}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"{type(method).__name__} has no {name!r}; it has {', '.join(sorted(known))}")
+        if isinstance(value, str) and "str" not in known[name] and "Literal" not in known[name]:
+            raise ValueError(f"{name} must be {known[name]}, got {value!r}")
+    return replace(method, **changes)
 
 
 def _named(name: str) -> Method:
