@@ -120,6 +120,17 @@ class TestRefine:
         assert refined.images.shape == (2, 2, 3, 16, 16)
 
 
+    def test_keeps_the_best_of_its_offspring(self):
+        lidar = make()
+        kept = lidar.judge(Refine(n=4, steps=2, offspring=3).draw(lidar, PROMPTS, images=2, seed=1))
+        assert kept.cost["selection"].reward_calls == 8 + 12
+        assert kept.cost["sampling"].network_evaluations == 12 * 2 * 2
+        lone = lidar.judge(Refine(n=4, steps=2).draw(lidar, PROMPTS, images=2, seed=1))
+        assert kept.rewards["brightness"].mean() > lone.rewards["brightness"].mean()
+        with pytest.raises(ValueError, match=r"strength in \(0, 1\], got 20, 10, 1 and 0.0"):
+            Refine(strength=0.0)
+
+
 class TestHalving:
     @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
     def test_segments_join_to_the_whole(self, make_pipe):

@@ -1,7 +1,8 @@
 """Refinement: the best members of a bank, noised half way and denoised again by the pipeline's own sampler.
 
 The bank is worth more as a start than as a pull where both weightings collapse on one member: SDEdit (Meng et al.
-2022, https://arxiv.org/abs/2108.01073) from few-step samples that the reward has chosen.
+2022, https://arxiv.org/abs/2108.01073) from few-step samples that the reward has chosen. With several refinements of
+each start, of which the best are kept, it is best-of-N on both sides of the noise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from .._draw import seed_of
 from .._sampler import LiDAR, Result
 from ..solvers import load
+from ._face import best
 from .best_of import BestOf
 from .vanilla import Vanilla
 
@@ -24,16 +26,28 @@ class Refine:
         n: few-step samples a prompt.
         steps: denoising steps from there.
         strength: how far they are noised, 0 to 1.
+        offspring: refinements of each of the best; the best of all are kept.
         solver: the few-step solver; None takes the lookahead of the settings.
     """
 
     n: int = 20
     steps: int = 10
     strength: float = 0.5
+    offspring: int = 1
     solver: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.steps < 1 or self.offspring < 1 or not 0 < self.strength <= 1:
+            raise ValueError(
+                "n, steps and offspring must be at least 1 and strength in (0, 1], got "
+                f"{self.n}, {self.steps}, {self.offspring} and {self.strength}"
+            )
+
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps`` an image."""
+        """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps * offspring`` an image.
+
+        Reward calls are ``n`` a prompt, and with offspring above 1 one a refinement.
+        """
         from diffusers import AutoPipelineForImage2Image
 
         solver = load(self.solver or lidar.settings.lookahead, lidar.pipe)
@@ -42,8 +56,12 @@ class Refine:
         # Image-to-image pipelines take their share of the steps: strength of them.
         call = lidar.arguments(num_inference_steps=round(self.steps / self.strength), strength=self.strength)
         call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
-        rows = {"image": starts.latents.flatten(0, 1)}
+        rows = {"image": starts.latents.flatten(0, 1).repeat_interleave(self.offspring, 0)}
         noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself
-        refined = lidar.sample(list(prompts), images, noise, pipe=again, call=call, rows=rows)
-        cost = {"lookahead": starts.cost["sampling"], "selection": starts.cost["selection"], **refined.cost}
+        refined = lidar.sample(list(prompts), images * self.offspring, noise, pipe=again, call=call, rows=rows)
+        selection = starts.cost["selection"]
+        if self.offspring > 1:
+            refined, choice = best(lidar, refined, images)
+            selection = selection + choice
+        cost = {"lookahead": starts.cost["sampling"], "selection": selection, **refined.cost}
         return replace(refined, seed=seed, cost=cost)
