@@ -32,7 +32,7 @@ class Part(NamedTuple):
 def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
     """What Markdown, TeX and the report show, each narrow enough for a page."""
     judges, base, judge = list(rows[0].mean), rows[0].method, judge_of_tags(rows)
-    costs = {key: title for key, title in _COSTS.items() if any(row.cost[key] == row.cost[key] for row in rows)}
+    counted = costs(rows)
     found = [
         Part(
             "Rewards",
@@ -44,8 +44,8 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
         Part(
             "Diversity and cost",
             "Diversity of the images of a prompt, and what a prompt cost.",
-            ["method", "diversity", *costs.values()],
-            [[r.method, str(r.diversity), *(cost(r, key) for key in costs)] for r in rows],
+            ["method", "diversity", *counted.values()],
+            [[r.method, str(r.diversity), *(cost(r, key) for key in counted)] for r in rows],
         ),
     ]
     if len(rows) > 1:
@@ -80,6 +80,11 @@ def judge_of_tags(rows: Sequence[Row]) -> str:
     """The judge that tags are shown of: GenEval, whose tags they are, or the first that did not guide."""
     judges = list(rows[0].mean)
     return "geneval" if "geneval" in judges else judges[:2][-1]
+
+
+def costs(rows: Sequence[Row]) -> dict[str, str]:
+    """The costs that any method has, and what people call them."""
+    return {key: title for key, title in _COSTS.items() if any(row.cost[key] > 0 for row in rows)}
 
 
 def cost(row: Row, key: str) -> str:

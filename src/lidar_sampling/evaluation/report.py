@@ -13,8 +13,8 @@ from typing import Any
 from .comparison import Line
 from .figures import NAMES
 from .gallery import gallery
-from .parts import Part, cost, judge_of_tags
-from .table import PEAK, Row
+from .parts import Part, cost, costs, judge_of_tags
+from .table import Row
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -77,9 +77,9 @@ def headline(rows: Sequence[Row]) -> Part:
     guide, *others = rows[0].mean
     judge = judge_of_tags(rows)
     held = [j for j in others if j != judge] or [judge]
+    counted = costs(rows)
     head = ["method", *(f"{j}, gain" for j in held), *(f"{j}, prompts won" for j in held), judge, "diversity"]
-    shown = ["network_evaluations", "reward_calls"] + [PEAK] * any(row.cost[PEAK] == row.cost[PEAK] for row in rows)
-    head += ["network evaluations", "reward calls", "peak GiB"][: len(shown)]
+    head += counted.values()
     body = [
         [
             row.method,
@@ -87,7 +87,7 @@ def headline(rows: Sequence[Row]) -> Part:
             *("" if row is rows[0] else str(row.win[j]) for j in held),
             str(row.mean[judge]),
             str(row.diversity),
-            *(cost(row, key) for key in shown),
+            *(cost(row, key) for key in counted),
         ]
         for row in rows
     ]
