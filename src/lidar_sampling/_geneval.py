@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 HARD_TAGS = ("color_position", "two_counts", "three_objects")  # ours, not GenEval's
+COUNTING_TAGS = ("counting", "two_counts")  # where only sure detections count
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 CLASSES = tuple(
@@ -188,7 +189,7 @@ def verdict(
     >>> verdict(one, {"tag": "single_object", "include": [{"class": "dog", "count": 1}]})
     True
     """
-    least = counting_threshold if metadata["tag"] in ("counting", "two_counts") else threshold
+    least = counting_threshold if metadata["tag"] in COUNTING_TAGS else threshold
     by_label: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         if detection.score > least:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._geneval import CLASSES, Detection, asked, verdict
+from .._geneval import CLASSES, COUNTING_TAGS, Detection, asked, verdict
 from .._hub import Published
 from ._colors import ColorNames, cut_out
 from ._mask2former import Instances, Mask2Former
@@ -114,7 +114,7 @@ class GenEvalJudge:
         include = metadata.get("include", [])
         result = []
         for name in dict.fromkeys(item["class"] for item in [*include, *metadata.get("exclude", [])]):
-            chosen = self._surest(found, name, counting=metadata["tag"] == "counting")
+            chosen = self._surest(found, name, counting=metadata["tag"] in COUNTING_TAGS)
             colored = max((item["count"] for item in include if item["class"] == name and "color" in item), default=0)
             colors = self._colors([cut_out(pixels, found.masks[i], found.boxes[i]) for i in chosen[:colored]], name)
             for i, color in zip_longest(chosen, colors):
