@@ -25,6 +25,7 @@ from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
 from .repulsion import SafeDenoiser as SafeDenoiser
 from .repulsion import Spell as Spell
+from .steered import Steered as Steered
 from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

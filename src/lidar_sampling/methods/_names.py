@@ -21,6 +21,7 @@ from .lidar import Guided
 from .noise_search import NoiseSearch
 from .refine import Refine
 from .repulsion import SafeDenoiser, Spell
+from .steered import Steered
 from .svdd import SVDD
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
@@ -82,6 +83,12 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         rf"halving-{_N}(?:@{_N})?",
         lambda n, steps: Halving(int(n), **_number(steps, "steps")),
         "N seeds, halved after a quarter and half of the steps (PSP); halving-16@10 in 10 steps",
+    ),
+    (
+        "steered-N",
+        rf"steered-{_N}(?:@{_N})?",
+        lambda n, steps: Steered(int(n), **_number(steps, "steps")),
+        "best of N samples that are resampled early, to half their number in effect; steered-12@10 in 10 steps",
     ),
     ("fk", "(fk)", lambda name: _INNER[name](), "FK steering, as many particles as images"),
     ("fk+lidar", r"(fk\+lidar)", lambda name: _INNER[name](), "FK steering of LiDAR's guided sampler"),

@@ -1,0 +1,143 @@
+"""Steered best-of-N: a population that is resampled early and gently, and from which the best are chosen at the end.
+
+N samples of a prompt are drawn side by side by a stochastic sampler. After some steps the clean prediction of each
+is rewarded, and the population is resampled by weights
+
+    w = softmax(lambda r),      lambda such that  1 / (N sum w^2) = ess,
+
+so lambda follows from the rewards at hand and has no unit to be tuned in (tempering to an effective sample size, Del
+Moral et al. 2012, https://doi.org/10.1007/s11222-011-9271-y). The noise of later steps parts the copies again; so
+nothing is resampled late, and the choice at the end is best-of-N's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._attach import Hook, attached, check_memoryless
+from .._draw import Item
+from .._levels import clean_prediction, noise_level
+from .._sampler import LiDAR, Result
+from ._face import best, charged, rewards_of_predictions
+from ._resampling import ssp
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Steered best-of-N.
+
+    Attributes:
+        n: samples a prompt, at least as many as images are wanted.
+        ess: effective sample size of the weights, as a share of the samples; 1 resamples nothing.
+        start: first step of resampling, as a fraction of all.
+        end: the last.
+        every: fraction of all steps between two.
+        steps: denoising steps; None takes those of the settings.
+    """
+
+    n: int = 12
+    ess: float = 0.5
+    start: float = 0.2
+    end: float = 0.6
+    every: float = 0.2
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0 < self.ess <= 1 or not 0 <= self.start <= self.end < 1 or not self.every > 0:
+            raise ValueError(
+                "n must be at least 1, ess in (0, 1], 0 <= start <= end < 1 and every above 0, got "
+                f"{self.n}, {self.ess}, {self.start}, {self.end} and {self.every}"
+            )
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """The ``images`` best of ``n`` samples a prompt; it costs their steps.
+
+        And a decode and a reward call a sample at each resampling and at the end.
+
+        Raises:
+            ValueError: more images than samples, a scheduler that remembers earlier steps, whose memory would stay
+                with the dropped, or a mixture that cannot score loose images.
+        """
+        check_memoryless(lidar.pipe.scheduler, "steered best-of-N resamples")
+        if not 1 <= images <= self.n:
+            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        steps = lidar.settings.steps if self.steps is None else self.steps
+        hooks: list[Resampled] = []
+
+        @contextmanager
+        def steered(batch: Sequence[Item]) -> Iterator[None]:
+            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            hooks.append(Resampled(self, rewards, steps, [item.seed for item in batch[:: self.n]]))
+            with attached(lidar.pipe.scheduler, hooks[-1]):
+                yield
+
+        call = lidar.arguments(num_inference_steps=steps)
+        many = lidar.sample(list(prompts), self.n, seed, around=steered, together=self.n, call=call)
+        many = charged(many, sum(hook.evaluations for hook in hooks))
+        kept, selection = best(lidar, many, images)
+        return replace(kept, cost={**many.cost, "selection": selection})
+
+
+class Resampled(Hook):
+    """The hook that resamples populations, which are neighbours of one length in a batch.
+
+    Args:
+        settings: how.
+        rewards: from clean predictions (B, *) to rewards (B,).
+        steps: steps in all.
+        seeds: of the resampling, one a population.
+
+    Attributes:
+        evaluations: clean predictions that were rewarded so far.
+    """
+
+    def __init__(
+        self, settings: Steered, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]
+    ) -> None:
+        self.settings, self.rewards, self.evaluations = settings, rewards, 0
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        count = int((settings.end - settings.start) / settings.every + 1e-9) + 1
+        self._times = {round((settings.start + i * settings.every) * steps) for i in range(count)} - {steps - 1}
+        self._step = 0
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Resample, where it is time to; each row goes on with its own noise."""
+        output, sample = arguments["model_output"], arguments["sample"]
+        if self._step in self._times and self.settings.ess < 1:
+            x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
+            self.evaluations += len(x0)
+            r = self.rewards(x0).double().cpu().view(len(self._generators), -1)
+            weights = tempered(r, self.settings.ess)
+            chosen = torch.stack([ssp(row, g) for row, g in zip(weights, self._generators, strict=True)])
+            rows = (chosen + r.shape[1] * torch.arange(len(r))[:, None]).flatten().to(sample.device)
+            arguments["sample"], output = sample[rows], output[rows]
+        self._step += 1
+        return output
+
+
+def tempered(rewards: Tensor, ess: float) -> Tensor:
+    """Weights (P, k) ``softmax(lambda r)`` of rewards (P, k), with the lambda that makes their ESS ``ess * k``.
+
+    Where so many rewards share the top that no lambda brings it so low, the top alone is left.
+
+    Example:
+        >>> import torch
+        >>> weights = tempered(torch.tensor([[0.0, 1.0, 2.0, 30.0]]), 0.5)
+        >>> round(float(1 / weights.square().sum()), 6)
+        2.0
+    """
+    r = rewards.double()
+    fall = r - r.amax(1, keepdim=True)
+    fall = fall / fall.abs().amax(1, keepdim=True).clamp_min(torch.finfo(r.dtype).tiny)
+    low, high = torch.zeros_like(fall[:, :1]), torch.full_like(fall[:, :1], 1e6)
+    for _ in range(100):  # bisection: the ESS falls as lambda grows
+        middle = (low + high) / 2
+        large = (middle * fall).softmax(1).square().sum(1, keepdim=True).reciprocal() > ess * r.shape[1]
+        low, high = torch.where(large, middle, low), torch.where(large, high, middle)
+    return (high * fall).softmax(1)
