@@ -374,7 +374,7 @@ class TestCommand:
         assert lidar(*arguments, "--budget", "100", "--out", out, "--table")[0] == 0
         wrong = lidar(*arguments, "--budget", "90", "--out", out, "--table")
         assert "has the budget 100, not 90" in " ".join(failure(wrong).split())
-        assert "unknown method 'best-of-N'" in " ".join(failure(lidar(*arguments, "--out", out)).split())
+        assert "best-of-N needs a number for its N" in " ".join(failure(lidar(*arguments, "--out", out)).split())
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

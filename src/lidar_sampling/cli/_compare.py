@@ -76,7 +76,9 @@ def compare(
     names = split(methods)
     limit, unit = _budget(budget)
     for name in names:
-        load(name if budget is None else with_number(name, 64))  # a wrong name is refused before anything is drawn
+        load(with_number(name, 64))  # a wrong name is refused before anything is drawn
+        if budget is None and with_number(name, 64) != name:
+            raise typer.BadParameter(f"{name} needs a number for its N, or a --budget that sets it")
     metadata = _metadata(prompts, tags)
     rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not only_table:
