@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lidar_sampling import LiDAR, LookaheadBank, glyph
-from lidar_sampling._decode import decode
+from lidar_sampling._decode import pictures
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
 
@@ -106,8 +105,7 @@ def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]
 
 def pictures_of(pipe: Any, bank: LookaheadBank) -> Tensor:
     """The bank's pictures (n, 3, H, W) in [0, 1], as the pipeline decodes them."""
-    with torch.no_grad():
-        return torch.cat([decode(pipe, z.to(pipe.device)).cpu() for z in bank.samples.split(16)])
+    return pictures(pipe, bank.samples, 16).cpu()
 
 
 def best(scores: dict[str, Tensor], k: int) -> list[int]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+@torch.no_grad()
+def pictures(pipe: Any, latents: Tensor, batch_size: int) -> Tensor:
+    """As :func:`decode`, of any number of latents on any device, so many at a time; without gradients."""
+    return torch.cat([decode(pipe, part.to(pipe.device)) for part in latents.split(batch_size)])
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:

@@ -43,6 +43,20 @@ def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def items_of(prompts: Sequence[str], count: int, seed: int, stream: str) -> list[Item]:
+    """``count`` items a prompt, prompt by prompt; a prompt that comes again gets further seeds.
+
+    >>> a, b = items_of(["a cat", "a cat"], 1, 0, "target")
+    >>> a.seed != b.seed, [a, b] == items_of(["a cat"], 2, 0, "target")
+    (True, True)
+    """
+    return [
+        Item(prompt, seed_of(seed, stream, prompt, prompts[:i].count(prompt) * count + k))
+        for i, prompt in enumerate(prompts)
+        for k in range(count)
+    ]
+
+
 def draw(
     pipe: Any,
     items: Sequence[Item],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._bank import BankStore, LookaheadBank, bank_key
 from ._cost import Cost, denoisers, metered
-from ._draw import Item, draw, seed_of
+from ._draw import draw, items_of
 from ._space import fingerprint, space_of
 from .rewards import Reward, name_of, score
 from .solvers import Solver, running
@@ -73,7 +73,7 @@ def look(
         if kept is not None and set(names) <= set(kept.rewards):
             banks[prompt] = kept
     missing = [prompt for prompt in distinct if prompt not in banks]
-    items = [Item(prompt, seed_of(seed, "lookahead", prompt, i)) for prompt in missing for i in range(n)]
+    items = items_of(missing, n, seed, "lookahead")
     latents: list[Tensor] = []
     scores: list[Tensor] = []
     with metered(pipe) as cost, running(solver, pipe):

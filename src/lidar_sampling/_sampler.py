@@ -17,7 +17,7 @@ from . import rewards as _rewards
 from ._attach import Trace, guide, scheduler_of
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._cost import Cost, metered
-from ._draw import Item, draw, seed_of
+from ._draw import Item, draw, items_of
 from ._levels import check
 from ._lookahead import look
 from ._media import save_sample, to_pil
@@ -341,11 +341,7 @@ class LiDAR:
         if images < 1:
             raise ValueError(f"images must be at least 1, got {images}")
         pipe = pipe or self.pipe
-        items = [
-            Item(prompt, seed_of(seed, "target", prompt, prompts[:i].count(prompt) * images + k))
-            for i, prompt in enumerate(prompts)
-            for k in range(images)
-        ]
+        items = items_of(prompts, images, seed, "target")
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
         with metered(pipe) as sampling:

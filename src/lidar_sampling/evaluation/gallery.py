@@ -39,11 +39,8 @@ def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budg
             continue
         spent += size
         cards = "".join(_card(mine[m], uris) for m, uris in pictures.items() if uris)
-        tag = (
-            f' <span class="tag">{escape(mine[next(iter(mine))]["tag"])}</span>'
-            if mine[next(iter(mine))]["tag"]
-            else ""
-        )
+        name = next(iter(mine.values()))["tag"]
+        tag = f' <span class="tag">{escape(name)}</span>' if name else ""
         found.append(f'<article><h3>{escape(prompt)}{tag}</h3><div class="row" tabindex="0">{cards}</div></article>')
     if not found:
         return ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._attach import Hook, attached
 from .._bank import LookaheadBank
 from .._cost import Cost
-from .._decode import decode
+from .._decode import decode, pictures
+from .._draw import Item
 from .._sampler import LiDAR, Result
 from ..rewards import name_of, score
 from ..rewards.mixture import Mixture
@@ -24,6 +27,24 @@ class Method(Protocol):
         """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
 
 
+H = TypeVar("H", bound=Hook)
+
+
+def hooked(
+    lidar: LiDAR, make: Callable[[Sequence[Item]], H]
+) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
+    """What to run each batch in so that a hook of its own sees the scheduler, and the hooks that were made so far."""
+    hooks: list[H] = []
+
+    @contextmanager
+    def around(batch: Sequence[Item]) -> Iterator[None]:
+        hooks.append(make(batch))
+        with attached(lidar.pipe.scheduler, hooks[-1]):
+            yield
+
+    return around, hooks
+
+
 def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
     """From clean predictions (B, *) of B prompts to their guiding rewards (B,).
 
@@ -31,12 +52,7 @@ def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Te
         ValueError: the reward is a mixture that is standardised over a bank.
     """
     check_comparable(lidar)
-
-    def rewards(x0: Tensor) -> Tensor:
-        pictures = torch.cat([decode(lidar.pipe, part) for part in x0.split(lidar.batch_size)])
-        return score(lidar.reward, images=pictures, prompts=prompts)
-
-    return rewards
+    return lambda x0: score(lidar.reward, images=pictures(lidar.pipe, x0, lidar.batch_size), prompts=prompts)
 
 
 def differentiable_rewards(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Resampling of weighted particles with as little noise as can be."""
+"""Populations that are neighbours in a batch, and their resampling with as little noise as can be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def rows(chosen: Tensor, count: int) -> Tensor:
+    """Rows of the batch, one after another, of those chosen (P, k) in each population of ``count``.
+
+    >>> rows(torch.tensor([[2, 2], [0, 1]]), 3)
+    tensor([2, 2, 3, 4])
+    """
+    return (chosen + count * torch.arange(len(chosen))[:, None]).flatten()
 
 
 def ssp(weights: Tensor, generator: torch.Generator) -> Tensor:

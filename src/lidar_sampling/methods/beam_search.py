@@ -7,19 +7,19 @@ which for T' = 1 is the clean prediction. With one beam it is SVDD at temperatur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached, check_memoryless
+from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ._face import charged, rewards_of_predictions
+from ._face import charged, hooked, rewards_of_predictions
+from ._resampling import rows
 from ._rollout import Rollout
 
 
@@ -58,17 +58,14 @@ class BeamSearch:
         if not 1 <= images <= self.beams:
             raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
         together = self.beams * self.candidates
-        hooks: list[Beams] = []
 
-        @contextmanager
-        def searching(batch: Sequence[Item]) -> Iterator[None]:
+        def searching(batch: Sequence[Item]) -> Beams:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
-            hooks.append(Beams(self, rewards, ends))
-            with attached(lidar.pipe.scheduler, hooks[-1]):
-                yield
+            return Beams(self, rewards, ends)
 
-        result = lidar.sample(list(prompts), together, seed, around=searching, together=together)
+        around, hooks = hooked(lidar, searching)
+        result = lidar.sample(list(prompts), together, seed, around=around, together=together)
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
@@ -106,7 +103,6 @@ class Beams(Hook):
         else:  # a noise a beam to start from
             chosen = torch.arange(0, count, candidates).expand(len(sample) // count, -1)
         self._started = True
-        chosen = chosen + count * torch.arange(len(chosen))[:, None]
-        rows = chosen.flatten().repeat_interleave(candidates).to(sample.device)
-        arguments["sample"] = sample[rows]
-        return output[rows]
+        taken = rows(chosen, count).repeat_interleave(candidates).to(sample.device)
+        arguments["sample"] = sample[taken]
+        return output[taken]

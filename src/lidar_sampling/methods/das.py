@@ -17,21 +17,20 @@ moves the particles; here they move along.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached
+from .._attach import Hook
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._ddim import check_ddim, noise_like, transition
-from ._face import charged, check_comparable, check_differentiable, differentiable_rewards
-from ._resampling import ssp
+from ._face import charged, check_comparable, check_differentiable, differentiable_rewards, hooked
+from ._resampling import rows, ssp
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,17 @@ class DAS:
         check_differentiable(lidar, "DAS")
         check_comparable(lidar)
         check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
-        hooks: list[Tempered] = []
 
-        @contextmanager
-        def tempered(batch: Sequence[Item]) -> Iterator[None]:
+        def tempered(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
             seeds = [item.seed for item in batch[::images]]
-            hooks.append(Tempered(self, rewards, lidar.settings.steps, seeds))
-            with attached(lidar.pipe.scheduler, hooks[-1]):
-                yield
+            return Tempered(self, rewards, lidar.settings.steps, seeds)
 
-        result = lidar.sample(list(prompts), images, seed, around=tempered, together=images, differentiable=True)
+        around, hooks = hooked(lidar, tempered)
+        result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
-        rows = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
-        return charged(result, looks, backward_passes=rows * gradients)
+        each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
+        return charged(result, looks, backward_passes=each * gradients)
 
 
 class Tempered(Hook):
@@ -125,8 +121,8 @@ class Tempered(Hook):
 
         now, then = (self.settings.temper(step, self.steps) for step in (self._step, self._step + 1))
         r = self.settings.reward_scale * rewards.detach().double().cpu().view(len(self._generators), -1)
-        rows = self._resample(self._log_weights + now * r, last)
-        r, flat = r.flatten()[rows].view_as(r), rows.to(sample.device)
+        survivors = self._resample(self._log_weights + now * r, last)
+        r, flat = r.flatten()[survivors].view_as(r), survivors.to(sample.device)
         output, g = output.detach()[flat], then * self.settings.reward_scale * g[flat]
         arguments["sample"] = sample.detach()[flat]
         if not last:
@@ -145,13 +141,13 @@ class Tempered(Hook):
         """The rows (B,) that go on, of weights (P, k); those of populations that were resampled are equal then."""
         weights, count = log_weights.softmax(1), log_weights.shape[1]
         enough = torch.inf if last else self.settings.threshold * count
-        rows = []
+        survivors = []
         kept = log_weights.clone()
         for p, (row, generator) in enumerate(zip(weights, self._generators, strict=True)):
             stays = row.square().sum().reciprocal() >= enough
             chosen = torch.arange(count) if stays else ssp(row, generator)
-            rows.append(chosen + p * count)
+            survivors.append(chosen)
             if not stays:
                 kept[p] = 0.0
         self._log_weights = kept
-        return torch.cat(rows)
+        return rows(torch.stack(survivors), count)

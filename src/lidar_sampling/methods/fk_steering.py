@@ -13,19 +13,19 @@ is the sampler's own, or that of LiDAR ("SMC + LiDAR" of the LiDAR paper's table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached, check_memoryless
+from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ._face import charged, rewards_of_predictions
+from ._face import charged, hooked, rewards_of_predictions
+from ._resampling import rows
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,13 @@ class FKSteering:
             ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead.
         """
         check_memoryless(lidar.pipe.scheduler, "FK steering resamples particles")
-        populations: list[Particles] = []
 
-        @contextmanager
-        def steered(batch: Sequence[Item]) -> Iterator[None]:
+        def particles(batch: Sequence[Item]) -> Particles:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
-            seeds = [item.seed for item in batch[::images]]
-            populations.append(Particles(self, rewards, lidar.settings.steps, seeds))
-            with attached(lidar.pipe.scheduler, populations[-1]):
-                yield
+            return Particles(self, rewards, lidar.settings.steps, [item.seed for item in batch[::images]])
 
-        how: Any = {"around": steered, "together": images}
+        around, populations = hooked(lidar, particles)
+        how: Any = {"around": around, "together": images}
         if self.guided:
             result = lidar.guided(list(prompts), images, seed, None, **how)
         else:
@@ -144,4 +140,4 @@ class Particles(Hook):
         self._kept = torch.where(stays, before, kept.gather(1, chosen))
         self._log_product = torch.where(stays, product, (product + log_weights).gather(1, chosen))
         chosen = torch.where(stays, torch.arange(count), chosen)
-        return (chosen + count * torch.arange(len(chosen))[:, None]).flatten()
+        return rows(chosen, count)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._attach import Segment, attached, check_memoryless
 from .._cost import metered
-from .._decode import decode
+from .._decode import pictures
 from .._draw import Item, seed_of
 from .._sampler import LiDAR, Result
 from ._face import best
@@ -57,9 +57,9 @@ class Halving:
         cost, latents = result.cost["sampling"], result.latents
         for start, stop in pairwise([*stops, steps]):
             with metered(lidar.pipe) as looking:
-                pictures = _decoded(lidar, x0).unflatten(0, latents.shape[:2])
+                looks = pictures(lidar.pipe, x0, lidar.batch_size).cpu().unflatten(0, latents.shape[:2])
             looking.decodes = len(x0)
-            kept, selection = best(lidar, replace(result, images=pictures), latents.shape[1] // 2)
+            kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)
             cost += looking + selection
             result, x0 = self._segment(
                 lidar,
@@ -107,9 +107,3 @@ class Halving:
             decoded=stop is None,
         )
         return result, torch.cat(predictions)
-
-
-def _decoded(lidar: LiDAR, x0: Tensor) -> Tensor:
-    parts = x0.split(lidar.batch_size)
-    with torch.no_grad():
-        return torch.cat([decode(lidar.pipe, part.to(lidar.pipe.device)).cpu() for part in parts])

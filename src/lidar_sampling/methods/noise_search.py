@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .._attach import Hook, attached
-from .._draw import Item, seed_of
+from .._draw import Item, items_of
 from .._sampler import LiDAR, Result
 from ._face import check_comparable, guiding_scores
 
@@ -76,11 +76,7 @@ class NoiseSearch:
         scores, selection = guiding_scores(lidar, best)  # (P, m)
         cost, pivots = best.cost["sampling"] + selection, torch.cat(starts).unflatten(0, scores.shape)
         for k in range(self.rounds):
-            seeds = [
-                seed_of(seed, f"search {k}", prompt, prompts[:i].count(prompt) * images + j)
-                for i, prompt in enumerate(prompts)
-                for j in range(images)
-            ]
+            seeds = [item.seed for item in items_of(prompts, images, seed, f"search {k}")]
             around = neighbours(pivots.flatten(0, 1), self.neighbours, self.cosine, seeds)
             tried = lidar.sample(
                 list(prompts), images * self.neighbours, seed, call=call, rows={"latents": around.flatten(0, 1)}

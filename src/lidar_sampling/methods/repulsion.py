@@ -12,20 +12,19 @@ SPELL moves x0 out of the balls around the members, with s = 1 just to the rim o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached
-from .._draw import Item
+from .._attach import Hook
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
+from ._face import hooked
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 """From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
@@ -139,12 +138,8 @@ def _draw(lidar: LiDAR, prompts: Sequence[str], images: int, seed: int, worst: i
         rewards = (lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank).reward(name_of(lidar.reward))
         members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[:worst]]
 
-    @contextmanager
-    def repelled(batch: Sequence[Item]) -> Iterator[None]:
-        with attached(lidar.pipe.scheduler, Repulsion([members[item.prompt] for item in batch], shift)):
-            yield
-
-    result = lidar.sample(list(prompts), images, seed, around=repelled)
+    around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], shift))
+    result = lidar.sample(list(prompts), images, seed, around=around)
     return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
 
 

@@ -12,20 +12,19 @@ nothing is resampled late, and the choice at the end is best-of-N's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached, check_memoryless
+from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ._face import best, charged, rewards_of_predictions
-from ._resampling import ssp
+from ._face import best, charged, hooked, rewards_of_predictions
+from ._resampling import rows, ssp
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,14 @@ class Steered:
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         steps = lidar.settings.steps if self.steps is None else self.steps
-        hooks: list[Resampled] = []
 
-        @contextmanager
-        def steered(batch: Sequence[Item]) -> Iterator[None]:
+        def resampled(batch: Sequence[Item]) -> Resampled:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
-            hooks.append(Resampled(self, rewards, steps, [item.seed for item in batch[:: self.n]]))
-            with attached(lidar.pipe.scheduler, hooks[-1]):
-                yield
+            return Resampled(self, rewards, steps, [item.seed for item in batch[:: self.n]])
 
+        around, hooks = hooked(lidar, resampled)
         call = lidar.arguments(num_inference_steps=steps)
-        many = lidar.sample(list(prompts), self.n, seed, around=steered, together=self.n, call=call)
+        many = lidar.sample(list(prompts), self.n, seed, around=around, together=self.n, call=call)
         many = charged(many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images)
         return replace(kept, cost={**many.cost, "selection": selection})
@@ -115,8 +111,8 @@ class Resampled(Hook):
             r = self.rewards(x0).double().cpu().view(len(self._generators), -1)
             weights = tempered(r, self.settings.ess)
             chosen = torch.stack([ssp(row, g) for row, g in zip(weights, self._generators, strict=True)])
-            rows = (chosen + r.shape[1] * torch.arange(len(r))[:, None]).flatten().to(sample.device)
-            arguments["sample"], output = sample[rows], output[rows]
+            survivors = rows(chosen, r.shape[1]).to(sample.device)
+            arguments["sample"], output = sample[survivors], output[survivors]
         self._step += 1
         return output
 

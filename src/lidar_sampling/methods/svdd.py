@@ -17,19 +17,19 @@ by backward rollout (equation 6 of the LiDAR paper, https://arxiv.org/abs/2602.0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached, check_memoryless
+from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
-from ._face import charged, rewards_of_predictions
+from ._face import charged, hooked, rewards_of_predictions
+from ._resampling import rows
 from ._rollout import Rollout
 
 
@@ -67,19 +67,16 @@ class SVDD:
             ValueError: a scheduler that remembers earlier steps, or a mixture that cannot score loose images.
         """
         check_memoryless(lidar.pipe.scheduler, "SVDD goes on from one of several proposals")
-        hooks: list[Proposals] = []
 
-        @contextmanager
-        def proposing(batch: Sequence[Item]) -> Iterator[None]:
+        def proposals(batch: Sequence[Item]) -> Proposals:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])
             ends = None
             if self.rollout_steps > 1:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
-            hooks.append(Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends))
-            with attached(lidar.pipe.scheduler, hooks[-1]):
-                yield
+            return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
-        result = lidar.sample(list(prompts), images * self.m, seed, around=proposing, together=self.m)
+        around, hooks = hooked(lidar, proposals)
+        result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
@@ -123,9 +120,9 @@ class Proposals(Hook):
         else:
             chosen = torch.zeros(len(self._generators), dtype=torch.long)  # one noise to start from
         self._started = True
-        rows = (chosen + m * torch.arange(len(chosen))).repeat_interleave(m).to(sample.device)
-        arguments["sample"] = sample[rows]
-        return output[rows]
+        taken = rows(chosen[:, None], m).repeat_interleave(m).to(sample.device)
+        arguments["sample"] = sample[taken]
+        return output[taken]
 
     def _values(self, rewards: Tensor) -> Tensor:
         """The soft maxima (B,) of rewards (B * rollouts,); the maxima at temperature 0."""

@@ -16,20 +16,19 @@ noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached
+from .._attach import Hook
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._ddim import Transition, check_ddim, noise_like, transition
-from ._face import charged, check_differentiable, differentiable_rewards
+from ._face import charged, check_differentiable, differentiable_rewards, hooked
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,14 @@ class UniversalGuidance:
         check_differentiable(lidar, "universal guidance")
         if self.recurrence > 1:
             check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
-        hooks: list[Gradient] = []
 
-        @contextmanager
-        def guided(batch: Sequence[Item]) -> Iterator[None]:
+        def gradient(batch: Sequence[Item]) -> Gradient:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
-            hooks.append(Gradient(self, lambda x0: rewards(x0).sum()))
-            with attached(lidar.pipe.scheduler, hooks[-1]):
-                yield
+            return Gradient(self, lambda x0: rewards(x0).sum())
 
+        around, hooks = hooked(lidar, gradient)
         forward = self.reward_scale > 0
-        result = lidar.sample(list(prompts), images, seed, around=guided, differentiable=forward)
+        result = lidar.sample(list(prompts), images, seed, around=around, differentiable=forward)
         looks = sum(hook.evaluations for hook in hooks)
         # With forward guidance every evaluation is gone back through.
         return charged(result, looks, backward_passes=forward * result.cost["sampling"].network_evaluations)

@@ -87,7 +87,8 @@ def height(names: Sequence[str], least: float = 1.9) -> float:
 
 
 def label(ax: Axes, labels: Sequence[Label]) -> None:
-    """Write the labels; the limits of the axes must be set before."""
+    """Write the labels of points that are known; the limits of the axes must be set before."""
+    labels = [each for each in labels if each.y == each.y]
     inches = ax.bbox.height / ax.figure.get_dpi()
     level = ax.transAxes.inverted()
     wanted = [float(level.transform(ax.transData.transform((x, y)))[1]) for _, x, y, _ in labels]

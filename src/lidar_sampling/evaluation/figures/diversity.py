@@ -27,11 +27,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     for ax, judge in zip(axes, judges, strict=True):  # when the shared axis has its limits
         ax.set_xlim(ax.get_xlim())
         ax.set_ylim(ax.get_ylim())
-        known = [row for row in rows if row.mean[judge].estimate == row.mean[judge].estimate]
-        label(
-            ax,
-            [Label(r.method, r.diversity.estimate, r.mean[judge].estimate, look[r.method]) for r in known],
-        )
+        label(ax, [Label(r.method, r.diversity.estimate, r.mean[judge].estimate, look[r.method]) for r in rows])
         ax.set_ylabel("mean")
     axes[-1].set_xlabel("diversity of the images of a prompt")
     return figure

@@ -29,11 +29,8 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         ax.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.set_xlim(limits[0])
         ax.set_ylim(limits[1])
-        known = [row for row in rows if row.effect[judge].estimate == row.effect[judge].estimate]
-        label(
-            ax,
-            [Label(r.method, r.effect[guide].estimate, r.effect[judge].estimate, look[r.method]) for r in known],
-        )
+        points = [(r.method, r.effect[guide].estimate, r.effect[judge].estimate) for r in rows]
+        label(ax, [Label(method, x, y, look[method]) for method, x, y in points])
         ax.set_ylabel("gain / deviation")
     axes[-1].set_xlabel(f"gain on {guide} (guides) / deviation")
     return figure

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..pareto import front
 from ..table import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, INK, PAPER, Look, looks, panels, point, title_of
+from ._style import GREY, INK, PAPER, looks, panels, point, title_of
 
 _STEP = 0.035  # of the axis between methods of equal cost
 
@@ -41,14 +41,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         xs, ys = [places[k] for k in best], [gains[k] for k in best]
         ax.step([*xs, high], [*ys, *ys[-1:]], where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.set_ylim(ax.get_ylim())
-        label(
-            ax,
-            [
-                Label(row.method, x, y, look[row.method])
-                for row, x, y in zip(rows, places, gains, strict=True)
-                if y == y
-            ],
-        )
+        label(ax, [Label(r.method, x, y, look[r.method]) for r, x, y in zip(rows, places, gains, strict=True)])
         ax.set_ylabel(f"gain over {base}" if len(base) < 16 else "gain")
     _ticks(axes[-1])
     axes[-1].set_xlabel("network evaluations a prompt")
@@ -85,10 +78,9 @@ def _ticks(ax: Axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    look = Look(INK, "o")
     handles = [
-        Line2D([], [], color=look.color, marker="o", linestyle="none", label="mean of returned"),
-        Line2D([], [], color=look.color, marker="o", markerfacecolor=PAPER, linestyle="none", label="best of them"),
-        Line2D([], [], color=look.color, linewidth=0.9, linestyle=(0, (4, 3)), label="front"),
+        Line2D([], [], color=INK, marker="o", linestyle="none", label="mean of returned"),
+        Line2D([], [], color=INK, marker="o", markerfacecolor=PAPER, linestyle="none", label="best of them"),
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="front"),
     ]
     figure.legend(handles=handles, loc="upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)

@@ -40,7 +40,6 @@ def draw(rows: Sequence[Row]) -> Figure | None:
             [
                 Label(series.name, x, by_method[method].gain[judge].estimate, look[series.name])
                 for series, x, method in ends
-                if by_method[method].gain[judge].estimate == by_method[method].gain[judge].estimate
             ],
         )
         ax.set_ylabel(f"gain over {rows[0].method}" if len(rows[0].method) < 16 else "gain")
