@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from fractions import Fraction
 
 import diffusers
 import pytest
@@ -35,7 +36,7 @@ from lidar_sampling.methods import (
     UniversalGuidance,
     Vanilla,
 )
-from lidar_sampling.methods._resampling import ssp
+from lidar_sampling.methods._resampling import resampling_steps, ssp
 from lidar_sampling.methods._rollout import Rollout
 from lidar_sampling.methods.beam_search import Beams
 from lidar_sampling.methods.das import Tempered
@@ -43,7 +44,7 @@ from lidar_sampling.methods.date import Embedding
 from lidar_sampling.methods.fk_steering import Particles
 from lidar_sampling.methods.noise_search import neighbours
 from lidar_sampling.methods.repulsion import Repulsion
-from lidar_sampling.methods.steered import tempered
+from lidar_sampling.methods.steered import Resampled, tempered
 from lidar_sampling.methods.svdd import Proposals
 from lidar_sampling.methods.universal_guidance import Gradient
 from lidar_sampling.rewards import Mixture
@@ -381,6 +382,28 @@ class TestDAS:
             DAS().draw(make(reward="jpeg-compressibility"), PROMPTS, images=2, seed=0)
         with pytest.raises(ValueError, match=r"threshold 0 to 1, got 200.0, 0.008 and 2"):
             DAS(threshold=2)
+
+
+class TestResamplingSteps:
+    @pytest.mark.parametrize("steps", [10, 20, 25, 50, 100])
+    def test_a_fifth_divides_the_windows_of_the_defaults(self, steps):
+        fifths = [steps // 5 * i for i in range(1, 5)]
+        assert Particles(FKSteering(), None, steps, [0])._times == {*fifths, steps - 1}
+        assert Resampled(Steered(), None, steps, [0])._times == set(fifths[:3])
+
+    def test_none_is_past_the_end_where_the_window_does_not_divide(self):
+        settings = {"start": 0.2, "end": 0.8, "every": 0.35}  # 0.2, 0.55, and 0.9 is past it
+        assert Particles(FKSteering(**settings), None, 20, [0])._times == {4, 11, 19}
+        assert Resampled(Steered(**settings), None, 20, [0])._times == {4, 11}
+
+    @given(st.integers(1, 100), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+    def test_are_the_nearest_to_their_fractions(self, steps, start, end, every):
+        """In exact twentieths; half way between two steps, either."""
+        fractions = [Fraction(at, 20) * steps for at in range(start, end + 1, every)]
+        chosen = resampling_steps(steps, start=start / 20, end=end / 20, every=every / 20)
+        assert all(any(abs(step - f) <= 0.5 for f in fractions) for step in chosen)
+        assert all(any(abs(step - f) <= 0.5 for step in chosen) for f in fractions if f < steps - 1.5)
+        assert steps - 1 not in chosen
 
 
 class TestSSP:
