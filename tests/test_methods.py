@@ -595,7 +595,8 @@ class TestBeamSearch:
         beam = BeamSearch(1, 3, lookahead).draw(lidar, PROMPTS, images=1, seed=1)
         svdd = SVDD(3, rollout_steps=lookahead).draw(lidar, PROMPTS, images=1, seed=1)
         assert torch.equal(beam.images, svdd.images)
-        assert {**vars(beam.cost["sampling"]), "seconds": 0} == {**vars(svdd.cost["sampling"]), "seconds": 0}
+        measured = {"seconds": 0.0, "peak_memory": 0}  # the rest is counted
+        assert replace(beam.cost["sampling"], **measured) == replace(svdd.cost["sampling"], **measured)
 
     def test_through_the_sampler(self):
         lidar = make(eta=1.0)
