@@ -8,9 +8,24 @@ import math
 
 import torch
 
-from lidar_sampling import noise_level
+from lidar_sampling import LookaheadBank, noise_level
 
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it knows two steps alone
+
+
+def bank_of_four():
+    samples = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)) * 1.5
+    return LookaheadBank(samples, {"r": torch.arange(4.0)}, "four")
+
+
+def smooth_reward(bank):
+    """A reward of x0 (B, D) that is smooth in it, and the member's own at the members of ``bank``."""
+    return lambda x0: (-torch.cdist(x0, bank.samples).square() / 8).softmax(1) @ bank.reward()
 
 
 def posterior_mean(x, bank, alpha, sigma):

@@ -8,8 +8,8 @@ import pickle
 import diffusers
 import pytest
 import torch
+from oracle import bank_of_four
 from test_guidance import naive
-from test_oracle import bank_of_four
 
 from lidar_sampling import BankError, GuidanceError, LookaheadBank, Space, Trace, guide, record, testing
 

@@ -6,8 +6,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from oracle import STARTS, output_for
-from test_oracle import CASES, bank_of_four, label
+from oracle import STARTS, bank_of_four, output_for
+from test_oracle import CASES, label
 
 from lidar_sampling import LookaheadBank, guide, noise_level
 from lidar_sampling._levels import _FAMILIES, clean_prediction

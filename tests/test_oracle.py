@@ -11,17 +11,12 @@ flow, which re-noise a posterior mean and are biased with and without guidance. 
 import diffusers
 import pytest
 import torch
-from oracle import sample, shares, total_variation
+from oracle import SD, bank_of_four, sample, shares, total_variation
 
-from lidar_sampling import LookaheadBank, guide
+from lidar_sampling import guide
 
 CHAINS, STEPS, BOUND = 1024, 30, 0.11
 RENOISING_FLOW_BOUND = 0.15
-SD = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
 UNCLIPPED = {"clip_sample": False}
 BOTH = ("epsilon", "v_prediction")
 ALL = (*BOTH, "sample")
@@ -70,11 +65,6 @@ CASES = [
     ),
     ("CogVideoXDPMScheduler", {**UNCLIPPED}),
 ]
-
-
-def bank_of_four():
-    samples = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)) * 1.5
-    return LookaheadBank(samples, {"r": torch.arange(4.0)}, "four")
 
 
 def label(case):

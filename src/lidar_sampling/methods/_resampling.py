@@ -1,4 +1,4 @@
-"""Populations that are neighbours in a batch, and their resampling with as little noise as can be."""
+"""Populations that are neighbours in a batch: when they are resampled, and with as little noise as can be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,22 @@ def rows(chosen: Tensor, count: int) -> Tensor:
     tensor([2, 2, 3, 4])
     """
     return (chosen + count * torch.arange(len(chosen))[:, None]).flatten()
+
+
+def resampling_steps(steps: int, *, start: float, end: float, every: float) -> set[int]:
+    """Which of ``steps`` come first at ``start``, then after each ``every``, and none past ``end``, all fractions.
+
+    Each is the step nearest to its fraction. The last step is never among them: what is special about it, each
+    method knows for itself.
+
+    Example:
+        >>> sorted(resampling_steps(20, start=0.2, end=0.6, every=0.2))
+        [4, 8, 12]
+        >>> sorted(resampling_steps(20, start=0.2, end=0.6, every=0.25))
+        [4, 9]
+    """
+    count = math.floor((end - start) / every + 1e-9) + 1  # 0.6 - 0.2 is a little less than twice 0.2
+    return {step for i in range(count) if (step := round((start + i * every) * steps)) < steps - 1}
 
 
 def ssp(weights: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._face import charged, hooked, rewards_of_predictions
-from ._resampling import rows
+from ._resampling import resampling_steps, rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FKSteering:
         potential: how a particle is weighed.
         reward_scale: lambda of the weights, in 1 / reward.
         start: first step of resampling, as a fraction of all.
-        end: last such step but the final one, which always resamples.
+        end: no such step is later, but for the last of all, which always resamples.
         every: fraction of all steps between two.
         adaptive: resample only where the effective sample size falls below half the particles. (The published code
             may skip the last step so too, which leaves its weights out.)
@@ -92,9 +92,8 @@ class Particles(Hook):
     ) -> None:
         self.settings, self.rewards, self.evaluations = settings, rewards, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        count = round((settings.end - settings.start) / settings.every) + 1
-        times = {round((settings.start + i * settings.every) * steps) for i in range(count)}
-        self._times = {time for time in times if time < steps} | {steps - 1}
+        looks = resampling_steps(steps, start=settings.start, end=settings.end, every=settings.every)
+        self._times = looks | {steps - 1}
         self._last, self._step = steps - 1, 0
         self._kept: Tensor | float = settings.floor  # r_prev, the maximum or the sum so far (P, k)
         self._log_product: Tensor | float = 0.0  # of the weights that were used so far (P, k)

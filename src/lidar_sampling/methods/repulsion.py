@@ -12,6 +12,7 @@ SPELL moves x0 out of the balls around the members, with s = 1 just to the rim o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +31,37 @@ Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 """From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
 
 
+class Repelling(ABC):
+    """What such methods share: a bank, its worst members, and sampling away from them."""
+
+    worst: int
+
+    @abstractmethod
+    def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
+        """What to add to the clean prediction (*) of x_t (*), of members (K, *)."""
+
+    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
+        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
+
+        Raises:
+            ValueError: a bank that is smaller than ``worst``.
+        """
+        if self.worst > lidar.settings.n:
+            raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
+        banks, cost = lidar._look(list(prompts), seed, None)
+        members = {}
+        for bank in banks:
+            judged = lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank
+            rewards = judged.reward(name_of(lidar.reward))
+            members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[: self.worst]]
+
+        around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
+        result = lidar.sample(list(prompts), images, seed, around=around)
+        return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
+
+
 @dataclass(frozen=True)
-class SafeDenoiser:
+class SafeDenoiser(Repelling):
     """Repulsion from the posterior mean over the worst members, with the best settings of the LiDAR paper.
 
     Attributes:
@@ -47,14 +77,6 @@ class SafeDenoiser:
     def __post_init__(self) -> None:
         _check(self.scale, self.worst, "beta", self.beta)
 
-    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
-
-        Raises:
-            ValueError: a bank that is smaller than ``worst``.
-        """
-        return _draw(lidar, prompts, images, seed, self.worst, self.shift)
-
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
         """What to add to the clean prediction (*), of members (K, *).
 
@@ -69,7 +91,7 @@ class SafeDenoiser:
 
 
 @dataclass(frozen=True)
-class Spell:
+class Spell(Repelling):
     """Sparse repellency from the worst members, with the best settings of the LiDAR paper.
 
     Attributes:
@@ -84,14 +106,6 @@ class Spell:
 
     def __post_init__(self) -> None:
         _check(self.scale, self.worst, "radius", self.radius)
-
-    def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
-
-        Raises:
-            ValueError: a bank that is smaller than ``worst``.
-        """
-        return _draw(lidar, prompts, images, seed, self.worst, self.shift)
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
         """What to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
@@ -127,20 +141,6 @@ class Repulsion(Hook):
         rows = zip(sample.float(), x0.float(), self.members, strict=True)
         delta = torch.stack([self.shift(x_t, x, worst.to(x), level) for x_t, x, worst in rows])
         return (output + level.slope * delta).to(output.dtype)
-
-
-def _draw(lidar: LiDAR, prompts: Sequence[str], images: int, seed: int, worst: int, shift: Shift) -> Result:
-    if worst > lidar.settings.n:
-        raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {worst}")
-    banks, cost = lidar._look(list(prompts), seed, None)
-    members = {}
-    for bank in banks:
-        rewards = (lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank).reward(name_of(lidar.reward))
-        members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[:worst]]
-
-    around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], shift))
-    result = lidar.sample(list(prompts), images, seed, around=around)
-    return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
 
 
 def _check(scale: float, worst: int, name: str, strength: float) -> None:

@@ -24,7 +24,7 @@ from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._face import best, charged, hooked, rewards_of_predictions
-from ._resampling import rows, ssp
+from ._resampling import resampling_steps, rows, ssp
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Steered:
         n: samples a prompt, at least as many as images are wanted.
         ess: effective sample size of the weights, as a share of the samples; 1 resamples nothing.
         start: first step of resampling, as a fraction of all.
-        end: the last.
+        end: no such step is later.
         every: fraction of all steps between two.
         steps: denoising steps; None takes those of the settings.
     """
@@ -98,8 +98,7 @@ class Resampled(Hook):
     ) -> None:
         self.settings, self.rewards, self.evaluations = settings, rewards, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        count = int((settings.end - settings.start) / settings.every + 1e-9) + 1
-        self._times = {round((settings.start + i * settings.every) * steps) for i in range(count)} - {steps - 1}
+        self._times = resampling_steps(steps, start=settings.start, end=settings.end, every=settings.every)
         self._step = 0
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:

@@ -1,0 +1,60 @@
+"""Successive halving goes on with the seeds that look best, and pays for those alone."""
+
+import diffusers
+import pytest
+import torch
+from tiny_lidar import PROMPTS, make
+
+from lidar_sampling import testing
+from lidar_sampling._attach import Segment, attached
+from lidar_sampling._decode import decode
+from lidar_sampling.methods import Halving
+
+
+class TestHalving:
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    def test_segments_join_to_the_whole(self, make_pipe):
+        """Of a deterministic sampler three segments one after another are the run itself."""
+        lidar = make(make_pipe=make_pipe, steps=6, eta=0.0)
+        whole = lidar.sample(PROMPTS, 2, 1)
+        latents = None
+        for start, stop in ((0, 2), (2, 5), (5, None)):
+            rows = {} if latents is None else {"latents": latents}
+            with attached(lidar.pipe.scheduler, Segment(start, stop)):
+                part = lidar.sample(PROMPTS, 2, 1, rows=rows, decoded=stop is None)
+            latents = part.latents.flatten(0, 1)
+        torch.testing.assert_close(part.images, whole.images, rtol=0, atol=1e-5)
+
+    def test_keeps_the_seeds_that_look_best(self):
+        """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""
+        lidar = make(steps=4, eta=0.0)
+        halved = Halving(n=8, keep_at=(0.5,)).draw(lidar, PROMPTS, images=4, seed=1)
+        whole = lidar.sample(PROMPTS, 8, 1)
+        hook = Segment(0, 2)
+        with attached(lidar.pipe.scheduler, hook):
+            lidar.sample(PROMPTS, 8, 1, decoded=False)
+        looks = testing.brightness(images=decode(lidar.pipe, hook.x0), prompts=[]).view(2, 8)
+        kept = looks.argsort(1, descending=True)[:, :4]
+        for row in range(2):
+            survivors = whole.images[row, kept[row]]
+            order = survivors.flatten(1).mean(1).argsort(descending=True)
+            torch.testing.assert_close(halved.images[row], survivors[order], rtol=0, atol=1e-4)
+
+    def test_costs_what_is_left_of_the_seeds(self):
+        lidar = make(steps=8)
+        result = Halving(n=8, keep_at=(0.25, 0.5)).draw(lidar, PROMPTS, images=2, seed=1)
+        cost = result.cost["sampling"]
+        assert cost.network_evaluations == 2 * (8 * 2 + 4 * 2 + 2 * 4) * 2
+        assert cost.reward_calls == 2 * (8 + 4 + 2)
+        assert cost.decodes == 2 * (8 + 4 + 2)
+        judged, plain = lidar.judge(result), lidar.vanilla(PROMPTS, images=8, seed=1)
+        assert judged.rewards["brightness"].mean() > plain.rewards["brightness"].mean()
+        assert type(lidar.pipe.scheduler) is diffusers.DDIMScheduler
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="1 to the 2 that reach the end, got 3"):
+            Halving(n=8).draw(make(), PROMPTS, images=3, seed=0)
+        with pytest.raises(ValueError, match="rising fractions that differ in 5 steps"):
+            Halving(n=8, keep_at=(0.5, 1.0)).draw(make(), PROMPTS, images=1, seed=0)
+        with pytest.raises(ValueError, match="EulerDiscreteScheduler would not follow"):
+            Halving(n=8).draw(make("EulerDiscreteScheduler"), PROMPTS, images=1, seed=0)
