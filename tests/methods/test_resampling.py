@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidar_sampling.methods import FKSteering, Steered
+from lidar_sampling.methods import FKSteering, Steered, load
 from lidar_sampling.methods._resampling import resampling_steps, ssp
 from lidar_sampling.methods.fk_steering import Particles
 from lidar_sampling.methods.steered import Resampled
@@ -54,3 +54,9 @@ class TestSSP:
         for seed in range(200):
             weights = torch.randn(33, generator=g.manual_seed(seed), dtype=torch.float64).mul(4).softmax(0)
             assert len(ssp(weights, g)) == 33
+
+
+@pytest.mark.parametrize("name", ["fk:every=0", "fk:start=0.5,end=0.4", "steered-4:end=1", "steered-4:start=-0.1"])
+def test_a_window_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match="0 <= start <= end < 1 and every above 0 are needed"):
+        load(name)

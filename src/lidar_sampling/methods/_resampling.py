@@ -33,6 +33,16 @@ def resampling_steps(steps: int, *, start: float, end: float, every: float) -> s
     return {step for i in range(count) if (step := round((start + i * every) * steps)) < steps - 1}
 
 
+def check_window(start: float, end: float, every: float) -> None:
+    """Refuse a window of resampling that is none.
+
+    Raises:
+        ValueError: not 0 <= start <= end < 1, or ``every`` is not positive.
+    """
+    if not 0 <= start <= end < 1 or not every > 0:
+        raise ValueError(f"0 <= start <= end < 1 and every above 0 are needed, got {start}, {end} and {every}")
+
+
 def ssp(weights: Tensor, generator: torch.Generator) -> Tensor:
     """The particles that go on, by the Srinivasan sampling process.
 

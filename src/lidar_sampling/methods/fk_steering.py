@@ -25,7 +25,7 @@ from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._face import charged, hooked, rewards_of_predictions
-from ._resampling import resampling_steps, rows
+from ._resampling import check_window, resampling_steps, rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class FKSteering:
     adaptive: bool = False
     floor: float = 0.0
     guided: bool = False
+
+    def __post_init__(self) -> None:
+        check_window(self.start, self.end, self.every)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.

@@ -24,7 +24,7 @@ from .._draw import Item
 from .._levels import clean_prediction, noise_level
 from .._sampler import LiDAR, Result
 from ._face import best, charged, hooked, rewards_of_predictions
-from ._resampling import resampling_steps, rows, ssp
+from ._resampling import check_window, resampling_steps, rows, ssp
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,9 @@ class Steered:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not 0 < self.ess <= 1 or not 0 <= self.start <= self.end < 1 or not self.every > 0:
-            raise ValueError(
-                "n must be at least 1, ess in (0, 1], 0 <= start <= end < 1 and every above 0, got "
-                f"{self.n}, {self.ess}, {self.start}, {self.end} and {self.every}"
-            )
+        check_window(self.start, self.end, self.every)
+        if self.n < 1 or not 0 < self.ess <= 1:
+            raise ValueError(f"n must be at least 1 and ess in (0, 1], got {self.n} and {self.ess}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` best of ``n`` samples a prompt; it costs their steps.
