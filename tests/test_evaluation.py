@@ -116,6 +116,7 @@ class TestTables:
         assert rows[1].best["other"].estimate == 30
         assert rows[1].gain["guide"].estimate == 2.5
         assert rows[1].best_gain["other"].estimate == 15
+        assert rows[1].best_lead["other"].estimate == 10
 
     def test_only_prompts_that_all_methods_have_count(self):
         lines = [line(p, "a", [v], [v]) for p, v in (("p", 1.0), ("q", 100.0))] + [line("p", "b", [2.0], [2.0])]

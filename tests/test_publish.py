@@ -41,7 +41,7 @@ class TestTables:
         assert {r["method"] for r in read} == {"vanilla", "x_1|&"}
         for record in records(rows):
             mine = [r for r in read if r["method"] == record["method"]]
-            for statistic in ("mean", "best", "gain", "best_gain", "effect", "win", "hacking"):
+            for statistic in ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", "hacking"):
                 for judge, value in record[statistic].items():
                     (found,) = (r for r in mine if (r["statistic"], r["judge"], r["tag"]) == (statistic, judge, ""))
                     for key, number in value.items():
@@ -59,13 +59,13 @@ class TestTables:
     def test_markdown_has_as_many_cells_as_heads(self):
         text = markdown(parts(table(lines()), prompts=4, images=2))
         blocks = [block for block in text.split("\n\n") if block.startswith("|")]
-        assert len(blocks) == 5
+        assert len(blocks) == 6
         for block in blocks:
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.strip().splitlines()}) == 1
 
     def test_tex_is_balanced_and_escaped(self):
         text = tex(parts(table(lines()), prompts=4, images=2))
-        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
+        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
         assert r"x\_1\textbar{}\& " in text
         assert text.count("{") == text.count("}")
         counted = 0
@@ -73,7 +73,7 @@ class TestTables:
             for row in re.findall(r"^[^\\\n].*&.*$", body, re.MULTILINE):
                 assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
                 counted += 1
-        assert counted == 3 + 3 + 2 + 2 + 3
+        assert counted == 3 + 3 + 2 + 2 + 2 + 3
 
     def test_tex_of_every_special(self):
         assert escape_tex("&%$#_{}\\~^<>|") == (

@@ -14,7 +14,7 @@ from typing import Any
 from .statistics import Interval
 from .table import Row
 
-_BY_JUDGE = ("mean", "best", "gain", "best_gain", "effect", "win", "hacking")
+_BY_JUDGE = ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", "hacking")
 
 
 def tidy(rows: Sequence[Row]) -> str:

@@ -58,6 +58,12 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
                 [[r.method, *map(str, (*r.gain.values(), *r.hacking.values()))] for r in rows[1:]],
             ),
             Part(
+                f"Best image beside {base}'s",
+                f"Paired differences of the best image, by {judges[0]}, to the best of {base}.",
+                ["method", *(f"{j}, best" for j in judges)],
+                [[r.method, *map(str, r.best_lead.values())] for r in rows[1:]],
+            ),
+            Part(
                 "Prompts won",
                 f"Share of prompts with a larger mean than {base}'s, ties half.",
                 ["method", *judges],

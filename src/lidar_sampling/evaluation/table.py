@@ -30,6 +30,7 @@ class Row:
         best: judge -> the same of the best image by the guiding reward.
         gain: judge -> paired difference of the means to the baseline.
         best_gain: judge -> paired difference of ``best`` to the baseline's mean, the same zero as of ``gain``.
+        best_lead: judge -> paired difference of ``best`` to the baseline's.
         effect: judge -> ``gain`` in deviations of the baseline over prompts (Glass's delta).
         win: judge -> share of prompts whose mean is larger than the baseline's, ties half.
         hacking: judge but the guide -> effect on the guiding reward minus effect on this one, paired.
@@ -44,6 +45,7 @@ class Row:
     best: dict[str, Interval]
     gain: dict[str, Interval]
     best_gain: dict[str, Interval]
+    best_lead: dict[str, Interval]
     effect: dict[str, Interval]
     win: dict[str, Interval]
     hacking: dict[str, Interval]
@@ -88,19 +90,20 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     guide = judges[0]
     means = {m: {j: column(m, partial(_mean, j)) for j in judges} for m in methods}
     base = means[baseline]
+    best = {m: {j: column(m, partial(_best, guide, j)) for j in judges} for m in methods}
     spread = {j: _deviation(base[j]) for j in judges}
     rows = []
     for m in methods:
-        tops = {j: column(m, partial(_best, guide, j)) for j in judges}
         gains = {j: means[m][j] - base[j] for j in judges}
         effects = {j: gains[j] / spread[j] for j in judges}
         rows.append(
             Row(
                 method=m,
                 mean={j: estimate(means[m][j]) for j in judges},
-                best={j: estimate(tops[j]) for j in judges},
+                best={j: estimate(best[m][j]) for j in judges},
                 gain={j: estimate(gains[j]) for j in judges},
-                best_gain={j: estimate(tops[j] - base[j]) for j in judges},
+                best_gain={j: estimate(best[m][j] - base[j]) for j in judges},
+                best_lead={j: estimate(best[m][j] - best[baseline][j]) for j in judges},
                 effect={j: estimate(effects[j]) for j in judges},
                 win={j: estimate(wins(means[m][j], base[j])) for j in judges},
                 hacking={j: estimate(effects[guide] - effects[j]) for j in judges[1:]},
