@@ -18,6 +18,7 @@ from ._evaluate import evaluate
 from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
+from ._molecules import molecules
 from ._score import score
 from ._serve import serve
 
@@ -27,7 +28,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, look, guide, compare, evaluate, score, serve, models, rewards, solvers, methods, doctor):
+for command in (
+    generate,
+    look,
+    guide,
+    molecules,
+    compare,
+    evaluate,
+    score,
+    serve,
+    models,
+    rewards,
+    solvers,
+    methods,
+    doctor,
+):
     app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
