@@ -10,7 +10,14 @@ import pytest
 from lidar_sampling import testing
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/discrete.md", "docs/methods.md", "docs/howto.md", "docs/mixtures-and-services.md", "docs/rewards.md"]
+PAGES = [
+    "README.md",
+    "docs/discrete.md",
+    "docs/methods.md",
+    "docs/howto.md",
+    "docs/mixtures-and-services.md",
+    "docs/rewards.md",
+]
 
 
 def blocks():

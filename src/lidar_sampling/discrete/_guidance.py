@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ._kernels import Kernel
 
-_ELEMENTS = 1 << 24  # of a temporary
+_ELEMENTS = 1 << 22  # of a temporary; 32 MiB
 
 
 class Members:

@@ -258,32 +258,45 @@ def sample(
     size = max(1, batch_size // stepper.together) * stepper.together
     found, evaluations = [], 0
     for start in range(0, count, size):
-        seeds = range(start, min(start + size, count))
-        last_x, logits = None, None
-        noise = (draws.to(device) for draws in _noise(seed, seeds, steps, stepper.candidates, length))
+        indices = range(start, min(start + size, count))
+        noise = (draws.to(device) for draws in _noise(seed, indices, steps, stepper.candidates, length))
+        asked = _Asked(network, timeless)
         x = kernel.prior(next(noise)[:, :length])
-        for step in range(steps):
-            t, s = 1 - step / steps, 1 - (step + 1) / steps
-            alpha_t, alpha_s = schedule(t), schedule(s)
-            changed = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            if timeless and last_x is not None:
-                changed = (x != last_x).any(1)
-            if changed.any():
-                sigma = torch.full((int(changed.sum()),), alpha_t, device=x.device).log().neg()
-                fresh = network(x[changed], sigma)
-                logits = fresh if logits is None else logits.index_put((changed,), fresh)
-                evaluations += len(fresh)
-            last_x = x
-            assert logits is not None
-            prediction = logits.double().softmax(-1)
+        for step, draws in enumerate(noise):
+            s = 1 - (step + 1) / steps
+            alpha_t, alpha_s = schedule(1 - step / steps), schedule(s)
+            prediction = asked(x, alpha_t).double().softmax(-1)
             posterior = kernel.posterior(prediction, x, alpha_s=alpha_s, alpha_t=alpha_t)
-            draws = next(noise)
             uniforms, lots = draws[:, :-1].unflatten(1, (stepper.candidates, length)), draws[:, -1]
             x = stepper(State(x, prediction, posterior, step, steps, s, alpha_t, alpha_s, uniforms, lots))
             if progress is not None:
                 progress(start * steps + (step + 1) * len(x), count * steps)
         found.append(x)
+        evaluations += asked.evaluations
     return torch.cat(found), evaluations
+
+
+class _Asked:
+    """A network that counts what it saw; one without time is asked again only about sequences that changed."""
+
+    def __init__(self, network: Network, timeless: bool) -> None:
+        self.evaluations, self._network, self._timeless = 0, network, timeless
+        self._last: tuple[Tensor, Tensor] | None = None  # tokens and logits
+
+    def __call__(self, x: Tensor, alpha: float) -> Tensor:
+        """Logits (B, L, V) of tokens (B, L)."""
+        if self._last is None or not self._timeless:
+            changed = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        else:
+            changed = (x != self._last[0]).any(1)
+        logits = None if self._last is None else self._last[1]
+        if logits is None or changed.any():
+            sigma = torch.full((int(changed.sum()),), alpha, device=x.device).log().neg()
+            fresh = self._network(x[changed], sigma)
+            logits = fresh if len(fresh) == len(x) or logits is None else logits.index_put((changed,), fresh)
+            self.evaluations += len(fresh)
+        self._last = x, logits
+        return logits
 
 
 def tilted(p: Tensor, g: Tensor) -> Tensor:
