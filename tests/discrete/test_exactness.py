@@ -55,6 +55,22 @@ class TestThePopulationAsABank:
         assert all(abs(s - p) < 0.05 for s, p in zip(single, plain, strict=True))  # it is the model's own error
         assert min(alone) > 0.35
 
+    def test_a_posterior_in_place_of_the_word_of_the_others_leaves_a_bias(self):
+        """Uniform noise: a network that has seen the token itself is wrong at any number of steps."""
+
+        class Wrong(Sequences):
+            def network(self, x, sigma):
+                alpha = float(torch.tensor(-float(sigma[0]), dtype=torch.float64).exp())
+                a, b = self.kernel.parts(alpha)
+                own = torch.nn.functional.one_hot(x, self.kernel.vocab_size) * a + b
+                return super().network(x, sigma) + own.log()
+
+        world = Wrong(4, 3, Uniform(4), seed=1)
+        off = [
+            total_variation(world.guided_law(lambda x, a: torch.zeros(()), n), world.probabilities) for n in (8, 64)
+        ]
+        assert min(off) > 0.3
+
     def test_without_a_tilt_nothing_changes(self, world):
         members = world.members(0.0)
         assert members.single_site(world.states, 0.3).abs().max() < 1e-12
@@ -125,6 +141,7 @@ class TestFiniteBanks:
             ),
             (torch.zeros(2, 3, dtype=torch.long), torch.zeros(3), r"rewards must be \(2,\)"),
             (torch.full((2, 3), 4), torch.zeros(2), r"tokens outside of 0 .. 3"),
+            ([[0, 0, 0]], torch.zeros(1), "samples must be integers"),
         ],
     )
     def test_what_is_no_bank_is_refused(self, samples, rewards, why):
@@ -176,7 +193,7 @@ class TestSampling:
         assert joint < model + 0.03
 
     def test_fk_steering_follows_the_tilted_law_of_the_model(self, small):
-        """Populations of 200, of which only the first counts: within the error of a population."""
+        """100 populations of 200: within the error of a population."""
         model = small.guided_law(lambda x, a: torch.zeros(()), 6)
         target = model * (LAMBDA * small.rewards).exp()
         target = target / target.sum()

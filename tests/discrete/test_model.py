@@ -198,6 +198,10 @@ class TestTokenLiDAR:
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
 
+    def test_a_bank_shares_no_noise_with_the_samples(self):
+        lidar = TokenLiDAR(small(), reward=threes, n=16, steps=6, lookahead_steps=6)
+        assert (lidar.look().samples == lidar.vanilla(16).tokens).float().mean() < 0.6
+
     def test_another_seed_gives_others(self):
         lidar = TokenLiDAR(small(), reward=threes, n=32, steps=6)
         assert not torch.equal(lidar.vanilla(10, seed=0).tokens, lidar.vanilla(10, seed=1).tokens)
@@ -255,11 +259,49 @@ class TestTokenLiDAR:
             ({"form": "pairs"}, "form must be one of token-independent"),
             ({"schedule": "linear"}, "schedule must be one of log-linear"),
             ({"floor": 1.0}, r"floor must be in \[0, 1\)"),
+            ({"reward_scale": float("nan")}, "reward_scale must be a finite number, got nan"),
+            ({"scale": "1"}, "scale must be a finite number, got '1'"),
         ],
     )
     def test_settings_out_of_range_are_refused(self, settings, why):
         with pytest.raises(ValueError, match=why):
             TokenLiDAR(small(), reward=threes, **settings)
+
+    def test_a_bank_of_other_sequences_is_refused(self):
+        lidar = TokenLiDAR(small(), reward=threes, n=4, steps=2, form="token-independent")
+        other = TokenLiDAR(small(length=1), reward=threes, n=4, steps=2).look()
+        with pytest.raises(BankError, match=r"of other sequences: shape \(1,\) against \(5,\)"):
+            lidar(2, bank=other)
+        more = TokenLiDAR(small(vocab_size=9), reward=threes, n=4, steps=2).look()
+        with pytest.raises(BankError, match="9 tokens against 6 tokens"):
+            lidar(2, bank=more)
+        with pytest.raises(TypeError, match=r"bank must be a LookaheadBank, got 'bank.safetensors'"):
+            lidar(2, bank="bank.safetensors")
+        with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+            lidar(0)
+
+    def test_a_reward_may_be_a_network_and_give_integers(self):
+        layer = torch.nn.Embedding(6, 1)
+        assert TokenLiDAR(small(), reward=lambda x: layer(x).sum((1, 2)), n=4, steps=2)(2).rewards.shape == (2,)
+        assert TokenLiDAR(small(), reward=lambda x: [3] * len(x), n=4, steps=2)(2).rewards.tolist() == [3, 3]
+        with pytest.raises(TypeError, match="reward must be a function of tokens, got 'qed'"):
+            TokenLiDAR(small(), reward="qed")
+
+    @pytest.mark.parametrize(("outputs", "value", "got"), [(7, 0.0, r"\(2, 3, 7\)"), (4, float("nan"), "NaN")])
+    def test_a_network_that_gives_no_logits_is_named(self, outputs, value, got):
+        lidar = TokenLiDAR(
+            lambda x, s: torch.full((*x.shape, outputs), value), reward=threes, kernel=Uniform(4), length=3, steps=2
+        )
+        with pytest.raises(ValueError, match=rf"must give logits \(2, 3, 4\) .*, got {got}"):
+            lidar.vanilla(2)
+
+    def test_dropout_is_refused(self):
+        with pytest.raises(ValueError, match=r"call its eval\(\) first"):
+            TokenLiDAR(small().train(), reward=threes)
+
+    def test_places_of_a_sequence_that_is_all_alike_look_alike(self):
+        logits = small()(torch.full((1, 5), 2), torch.ones(1)).logits[0]
+        torch.testing.assert_close(logits, logits[:1].expand(5, -1))
 
     def test_an_unknown_setting_is_named(self):
         with pytest.raises(TypeError, match="unknown setting 'lamda'"):

@@ -94,20 +94,20 @@ class TestRewards:
 
 
 class TestSummary:
-    KNOWN = np.sort(m.digests(["CCO", "C"]))
+    KNOWN = m.digests(["CCO", "C"])
 
     def test_counts_by_hand(self):
         """Two spellings of a known molecule, one new one in two spellings, one twice, and two that are none."""
-        s = m.summarize(["OCC", "C(O)C", "CN", "NC", "CN", "C(", ""], lambda _: 1.0, self.KNOWN)
+        s = m.summarize(["OCC", "C(O)C", "CN", "NC", "CN", "C(", ""], [1.0] * 7, self.KNOWN)
         assert (s.samples, s.valid, s.unique, s.unique_molecules) == (7, 5, 4, 2)
         assert (s.novel_raw, s.novel) == (4, 1)
 
     def test_means_are_of_what_they_say(self):
-        s = m.summarize(["C", "C", "C1CC1"], m.ring_count, self.KNOWN)
+        s = m.summarize(["C", "C", "C1CC1", "("], [0, 0, 1, -1], self.KNOWN)
         assert (s.reward, s.reward_novel, s.reward_novel_raw) == (pytest.approx(1 / 3), 1.0, 1.0)
 
     def test_nothing_valid_has_no_mean(self):
-        s = m.summarize(["", "("], m.ring_count, self.KNOWN)
+        s = m.summarize(["", "("], [-1, -1], self.KNOWN)
         assert s.valid == s.novel == 0
         assert np.isnan(s.reward)
 
@@ -155,12 +155,31 @@ class TestCommand:
         assert self.run("--out", str(tmp_path)) == 2
         assert "is not empty" in capsys.readouterr().err
         assert self.run("--out", str(tmp_path), "--overwrite") == 2
-        assert "holds no molecules of lidar" in capsys.readouterr().err
+        assert "holds no run of lidar" in capsys.readouterr().err
+        assert (tmp_path / "mine.txt").read_text() == "x"
 
     def test_molecules_are_replaced_when_asked(self, tmp_path, capsys):
-        out = str(tmp_path / "out")
-        assert self.run("--out", out) == 0
-        assert self.run("--out", out, "--overwrite", "--seed", "1") == 0
+        out = tmp_path / "out"
+        assert self.run("--out", str(out)) == 0
+        first = (out / "result.json").read_text()
+        assert _run(["molecules", *SMALL, "--out", str(out)], debug=False) == 2
+        err = capsys.readouterr().err
+        assert "--overwrite to delete it" in err
+        assert "--resume" not in err
+        assert self.run("--out", str(out), "--overwrite", "--seed", "1") == 0
+        assert (out / "result.json").read_text() != first
+
+    def test_a_function_of_ones_own_beside_the_shell(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "atoms_of_mine.py").write_text("def count(molecule):\n    return molecule.GetNumAtoms()\n")
+        monkeypatch.chdir(tmp_path)
+        assert self.run("--reward", "atoms_of_mine:count", "--out", "out", "--json") == 0
+        whole = json.loads(capsys.readouterr().out)
+        assert max(s["reward"] for s in whole["lidar"]["samples"]) >= 1
+
+    def test_what_cannot_be_written_says_so_before_anything_is_drawn(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        assert _run(["molecules", *SMALL, "--out", str(tmp_path / "file" / "out")], debug=False) in (1, 2)
+        assert str(tmp_path / "file") in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "why"), [(["--reward", "rings"], "is no reward"), (["--form", "pairs"], "form must be one of")]

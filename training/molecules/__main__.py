@@ -29,13 +29,13 @@ def main(arguments: list[str] | None = None) -> None:
     from lidar_sampling.discrete.molecules import digests
 
     from . import data
-    from .train import Recipe, train
+    from .train import RECIPE, train
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    recipe = Recipe().smoke() if args.smoke else Recipe()
+    recipe = RECIPE.smoke() if args.smoke else RECIPE
     if args.steps is not None:
-        recipe = replace(recipe, steps=args.steps)
+        recipe = replace(recipe, schedule=replace(recipe.schedule, steps=args.steps))
     args.out.mkdir(parents=True, exist_ok=True)
     smiles = ["C", "CC", "CCO", "C1CC1"] * 25 if args.smoke else data.canonical_smiles()
     np.save(args.out / "qm9-digests.npy", np.unique(digests(smiles)))

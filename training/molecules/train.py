@@ -8,10 +8,8 @@ https://kellerjordan.github.io/posts/muon), the rest by AdamW, and a moving aver
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,83 +20,73 @@ from torch.nn import functional as F
 
 from lidar_sampling.discrete import kernel_of, log_linear
 from lidar_sampling.discrete.model import Denoiser, DenoiserConfig
+from training.glyph.optim import Average, Schedule
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the shipped model was trained with.
+    """What a model is trained with.
 
     Attributes:
-        steps: of the optimiser.
-        batch: sequences a step.
-        learning_rate: its peak, after ``warmup`` steps; it falls to a hundredth by half a cosine.
+        schedule: steps, batch and learning rate.
         decay: of the moving average.
         held_out: every such molecule is kept from training, to watch the loss on.
     """
 
-    steps: int = 8000
-    batch: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 100
+    schedule: Schedule
     decay: float = 0.998
     held_out: int = 50
     config: DenoiserConfig = field(default_factory=DenoiserConfig)
 
     def smoke(self) -> Recipe:
         """The same, tiny."""
-        return replace(self, steps=3, batch=8, config=DenoiserConfig(hidden_size=16, layers=1, heads=2))
+        small = DenoiserConfig(hidden_size=16, layers=1, heads=2)
+        return replace(self, schedule=replace(self.schedule, steps=3, batch=8), config=small)
+
+
+RECIPE = Recipe(Schedule(steps=8000, batch=128, learning_rate=2e-3, warmup=100, floor=0.01))
 
 
 def train(data: Tensor, recipe: Recipe, out: Path, *, device: torch.device) -> Denoiser:
     """Train on tokens (N, L), write weights (half precision) and ``curve.json`` to ``out``; returns the average."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
+    schedule = recipe.schedule
     model = Denoiser(recipe.config).to(device).train()
-    average = copy.deepcopy(model).requires_grad_(False)
+    average = Average(model, recipe.decay)
     held = torch.arange(len(data)) % recipe.held_out == 0
     watched, rest = data[held].long().to(device), data[~held]
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2 and p.shape[1] != recipe.config.cond_dim]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     optimizers = [
-        torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     curve, start = [], time.perf_counter()
-    for step in range(recipe.steps):
-        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        rate = recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * (0.01 + 0.99 * cosine)
-        x0 = rest[torch.randint(len(rest), (recipe.batch,), generator=generator)].long().to(device)
+    for step in range(schedule.steps):
+        x0 = rest[torch.randint(len(rest), (schedule.batch,), generator=generator)].long().to(device)
         loss = cross_entropy(model, x0, generator)
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate
+            optimizer.param_groups[0]["lr"] = schedule.rate(step)
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.max_norm)
         for optimizer in optimizers:
             optimizer.step()
-        with torch.no_grad():
-            weight = 1 - min(recipe.decay, (1 + step) / (10 + step))
-            for mine, current in zip(average.parameters(), model.parameters(), strict=True):
-                mine.lerp_(current, weight)
-        if (step + 1) % 100 == 0 or step == recipe.steps - 1:
+        average.update(model, step)
+        if (step + 1) % schedule.log_every == 0 or step == schedule.steps - 1:
             with torch.no_grad():
-                value = cross_entropy(average.eval(), watched[:1024], torch.Generator().manual_seed(2))
+                value = cross_entropy(average.model.eval(), watched[:1024], torch.Generator().manual_seed(2)).item()
             seconds = time.perf_counter() - start
-            curve.append({"step": step + 1, "loss": loss.item(), "held_out": value.item(), "seconds": seconds})
-            log.info(
-                "step %d/%d, %.0f s, loss %.4f, held out %.4f",
-                step + 1,
-                recipe.steps,
-                seconds,
-                loss.item(),
-                value.item(),
-            )
-    average.eval().save_pretrained(out, state_dict={k: v.half() for k, v in average.state_dict().items()})
+            curve.append({"step": step + 1, "loss": loss.item(), "held_out": value, "seconds": seconds})
+            log.info("step %d, %.0f s, loss %.4f, held out %.4f", step + 1, seconds, loss.item(), value)
+    model = average.model.eval()
+    model.save_pretrained(out, state_dict={k: v.half() for k, v in model.state_dict().items()})
     (out / "curve.json").write_text(json.dumps(curve, indent=1) + "\n")
-    return average
+    return model
 
 
 def cross_entropy(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,6 +98,6 @@ def cross_entropy(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Te
     x_t = kernel.noised(x0.cpu(), alpha, generator).to(x0.device)
     with torch.autocast(x0.device.type, dtype=torch.bfloat16):
         logits = model(x_t, -alpha.log().to(x0.device)).logits
-    a, b = (torch.stack(part).float() for part in zip(*map(kernel.parts, alpha.tolist()), strict=True))
+    a, b = (torch.stack(part).float().to(x0.device) for part in zip(*map(kernel.parts, alpha.tolist()), strict=True))
     own = F.one_hot(x_t, config.vocab_size) * a[:, None] + b[:, None]
     return F.cross_entropy((logits.float() + own.log()).flatten(0, 1), x0.flatten())

@@ -82,7 +82,10 @@ def _run(arguments: list[str], debug: bool) -> int:
         cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
-        typer.echo("lidar: stopped; what was finished stays, and --resume goes on from there", err=True)
+        typer.echo(
+            "lidar: stopped; what was finished stays, and --resume goes on from there where a command has it",
+            err=True,
+        )
     return status
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as _json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,9 +35,10 @@ def molecules(
     reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward.")] = 1.5,
     scale: Annotated[float, typer.Option(help="Strength of guidance, s.")] = 1.0,
     form: Form = "single-site",
+    candidates: Annotated[int, typer.Option(min=1, help="Of the joint form, a sequence and step.")] = 8,
     invalid: Annotated[float, typer.Option(help="Reward of a string that is no molecule.")] = -1.0,
     out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")] = Path("out"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the molecules that are in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")] = False,
     seed: o.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 256,
     device: o.Device = None,
@@ -46,28 +49,25 @@ def molecules(
 
     Costs n few-step samples and n rewards, then what plain sampling costs, which is drawn beside it to compare.
     """
-    arguments = {name: str(v) if isinstance(v, Path) else v for name, v in locals().items()}
+    skipped = ("overwrite", "json", "quiet")
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k not in skipped}
     try:
+        import torch
+
         from ..discrete import TokenLiDAR
         from ..discrete import molecules as m
         from ._drawing import grid
     except ImportError as error:
         raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
     from .._bank import write_atomically
-    from ._folder import write_json
+    from ._folder import Folder, write_json
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise FileExistsError(
-                f"{out} is not empty: choose another --out, or --overwrite to replace its molecules"
-            )
-        if not (out / "samples.smi").is_file():
-            raise ValueError(f"{out} holds no molecules of lidar, so it is left alone: choose another --out")
     o.quieten()
+    sys.path.append(os.getcwd())  # where module:function of a reward may lie
     value = m.reward(reward, invalid=invalid)
     model: Any = m.load_model()
     lidar = TokenLiDAR(
-        model.to(o.device_of(device)),
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")),  # sums over banks are float64
         reward=value,
         about=f"molecules for {reward}",
         n=n,
@@ -76,38 +76,38 @@ def molecules(
         reward_scale=reward_scale,
         scale=scale,
         form=form,
+        candidates=candidates,
         batch_size=batch_size,
     )
+    Folder(out, arguments, resume=None, overwrite=overwrite)
     with o.progress_bar(quiet=quiet) as (_, update):
-
-        def progress(phase: str) -> Any:
-            return None if update is None else lambda done, total: update(phase, done, total)
-
-        vanilla = lidar.vanilla(samples, seed=seed, progress=progress("vanilla"))
-        guided = lidar(samples, seed=seed, progress=progress("lidar"))
+        vanilla = lidar.vanilla(samples, seed=seed, progress=update)
+        guided = lidar(samples, seed=seed, progress=update)
 
     def told(result: TokenResult) -> dict[str, Any]:
         strings = m.decode(m.smiles_tokenizer(), result.tokens)
-        summary = asdict(m.summarize(strings, value.value, m.known()))
+        rewards = result.rewards.tolist()
+        summary = asdict(m.summarize(strings, rewards, m.known()))
         return {
             "summary": {name: None if v != v else v for name, v in summary.items()},
             "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
             "samples": [
                 {"smiles": text, "reward": r, "valid": m.parse(text) is not None}
-                for text, r in zip(strings, result.rewards.tolist(), strict=True)
+                for text, r in zip(strings, rewards, strict=True)
             ],
         }
 
     whole: dict[str, Any] = {"arguments": arguments, "vanilla": told(vanilla), "lidar": told(guided)}
     best = {s["smiles"]: s["reward"] for s in whole["lidar"]["samples"] if s["valid"]}
     ranked = sorted(best.items(), key=lambda item: -item[1])
-    out.mkdir(parents=True, exist_ok=True)
+    written = ["samples.smi", "bank.safetensors", "result.json"]
     if ranked:
+        written[1:1] = ["grid.svg", "grid.png"]
         svg, png = grid(ranked[:48], reward)
         write_atomically(out / "grid.svg", svg.encode())
         write_atomically(out / "grid.png", png)
-    if guided.bank is not None:
-        guided.bank.save(out / "bank.safetensors")
+    assert guided.bank is not None
+    guided.bank.save(out / "bank.safetensors")
     write_json(out / "result.json", whole)
     write_atomically(out / "samples.smi", "".join(f"{text}\t{r:g}\n" for text, r in ranked).encode())
     if json:
@@ -119,4 +119,4 @@ def molecules(
         means = ["-" if s[key] is None else f"{s[key]:.3f}" for key in ("reward", "reward_novel")]
         counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
         typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
-    typer.echo(f"samples.smi, grid.svg, grid.png, bank.safetensors and result.json are in {out}")
+    typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")

@@ -18,6 +18,7 @@ bounded by the extreme rewards:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -52,10 +53,15 @@ class Members:
     def __init__(
         self, samples: Tensor, rewards: Tensor, kernel: Kernel, *, reward_scale: float, weights: Tensor | None = None
     ) -> None:
-        if samples.dim() != 2 or not len(samples) or samples.is_floating_point():
-            raise ValueError(f"samples must be integers (n, L), got {samples.dtype} {tuple(samples.shape)}")
+        if not isinstance(samples, Tensor) or samples.dim() != 2 or not len(samples) or samples.is_floating_point():
+            got = f"{samples.dtype} {tuple(samples.shape)}" if isinstance(samples, Tensor) else repr(samples)
+            raise ValueError(f"samples must be integers (n, L), a tensor, got {got}")
         if rewards.shape != samples.shape[:1] or not rewards.isfinite().all():
             raise ValueError(f"rewards must be ({len(samples)},) and finite, got {tuple(rewards.shape)}")
+        if not math.isfinite(reward_scale):
+            raise ValueError(f"reward_scale must be finite, got {reward_scale}")
+        if weights is not None and (weights.shape != rewards.shape or not (weights > 0).all()):
+            raise ValueError(f"weights must be ({len(samples)},) and positive")
         if int(samples.min()) < 0 or int(samples.max()) >= kernel.vocab_size:
             raise ValueError(f"samples hold tokens outside of 0 .. {kernel.vocab_size - 1}")
         self.samples, self.kernel = samples.long(), kernel
@@ -93,11 +99,6 @@ class Members:
         """The estimate r_hat (B,) float64 for x (B, L)."""
         evidence = (self._evidence(rows, *self._parts(alpha)) for rows in self._chunks(x))
         return torch.cat([(e + self._tilt).logsumexp(0) - e.logsumexp(0) for e in evidence])
-
-    def effective_sample_size(self, x: Tensor, alpha: float) -> Tensor:
-        """How many members (B,) the tilted weights of x (B, L) rest on, 1 to n."""
-        evidence = (self._evidence(rows, *self._parts(alpha)) for rows in self._chunks(x))
-        return torch.cat([1 / (e + self._tilt).softmax(0).square().sum(0) for e in evidence])
 
     def _difference(self, evidence: Tensor, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
         """Log of the tilted sum less that of the plain one, by evidence (n, B).

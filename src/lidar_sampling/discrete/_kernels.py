@@ -50,7 +50,7 @@ class Kernel(Protocol):
         """a, b (V,) float64 of ``q(x_t = v | x0) = a_v 1[v = x0] + b_v``."""
 
     def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
-        """Noisy tokens of clean ones (B, L); alpha is a number or (B,)."""
+        """Noisy tokens of clean ones (B, L); alpha is a number or (B,), the generator on their device."""
 
     def prior(self, uniforms: Tensor) -> Tensor:
         """Tokens (*) of pure noise, from uniform numbers (*) in [0, 1)."""
@@ -73,6 +73,10 @@ class Uniform:
     """
 
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 2:
+            raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
 
     def parts(self, alpha: float) -> tuple[Tensor, Tensor]:
         """a, b (V,) float64."""
@@ -119,7 +123,7 @@ class Absorbing:
     softness: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask_id < self.vocab_size or not 0 <= self.softness < 1:
+        if self.vocab_size < 2 or not 0 <= self.mask_id < self.vocab_size or not 0 <= self.softness < 1:
             raise ValueError(
                 f"mask_id must be a token of {self.vocab_size} and softness in [0, 1), got {self.mask_id} and "
                 f"{self.softness}"
@@ -144,7 +148,7 @@ class Absorbing:
         """Of https://arxiv.org/abs/2406.07524; the network's chance of a mask is left out."""
         clean = probabilities.clone()
         clean[..., self.mask_id] = 0
-        clean = clean / clean.sum(-1, keepdim=True)
+        clean = clean / clean.sum(-1, keepdim=True).clamp_min(_TINY)
         p = clean * ((alpha_s - alpha_t) / (1 - alpha_t))
         p[..., self.mask_id] = (1 - alpha_s) / (1 - alpha_t)
         unmasked = x_t != self.mask_id

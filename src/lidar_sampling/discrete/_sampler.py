@@ -6,13 +6,15 @@ of the next, less noisy ones, and a :class:`Stepper` draws them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .._draw import seed_of
 from ._guidance import Members
 from ._kernels import Kernel, Schedule, log_linear
 
@@ -30,11 +32,10 @@ class State:
         posterior: of the next tokens (B, L, V), as the kernel has it.
         step: of how many steps this is, from 0.
         steps: how many there are.
-        s: the time to which the step leads, in [0, 1).
         alpha_t: the share of clean tokens now.
         alpha_s: the share of clean tokens then.
         uniforms: (B, M, L) numbers in [0, 1), M the stepper's ``candidates``.
-        lots: (B,) more of them, one a sequence.
+        lots: (B,) more of them, one a sequence, for what is drawn of whole sequences.
     """
 
     x_t: Tensor
@@ -42,7 +43,6 @@ class State:
     posterior: Tensor
     step: int
     steps: int
-    s: float
     alpha_t: float
     alpha_s: float
     uniforms: Tensor
@@ -76,20 +76,17 @@ class TokenIndependent:
 
     Args:
         members: the bank.
-        schedule: of the noise.
         scale: s, of the estimate; 1 is the tilted law.
-        floor: the earliest time that the bank is asked about. Its kernel becomes a point at t = 0, of which a
-            finite bank knows nothing unless it has the sequence itself.
+        floor: the least share of noise, ``1 - alpha``, that the bank is asked about. Its kernel becomes a point at
+            t = 0, of which a finite bank knows nothing unless it has the sequence itself.
     """
 
     candidates = together = 1
 
-    def __init__(
-        self, members: Members, schedule: Schedule = log_linear, *, scale: float = 1.0, floor: float = 0.02
-    ) -> None:
-        if not 0 <= floor < 1:
-            raise ValueError(f"floor must be in [0, 1), got {floor}")
-        self.members, self.schedule, self.scale, self.floor = members, schedule, scale, floor
+    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02) -> None:
+        if not 0 <= floor < 1 or not math.isfinite(scale):
+            raise ValueError(f"floor must be in [0, 1) and scale finite, got {floor} and {scale}")
+        self.members, self.scale, self.floor = members, scale, floor
 
     def __call__(self, state: State) -> Tensor:
         """Tokens (B, L)."""
@@ -101,7 +98,7 @@ class TokenIndependent:
 
     def alpha(self, state: State) -> float:
         """The share of clean tokens at which the bank is asked."""
-        return self.schedule(max(state.s, self.floor))
+        return min(state.alpha_s, 1 - self.floor)
 
 
 class SingleSite(TokenIndependent):
@@ -113,26 +110,19 @@ class SingleSite(TokenIndependent):
 
 
 class Joint(SingleSite):
-    """Candidates by single-site guidance, of which one is drawn by the joint estimate; exact as candidates grow.
+    """Candidates by single-site guidance, of which one is drawn by the joint estimate.
+
+    As candidates grow what is left is the error of the network, which gives a token at a time.
 
     Args:
         members: the bank.
-        schedule: of the noise.
         scale: s, of the estimate.
-        floor: the earliest time that the bank is asked about.
+        floor: the least share of noise that the bank is asked about.
         candidates: M, a sequence and step.
     """
 
-    def __init__(
-        self,
-        members: Members,
-        schedule: Schedule = log_linear,
-        *,
-        scale: float = 1.0,
-        floor: float = 0.02,
-        candidates: int = 8,
-    ) -> None:
-        super().__init__(members, schedule, scale=scale, floor=floor)
+    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02, candidates: int = 8) -> None:
+        super().__init__(members, scale=scale, floor=floor)
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.candidates = candidates
@@ -154,7 +144,7 @@ class FKSteering:
     Weights are those of the ``difference`` potential, so that large populations follow the tilted law.
 
     Args:
-        reward: from tokens (B, L) to (B,).
+        reward: from tokens (B, L) to finite numbers (B,), such as :meth:`TokenLiDAR.score`.
         kernel: the forward process.
         reward_scale: lambda, in 1 / reward.
         particles: k, sequences of a population.
@@ -184,11 +174,12 @@ class FKSteering:
         if state.step == 0:
             self._before = torch.zeros(len(state.x_t), device=state.x_t.device)
         posterior = state.posterior
-        if state.step and state.step % self.every == 0:
+        last = state.step == state.steps - 1
+        if state.step and state.step % self.every == 0 and not last:
             clean = self.kernel.posterior(state.prediction, state.x_t, alpha_s=1.0, alpha_t=state.alpha_t)
             posterior = posterior[self._survivors(categorical(clean, state.uniforms[:, 1]), state)]
         x_s = categorical(posterior, state.uniforms[:, 0])
-        return x_s[self._survivors(x_s, state)] if state.step == state.steps - 1 else x_s
+        return x_s[self._survivors(x_s, state)] if last else x_s
 
     def _survivors(self, x0: Tensor, state: State) -> Tensor:
         """Rows (B,) that go on, by systematic resampling of each population."""
@@ -212,6 +203,7 @@ def sample(
     stepper: Stepper | None = None,
     schedule: Schedule = log_linear,
     seed: int = 0,
+    stream: str = "target",
     batch_size: int = 256,
     timeless: bool = False,
     device: torch.device | str = "cpu",
@@ -228,6 +220,7 @@ def sample(
         stepper: draws the next tokens; None draws them from the posterior.
         schedule: of the noise.
         seed: of all noise.
+        stream: keeps draws apart that share a seed.
         batch_size: sequences at a time.
         timeless: the network does not look at the time, so a sequence that a step left as it was is not asked about
             again.
@@ -258,17 +251,16 @@ def sample(
     size = max(1, batch_size // stepper.together) * stepper.together
     found, evaluations = [], 0
     for start in range(0, count, size):
-        indices = range(start, min(start + size, count))
-        noise = (draws.to(device) for draws in _noise(seed, indices, steps, stepper.candidates, length))
-        asked = _Asked(network, timeless)
+        seeds = [seed_of(seed, stream, "", i) for i in range(start, min(start + size, count))]
+        noise = (draws.to(device) for draws in _noise(seeds, steps, stepper.candidates, length))
+        asked = _Asked(network, kernel, timeless)
         x = kernel.prior(next(noise)[:, :length])
         for step, draws in enumerate(noise):
-            s = 1 - (step + 1) / steps
-            alpha_t, alpha_s = schedule(1 - step / steps), schedule(s)
+            alpha_t, alpha_s = (schedule(1 - i / steps) for i in (step, step + 1))
             prediction = asked(x, alpha_t).double().softmax(-1)
             posterior = kernel.posterior(prediction, x, alpha_s=alpha_s, alpha_t=alpha_t)
             uniforms, lots = draws[:, :-1].unflatten(1, (stepper.candidates, length)), draws[:, -1]
-            x = stepper(State(x, prediction, posterior, step, steps, s, alpha_t, alpha_s, uniforms, lots))
+            x = stepper(State(x, prediction, posterior, step, steps, alpha_t, alpha_s, uniforms, lots))
             if progress is not None:
                 progress(start * steps + (step + 1) * len(x), count * steps)
         found.append(x)
@@ -279,8 +271,8 @@ def sample(
 class _Asked:
     """A network that counts what it saw; one without time is asked again only about sequences that changed."""
 
-    def __init__(self, network: Network, timeless: bool) -> None:
-        self.evaluations, self._network, self._timeless = 0, network, timeless
+    def __init__(self, network: Network, kernel: Kernel, timeless: bool) -> None:
+        self.evaluations, self._network, self._kernel, self._timeless = 0, network, kernel, timeless
         self._last: tuple[Tensor, Tensor] | None = None  # tokens and logits
 
     def __call__(self, x: Tensor, alpha: float) -> Tensor:
@@ -293,6 +285,10 @@ class _Asked:
         if logits is None or changed.any():
             sigma = torch.full((int(changed.sum()),), alpha, device=x.device).log().neg()
             fresh = self._network(x[changed], sigma)
+            wanted = (len(sigma), x.shape[1], self._kernel.vocab_size)
+            if fresh.shape != wanted or fresh.isnan().any():
+                what = tuple(fresh.shape) if fresh.shape != wanted else "NaN"
+                raise ValueError(f"the network must give logits {wanted} for a kernel of that vocabulary, got {what}")
             logits = fresh if len(fresh) == len(x) or logits is None else logits.index_put((changed,), fresh)
             self.evaluations += len(fresh)
         self._last = x, logits
@@ -312,8 +308,8 @@ def categorical(p: Tensor, uniforms: Tensor) -> Tensor:
     )
 
 
-def _noise(seed: int, indices: range, steps: int, candidates: int, length: int) -> Iterator[Tensor]:
+def _noise(seeds: Sequence[int], steps: int, candidates: int, length: int) -> Iterator[Tensor]:
     """Uniform numbers (B, M L + 1) of the prior and then of each step, from a generator a sequence."""
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for _ in range(steps + 1):
         yield torch.stack([torch.rand(candidates * length + 1, generator=g) for g in generators])

@@ -8,8 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..discrete import Kernel, Members, log_linear
-from ..discrete._kernels import Schedule
+from ..discrete import Kernel, Members, Schedule, log_linear
 from ..discrete._sampler import tilted
 
 Factors = Callable[[Tensor, float], Tensor]
@@ -76,8 +75,8 @@ class Sequences:
         known = {}
         for step in range(steps):
             sigma = torch.tensor(self.schedule(1 - step / steps)).log().neg()
-            known[float(sigma)] = self.network(self.states, sigma.expand(len(self.states)))
-        return lambda x, sigma: known[float(sigma[0])][(x * base).sum(1)]
+            known[round(float(sigma), 4)] = self.network(self.states, sigma.expand(len(self.states)))
+        return lambda x, sigma: known[round(float(sigma[0]), 4)][(x * base).sum(1)]
 
     def reverse(self, t: float, s: float, weights: Tensor) -> Tensor:
         """The exact ``p(x_s | x_t)`` (S of x_t, S of x_s) if clean sequences have ``weights`` (N,)."""

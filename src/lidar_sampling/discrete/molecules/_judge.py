@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from rdkit import Chem
 
-from ._rewards import Property, parse
+from ._rewards import parse
 
 
 def digests(strings: Iterable[str]) -> np.ndarray:
@@ -46,41 +46,40 @@ class Summary:
     reward_novel: float
 
 
-def summarize(smiles: Sequence[str], value: Property, known: np.ndarray) -> Summary:
+def summarize(smiles: Sequence[str], rewards: Sequence[float], known: np.ndarray) -> Summary:
     """Count and average samples.
 
     Args:
         smiles: strings of the samples, valid or not.
-        value: the property that guided.
-        known: sorted :func:`digests` of the training set's canonical SMILES.
+        rewards: theirs; those of strings that are no molecules do not count.
+        known: :func:`digests` of the training set's canonical SMILES.
 
     Example:
-        >>> from lidar_sampling.discrete.molecules import ring_count
-        >>> known = np.sort(digests(["CCO"]))
-        >>> s = summarize(["OCC", "CCO", "C1CC1", "C1CC1", "C1C"], ring_count, known)
+        >>> known = digests(["CCO"])
+        >>> s = summarize(["OCC", "CCO", "C1CC1", "C1CC1", "C1C"], [0, 0, 1, 1, -1], known)
         >>> s.valid, s.unique, s.novel_raw, s.unique_molecules, s.novel, s.reward
         (4, 3, 2, 2, 1, 0.5)
     """
-    molecules = [(one, molecule) for one in smiles if (molecule := parse(one)) is not None]
-    values = [value(molecule) for _, molecule in molecules]
-    raw = {one: v for (one, _), v in zip(molecules, values, strict=True)}
-    canonical = {Chem.MolToSmiles(molecule): v for (_, molecule), v in zip(molecules, values, strict=True)}
+    parsed = [(one, parse(one), reward) for one, reward in zip(smiles, rewards, strict=True)]
+    valid = [(one, molecule, reward) for one, molecule, reward in parsed if molecule is not None]
+    raw = {one: reward for one, _, reward in valid}
+    canonical = {Chem.MolToSmiles(molecule): reward for _, molecule, reward in valid}
     novel_raw, novel = _novel(raw, known), _novel(canonical, known)
     return Summary(
         samples=len(smiles),
-        valid=len(molecules),
+        valid=len(valid),
         unique=len(raw),
         novel_raw=len(novel_raw),
         unique_molecules=len(canonical),
         novel=len(novel),
-        reward=_mean(values),
+        reward=_mean(reward for _, _, reward in valid),
         reward_novel_raw=_mean(novel_raw.values()),
         reward_novel=_mean(novel.values()),
     )
 
 
 def _novel(values: dict[str, float], known: np.ndarray) -> dict[str, float]:
-    new = ~np.isin(digests(values), known, assume_unique=False)
+    new = ~np.isin(digests(values), known)
     return {name: value for (name, value), is_new in zip(values.items(), new, strict=True) if is_new}
 
 
