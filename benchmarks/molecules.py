@@ -24,7 +24,7 @@ from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
 
 FORMS = ("token-independent", "single-site", "joint")
-BANK, LOOKAHEAD, STEPS = 4096, 8, 32
+LOOKAHEAD, STEPS = 8, 32
 COLUMNS = {
     "valid": "valid",
     "unique": "unique",
@@ -50,17 +50,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    model: Any = molecules.load_model().to(arguments.device)
+    how = {
+        "samples": arguments.samples,
+        "reward_scale": arguments.reward_scale,
+        "weights": [float(f"{p.detach().abs().mean():.6g}") for p in model.parameters()],
+    }
+    agree(arguments.out / "run.json", how)
     path = arguments.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(line["reward_name"], line["method"], line["seed"]) for line in lines}
-    model = molecules.load_model().to(arguments.device)
     for seed in range(arguments.seeds):
         tokens: list[torch.Tensor] = []
         for name in arguments.rewards.split(","):
             lidar = TokenLiDAR(
                 model,
                 reward=molecules.reward(name),
-                n=BANK,
+                n=max(map(int, arguments.ns.split(","))),
                 lookahead_steps=LOOKAHEAD,
                 steps=STEPS,
                 reward_scale=arguments.reward_scale,
@@ -99,12 +105,13 @@ def methods(
         many = lidar.with_settings(steps=steps).vanilla(k * count, seed=seed)
         rewards = many.rewards.view(count, k)
         rows = torch.arange(count) * k + rewards.argmax(1)
-        return TokenResult(many.tokens[rows], rewards.amax(1), many.cost, many.settings, seed)
+        cost = {"sampling": many.cost["sampling"] + many.cost["scoring"]}
+        return TokenResult(many.tokens[rows], rewards.amax(1), cost, many.settings, seed)
 
     def fk(k: int) -> TokenResult:
         stepper = FKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
         result = lidar.sample(count, seed=seed, stepper=stepper)
-        result.cost["scoring"].reward_calls = stepper.evaluations
+        result.cost["steering"] = Cost(reward_calls=stepper.evaluations)
         return result
 
     found: dict[str, Callable[[], TokenResult]] = {"plain": lambda: lidar.vanilla(count, seed=seed)}
@@ -122,13 +129,20 @@ def judged(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
     """What samples are worth and what they cost."""
     reward: Any = lidar.reward
     strings = molecules.decode(reward.tokenizer, result.tokens)
-    summary = asdict(molecules.summarize(strings, reward.value, molecules.known()))
-    drawn = [part for phase, part in result.cost.items() if phase != "scoring"]
+    summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.known()))
+    drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # which only measures
     return {
         **summary,
         "evaluations": sum(part.network_evaluations for part in drawn),
-        "reward_calls": sum(part.reward_calls for part in result.cost.values()),
+        "reward_calls": sum(part.reward_calls for part in drawn),
     }
+
+
+def agree(path: Path, how: dict[str, Any]) -> None:
+    """Write how the results are drawn, or refuse a folder whose results were drawn otherwise."""
+    if path.exists() and json.loads(path.read_text()) != how:
+        raise SystemExit(f"{path.parent} holds results of other options or weights: choose another --out")
+    path.write_text(json.dumps(how, indent=1) + "\n")
 
 
 def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
