@@ -51,7 +51,7 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
     prompts = ["a photo of two dogs", "something else"]
     code, stdout, stderr = lidar("generate", *prompts, *tiny, *FAST, "--beside-vanilla", "--out", out)
     assert (code, stderr) == (0, "")
-    assert "LiDAR" in stdout
+    assert "lidar" in stdout
     assert "vanilla" in stdout
     for index in range(2):
         for folder in ("samples", "vanilla"):
@@ -70,6 +70,28 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
         pixels = torch.from_numpy(np.array(image)).float() / 255
     assert result["prompts"][0]["lidar"]["rewards"]["brightness"][1] == pytest.approx(pixels.mean().item(), abs=3e-3)
     assert not [name for name in os.listdir(out) if name.endswith(".part")]
+
+
+def test_other_methods_draw_too(lidar, tiny, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, _ = lidar(
+        "generate", "a cat", *tiny, *FAST, "--method", "best-of-3", "--beside-vanilla", "--out", out
+    )
+    assert code == 0
+    assert "best-of-3" in stdout
+    (entry,) = json.loads((out / "result.json").read_text())["prompts"]
+    assert entry["methods"] == ["vanilla", "best-of-3"]
+    assert min(entry["best-of-3"]["rewards"]["brightness"]) >= min(entry["vanilla"]["rewards"]["brightness"])
+    assert entry["best-of-3"]["cost"]["sampling"]["network_evaluations"] == 2 * 3 * 5  # PNDM takes 4 steps in 5 evaluations
+    assert entry["bank"] == {}
+    assert len(os.listdir(out / "00000/samples")) == 2
+
+
+@pytest.mark.parametrize("method", ["steerd-4", "best-of-N"])
+def test_a_method_that_is_none_is_refused_before_anything_is_made(lidar, tiny, tmp_path, method):
+    err = failure(lidar("generate", "a cat", *tiny, *FAST, "--method", method, "--out", tmp_path / "out"))
+    assert method in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_json_alone_is_on_stdout(lidar, tiny, tmp_path):

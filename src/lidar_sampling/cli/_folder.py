@@ -2,7 +2,7 @@
 
 DIR/run.json                  the arguments; a run is resumed only with the same
 DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
-DIR/00000/samples/0000.png    guided images (.webp for a video, .wav for audio); vanilla/ without guidance
+DIR/00000/samples/0000.png    images by the method (.webp for a video, .wav for audio); vanilla/ without guidance
 DIR/00000/result.json         rewards, costs and trace of the prompt
 DIR/grid.png, DIR/result.json all of it together
 """
@@ -22,9 +22,6 @@ from .._media import save_sample
 
 if TYPE_CHECKING:
     from .._sampler import Result
-
-METHODS = {"vanilla": "vanilla", "lidar": "LiDAR"}
-"""What a prompt's result may hold, in the order to show it in, and how to call it."""
 
 
 class Folder:
@@ -71,27 +68,28 @@ class Folder:
         path = self.path / f"{index:05d}" / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def put(self, index: int, guided: Result, vanilla: Result | None) -> dict[str, Any]:
-        """Write the images and numbers of one prompt; returns the numbers."""
-        prompt = guided.prompts[0]
-        entry: dict[str, Any] = {"prompt": prompt, "folder": f"{index:05d}"}
+    def put(self, index: int, method: str, result: Result, vanilla: Result | None) -> dict[str, Any]:
+        """Write the images and numbers of one prompt by ``method``, and plain ones; returns the numbers."""
+        prompt = result.prompts[0]
+        drawn = {"vanilla": vanilla, method: result} if vanilla is not None else {method: result}
+        entry: dict[str, Any] = {"prompt": prompt, "folder": f"{index:05d}", "methods": list(drawn)}
         part = self.path / f".{index:05d}.{secrets.token_hex(4)}.part"
         try:
-            for name, folder, result in (("lidar", "samples", guided), ("vanilla", "vanilla", vanilla)):
-                if result is None:
-                    continue
+            for name, samples in drawn.items():
+                folder = "samples" if samples is result else "vanilla"
                 (part / folder).mkdir(parents=True)
                 files = [
-                    save_sample(sample, part / folder / f"{k:04d}", sampling_rate=result.sampling_rate)
-                    for k, sample in enumerate(result.images[0])
+                    save_sample(sample, part / folder / f"{k:04d}", sampling_rate=samples.sampling_rate)
+                    for k, sample in enumerate(samples.images[0])
                 ]
                 entry[name] = {
                     "images": [f"{index:05d}/{folder}/{file.name}" for file in files],
-                    "rewards": {reward: _numbers(values[0]) for reward, values in result.rewards.items()},
-                    "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
+                    "rewards": {reward: _numbers(values[0]) for reward, values in samples.rewards.items()},
+                    "cost": {phase: vars(cost) for phase, cost in samples.cost.items()},
                 }
-            entry["trace"] = guided.trace.rows()
-            entry["bank"] = {reward: _numbers(values) for reward, values in guided.banks[0].rewards.items()}
+            entry["trace"] = result.trace.rows()
+            banks = result.banks[:1]  # none, where the method draws none
+            entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
             (part / "metadata.jsonl").write_text(json.dumps(parse(prompt) or {"prompt": prompt}) + "\n")
             write_json(part / "result.json", entry)
             os.rename(part, self.path / f"{index:05d}")

@@ -13,10 +13,17 @@ from . import _options as o
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
+    from .._sampler import LiDAR, Progress, Result
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
 BesideVanilla = Annotated[
     bool, typer.Option("--beside-vanilla", help="Also draw what the model gives without guidance.")
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method", help="How to draw, of 'lidar methods': lidar, best-of-12@10, steered-12@10, lidar:scale=3, ..."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish the run that is in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")]
@@ -44,6 +51,7 @@ def generate(
     scale: o.Scale = None,
     reward_scale: o.RewardScale = None,
     window: o.Window = None,
+    method: MethodName = "lidar",
     beside_vanilla: BesideVanilla = False,
     banks: Store = None,
     call: o.Call = None,
@@ -55,12 +63,22 @@ def generate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw guided images: look ahead, score, guide.
+    """Draw guided images: look ahead, score, guide; or draw by another method.
 
-    Costs n few-step samples and n reward calls a prompt, then what plain sampling costs.
+    Guidance costs n few-step samples and n reward calls a prompt, then what plain sampling costs. What the others
+    cost stands in docs/methods.md, and which to pick in docs/choosing.md.
     """
     options = dict(locals())
-    _run(options, o.read_prompts(prompts, prompts_file), store=banks, bank_of=lambda _: None)
+    from ..methods import load
+
+    other = None if method == "lidar" else load(method)
+
+    def draw(lidar: LiDAR, prompt: str, progress: Progress | None) -> Result:
+        if other is None:
+            return lidar(prompt, images=images, seed=seed, progress=progress)
+        return lidar.judge(other.draw(lidar, [prompt], images=images, seed=seed))
+
+    _run(options, o.read_prompts(prompts, prompts_file), store=banks, method=method, draw=draw)
 
 
 def guide(
@@ -91,7 +109,11 @@ def guide(
     options = dict(locals())
     texts = o.read_prompts(prompts, prompts_file)
     found = _find_banks(banks, texts)
-    _run(options, texts, store=None, bank_of=found.__getitem__)
+
+    def draw(lidar: LiDAR, prompt: str, progress: Progress | None) -> Result:
+        return lidar(prompt, banks=found[prompt], images=images, seed=seed, progress=progress)
+
+    _run(options, texts, store=None, method="lidar", draw=draw)
 
 
 def _find_banks(places: list[Path], prompts: list[str]) -> dict[str, LookaheadBank]:
@@ -118,7 +140,8 @@ def _run(
     prompts: list[str],
     *,
     store: Path | None,
-    bank_of: Callable[[str], LookaheadBank | None],
+    method: str,
+    draw: Callable[[LiDAR, str, Progress | None], Result],
 ) -> None:
     """Draw each prompt into the folder as the options of the command line say, and report."""
     from ._folder import Folder, write_json
@@ -137,14 +160,14 @@ def _run(
             entry = folder.finished(index)
             if entry is None:
                 label(f"{index + 1}/{len(prompts)}")
-                guided = lidar(prompt, banks=bank_of(prompt), progress=progress, **sampling)
+                result = draw(lidar, prompt, progress)
                 vanilla = None
                 if options["beside_vanilla"]:
                     vanilla = lidar.vanilla(prompt, progress=progress, **sampling)
-                entry = folder.put(index, guided, vanilla)
+                entry = folder.put(index, method, result, vanilla)
             entries.append(entry)
     written = ["images", "result.json"]
-    if not entries[0]["lidar"]["images"][0].endswith(".wav"):  # there is no picture of a sound
+    if not entries[0][method]["images"][0].endswith(".wav"):  # there is no picture of a sound
         draw_grid(out, entries).save(out / "grid.png")
         written.insert(1, "grid.png")
     whole = report(lidar, arguments, entries)

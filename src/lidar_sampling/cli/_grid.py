@@ -7,9 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ._folder import METHODS
-
-_SIDE, _GAP, _LABEL, _LINE = 160, 6, 64, 15
+_SIDE, _GAP, _LINE = 160, 6, 15
 _INK, _RIGHT, _WRONG = (30, 30, 30), (20, 140, 60), (200, 40, 40)
 
 
@@ -21,22 +19,21 @@ def draw_grid(folder: Path, entries: list[dict[str, Any]], *, most: int = 12) ->
     """
     font = ImageFont.load_default(size=12)
     entries = entries[:most]
-    rows = [(entry, name) for entry in entries for name in METHODS if name in entry]
+    rows = [(entry, name) for entry in entries for name in entry["methods"]]
+    label = 2 * _GAP + int(max(font.getlength(name) for _, name in rows))
     columns = max(len(entry[name]["images"]) for entry, name in rows)
     row_height = _SIDE + _LINE + 2 * _GAP
     height = len(entries) * (_LINE + _GAP) + len(rows) * row_height + _GAP
-    canvas = Image.new("RGB", (_LABEL + columns * (_SIDE + _GAP) + _GAP, height), "white")
+    canvas = Image.new("RGB", (label + columns * (_SIDE + _GAP) + _GAP, height), "white")
     pen = ImageDraw.Draw(canvas)
     y = _GAP
     for entry in entries:
         pen.text((_GAP, y), entry["prompt"], fill=_INK, font=font)
         y += _LINE + _GAP
-        for name, title in METHODS.items():
-            if name not in entry:
-                continue
-            pen.text((_GAP, y + _SIDE // 2), title, fill=_INK, font=font)
+        for name in entry["methods"]:
+            pen.text((_GAP, y + _SIDE // 2), name, fill=_INK, font=font)
             for k, file in enumerate(entry[name]["images"]):
-                x = _LABEL + k * (_SIDE + _GAP)
+                x = label + k * (_SIDE + _GAP)
                 with Image.open(folder / file) as image:
                     tile = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
                 canvas.paste(tile, (x, y))

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ._folder import METHODS
-
 if TYPE_CHECKING:
     from .._sampler import LiDAR
 
@@ -23,12 +21,11 @@ def versions() -> dict[str, str]:
 
 def report(lidar: LiDAR, arguments: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of ``result.json``: how the run was made, each prompt, and the means."""
-    methods = [name for name in METHODS if name in entries[0]]
     return {
         "versions": versions(),
         "arguments": arguments,
         "settings": asdict(lidar.settings),
-        "mean": {name: summary([entry[name] for entry in entries]) for name in methods},
+        "mean": {name: summary([entry[name] for entry in entries]) for name in entries[0]["methods"]},
         "prompts": entries,
     }
 
@@ -45,11 +42,12 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def print_table(whole: dict[str, Any]) -> None:
-    """Vanilla beside LiDAR: a row each a prompt (the first few) and for the mean."""
+    """Vanilla beside the method: a row each a prompt (the first few) and for the mean."""
     from rich.console import Console
     from rich.table import Table
 
-    rewards = list(whole["prompts"][0]["lidar"]["rewards"])
+    first = whole["prompts"][0]
+    rewards = list(first[first["methods"][-1]]["rewards"])
     table = Table(box=None, pad_edge=False, expand=True)
     table.add_column("prompt", ratio=1, no_wrap=True)
     table.add_column("method", min_width=7)
@@ -62,7 +60,7 @@ def print_table(whole: dict[str, Any]) -> None:
         for key, value in row.items():
             digits = 0 if key in ("network_evaluations", "reward_calls") else 1 if key == "seconds" else 2
             cells.append("-" if value is None else f"{value:.{digits}f}")
-        table.add_row(title, METHODS[name], *cells)
+        table.add_row(title, name, *cells)
 
     for entry in whole["prompts"][:_MOST_PROMPTS]:
         for k, name in enumerate(whole["mean"]):
