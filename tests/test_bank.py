@@ -160,7 +160,7 @@ def test_merging_other_spaces_is_refused():
         (torch.full((2, 3), float("nan")), {}, "diverged"),
         (torch.zeros(0, 3), {}, "n at least 1"),
         (torch.zeros(3), {}, "n at least 1"),
-        (torch.zeros(2, 3, dtype=torch.int64), {}, "floating point"),
+        (torch.zeros(2, 3, dtype=torch.bool), {}, "floating point"),
         ([[0.0]], {}, "floating point"),
         (torch.zeros(2, 3), {"r": [0.0, 1.0]}, "'r' must be a tensor, got list"),
     ],

@@ -10,7 +10,14 @@ import pytest
 from lidar_sampling import testing
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/methods.md", "docs/howto.md", "docs/mixtures-and-services.md", "docs/rewards.md"]
+PAGES = [
+    "README.md",
+    "docs/discrete.md",
+    "docs/methods.md",
+    "docs/howto.md",
+    "docs/mixtures-and-services.md",
+    "docs/rewards.md",
+]
 
 
 def blocks():
@@ -46,6 +53,6 @@ def test_links_and_named_tests_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / target).exists(), target
     for file, test in re.findall(r"`(test_\w+\.py)(?:::([\w:]+))?", text):
-        source = (ROOT / "tests" / file).read_text()
+        (source,) = (path.read_text() for path in (ROOT / "tests").rglob(file))
         for name in filter(None, test.split("::")):
             assert re.search(rf"(def|class) {name}\b", source), name

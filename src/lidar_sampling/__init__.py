@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import discrete as discrete
     from . import glyph as glyph
     from . import methods as methods
     from . import rewards as rewards
@@ -59,7 +60,7 @@ _HOMES = {
     "noise_level": "_levels",
     "record": "_attach",
 }
-_ROOMS = ("glyph", "methods", "rewards", "solvers", "testing")
+_ROOMS = ("discrete", "glyph", "methods", "rewards", "solvers", "testing")
 
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 

@@ -35,7 +35,8 @@ class LookaheadBank:
     """Samples of one prompt with their rewards and provenance; immutable.
 
     Attributes:
-        samples: (n, *) floating point and finite, clean, in the space in which the scheduler steps.
+        samples: (n, *) clean: floating point and finite, in the space in which the scheduler steps, or tokens (n, L),
+            integers.
         rewards: name -> (n,), finite. Several rewards may share the samples.
         prompt: the prompt that the samples answer.
         space: the latent space; None skips the check of model identity (the shape is always checked).
@@ -60,8 +61,8 @@ class LookaheadBank:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt:
             raise BankError(f"prompt must be a string that is not empty, got {self.prompt!r}")
-        if not isinstance(self.samples, Tensor) or not self.samples.is_floating_point():
-            raise BankError("samples must be a floating point tensor (n, *)")
+        if not isinstance(self.samples, Tensor) or self.samples.is_complex() or self.samples.dtype == torch.bool:
+            raise BankError("samples must be a tensor (n, *) of floating point numbers, or of tokens")
         if self.samples.dim() < 2 or len(self.samples) == 0:
             raise BankError(f"samples must be (n, *) with n at least 1, got {tuple(self.samples.shape)}")
         if not self.samples.isfinite().all():
@@ -306,6 +307,8 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
             raise TypeError(
                 f"banks must be LookaheadBanks, got {type(bank).__name__}: load files with LookaheadBank.load"
             )
+        if not bank.samples.is_floating_point():
+            raise BankError(f"{bank} holds tokens, which guide TokenLiDAR alone")
     if not listed:
         raise ValueError("banks must hold at least one bank")
     return listed

@@ -18,6 +18,7 @@ from ._evaluate import evaluate
 from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
+from ._molecules import molecules
 from ._score import score
 from ._serve import serve
 
@@ -27,7 +28,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, look, guide, compare, evaluate, score, serve, models, rewards, solvers, methods, doctor):
+for command in (
+    generate,
+    look,
+    guide,
+    molecules,
+    compare,
+    evaluate,
+    score,
+    serve,
+    models,
+    rewards,
+    solvers,
+    methods,
+    doctor,
+):
     app.command()(command)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -67,7 +82,10 @@ def _run(arguments: list[str], debug: bool) -> int:
         cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
-        typer.echo("lidar: stopped; what was finished stays, and --resume goes on from there", err=True)
+        typer.echo(
+            "lidar: stopped; what was finished stays, and --resume goes on from there where a command has it",
+            err=True,
+        )
     return status
 
 

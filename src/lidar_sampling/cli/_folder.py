@@ -30,7 +30,7 @@ class Folder:
     Args:
         path: the folder.
         arguments: what the run was asked, JSON values.
-        resume: go on with a run of the same arguments.
+        resume: go on with a run of the same arguments; None where the command cannot.
         overwrite: delete a run that is there.
 
     Raises:
@@ -38,7 +38,7 @@ class Folder:
         ValueError: it holds a run with other arguments, or no run.
     """
 
-    def __init__(self, path: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: Path, arguments: dict[str, Any], *, resume: bool | None, overwrite: bool) -> None:
         self.path = path
         manifest = path / "run.json"
         # A run that failed before its first prompt left its manifest alone, and nothing to lose.
@@ -47,7 +47,8 @@ class Folder:
             if not (resume or overwrite):
                 raise FileExistsError(
                     f"{path} is not empty: choose another --out"
-                    + (", or --resume to finish that run, or --overwrite to delete it" if ours else "")
+                    + (", or --resume to finish that run" if ours and resume is not None else "")
+                    + (", or --overwrite to delete it" if ours else "")
                 )
             if not ours:
                 raise ValueError(f"{path} holds no run of lidar, so it is left alone: choose another --out")

@@ -17,6 +17,7 @@ from ..rewards.brightness import brightness as brightness
 from ._audio import tiny_stable_audio as tiny_stable_audio
 from ._sana import tiny_sana as tiny_sana
 from ._sana import tiny_sana_sprint as tiny_sana_sprint
+from ._sequences import Sequences as Sequences
 from ._stable_diffusion import tiny_modular_stable_diffusion_xl as tiny_modular_stable_diffusion_xl
 from ._stable_diffusion import tiny_stable_diffusion as tiny_stable_diffusion
 from ._stable_diffusion import tiny_stable_diffusion_xl as tiny_stable_diffusion_xl

@@ -1,0 +1,122 @@
+"""``lidar molecules``: molecules that a reward likes, from the embedded model."""
+
+from __future__ import annotations
+
+import json as _json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _options as o
+
+if TYPE_CHECKING:
+    from ..discrete import TokenResult
+
+RewardName = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        help="ring-count, qed, a SMARTS pattern whose matches count, or module:function of an RDKit molecule.",
+    ),
+]
+Form = Annotated[str, typer.Option(help="Form of guidance: single-site, token-independent or joint.")]
+
+
+def molecules(
+    reward: RewardName = "ring-count",
+    samples: Annotated[int, typer.Option(min=1, help="Molecules to draw.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=1, help="Lookahead samples.")] = 1024,
+    lookahead_steps: Annotated[int, typer.Option(min=1, help="Steps of a lookahead sample.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a sample.")] = 32,
+    reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward.")] = 1.5,
+    scale: Annotated[float, typer.Option(help="Strength of guidance, s.")] = 1.0,
+    form: Form = "single-site",
+    candidates: Annotated[int, typer.Option(min=1, help="Of the joint form, a sequence and step.")] = 8,
+    invalid: Annotated[float, typer.Option(help="Reward of a string that is no molecule.")] = -1.0,
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")] = Path("out"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")] = False,
+    seed: o.Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 256,
+    device: o.Device = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw molecules, guided by any function of them: samples.smi, grid.svg, grid.png, bank, result.json.
+
+    Costs n few-step samples and n rewards, then what plain sampling costs, which is drawn beside it to compare.
+    """
+    skipped = ("overwrite", "json", "quiet")
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k not in skipped}
+    try:
+        import torch
+
+        from ..discrete import TokenLiDAR
+        from ..discrete import molecules as m
+        from ._drawing import grid
+    except ImportError as error:
+        raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
+    from .._bank import write_atomically
+    from ._folder import Folder, write_json
+
+    o.quieten()
+    sys.path.append(os.getcwd())  # where module:function of a reward may lie
+    value = m.reward(reward, invalid=invalid)
+    model: Any = m.load_model()
+    lidar = TokenLiDAR(
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")),  # sums over banks are float64
+        reward=value,
+        about=f"molecules for {reward}",
+        n=n,
+        lookahead_steps=lookahead_steps,
+        steps=steps,
+        reward_scale=reward_scale,
+        scale=scale,
+        form=form,
+        candidates=candidates,
+        batch_size=batch_size,
+    )
+    Folder(out, arguments, resume=None, overwrite=overwrite)
+    with o.progress_bar(quiet=quiet) as (_, update):
+        vanilla = lidar.vanilla(samples, seed=seed, progress=update)
+        guided = lidar(samples, seed=seed, progress=update)
+
+    def told(result: TokenResult) -> dict[str, Any]:
+        strings = m.decode(m.smiles_tokenizer(), result.tokens)
+        rewards = result.rewards.tolist()
+        summary = asdict(m.summarize(strings, rewards, m.known()))
+        return {
+            "summary": {name: None if v != v else v for name, v in summary.items()},
+            "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
+            "samples": [
+                {"smiles": text, "reward": r, "valid": m.parse(text) is not None}
+                for text, r in zip(strings, rewards, strict=True)
+            ],
+        }
+
+    whole: dict[str, Any] = {"arguments": arguments, "vanilla": told(vanilla), "lidar": told(guided)}
+    best = {s["smiles"]: s["reward"] for s in whole["lidar"]["samples"] if s["valid"]}
+    ranked = sorted(best.items(), key=lambda item: -item[1])
+    written = ["samples.smi", "bank.safetensors", "result.json"]
+    if ranked:
+        written[1:1] = ["grid.svg", "grid.png"]
+        svg, png = grid(ranked[:48], reward)
+        write_atomically(out / "grid.svg", svg.encode())
+        write_atomically(out / "grid.png", png)
+    assert guided.bank is not None
+    guided.bank.save(out / "bank.safetensors")
+    write_json(out / "result.json", whole)
+    write_atomically(out / "samples.smi", "".join(f"{text}\t{r:g}\n" for text, r in ranked).encode())
+    if json:
+        typer.echo(_json.dumps(whole))
+        return
+    typer.echo(f"{'':8s} {'valid':>6s} {'unique':>6s} {'novel':>6s} {reward + ', valid':>18s} {'novel':>8s}")
+    for phase in ("vanilla", "lidar"):
+        s = whole[phase]["summary"]
+        means = ["-" if s[key] is None else f"{s[key]:.3f}" for key in ("reward", "reward_novel")]
+        counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
+        typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
+    typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")

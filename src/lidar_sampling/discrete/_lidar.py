@@ -1,0 +1,268 @@
+"""Both phases of LiDAR over a denoiser of tokens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._bank import BankError, LookaheadBank
+from .._cost import Cost
+from .._space import Space
+from ._guidance import Members
+from ._kernels import SCHEDULES, Kernel, kernel_of
+from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
+from .model import Denoiser
+
+Reward = Callable[[Tensor], Tensor]
+"""From clean tokens (B, L) to rewards (B,); higher is better."""
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, sequences' steps done, in all)."""
+Form = Literal["token-independent", "single-site", "joint"]
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """How tokens are drawn and guided.
+
+    Attributes:
+        n: lookahead samples.
+        lookahead_steps: steps of each.
+        steps: of the guided samples.
+        reward_scale: lambda, in 1 / reward.
+        scale: s, of the estimate; 1 is the tilted law.
+        form: of guidance.
+        candidates: M of the joint form.
+        floor: the least share of noise that a bank is asked about, in [0, 1).
+        schedule: of the noise.
+        batch_size: sequences at a time.
+    """
+
+    n: int = 1024
+    lookahead_steps: int = 8
+    steps: int = 32
+    reward_scale: float = 1.5
+    scale: float = 1.0
+    form: Form = "single-site"
+    candidates: int = 8
+    floor: float = 0.02
+    schedule: str = "log-linear"
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("n", "lookahead_steps", "steps", "candidates", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.form not in _FORMS:
+            raise ValueError(f"form must be one of {', '.join(_FORMS)}, got {self.form!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must be in [0, 1), got {self.floor}")
+        for name in ("reward_scale", "scale"):
+            if not isinstance(value := getattr(self, name), int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+_FORMS: dict[str, type[TokenIndependent]] = {
+    "token-independent": TokenIndependent,
+    "single-site": SingleSite,
+    "joint": Joint,
+}
+
+
+@dataclass
+class TokenResult:
+    """Sequences and what is known of them.
+
+    Attributes:
+        tokens: (B, L).
+        rewards: (B,) of what guided.
+        cost: of each phase: ``lookahead``, ``sampling``, ``scoring``.
+        settings: how they were drawn.
+        seed: the seed.
+        bank: what guided; None for plain samples.
+    """
+
+    tokens: Tensor
+    rewards: Tensor
+    cost: dict[str, Cost]
+    settings: TokenSettings
+    seed: int
+    bank: LookaheadBank | None = None
+
+
+class TokenLiDAR:
+    """Lookahead sample reward guidance of a denoiser of tokens, by any function of the tokens.
+
+    Args:
+        network: a :class:`~lidar_sampling.discrete.model.Denoiser`, or a function from noisy tokens (B, L) and total
+            noise (B,) to logits (B, L, V), which wants ``kernel`` and ``length``.
+        kernel: the forward process; by default what the denoiser was trained on.
+        reward: guides.
+        length: L; by default the denoiser's.
+        device: where tokens live; by default the denoiser's, or the CPU.
+        about: what the banks are called, in place of a prompt.
+        **settings: fields of :class:`TokenSettings`.
+
+    Raises:
+        TypeError, ValueError: an argument that is not known or out of range.
+
+    Example:
+        >>> from lidar_sampling.discrete import TokenLiDAR
+        >>> from lidar_sampling.discrete.model import Denoiser, DenoiserConfig
+        >>> model = Denoiser(DenoiserConfig(vocab_size=5, length=6, hidden_size=16, layers=1, heads=2)).eval()
+        >>> lidar = TokenLiDAR(model, reward=lambda x: (x == 3).sum(1), n=256, steps=16, reward_scale=2.0)
+        >>> plain, guided = lidar.vanilla(32), lidar(32)
+        >>> float(guided.rewards.mean()) > float(plain.rewards.mean()) + 1
+        True
+    """
+
+    def __init__(
+        self,
+        network: Denoiser | Network,
+        *,
+        reward: Reward,
+        kernel: Kernel | None = None,
+        length: int | None = None,
+        device: torch.device | str | None = None,
+        about: str = "tokens",
+        **settings: Any,
+    ) -> None:
+        unknown = [name for name in settings if name not in TokenSettings.__dataclass_fields__]
+        if unknown:
+            known = ", ".join(TokenSettings.__dataclass_fields__)
+            raise TypeError(f"unknown setting {unknown[0]!r}; known are {known}")
+        if not callable(reward):
+            raise TypeError(f"reward must be a function of tokens, got {reward!r}")
+        self.settings, self.reward, self.about = TokenSettings(**settings), reward, about
+        self.device, self._timeless = torch.device(device or "cpu"), False
+        self._weights: list[float] = []
+        if isinstance(network, Denoiser):
+            if network.training:
+                raise ValueError("the denoiser is in training mode, with dropout: call its eval() first")
+            config = network.config
+            kernel = kernel or kernel_of(config.noise, config.vocab_size, config.mask_id)
+            length = length or config.length
+            self.device, self._timeless = torch.device(device or network.device), not config.time_conditioning
+            self._weights = [float(f"{p.detach().float().abs().mean():.6g}") for p in network.parameters()]
+            self.network: Network = lambda x, sigma: network(x, sigma).logits
+        else:
+            self.network = network
+        if kernel is None or length is None:
+            raise TypeError("a function as network wants kernel and length beside it")
+        self.kernel, self.length = kernel, length
+        self.space = Space(f"{kernel.vocab_size} tokens", (length,))
+
+    def with_settings(self, **changes: Any) -> TokenLiDAR:
+        """The same sampler with other :class:`TokenSettings`."""
+        twin = copy(self)
+        twin.settings = replace(self.settings, **changes)
+        return twin
+
+    def look(self, *, seed: int = 0, progress: Progress | None = None) -> LookaheadBank:
+        """Phase 1: a bank of ``n`` samples in ``lookahead_steps``, scored once."""
+        return self._look(seed, progress)[0]
+
+    def __call__(
+        self, count: int, *, seed: int = 0, bank: LookaheadBank | None = None, progress: Progress | None = None
+    ) -> TokenResult:
+        """``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
+
+        Raises:
+            TypeError: ``bank`` is none.
+            ValueError: a bank of other sequences, or without exactly one reward.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        cost = {}
+        if bank is None:
+            bank, cost["lookahead"] = self._look(seed, progress)
+        if not isinstance(bank, LookaheadBank):
+            raise TypeError(f"bank must be a LookaheadBank, got {bank!r}: LookaheadBank.load reads files")
+        space = bank.space or Space(self.space.pipeline, tuple(bank.samples.shape[1:]))
+        if why := space.difference(self.space):
+            raise BankError(f"the bank is of other sequences: {why}")
+        how = self.settings
+        members = Members(
+            bank.samples.to(self.device), bank.reward().to(self.device), self.kernel, reward_scale=how.reward_scale
+        )
+        more = {"candidates": how.candidates} if how.form == "joint" else {}
+        stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
+        result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
+        return replace(result, bank=bank, cost={**cost, **result.cost})
+
+    def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
+        """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
+        return self.sample(count, seed=seed, progress=progress)
+
+    def sample(
+        self, count: int, *, seed: int = 0, stepper: Stepper | None = None, progress: Progress | None = None
+    ) -> TokenResult:
+        """``count`` sequences drawn by ``stepper``, and their rewards."""
+        tokens, sampling = self._draw(count, self.settings.steps, seed, "target", stepper, progress)
+        start = time.perf_counter()
+        rewards = self.score(tokens)
+        scoring = Cost(reward_calls=count, seconds=time.perf_counter() - start)
+        return TokenResult(tokens, rewards, {"sampling": sampling, "scoring": scoring}, self.settings, seed)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Rewards (B,) float32 of tokens (B, L), on the CPU.
+
+        Raises:
+            ValueError: the reward gave something else than a finite number a sequence.
+        """
+        with torch.no_grad():
+            rewards = torch.as_tensor(self.reward(tokens)).float().cpu()
+        if rewards.shape != tokens.shape[:1] or not rewards.isfinite().all():
+            raise ValueError(
+                f"the reward must give {len(tokens)} finite numbers, got {tuple(rewards.shape)}"
+                + ("" if rewards.isfinite().all() else " with NaN or infinity")
+            )
+        return rewards
+
+    def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
+        how = self.settings
+        tokens, cost = self._draw(how.n, how.lookahead_steps, seed, "bank", None, progress)
+        start = time.perf_counter()
+        rewards = self.score(tokens)
+        cost = cost + Cost(reward_calls=how.n, seconds=time.perf_counter() - start)
+        provenance = {
+            "steps": how.lookahead_steps,
+            "schedule": how.schedule,
+            "seed": seed,
+            "n": how.n,
+            "kernel": repr(self.kernel),
+            "network": self._weights,
+        }
+        name = getattr(self.reward, "name", getattr(self.reward, "__name__", "reward"))
+        return LookaheadBank(tokens.cpu(), {name: rewards}, self.about, self.space, provenance), cost
+
+    def _draw(
+        self, count: int, steps: int, seed: int, stream: str, stepper: Stepper | None, progress: Progress | None
+    ) -> tuple[Tensor, Cost]:
+        start = time.perf_counter()
+        with torch.no_grad():
+            tokens, evaluations = sample(
+                self.network,
+                self.kernel,
+                count,
+                self.length,
+                steps=steps,
+                stepper=stepper,
+                schedule=SCHEDULES[self.settings.schedule],
+                seed=seed,
+                stream=stream,
+                batch_size=self.settings.batch_size,
+                timeless=self._timeless,
+                device=self.device,
+                progress=None if progress is None else partial(progress, stream),
+            )
+        return tokens, Cost(network_evaluations=evaluations, seconds=time.perf_counter() - start)

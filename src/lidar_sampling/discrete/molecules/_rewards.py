@@ -1,0 +1,118 @@
+"""Rewards of molecules: any function of an RDKit molecule, by name or by place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from rdkit import Chem, rdBase
+from rdkit.Chem import QED
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ._tokenizer import decode
+
+Property = Callable[[Any], float]
+"""From an ``rdkit.Chem.Mol`` to a number; higher is better."""
+
+
+def ring_count(molecule: Any) -> float:
+    """Rings in the symmetrised smallest set, as UDLM's evaluation counts them."""
+    return float(len(Chem.GetSymmSSSR(molecule)))
+
+
+def qed(molecule: Any) -> float:
+    """Quantitative estimate of drug-likeness, 0 to 1 (Bickerton et al. 2012, https://doi.org/10.1038/nchem.1243)."""
+    return float(QED.qed(molecule))
+
+
+PROPERTIES: dict[str, Property] = {"ring-count": ring_count, "qed": qed}
+
+
+def load_property(name: str) -> Property:
+    """A property by name, by ``module:function``, or as a SMARTS pattern, whose matches are counted.
+
+    Raises:
+        ValueError: it is none of these.
+
+    Example:
+        >>> load_property("ring-count")(Chem.MolFromSmiles("C1CC1"))
+        1.0
+        >>> load_property("[OX2H]")(Chem.MolFromSmiles("OCCO"))  # hydroxyl groups
+        2.0
+    """
+    if name in PROPERTIES:
+        return PROPERTIES[name]
+    module, colon, function = name.partition(":")
+    if colon and all(part.isidentifier() for part in (*module.split("."), function)) and _importable(module):
+        found = getattr(import_module(module), function, None)
+        if not callable(found):
+            raise ValueError(f"{module} has no function {function!r}")
+        return found
+    with rdBase.BlockLogs():
+        pattern = Chem.MolFromSmarts(name) if name else None
+    if pattern is None:
+        raise ValueError(
+            f"{name!r} is no reward: name one of {', '.join(PROPERTIES)}, a SMARTS pattern, or module:function"
+        )
+    return lambda molecule: float(len(molecule.GetSubstructMatches(pattern)))
+
+
+class MoleculeReward:
+    """A property of molecules as a reward of tokens.
+
+    Args:
+        value: of an RDKit molecule.
+        tokenizer: of the tokens.
+        name: what results call it.
+        invalid: the reward of tokens that are no molecule. It should lie below what molecules get, or invalid
+            sequences are guided to.
+
+    Example:
+        >>> from lidar_sampling.discrete.molecules import smiles_tokenizer, encode
+        >>> tokenizer = smiles_tokenizer()
+        >>> reward = MoleculeReward(ring_count, tokenizer, name="ring-count")
+        >>> reward(encode(tokenizer, ["C1CC1", "CC", "C1CC"])).tolist()  # the last closes no ring
+        [1.0, 0.0, -1.0]
+    """
+
+    def __init__(
+        self, value: Property, tokenizer: PreTrainedTokenizerFast, *, name: str, invalid: float = -1.0
+    ) -> None:
+        if not math.isfinite(invalid):
+            raise ValueError(f"invalid must be finite, got {invalid}")
+        self.value, self.tokenizer, self.name, self.invalid = value, tokenizer, name, invalid
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to rewards (B,) float32.
+
+        Raises:
+            ValueError: the property of a molecule is not a finite number.
+        """
+        return torch.tensor([self._of(smiles) for smiles in decode(self.tokenizer, tokens)])
+
+    def _of(self, smiles: str) -> float:
+        molecule = parse(smiles)
+        if molecule is None:
+            return self.invalid
+        value = float(self.value(molecule))
+        if not math.isfinite(value):
+            raise ValueError(f"the reward {self.name} of {smiles} is {value}")
+        return value
+
+
+def parse(smiles: str) -> Any | None:
+    """The molecule that a string writes, or None; the empty string writes none."""
+    with rdBase.BlockLogs():  # RDKit tells of every string that is no molecule
+        return Chem.MolFromSmiles(smiles) if smiles else None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

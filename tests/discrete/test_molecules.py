@@ -1,0 +1,190 @@
+"""SMILES, rewards of molecules, what samples are worth, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+Chem = pytest.importorskip("rdkit.Chem")
+
+from transformers import AutoTokenizer  # noqa: E402
+
+from lidar_sampling.cli import _run  # noqa: E402
+from lidar_sampling.discrete import molecules as m  # noqa: E402
+
+TOKENIZER = m.smiles_tokenizer()
+SMILES = ["C", "CC(=O)[O-]", "c1cc[nH]c1", "C#CC1(C)OC1", "[NH3+]CC([O-])=O", "FC1=NC=NO1"]
+
+
+class TestTokenizer:
+    def test_writes_back_what_it_read(self):
+        assert m.decode(TOKENIZER, m.encode(TOKENIZER, SMILES)) == SMILES
+
+    @given(st.lists(st.sampled_from(m._tokenizer.SYMBOLS), max_size=30))
+    def test_every_sequence_of_symbols_is_its_own(self, symbols):
+        """But where symbols run together: C and l would be Cl, which the vocabulary lacks."""
+        (row,) = m.encode(TOKENIZER, ["".join(symbols)]).tolist()
+        assert row[0] == 0
+        assert row[len(symbols) + 1] == 1
+        assert TOKENIZER.convert_ids_to_tokens(row[1 : len(symbols) + 1]) == symbols
+        assert set(row[len(symbols) + 2 :]) <= {3}
+
+    def test_ids_are_those_of_the_public_tokenizer(self):
+        """Special tokens first, then the 30 symbols as sorted by their characters."""
+        assert TOKENIZER.convert_tokens_to_ids(["<bos>", "<eos>", "<mask>", "<pad>", "<unk>"]) == [0, 1, 2, 3, 4]
+        assert TOKENIZER.convert_tokens_to_ids(["#", "=", "C", "[nH]", "o"]) == [5, 14, 15, 31, 34]
+        assert len(TOKENIZER) == 35
+
+    def test_survives_the_disk(self, tmp_path):
+        TOKENIZER.save_pretrained(tmp_path)
+        again = AutoTokenizer.from_pretrained(tmp_path)
+        assert again(SMILES)["input_ids"] == TOKENIZER(SMILES)["input_ids"]
+
+    def test_noise_among_special_tokens_is_dropped_and_masks_are_not(self):
+        assert m.decode(TOKENIZER, torch.tensor([[0, 15, 3, 15, 1, 15], [15, 2, 4, 3, 3, 3]])) == [
+            "CCC",
+            "C<mask><unk>",
+        ]
+
+    @pytest.mark.parametrize(("smiles", "why"), [("C" * 31, "at most 30 tokens"), ("CBr", "'CBr' holds a symbol")])
+    def test_what_cannot_be_written_is_refused(self, smiles, why):
+        with pytest.raises(ValueError, match=why):
+            m.encode(TOKENIZER, ["C", smiles])
+
+
+class TestRewards:
+    @pytest.mark.parametrize(
+        ("name", "smiles", "value"),
+        [
+            ("ring-count", "C1CC12CC2", 2),
+            ("ring-count", "CC", 0),
+            ("C#N", "N#CCC#N", 2),
+            ("math:isfinite", "C", None),
+        ],
+    )
+    def test_of_known_molecules(self, name, smiles, value):
+        found = m.load_property(name)
+        if value is not None:
+            assert found(Chem.MolFromSmiles(smiles)) == value
+
+    def test_qed_is_rdkits(self):
+        assert m.load_property("qed")(Chem.MolFromSmiles("c1ccccc1O")) == pytest.approx(0.5147, abs=1e-3)
+
+    def test_an_aromatic_bond_is_a_pattern_and_no_module(self):
+        assert m.load_property("c:c")(Chem.MolFromSmiles("c1cc[nH]c1")) == 3
+
+    @pytest.mark.parametrize("name", ["rings", "", "json:nothing", "nowhere.at.all:f", "((("])
+    def test_what_is_no_reward_is_refused(self, name):
+        with pytest.raises(ValueError, match=r"is no reward|has no function"):
+            m.load_property(name)
+
+    def test_no_molecule_gets_the_floor(self):
+        reward = m.reward("qed", invalid=-0.5)
+        tokens = torch.cat([m.encode(TOKENIZER, ["CC"]), torch.full((2, 32), 3), m.encode(TOKENIZER, ["C("])[:1]])
+        assert reward(tokens).tolist()[1:] == [-0.5, -0.5, -0.5]
+        assert reward(tokens)[0] > 0
+
+    def test_a_reward_that_is_not_finite_is_named(self):
+        reward = m.MoleculeReward(lambda _: float("nan"), TOKENIZER, name="odd")
+        with pytest.raises(ValueError, match="the reward odd of CC is nan"):
+            reward(m.encode(TOKENIZER, ["CC"]))
+
+
+class TestSummary:
+    KNOWN = m.digests(["CCO", "C"])
+
+    def test_counts_by_hand(self):
+        """Two spellings of a known molecule, one new one in two spellings, one twice, and two that are none."""
+        s = m.summarize(["OCC", "C(O)C", "CN", "NC", "CN", "C(", ""], [1.0] * 7, self.KNOWN)
+        assert (s.samples, s.valid, s.unique, s.unique_molecules) == (7, 5, 4, 2)
+        assert (s.novel_raw, s.novel) == (4, 1)
+
+    def test_means_are_of_what_they_say(self):
+        s = m.summarize(["C", "C", "C1CC1", "("], [0, 0, 1, -1], self.KNOWN)
+        assert (s.reward, s.reward_novel, s.reward_novel_raw) == (pytest.approx(1 / 3), 1.0, 1.0)
+
+    def test_nothing_valid_has_no_mean(self):
+        s = m.summarize(["", "("], [-1, -1], self.KNOWN)
+        assert s.valid == s.novel == 0
+        assert np.isnan(s.reward)
+
+    def test_the_shipped_digests_know_qm9(self):
+        known = m.known()
+        assert (np.diff(known.astype(object)) > 0).all()
+        assert len(known) == 130_744
+        assert np.isin(m.digests(["C", "CCO", "c1cc[nH]c1"]), known).all()
+        assert not np.isin(m.digests(["OCC", "CCCCCCCCCCCC"]), known).any()
+
+
+class TestTheEmbeddedModel:
+    def test_most_of_what_it_draws_is_a_molecule_and_guidance_closes_rings(self):
+        from lidar_sampling.discrete import TokenLiDAR
+
+        lidar = TokenLiDAR(m.load_model(), reward=m.reward("ring-count"), n=256, steps=16)
+        plain, guided = lidar.vanilla(64), lidar(64)
+        assert (plain.rewards >= 0).float().mean() > 0.6
+        assert guided.rewards.mean() > plain.rewards.mean() + 0.5
+
+
+SMALL = ["--samples", "8", "--n", "16", "--steps", "6", "--lookahead-steps", "4", "--quiet"]
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return _run(["molecules", *SMALL, *arguments], debug=True)
+
+    def test_writes_molecules_a_picture_and_numbers(self, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert self.run("--reward", "qed", "--out", str(out), "--json") == 0
+        whole = json.loads(capsys.readouterr().out)
+        assert whole == json.loads((out / "result.json").read_text())
+        assert len(whole["lidar"]["samples"]) == len(whole["vanilla"]["samples"]) == 8
+        lines = [line.split("\t") for line in (out / "samples.smi").read_text().splitlines()]
+        rewards = [float(value) for _, value in lines]
+        assert rewards == sorted(rewards, reverse=True)
+        assert all(Chem.MolFromSmiles(smiles) is not None for smiles, _ in lines)
+        assert (out / "grid.svg").read_text().lstrip().startswith("<?xml")
+        assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "bank.safetensors").exists()
+
+    def test_a_folder_with_something_in_it_is_left_alone(self, tmp_path, capsys):
+        (tmp_path / "mine.txt").write_text("x")
+        assert self.run("--out", str(tmp_path)) == 2
+        assert "is not empty" in capsys.readouterr().err
+        assert self.run("--out", str(tmp_path), "--overwrite") == 2
+        assert "holds no run of lidar" in capsys.readouterr().err
+        assert (tmp_path / "mine.txt").read_text() == "x"
+
+    def test_molecules_are_replaced_when_asked(self, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert self.run("--out", str(out)) == 0
+        first = (out / "result.json").read_text()
+        assert _run(["molecules", *SMALL, "--out", str(out)], debug=False) == 2
+        err = capsys.readouterr().err
+        assert "--overwrite to delete it" in err
+        assert "--resume" not in err
+        assert self.run("--out", str(out), "--overwrite", "--seed", "1") == 0
+        assert (out / "result.json").read_text() != first
+
+    def test_a_function_of_ones_own_beside_the_shell(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "atoms_of_mine.py").write_text("def count(molecule):\n    return molecule.GetNumAtoms()\n")
+        monkeypatch.chdir(tmp_path)
+        assert self.run("--reward", "atoms_of_mine:count", "--out", "out", "--json") == 0
+        whole = json.loads(capsys.readouterr().out)
+        assert max(s["reward"] for s in whole["lidar"]["samples"]) >= 1
+
+    def test_what_cannot_be_written_says_so_before_anything_is_drawn(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        assert _run(["molecules", *SMALL, "--out", str(tmp_path / "file" / "out")], debug=False) in (1, 2)
+        assert str(tmp_path / "file") in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"), [(["--reward", "rings"], "is no reward"), (["--form", "pairs"], "form must be one of")]
+    )
+    def test_wrong_use_is_one_line(self, tmp_path, capsys, arguments, why):
+        assert _run(["molecules", *SMALL, *arguments, "--out", str(tmp_path / "out")], debug=False) == 2
+        assert why in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
