@@ -23,7 +23,7 @@ SHARES = (1.0, 0.9, 0.5, 0.1, 0.0)
 
 HEADER = """# Mixtures of two rewards
 
-`python -m benchmarks.mixtures`: LiDAR on glyph, guided by a mixture of its two CLIPs, each standardised over the
+`{command}`: LiDAR on glyph, guided by a mixture of its two CLIPs, each standardised over the
 bank of the prompt. Gains over plain samples of the same noise, paired; 95 % bootstrap intervals over prompts. Both
 CLIPs guide, so only the last column is held out.
 
@@ -83,7 +83,14 @@ def table(rows: dict[float, list[list[float]]], tags: list[str], arguments: argp
         cells: list[Interval] = [interval(draws[:, j]) for j in range(draws.shape[1])]
         lines.append(f"| {share:g} | {1 - share:g} | " + " | ".join(map(str, cells)) + " |")
     how = f"{len(tags)} prompts x {arguments.images} images, {arguments.steps} steps, n = {arguments.n}, "
-    return HEADER + how + f"reward_scale {arguments.reward_scale:g}.\n\n" + "\n".join(lines) + "\n"
+    command = f"python -m benchmarks.mixtures --prompts {arguments.prompts}{' --hard' * arguments.hard}"
+    return (
+        HEADER.format(command=command)
+        + how
+        + f"reward_scale {arguments.reward_scale:g}.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
