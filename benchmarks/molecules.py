@@ -197,7 +197,9 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
                 if values:
                     ax.axhline(np.mean(values), color="0.5", ls=style, lw=1, label=method)
             ax.set(xscale="log", xlabel="n", ylabel=label)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     figure.savefig(path)
 
 
