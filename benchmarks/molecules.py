@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lidar_sampling import Cost, LookaheadBank
+from lidar_sampling._space import magnitudes
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
 
 FORMS = ("token-independent", "single-site", "joint")
@@ -54,7 +55,7 @@ def main() -> None:
     how = {
         "samples": arguments.samples,
         "reward_scale": arguments.reward_scale,
-        "weights": [float(f"{p.detach().abs().mean():.6g}") for p in model.parameters()],
+        "weights": list(magnitudes(model.parameters())),
     }
     agree(arguments.out / "run.json", how)
     path = arguments.out / "results.jsonl"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 _PROBES = 16  # parameters of the VAE that are looked at
 _TOLERANCE = 5e-3  # relative; half precision moves a mean by about 1e-3
@@ -55,5 +58,14 @@ def fingerprint(model: Any) -> tuple[float, ...]:
     if any(p.device.type == "meta" for p in probed):  # sequential offload: the weights are elsewhere
         return ()
     scale = [float(model.config.get(name) or 0) for name in ("scaling_factor", "shift_factor")]
-    magnitudes = [float(p.detach().float().abs().mean()) for p in probed]
-    return tuple(float(f"{number:.6g}") for number in scale + magnitudes)
+    return tuple(float(f"{number:.6g}") for number in scale) + magnitudes(probed)
+
+
+def magnitudes(parameters: Iterable[Tensor]) -> tuple[float, ...]:
+    """The mean magnitude of each, to six digits: by these, weights are known again.
+
+    >>> import torch
+    >>> magnitudes([torch.tensor([-1.0, 2.0])])
+    (1.5,)
+    """
+    return tuple(float(f"{p.detach().float().abs().mean():.6g}") for p in parameters)

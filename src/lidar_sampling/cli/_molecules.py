@@ -85,7 +85,7 @@ def molecules(
         guided = lidar(samples, seed=seed, progress=update)
 
     def told(result: TokenResult) -> dict[str, Any]:
-        strings = m.decode(m.smiles_tokenizer(), result.tokens)
+        strings = m.decode(value.tokenizer, result.tokens)
         rewards = result.rewards.tolist()
         summary = asdict(m.summarize(strings, rewards, m.known()))
         return {

@@ -66,18 +66,16 @@ class Members:
             raise ValueError(f"samples hold tokens outside of 0 .. {kernel.vocab_size - 1}")
         self.samples, self.kernel = samples.long(), kernel
         self._tilt = (reward_scale * rewards.double())[:, None]
-        self._log_weights = (torch.zeros(len(samples)) if weights is None else weights).to(self._tilt)[:, None]
-        if weights is not None:
-            self._log_weights = self._log_weights.log()
+        self._log_weights = torch.zeros_like(self._tilt) if weights is None else weights.to(self._tilt).log()[:, None]
         self._one_hot, self._transposed = _one_hot(self.samples, kernel.vocab_size)
 
     def token_independent(self, alpha: float) -> Tensor:
-        """G (L, V) float64 at the time whose share of clean tokens is ``alpha``: equation 54 of the paper."""
+        """Factors g (L, V) float64 at the time whose share of clean tokens is ``alpha``: equation 54 of the paper."""
         a, b = self._parts(alpha)
         return self._difference(self._log_weights, lambda counts: a * counts + b)[0]
 
     def single_site(self, x: Tensor, alpha: float) -> Tensor:
-        """G (B, L, V) float64: the estimate for x (B, L) with token l replaced by v, in O(n L + L V) a sequence.
+        """Factors g (B, L, V) float64: the estimate with token l of x (B, L) replaced by v; O(n L + L V) a sequence.
 
         The evidence of all tokens but l is that of all, less what token l adds to those members that agree with it,
         so histograms of the members' tokens, weighed by their evidence, are all it takes.
@@ -112,7 +110,7 @@ class Members:
         return parts[0] - parts[1]
 
     def _evidence(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Log q_s(x | x^i), weighed (n, B), but for what all members share."""
+        """Evidence log q_s(x | x^i), weighed (n, B), but for what all members share."""
         gain = ((a + b).log() - b.log())[x]  # of a member that agrees, a token
         columns = x + self.kernel.vocab_size * torch.arange(x.shape[1], device=x.device)
         gains = torch.zeros(self._one_hot.shape[1], len(x), dtype=torch.float64, device=x.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._bank import BankError, LookaheadBank
 from .._cost import Cost
-from .._space import Space
+from .._space import Space, magnitudes
 from ._guidance import Members
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
@@ -144,7 +144,7 @@ class TokenLiDAR:
             raise TypeError(f"reward must be a function of tokens, got {reward!r}")
         self.settings, self.reward, self.about = TokenSettings(**settings), reward, about
         self.device, self._timeless = torch.device(device or "cpu"), False
-        self._weights: list[float] = []
+        self._weights: tuple[float, ...] = ()
         if isinstance(network, Denoiser):
             if network.training:
                 raise ValueError("the denoiser is in training mode, with dropout: call its eval() first")
@@ -152,7 +152,7 @@ class TokenLiDAR:
             kernel = kernel or kernel_of(config.noise, config.vocab_size, config.mask_id)
             length = length or config.length
             self.device, self._timeless = torch.device(device or network.device), not config.time_conditioning
-            self._weights = [float(f"{p.detach().float().abs().mean():.6g}") for p in network.parameters()]
+            self._weights = magnitudes(network.parameters())
             self.network: Network = lambda x, sigma: network(x, sigma).logits
         else:
             self.network = network
@@ -240,7 +240,7 @@ class TokenLiDAR:
             "seed": seed,
             "n": how.n,
             "kernel": repr(self.kernel),
-            "network": self._weights,
+            "network": list(self._weights),
         }
         name = getattr(self.reward, "name", getattr(self.reward, "__name__", "reward"))
         return LookaheadBank(tokens.cpu(), {name: rewards}, self.about, self.space, provenance), cost

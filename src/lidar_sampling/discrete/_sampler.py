@@ -93,7 +93,7 @@ class TokenIndependent:
         return categorical(tilted(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
 
     def factors(self, state: State) -> Tensor:
-        """G (L, V) or (B, L, V): how much more a token is worth."""
+        """Factors g (L, V) or (B, L, V): how much more a token is worth."""
         return self.members.token_independent(self.alpha(state))
 
     def alpha(self, state: State) -> float:
@@ -105,7 +105,7 @@ class SingleSite(TokenIndependent):
     """Guidance by each token given all others; exact as steps shrink. Arguments are those of TokenIndependent."""
 
     def factors(self, state: State) -> Tensor:
-        """G (B, L, V)."""
+        """Factors g (B, L, V)."""
         return self.members.single_site(state.x_t, self.alpha(state))
 
 

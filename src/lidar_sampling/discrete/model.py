@@ -123,7 +123,7 @@ class Block(nn.Module):
         self.modulation = zero(nn.Linear(config.cond_dim, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """X (B, L, width) under conditions c (B, 1, cond_dim); angles are those of :func:`rotary_angles`."""
+        """Activations (B, L, width) under conditions c (B, 1, cond_dim); angles are of :func:`rotary_angles`."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
         qkv = self.qkv(self.norm_attention(x) * (1 + scale) + shift)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -158,7 +158,7 @@ def rotary_angles(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """X (..., L, size), its first half against its second, by the angles of each position."""
+    """Vectors x (..., L, size), their first half against its second, by the angles of each position."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = angles
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
