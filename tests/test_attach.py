@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracle import bank_of_four
 from test_guidance import naive
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_sampling import BankError, GuidanceError, LookaheadBank, Space, Trace, guide, record, testing
 
@@ -294,3 +295,32 @@ def test_traces_join_by_rows():
     assert [len(row["ess"]) for row in rows] == [2] * len(traces[0].steps)
     assert rows[0]["ess"][0] == traces[0].rows()[0]["ess"][0]
     assert Trace.join([]).rows() == []
+
+
+# DDPM and LCM themselves look the next timestep up where the pipeline has them.
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("DDPMScheduler", "LCMScheduler")])
+def test_steps_read_their_timestep_on_the_host(name):
+    """On a GPU to read a number from it is to wait for it: nothing that lives there is read while sampling."""
+    pipe, bank = with_scheduler(testing.tiny_stable_diffusion, name), testing.tiny_bank()
+    pipe.scheduler.set_timesteps(5)
+    read = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                read.append(args[0].untyped_storage().data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    with guide(pipe, bank, scale=1.0, reward_scale=3.0, window=(1.0, 0.0)) as trace:
+        pipe.scheduler.set_timesteps(5)
+        times = pipe.scheduler.timesteps
+        sample = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in times:
+            before = len(read)
+            with Watch():
+                sample = pipe.scheduler.step(0.1 * sample, t, sample).prev_sample
+            if t is not times[0]:  # the first step looks its index up
+                assert times.untyped_storage().data_ptr() not in read[before:]
+                assert sample.untyped_storage().data_ptr() not in read[before:]
+    assert read  # the host's copies
+    assert [step.timestep for step in trace.steps] == [float(t) for t in times][: len(trace.steps)]

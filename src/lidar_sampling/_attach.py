@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
-from ._guidance import ShiftInfo, mean_shift
+from ._guidance import Members, ShiftInfo
 from ._levels import NoiseLevel, check, clean_prediction, data_scale, noise_level
 from ._settings import check_strength, check_window
 from ._space import space_of
@@ -248,6 +248,7 @@ class _Guide(Hook):
         # Neighbours that share a bank are shifted together.
         groups = [list(same) for _, same in groupby(banks, key=id)]
         self.runs = [(same[0].samples, same[0].reward(reward), len(same)) for same in groups]
+        self.members: list[Members] = []  # of each run; made at the first step, where the samples are
         self.scale, self.reward_scale, self.window = scale, reward_scale, window
         self.trace = Trace()
 
@@ -271,29 +272,30 @@ class _Guide(Hook):
             delta = torch.cat([delta, torch.zeros_like(delta)], 1)
         return (output + (self.scale * level.slope) * delta).to(output.dtype)
 
+    @torch.no_grad()
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
         if len(sample) % self.count:
             raise ValueError(f"a batch of {len(sample)} cannot be shared among {self.count} banks")
-        rows = len(sample) // self.count
-        self.runs = [(bank.to(sample.device), r.to(sample.device), count) for bank, r, count in self.runs]
-        shifts = []
-        for x_t, (bank, rewards, _) in zip(
-            sample.split([rows * count for *_, count in self.runs]), self.runs, strict=True
-        ):
-            if x_t.shape[1:] != bank.shape[1:]:
+        for bank, rewards, _ in self.runs[len(self.members) :]:
+            if sample.shape[1:] != bank.shape[1:]:
                 raise BankError(
-                    f"the scheduler steps samples of shape {tuple(x_t.shape[1:])} but the bank holds "
+                    f"the scheduler steps samples of shape {tuple(sample.shape[1:])} but the bank holds "
                     f"{tuple(bank.shape[1:])}: draw the bank at the same size"
                 )
-            shift = mean_shift(
-                x_t, bank, rewards, alpha=level.alpha, sigma=level.sigma, reward_scale=self.reward_scale
-            )
-            shifts.append(shift)
+            bank, rewards, dtype = bank.to(sample.device), rewards.to(sample.device), sample.dtype
+            self.members.append(Members(bank, rewards, reward_scale=self.reward_scale, dtype=dtype, resident=True))
+        rows = len(sample) // self.count
+        parts = sample.split([rows * count for *_, count in self.runs])
+        shifts = [
+            members.shift(x_t, alpha=level.alpha, sigma=level.sigma)
+            for members, x_t in zip(self.members, parts, strict=True)
+        ]
         deltas, infos = zip(*shifts, strict=True)
         return torch.cat(deltas), ShiftInfo(*map(torch.cat, zip(*infos, strict=True)))
 
 
 _HOOKS = "_lidar_sampling_hooks"
+_TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
 
 
 @contextmanager
@@ -308,6 +310,7 @@ def attached(scheduler: Any, hook: Hook) -> Iterator[None]:
     finally:
         if outer is None:
             del scheduler.__dict__[_HOOKS]
+            scheduler.__dict__.pop(_TIMES, None)
             scheduler.__class__ = base
         else:
             scheduler.__dict__[_HOOKS] = outer
@@ -322,6 +325,7 @@ def _hooked(base: type) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         hooks = self.__dict__.get(_HOOKS, ())
+        call.arguments["timestep"] = _on_host(self, call.arguments["timestep"])
         for hook in hooks:
             call.arguments["model_output"] = hook.before(self, call.arguments)
         result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
@@ -340,11 +344,12 @@ def _hooked(base: type) -> type:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         for hook in self.__dict__.get(_HOOKS, ()):
             self.timesteps = hook.timesteps(self.timesteps)
+        self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
     def __reduce__(self: Any) -> Any:  # noqa: N807
-        return _plain, (base, {key: value for key, value in self.__dict__.items() if key != _HOOKS})
+        return _plain, (base, {key: value for key, value in self.__dict__.items() if key not in (_HOOKS, _TIMES)})
 
     members = {
         "step": step,
@@ -355,6 +360,16 @@ def _hooked(base: type) -> type:
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), members)
+
+
+def _on_host(scheduler: Any, timestep: Any) -> Any:
+    """The same timestep on the host, where reading it waits for no device, if it is an element of the scheduler's."""
+    times, host = scheduler.__dict__.get(_TIMES, (None, None))
+    if times is None or not isinstance(timestep, Tensor) or timestep.dim():
+        return timestep
+    if timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
+        return timestep
+    return host[(timestep.storage_offset() - times.storage_offset()) // times.stride(0)]
 
 
 def _plain(cls: Any, state: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ beyond the bank itself does not grow with n.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -84,49 +85,10 @@ def mean_shift(
         >>> shift.item(), info.ess.item()
         (1.0, 2.0)
     """
-    _check(x_t, samples, rewards, alpha, sigma, reward_scale)
-    dtype = torch.promote_types(torch.promote_types(x_t.dtype, samples.dtype), rewards.dtype)
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
-
-    x = x_t.flatten(1).to(dtype)  # (B, D)
-    bank = samples.flatten(1)  # (n, D)
-    n, dim = bank.shape
-    alpha, inverse_variance = _levels(alpha, sigma, x)  # (B, 1) each
-    mean = bank.mean(0, dtype=dtype)  # (D,)
-    x_centred = x - alpha * mean
-    r = rewards.to(dtype)
-    best = r.max()
-    tilt = reward_scale * (r - best)  # (n,), at most 0
-
-    block = block_size or max(1, _BLOCK_ELEMENTS // max(dim, len(x), 1))
-    streamed = n > block
-    plain: _Softmax | None = None
-    tilted: _Softmax | None = None
-    nearest = x.new_full((len(x), 1), -math.inf)
-    for start in range(0, n, block):
-        y = bank[start : start + block].to(dtype) - mean  # (m, D)
-        closeness = alpha * (x_centred @ y.T) - alpha**2 * (y.square().sum(1) / 2)  # (B, m): sigma^2 logits
-        new_nearest = torch.maximum(nearest, closeness.amax(1, keepdim=True))
-        # Logits relative to the nearest member so far: 0 for it, at most 0 for all others, even as sigma -> 0.
-        fall = 0.0 if plain is None else (nearest - new_nearest) * inverse_variance
-        nearest = new_nearest
-        logits = (closeness - nearest) * inverse_variance
-        plain = _accumulate(plain, logits, y if streamed else None, fall)
-        tilted = _accumulate(tilted, logits + tilt[start : start + block], y if streamed else None, fall)
-
-    assert plain is not None
-    assert tilted is not None
-    if streamed:
-        delta = tilted.weighted / tilted.total - plain.weighted / plain.total
-    else:  # one product of the difference: cheaper, and exactly 0 where both weightings agree
-        delta = (tilted.weights / tilted.total - plain.weights / plain.total) @ y
-    info = ShiftInfo(
-        ess=(plain.total.square() / plain.squares).squeeze(1),
-        ess_tilted=(tilted.total.square() / tilted.squares).squeeze(1),
-        shift_norm=delta.norm(dim=1),
-        log_efr=(tilted.top + tilted.total.log() - plain.top - plain.total.log() + reward_scale * best).squeeze(1),
-    )
-    return delta.reshape(x_t.shape), info
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
+    members = Members(samples, rewards, reward_scale=reward_scale, dtype=x_t.dtype, block_size=block_size)
+    return members.shift(x_t, alpha=alpha, sigma=sigma)
 
 
 def expected_future_reward(
@@ -155,14 +117,109 @@ def expected_future_reward(
     return info.log_efr
 
 
-class _Softmax(NamedTuple):
-    """A softmax-weighted mean under way; ``weighted`` is 0 where the caller does not want the sum."""
+class Members:
+    """A bank prepared for many steps: what does not depend on x_t is computed once.
 
-    top: Tensor  # (B, 1) largest logit so far
-    total: Tensor  # (B, 1) sum of exp(logit - top)
-    squares: Tensor  # (B, 1) sum of their squares
-    weights: Tensor  # (B, m) exp(logit - top) of the last block
-    weighted: Tensor | float  # (B, D) sum of exp(logit - top) y
+    Args:
+        samples: (n, *), clean samples; a bank in half precision is read in blocks and computed with in float32.
+        rewards: (n,), finite.
+        reward_scale: lambda, at least 0.
+        dtype: of the samples that will be asked about; only float64 matters.
+        block_size: members read at a time.
+        resident: keep a centred copy of the bank, if it is in full precision, and read it whole at every step. It
+            is faster; without it nothing beside the bank is larger than a block.
+
+    Raises:
+        TypeError, ValueError: as :func:`mean_shift`.
+
+    Gradients are not meant to flow: callers switch them off.
+
+    Example:
+        >>> members = Members(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.0, 1.0]), reward_scale=100.0)
+        >>> members.shift(torch.zeros(1, 1), alpha=0.5, sigma=1.0)[0].item()
+        1.0
+    """
+
+    def __init__(
+        self,
+        samples: Tensor,
+        rewards: Tensor,
+        *,
+        reward_scale: float,
+        dtype: torch.dtype = torch.float32,
+        block_size: int | None = None,
+        resident: bool = False,
+    ) -> None:
+        _check(samples, rewards, reward_scale)
+        wide = torch.float64 in (dtype, samples.dtype, rewards.dtype)
+        self.dtype, self.shape = torch.float64 if wide else torch.float32, samples.shape[1:]
+        self._bank = samples.flatten(1)  # (n, D)
+        n, dim = self._bank.shape
+        self._block_size = block_size or max(1, _BLOCK_ELEMENTS // dim)
+        self._mean = self._bank.mean(0, dtype=self.dtype)  # (D,)
+        r = rewards.to(samples.device, self.dtype)
+        best = r.max()
+        self._tilt, self._top = reward_scale * (r - best), reward_scale * best  # (n,), at most 0; ()
+        if resident and samples.dtype in (torch.float32, torch.float64):
+            self._centred: Tensor | None = self._bank.to(self.dtype) - self._mean
+            self._half_norms = self._centred.square().sum(1) / 2
+            self._block_size = n
+        else:
+            self._centred = None
+            self._half_norms = torch.cat([y.square().sum(1) / 2 for _, y in self._blocks()])  # (n,)
+
+    def shift(self, x_t: Tensor, *, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, ShiftInfo]:
+        """What :func:`mean_shift` returns for x_t (B, *)."""
+        if x_t.shape[1:] != self.shape:
+            raise ValueError(
+                f"x_t {tuple(x_t.shape)} and samples {(len(self._bank), *self.shape)} must agree in all but the "
+                f"first dimension"
+            )
+        x = x_t.flatten(1).to(self.dtype)  # (B, D)
+        alpha, inverse_variance = _levels(alpha, sigma, x)
+        x_centred = x - alpha * self._mean
+        streamed = len(self._bank) > self._block_size
+        so_far: _Softmax | None = None
+        nearest: Tensor | None = None
+        for part, y in self._blocks():
+            closeness = alpha * (x_centred @ y.T) - alpha**2 * self._half_norms[part]  # (B, m): sigma^2 logits
+            near = closeness.amax(1, keepdim=True)
+            if nearest is not None:
+                near = torch.maximum(nearest, near)
+            # Logits relative to the nearest member so far: 0 for it, at most 0 for all others, even as sigma -> 0.
+            fall = 0.0 if nearest is None else (nearest - near) * inverse_variance
+            nearest = near
+            logits = (closeness - nearest) * inverse_variance
+            both = torch.stack([logits, logits + self._tilt[part]])  # (2, B, m): plain and tilted
+            so_far = _accumulate(so_far, both, y if streamed else None, fall)
+
+        assert so_far is not None
+        if streamed:
+            plain, tilted = so_far.weighted / so_far.total
+            delta = tilted - plain
+        else:  # one product of the difference: cheaper, and exactly 0 where both weightings agree
+            plain, tilted = so_far.weights / so_far.total
+            delta = (tilted - plain) @ y
+        ess, ess_tilted = (so_far.total.square() / so_far.squares).squeeze(2)
+        evidence, evidence_tilted = (so_far.top + so_far.total.log()).squeeze(2)
+        info = ShiftInfo(ess, ess_tilted, delta.norm(dim=1), evidence_tilted - evidence + self._top)
+        return delta.reshape(x_t.shape), info
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Members centred on their mean, (m, D), so many at a time; which ones they are."""
+        for start in range(0, len(self._bank), self._block_size):
+            part = slice(start, start + self._block_size)
+            yield part, self._bank[part].to(self.dtype) - self._mean if self._centred is None else self._centred
+
+
+class _Softmax(NamedTuple):
+    """Softmax-weighted means under way, plain and tilted; ``weighted`` is 0 where the sum is not wanted."""
+
+    top: Tensor  # (2, B, 1) largest logit so far
+    total: Tensor  # (2, B, 1) sum of exp(logit - top)
+    squares: Tensor  # (2, B, 1) sum of their squares
+    weights: Tensor  # (2, B, m) exp(logit - top) of the last block
+    weighted: Tensor | float  # (2, B, D) sum of exp(logit - top) y
 
 
 def _accumulate(so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall: float | Tensor) -> _Softmax:
@@ -170,11 +227,11 @@ def _accumulate(so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall:
 
     ``fall`` (at most 0) is by how much earlier logits dropped when the reference they are measured from rose.
     """
-    top = logits.amax(1, keepdim=True)
+    top = logits.amax(2, keepdim=True)
     if so_far is not None:
         top = torch.maximum(so_far.top + fall, top)
     weights = (logits - top).exp()
-    total, squares = weights.sum(1, keepdim=True), weights.square().sum(1, keepdim=True)
+    total, squares = weights.sum(2, keepdim=True), weights.square().sum(2, keepdim=True)
     weighted = 0.0 if y is None else weights @ y
     if so_far is not None:
         fade = (so_far.top + fall - top).exp()
@@ -184,41 +241,30 @@ def _accumulate(so_far: _Softmax | None, logits: Tensor, y: Tensor | None, fall:
     return _Softmax(top, total, squares, weights, weighted)
 
 
-def _levels(alpha: float | Tensor, sigma: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give alpha and 1 / sigma^2 as (B, 1) tensors beside ``x``; the latter is finite at sigma = 0."""
-    alpha, sigma = (
-        torch.as_tensor(level, dtype=x.dtype, device=x.device).reshape(-1, 1).expand(len(x), 1)
-        for level in (alpha, sigma)
-    )
+def _levels(alpha: float | Tensor, sigma: float | Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """Give alpha and 1 / sigma^2, finite at sigma = 0: numbers as numbers, tensors as (B, 1) beside ``x``."""
     tiny = torch.finfo(x.dtype).tiny
-    return alpha, 1 / sigma.square().clamp_min(tiny)
+    for name, level in (("alpha", alpha), ("sigma", sigma)):
+        if isinstance(level, Tensor):
+            if level.dim() and level.shape != x.shape[:1]:
+                raise ValueError(f"{name} must be a number or ({len(x)},), got {tuple(level.shape)}")
+        elif not level >= 0:
+            raise ValueError(f"{name} must be at least 0, got {level}")
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(x).reshape(-1, 1)
+    if isinstance(sigma, Tensor):
+        return alpha, 1 / sigma.to(x).reshape(-1, 1).square().clamp_min(tiny)
+    return alpha, 1 / max(sigma**2, tiny)
 
 
-def _check(
-    x_t: Tensor,
-    samples: Tensor,
-    rewards: Tensor,
-    alpha: float | Tensor,
-    sigma: float | Tensor,
-    reward_scale: float,
-) -> None:
-    for name, tensor in (("x_t", x_t), ("samples", samples), ("rewards", rewards)):
+def _check(samples: Tensor, rewards: Tensor, reward_scale: float) -> None:
+    for name, tensor in (("samples", samples), ("rewards", rewards)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if x_t.shape[1:] != samples.shape[1:]:
-        raise ValueError(
-            f"x_t {tuple(x_t.shape)} and samples {tuple(samples.shape)} must agree in all but the first dimension"
-        )
     if len(samples) == 0 or rewards.shape != samples.shape[:1]:
         raise ValueError(
             f"rewards must be one number a sample, ({len(samples)},) with at least one, got {tuple(rewards.shape)}"
         )
-    for name, level in (("alpha", alpha), ("sigma", sigma)):
-        if isinstance(level, Tensor):
-            if level.dim() and level.shape != x_t.shape[:1]:
-                raise ValueError(f"{name} must be a number or ({len(x_t)},), got {tuple(level.shape)}")
-        elif not level >= 0:
-            raise ValueError(f"{name} must be at least 0, got {level}")
     if not 0 <= reward_scale < math.inf:
         raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")
     # Reading values waits for the device, and cannot be traced: banks are checked once, when they are made.
