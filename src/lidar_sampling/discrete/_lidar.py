@@ -18,11 +18,10 @@ from .._cost import Cost
 from .._space import Space, magnitudes
 from ._guidance import Members
 from ._kernels import SCHEDULES, Kernel, kernel_of
+from ._reward import Reward, score
 from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
 from .model import Denoiser
 
-Reward = Callable[[Tensor], Tensor]
-"""From clean tokens (B, L) to rewards (B,); higher is better."""
 Progress = Callable[[str, int, int], None]
 """Called with (phase, sequences' steps done, in all)."""
 Form = Literal["token-independent", "single-site", "joint"]
@@ -219,14 +218,7 @@ class TokenLiDAR:
         Raises:
             ValueError: the reward gave something else than a finite number a sequence.
         """
-        with torch.no_grad():
-            rewards = torch.as_tensor(self.reward(tokens)).float().cpu()
-        if rewards.shape != tokens.shape[:1] or not rewards.isfinite().all():
-            raise ValueError(
-                f"the reward must give {len(tokens)} finite numbers, got {tuple(rewards.shape)}"
-                + ("" if rewards.isfinite().all() else " with NaN or infinity")
-            )
-        return rewards
+        return score(self.reward, tokens)
 
     def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
         how = self.settings
