@@ -184,19 +184,26 @@ class TokenLiDAR:
         cost = {}
         if bank is None:
             bank, cost["lookahead"] = self._look(seed, progress)
+        how, members = self.settings, self.members(bank)
+        more = {"candidates": how.candidates} if how.form == "joint" else {}
+        stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
+        result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
+        return replace(result, bank=bank, cost={**cost, **result.cost})
+
+    def members(self, bank: LookaheadBank) -> Members:
+        """The bank, prepared to guide; what :class:`SingleSite` and its like take.
+
+        Raises:
+            TypeError: ``bank`` is none.
+            ValueError: a bank of other sequences, or without exactly one reward.
+        """
         if not isinstance(bank, LookaheadBank):
             raise TypeError(f"bank must be a LookaheadBank, got {bank!r}: LookaheadBank.load reads files")
         space = bank.space or Space(self.space.pipeline, tuple(bank.samples.shape[1:]))
         if why := space.difference(self.space):
             raise BankError(f"the bank is of other sequences: {why}")
-        how = self.settings
-        members = Members(
-            bank.samples.to(self.device), bank.reward().to(self.device), self.kernel, reward_scale=how.reward_scale
-        )
-        more = {"candidates": how.candidates} if how.form == "joint" else {}
-        stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
-        result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
-        return replace(result, bank=bank, cost={**cost, **result.cost})
+        samples, rewards = bank.samples.to(self.device), bank.reward().to(self.device)
+        return Members(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
 
     def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
         """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
