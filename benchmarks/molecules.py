@@ -59,7 +59,7 @@ def main() -> None:
     }
     agree(arguments.out / "run.json", how)
     path = arguments.out / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = read(path)
     done = {(line["reward_name"], line["method"], line["seed"]) for line in lines}
     for seed in range(arguments.seeds):
         tokens: list[torch.Tensor] = []
@@ -127,16 +127,22 @@ def methods(
 
 
 def judged(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
-    """What samples are worth and what they cost."""
+    """What samples are worth and what they cost; a mean of nothing is None."""
     reward: Any = lidar.reward
     strings = molecules.decode(reward.tokenizer, result.tokens)
     summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.known()))
     drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # which only measures
     return {
-        **summary,
+        **{name: None if value != value else value for name, value in summary.items()},
         "evaluations": sum(part.network_evaluations for part in drawn),
         "reward_calls": sum(part.reward_calls for part in drawn),
     }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results that are there; the NaN of older ones is None too."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line, parse_constant=lambda _: None) for line in text.splitlines()]
 
 
 def agree(path: Path, how: dict[str, Any]) -> None:
@@ -166,11 +172,16 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     return text
 
 
-def cell(values: list[float]) -> str:
-    """A mean and the range."""
-    form = "{:.0f}" if all(float(v).is_integer() for v in values) else "{:.3f}"
-    mean = form.format(float(np.mean(values)))
-    return mean if min(values) == max(values) else f"{mean} [{form.format(min(values))}, {form.format(max(values))}]"
+def cell(values: list[float | None]) -> str:
+    """A mean and the range of the values there are, and how many that is where some are None."""
+    found = [v for v in values if v is not None]
+    if not found:
+        return "-"
+    form = "{:.0f}" if all(float(v).is_integer() for v in found) else "{:.3f}"
+    text = form.format(float(np.mean(found)))
+    if min(found) < max(found):
+        text += f" [{form.format(min(found))}, {form.format(max(found))}]"
+    return text if len(found) == len(values) else f"{text} ({len(found)} of {len(values)})"
 
 
 def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
@@ -189,12 +200,12 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
             for form, color in zip(FORMS, ("C3", "C0", "C2"), strict=True):
                 points: dict[int, list[float]] = {}
                 for line in mine:
-                    if line["method"].startswith(f"{form}, n = "):
+                    if line["method"].startswith(f"{form}, n = ") and line[key] is not None:
                         points.setdefault(int(line["method"].rsplit(" ", 1)[1]), []).append(line[key])
                 ns = sorted(points)
                 ax.plot(ns, [np.mean(points[n]) for n in ns], "o-", color=color, ms=4, label=form)
             for method, style in (("plain", "-"), ("best of 2", "--"), ("FK steering, k = 4", ":")):
-                values = [line[key] for line in mine if line["method"] == method]
+                values = [line[key] for line in mine if line["method"] == method and line[key] is not None]
                 if values:
                     ax.axhline(np.mean(values), color="0.5", ls=style, lw=1, label=method)
             ax.set(xscale="log", xlabel="n", ylabel=label)

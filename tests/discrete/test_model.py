@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lidar_sampling import BankError, LookaheadBank
-from lidar_sampling.discrete import TokenLiDAR, Uniform, sample
+from lidar_sampling.discrete import FKSteering, TokenLiDAR, Uniform, sample
 from lidar_sampling.discrete.model import Denoiser, DenoiserConfig, from_udlm
 
 SMALL = {"vocab_size": 6, "length": 5, "hidden_size": 16, "cond_dim": 8, "layers": 2, "heads": 2}
@@ -244,12 +244,19 @@ class TestTokenLiDAR:
         ("reward", "why"),
         [
             (lambda x: torch.full((len(x),), float("nan")), "finite numbers.*NaN"),
+            (lambda x: torch.tensor([0.0, 1.0, -math.inf, 1.0]), "finite numbers.*infinity"),
             (lambda x: torch.zeros(3), r"must give 4 finite numbers, got \(3,\)"),
+            (lambda x: torch.zeros(4, 1), r"must give 4 finite numbers, got \(4, 1\)"),
         ],
     )
-    def test_a_reward_that_is_none_is_refused(self, reward, why):
-        with pytest.raises(ValueError, match=why):
+    def test_a_reward_that_is_none_is_refused_in_one_way(self, reward, why):
+        """By the bank and by FK steering, which would broadcast (4, 1) and let NaN draw."""
+        with pytest.raises(ValueError, match=why) as bank:
             TokenLiDAR(small(), reward=reward, n=4, steps=2).look()
+        lidar = TokenLiDAR(small(), reward=threes, steps=2)
+        with pytest.raises(ValueError, match=why) as steering:
+            lidar.sample(4, stepper=FKSteering(reward, lidar.kernel, reward_scale=1.0))
+        assert str(bank.value) == str(steering.value)
 
     @pytest.mark.parametrize(
         ("settings", "why"),

@@ -1,6 +1,7 @@
 """SMILES, rewards of molecules, what samples are worth, and the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ Chem = pytest.importorskip("rdkit.Chem")
 
 from transformers import AutoTokenizer  # noqa: E402
 
+from lidar_sampling import LookaheadBank  # noqa: E402
 from lidar_sampling.cli import _run  # noqa: E402
 from lidar_sampling.discrete import molecules as m  # noqa: E402
 
@@ -129,7 +131,8 @@ class TestTheEmbeddedModel:
         assert guided.rewards.mean() > plain.rewards.mean() + 0.5
 
 
-SMALL = ["--samples", "8", "--n", "16", "--steps", "6", "--lookahead-steps", "4", "--quiet"]
+FEW = ["--samples", "8", "--steps", "6", "--quiet"]
+SMALL = [*FEW, "--n", "16", "--lookahead-steps", "4"]
 
 
 class TestCommand:
@@ -182,9 +185,96 @@ class TestCommand:
         assert str(tmp_path / "file") in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("arguments", "why"), [(["--reward", "rings"], "is no reward"), (["--form", "pairs"], "form must be one of")]
+        ("arguments", "why"),
+        [
+            (["--reward", "rings"], "is no reward"),
+            (["--form", "pairs"], "form must be one of"),
+            (["--floor", "1"], "floor must be in [0, 1), got 1.0"),
+        ],
     )
     def test_wrong_use_is_one_line(self, tmp_path, capsys, arguments, why):
         assert _run(["molecules", *SMALL, *arguments, "--out", str(tmp_path / "out")], debug=False) == 2
         assert why in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_the_floor_reaches_guidance(self, tmp_path):
+        """A bank that is asked about nearly pure noise says the same of all tokens."""
+        guided = []
+        for floor in ("0.02", "0.9999999"):
+            assert self.run("--floor", floor, "--out", str(tmp_path / floor)) == 0
+            whole = json.loads((tmp_path / floor / "result.json").read_text())
+            assert whole["arguments"]["floor"] == float(floor)
+            guided.append(whole["lidar"]["samples"] == whole["vanilla"]["samples"])
+        assert guided == [False, True]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder of a run whose bank others take."""
+    out = tmp_path_factory.mktemp("molecules") / "first"
+    assert _run(["molecules", *SMALL, "--out", str(out)], debug=True) == 0
+    return out
+
+
+class TestABankOfAnEarlierRun:
+    def written(self, folder):
+        bank = LookaheadBank.load(folder / "bank.safetensors")
+        return bank.key, bank.samples.tolist(), bank.reward("ring-count").tolist()
+
+    @pytest.mark.parametrize("again", [FEW, SMALL], ids=["left out", "in agreement"])
+    def test_guides_alike_and_costs_nothing(self, first, tmp_path, again):
+        out = tmp_path / "out"
+        arguments = ["--bank", str(first / "bank.safetensors"), "--out", str(out)]
+        assert _run(["molecules", *again, *arguments], debug=True) == 0
+        one, two = (json.loads((folder / "result.json").read_text()) for folder in (first, out))
+        assert two["lidar"]["samples"] == one["lidar"]["samples"]
+        assert set(one["lidar"]["cost"]) - set(two["lidar"]["cost"]) == {"lookahead"}
+        assert (two["arguments"]["n"], two["arguments"]["lookahead_steps"]) == (16, 4)
+        assert self.written(out) == self.written(first)
+
+    def test_may_lie_in_the_run_that_is_replaced(self, first, tmp_path):
+        out = tmp_path / "out"
+        shutil.copytree(first, out)
+        arguments = ["--bank", str(out / "bank.safetensors"), "--out", str(out), "--overwrite", "--seed", "1"]
+        assert _run(["molecules", *FEW, *arguments], debug=True) == 0
+        assert self.written(out) == self.written(first)
+        assert (out / "result.json").read_bytes() != (first / "result.json").read_bytes()
+
+    def test_its_rewards_guide(self, first, tmp_path):
+        """Of a bank that says the opposite of the reward, the samples are others."""
+        bank = LookaheadBank.load(first / "bank.safetensors")
+        texts = m.decode(TOKENIZER, bank.samples)
+        turned = torch.tensor([-1.0 if m.parse(s) is None else -r for s, r in zip(texts, bank.reward(), strict=True)])
+        path, out = bank.with_rewards({"ring-count": turned}).save(tmp_path / "bank.safetensors"), tmp_path / "out"
+        assert _run(["molecules", *FEW, "--bank", str(path), "--out", str(out)], debug=True) == 0
+        one, two = (json.loads((folder / "result.json").read_text())["lidar"] for folder in (first, out))
+        assert two["samples"] != one["samples"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            (["--n", "32"], "was drawn with --n 16, not 32: leave --n out"),
+            (["--lookahead-steps", "8"], "was drawn with --lookahead-steps 4, not 8: leave --lookahead-steps out"),
+            (["--reward", "qed"], "was scored by ring-count, not by qed: give that --reward"),
+            (["--invalid", "-2"], "was scored with --invalid -1, not -2: give that one"),
+        ],
+    )
+    def test_is_refused_where_the_options_are_of_another(self, first, tmp_path, capsys, arguments, why):
+        out = tmp_path / "out"
+        arguments = [*FEW, "--bank", str(first / "bank.safetensors"), "--out", str(out), *arguments]
+        assert _run(["molecules", *arguments], debug=False) == 2
+        assert why in (err := capsys.readouterr().err)
+        assert err.count("\n") == 1
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("tokens", "why"), [(torch.zeros(2, 9, dtype=torch.long), "shape (9,) against (32,)"), (None, "no bank at")]
+    )
+    def test_is_refused_where_it_is_none_of_these_sequences(self, tmp_path, capsys, tokens, why):
+        path = tmp_path / "bank.safetensors"
+        if tokens is not None:
+            LookaheadBank(tokens, {"ring-count": torch.zeros(2)}, "tokens").save(path)
+        assert _run(["molecules", *FEW, "--bank", str(path), "--out", str(tmp_path / "out")], debug=False) == 2
+        assert why in (err := capsys.readouterr().err)
+        assert err.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     import numpy as np
     import torch
 
+    if not hasattr(torch.optim, "Muon"):
+        raise SystemExit(f"training needs torch 2.9 or newer, for torch.optim.Muon, and this is {torch.__version__}")
+
     from lidar_sampling.discrete.molecules import digests
 
     from . import data

@@ -16,6 +16,7 @@ from training.molecules.__main__ import main
 from training.molecules.train import cross_entropy
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # torch's word on kernels that bfloat16 does not fit
 def test_the_road_runs_and_what_it_writes_loads(tmp_path: Path) -> None:
     """The whole command, tiny."""
     main(["--smoke", "--threads", "1", "--out", str(tmp_path)])
@@ -24,6 +25,17 @@ def test_the_road_runs_and_what_it_writes_loads(tmp_path: Path) -> None:
     curve = json.loads((tmp_path / "curve.json").read_text())
     assert curve[-1]["step"] == 3
     assert len(np.load(tmp_path / "qm9-digests.npy")) == 4
+
+
+def test_a_torch_that_is_too_old_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself runs with torch 2.7, which has no Muon."""
+    monkeypatch.delattr(torch.optim, "Muon")
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    with pytest.raises(SystemExit, match=r"^training needs torch 2\.9 or newer, .*, and this is 2\.7\.1$"):
+        main(["--smoke", "--threads", "1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_that_knows_nothing_pays_the_entropy_of_what_noise_leaves() -> None:

@@ -6,6 +6,7 @@ import json as _json
 import os
 import sys
 from dataclasses import asdict
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ import typer
 from . import _options as o
 
 if TYPE_CHECKING:
-    from ..discrete import TokenResult
+    from .._bank import LookaheadBank
+    from ..discrete import TokenLiDAR, TokenResult
 
 RewardName = Annotated[
     str,
@@ -23,17 +25,31 @@ RewardName = Annotated[
         help="ring-count, qed, a SMARTS pattern whose matches count, or module:function of an RDKit molecule.",
     ),
 ]
+BankFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--bank",
+        help="The bank.safetensors of an earlier run with the same --reward and --invalid: all of it guides, by the "
+        "rewards it holds, and none is drawn. --n and --lookahead-steps are then the bank's; others are refused.",
+    ),
+]
 Form = Annotated[str, typer.Option(help="Form of guidance: single-site, token-independent or joint.")]
 
 
 def molecules(
     reward: RewardName = "ring-count",
     samples: Annotated[int, typer.Option(min=1, help="Molecules to draw.")] = 64,
-    n: Annotated[int, typer.Option("--n", min=1, help="Lookahead samples.")] = 1024,
-    lookahead_steps: Annotated[int, typer.Option(min=1, help="Steps of a lookahead sample.")] = 8,
+    bank: BankFile = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Lookahead samples. [default: 1024]")] = None,
+    lookahead_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a lookahead sample. [default: 8]")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a sample.")] = 32,
     reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward.")] = 1.5,
     scale: Annotated[float, typer.Option(help="Strength of guidance, s.")] = 1.0,
+    floor: Annotated[
+        float, typer.Option(help="Least share of noise that the bank is asked about, in [0, 1).")
+    ] = 0.02,
     form: Form = "single-site",
     candidates: Annotated[int, typer.Option(min=1, help="Of the joint form, a sequence and step.")] = 8,
     invalid: Annotated[float, typer.Option(help="Reward of a string that is no molecule.")] = -1.0,
@@ -47,7 +63,8 @@ def molecules(
 ) -> None:
     """Draw molecules, guided by any function of them: samples.smi, grid.svg, grid.png, bank, result.json.
 
-    Costs n few-step samples and n rewards, then what plain sampling costs, which is drawn beside it to compare.
+    Costs n few-step samples and n rewards, unless --bank has them, then what plain sampling costs, which is drawn
+    beside it to compare.
     """
     skipped = ("overwrite", "json", "quiet")
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k not in skipped}
@@ -70,19 +87,25 @@ def molecules(
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")),  # sums over banks are float64
         reward=value,
         about=f"molecules for {reward}",
-        n=n,
-        lookahead_steps=lookahead_steps,
+        n=n or 1024,
+        lookahead_steps=lookahead_steps or 8,
         steps=steps,
         reward_scale=reward_scale,
         scale=scale,
+        floor=floor,
         form=form,
         candidates=candidates,
         batch_size=batch_size,
     )
+    members = None if bank is None else _read(bank, lidar, n, lookahead_steps)
+    if members is None:
+        arguments |= {"n": lidar.settings.n, "lookahead_steps": lidar.settings.lookahead_steps}
+    else:
+        arguments |= {"n": len(members), "lookahead_steps": members.provenance.get("steps")}
     Folder(out, arguments, resume=None, overwrite=overwrite)
     with o.progress_bar(quiet=quiet) as (_, update):
         vanilla = lidar.vanilla(samples, seed=seed, progress=update)
-        guided = lidar(samples, seed=seed, progress=update)
+        guided = lidar(samples, seed=seed, bank=members, progress=update)
 
     def told(result: TokenResult) -> dict[str, Any]:
         strings = m.decode(value.tokenizer, result.tokens)
@@ -120,3 +143,29 @@ def molecules(
         counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
         typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
     typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+
+
+def _read(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:
+    """The bank in ``path``, if it may guide ``lidar`` and was drawn with ``n`` and ``lookahead_steps``; None is any.
+
+    Raises:
+        ValueError: it is of other sequences, of another reward, or drawn otherwise.
+        OSError: it cannot be read.
+    """
+    from .._bank import BankError, LookaheadBank
+    from ..discrete import molecules as m
+
+    reward: Any = lidar.reward
+    bank = LookaheadBank.load(path)
+    lidar.members(bank)  # refuses other sequences
+    if reward.name not in bank.rewards:
+        raise BankError(f"{path} was scored by {', '.join(bank.rewards)}, not by {reward.name}: give that --reward")
+    has = {"--n": len(bank), "--lookahead-steps": bank.provenance.get("steps")}
+    for option, asked in (("--n", n), ("--lookahead-steps", lookahead_steps)):
+        if asked is not None and asked != has[option]:
+            raise BankError(f"{path} was drawn with {option} {has[option]}, not {asked}: leave {option} out")
+    scored = zip(m.decode(reward.tokenizer, bank.samples), bank.reward().tolist(), strict=True)
+    none = next((value for text, value in scored if m.parse(text) is None), reward.invalid)
+    if not isclose(none, reward.invalid, rel_tol=1e-6):
+        raise BankError(f"{path} was scored with --invalid {none:g}, not {reward.invalid:g}: give that one")
+    return bank

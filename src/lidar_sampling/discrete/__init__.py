@@ -11,10 +11,10 @@ from ._kernels import Uniform as Uniform
 from ._kernels import cosine as cosine
 from ._kernels import kernel_of as kernel_of
 from ._kernels import log_linear as log_linear
-from ._lidar import Reward as Reward
 from ._lidar import TokenLiDAR as TokenLiDAR
 from ._lidar import TokenResult as TokenResult
 from ._lidar import TokenSettings as TokenSettings
+from ._reward import Reward as Reward
 from ._sampler import Ancestral as Ancestral
 from ._sampler import FKSteering as FKSteering
 from ._sampler import Joint as Joint

@@ -18,11 +18,10 @@ from .._cost import Cost
 from .._space import Space, magnitudes
 from ._guidance import Members
 from ._kernels import SCHEDULES, Kernel, kernel_of
+from ._reward import Reward, score
 from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
 from .model import Denoiser
 
-Reward = Callable[[Tensor], Tensor]
-"""From clean tokens (B, L) to rewards (B,); higher is better."""
 Progress = Callable[[str, int, int], None]
 """Called with (phase, sequences' steps done, in all)."""
 Form = Literal["token-independent", "single-site", "joint"]
@@ -185,19 +184,26 @@ class TokenLiDAR:
         cost = {}
         if bank is None:
             bank, cost["lookahead"] = self._look(seed, progress)
+        how, members = self.settings, self.members(bank)
+        more = {"candidates": how.candidates} if how.form == "joint" else {}
+        stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
+        result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
+        return replace(result, bank=bank, cost={**cost, **result.cost})
+
+    def members(self, bank: LookaheadBank) -> Members:
+        """The bank, prepared to guide; what :class:`SingleSite` and its like take.
+
+        Raises:
+            TypeError: ``bank`` is none.
+            ValueError: a bank of other sequences, or without exactly one reward.
+        """
         if not isinstance(bank, LookaheadBank):
             raise TypeError(f"bank must be a LookaheadBank, got {bank!r}: LookaheadBank.load reads files")
         space = bank.space or Space(self.space.pipeline, tuple(bank.samples.shape[1:]))
         if why := space.difference(self.space):
             raise BankError(f"the bank is of other sequences: {why}")
-        how = self.settings
-        members = Members(
-            bank.samples.to(self.device), bank.reward().to(self.device), self.kernel, reward_scale=how.reward_scale
-        )
-        more = {"candidates": how.candidates} if how.form == "joint" else {}
-        stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
-        result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
-        return replace(result, bank=bank, cost={**cost, **result.cost})
+        samples, rewards = bank.samples.to(self.device), bank.reward().to(self.device)
+        return Members(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
 
     def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
         """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
@@ -219,14 +225,7 @@ class TokenLiDAR:
         Raises:
             ValueError: the reward gave something else than a finite number a sequence.
         """
-        with torch.no_grad():
-            rewards = torch.as_tensor(self.reward(tokens)).float().cpu()
-        if rewards.shape != tokens.shape[:1] or not rewards.isfinite().all():
-            raise ValueError(
-                f"the reward must give {len(tokens)} finite numbers, got {tuple(rewards.shape)}"
-                + ("" if rewards.isfinite().all() else " with NaN or infinity")
-            )
-        return rewards
+        return score(self.reward, tokens)
 
     def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
         how = self.settings

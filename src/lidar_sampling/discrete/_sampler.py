@@ -17,6 +17,7 @@ from torch import Tensor
 from .._draw import seed_of
 from ._guidance import Members
 from ._kernels import Kernel, Schedule, log_linear
+from ._reward import Reward, score
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """From noisy tokens (B, L) and total noise ``-log alpha`` (B,) to logits (B, L, V) of the clean ones."""
@@ -144,7 +145,7 @@ class FKSteering:
     Weights are those of the ``difference`` potential, so that large populations follow the tilted law.
 
     Args:
-        reward: from tokens (B, L) to finite numbers (B,), such as :meth:`TokenLiDAR.score`.
+        reward: guides; what it gives is checked as :meth:`TokenLiDAR.score` does.
         kernel: the forward process.
         reward_scale: lambda, in 1 / reward.
         particles: k, sequences of a population.
@@ -155,7 +156,7 @@ class FKSteering:
 
     def __init__(
         self,
-        reward: Callable[[Tensor], Tensor],
+        reward: Reward,
         kernel: Kernel,
         *,
         reward_scale: float,
@@ -170,7 +171,11 @@ class FKSteering:
         self._before = torch.zeros(())
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Tokens (B, L).
+
+        Raises:
+            ValueError: the reward gave something else than a finite number a sequence.
+        """
         if state.step == 0:
             self._before = torch.zeros(len(state.x_t), device=state.x_t.device)
         posterior = state.posterior
@@ -183,7 +188,7 @@ class FKSteering:
 
     def _survivors(self, x0: Tensor, state: State) -> Tensor:
         """Rows (B,) that go on, by systematic resampling of each population."""
-        r = self.reward(x0).to(self._before)
+        r = score(self.reward, x0).to(self._before)
         self.evaluations += len(x0)
         weights = (self.reward_scale * (r - self._before)).view(-1, self.together).softmax(1)
         at = (torch.arange(self.together, device=r.device) + state.lots[:: self.together, None]) / self.together
