@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from . import rewards as rewards
     from . import solvers as solvers
     from . import testing as testing
+    from ._accelerate import accelerate as accelerate
+    from ._accelerate import largest_batch as largest_batch
     from ._attach import GuidanceError as GuidanceError
     from ._attach import Trace as Trace
     from ._attach import guide as guide
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ._guidance import mean_shift as mean_shift
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
+    from ._profile import profiled as profiled
     from ._sampler import LiDAR as LiDAR
     from ._sampler import Result as Result
     from ._settings import Settings as Settings
@@ -54,10 +57,13 @@ _HOMES = {
     "ShiftInfo": "_guidance",
     "Space": "_space",
     "Trace": "_attach",
+    "accelerate": "_accelerate",
     "expected_future_reward": "_guidance",
     "guide": "_attach",
+    "largest_batch": "_accelerate",
     "mean_shift": "_guidance",
     "noise_level": "_levels",
+    "profiled": "_profile",
     "record": "_attach",
 }
 _ROOMS = ("discrete", "glyph", "methods", "rewards", "solvers", "testing")

@@ -21,6 +21,7 @@ from torch import Tensor
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import Members, ShiftInfo
 from ._levels import NoiseLevel, check, clean_prediction, data_scale, noise_level
+from ._profile import timed
 from ._settings import check_strength, check_window
 from ._space import space_of
 
@@ -61,6 +62,11 @@ class Trace:
             }
             for step in self.steps
         ]
+
+    def of(self, rows: slice) -> Trace:
+        """The trace of some samples of the batch."""
+        steps = [step._replace(info=ShiftInfo(*(values[rows] for values in step.info))) for step in self.steps]
+        return Trace(steps, self.seen)
 
     @staticmethod
     def join(traces: Sequence[Trace]) -> Trace:
@@ -326,12 +332,15 @@ def _hooked(base: type) -> type:
         call = signature.bind(self, *args, **kwargs)
         hooks = self.__dict__.get(_HOOKS, ())
         call.arguments["timestep"] = _on_host(self, call.arguments["timestep"])
-        for hook in hooks:
-            call.arguments["model_output"] = hook.before(self, call.arguments)
-        result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
+        with timed("guidance"):
+            for hook in hooks:
+                call.arguments["model_output"] = hook.before(self, call.arguments)
+        with timed("scheduler"):
+            result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
         previous = result[0]
-        for hook in hooks:
-            previous = hook.after(self, previous)
+        with timed("guidance"):
+            for hook in hooks:
+                previous = hook.after(self, previous)
         if previous is result[0]:
             return result
         if isinstance(result, tuple):

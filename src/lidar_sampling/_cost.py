@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._profile import timed, timed_modules
+
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The denoising networks of a diffusers pipeline by their names in it; Wan 2.2 has two."""
@@ -50,17 +52,26 @@ class Cost:
         total = {name: value + getattr(other, name) for name, value in vars(self).items()}
         return Cost(**{**total, "peak_memory": max(self.peak_memory, other.peak_memory)})
 
+    def share(self, count: int) -> Cost:
+        """An even share of counts, rounded, and seconds; the peak of memory stays what it was.
+
+        >>> Cost(network_evaluations=8, seconds=3.0, peak_memory=5).share(2)
+        Cost(network_evaluations=4, backward_passes=0, decodes=0, reward_calls=0, seconds=1.5, peak_memory=5)
+        """
+        counts = {name: round(value / count) for name, value in vars(self).items()}
+        return Cost(**{**counts, "seconds": self.seconds / count, "peak_memory": self.peak_memory})
+
 
 @contextmanager
-def metered(pipe: Any) -> Iterator[Cost]:
+def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     """Count the denoiser's evaluations, seconds and memory of a block; the caller adds decodes and reward calls.
 
-    Blocks do not nest: each forgets the peak of memory before it.
+    ``phase`` is what a profile calls the block. Blocks do not nest: each forgets the peak of memory before it.
 
     Example:
         >>> from lidar_sampling import testing
         >>> pipe = testing.tiny_stable_diffusion()
-        >>> with metered(pipe) as cost:
+        >>> with metered(pipe, "sampling") as cost:
         ...     images = pipe("a cat", num_inference_steps=3, output_type="pt").images
         >>> cost.network_evaluations
         8
@@ -75,12 +86,21 @@ def metered(pipe: Any) -> Iterator[Cost]:
     held = _forget_peak(device)
     start = time.perf_counter()
     try:
-        yield cost
+        with timed(phase), timed_modules(_parts(pipe)):
+            yield cost
     finally:
         cost.seconds += time.perf_counter() - start
         cost.peak_memory = max(_peak(device) - held, 0)
         for handle in handles:
             handle.remove()
+
+
+def _parts(pipe: Any) -> dict[str, list[nn.Module]]:
+    """The modules whose time a profile tells apart."""
+    texts = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    found: dict[str, list[Any]] = {"network": [*denoisers(pipe).values()], "text": texts, "decode": [decoder]}
+    return {part: [m for m in modules if isinstance(m, nn.Module)] for part, modules in found.items()}
 
 
 _PROCESS = Path("/proc/self")

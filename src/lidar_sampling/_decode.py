@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,12 +24,49 @@ def decode(pipe: Any, latents: Tensor) -> Tensor:
     Raises:
         TypeError: the pipeline packs its latents, or draws no pictures.
     """
-    vae = getattr(pipe, "vae", None)
-    if vae is None or not hasattr(pipe, "image_processor") or latents.dim() != 4:
-        raise TypeError(
-            f"{type(pipe).__name__} has no plain latents (B, C, h, w) of pictures, which this method must decode "
-            f"before sampling has ended"
-        )
+    check_plain(pipe, latents.dim())
+    vae = pipe.vae
     unscaled = latents / (vae.config.get("scaling_factor") or 1.0) + (vae.config.get("shift_factor") or 0.0)
     decoded = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
     return pipe.image_processor.postprocess(decoded, output_type="pt").float()
+
+
+def check_plain(pipe: Any, dim: int = 4) -> None:
+    """Refuse a pipeline whose latents cannot be decoded as they are.
+
+    Raises:
+        TypeError: it packs its latents, or draws no pictures.
+    """
+    packs = hasattr(pipe, "_unpack_latents")
+    if getattr(pipe, "vae", None) is None or not hasattr(pipe, "image_processor") or packs or dim != 4:
+        raise TypeError(
+            f"{type(pipe).__name__} has no plain latents (B, C, h, w) of pictures, which must be decoded here"
+        )
+
+
+def check_preview(preview: Any, pipe: Any) -> None:
+    """Refuse, as a decoder of the bank, what has not the face of an autoencoder, or another latent space.
+
+    Raises:
+        TypeError: it cannot decode.
+        ValueError: its latents have another number of channels than the pipeline's.
+    """
+    if not callable(getattr(preview, "decode", None)) or not hasattr(preview, "config"):
+        raise TypeError(f"preview must be an autoencoder of diffusers, such as AutoencoderTiny, got {preview!r}")
+    theirs, own = preview.config.get("latent_channels"), pipe.vae.config.get("latent_channels")
+    if None not in (theirs, own) and theirs != own:
+        raise ValueError(f"preview decodes latents of {theirs} channels, and {type(pipe).__name__} has {own}")
+
+
+@contextmanager
+def decoding_with(pipe: Any, preview: Any) -> Iterator[None]:
+    """Let ``pipe`` decode with ``preview``, if there is one, inside the block."""
+    own = getattr(pipe, "vae", None)
+    if preview is None:
+        yield
+        return
+    pipe.vae = preview
+    try:
+        yield
+    finally:
+        pipe.vae = own

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from ._bank import BankStore, LookaheadBank, bank_key
 from ._cost import Cost, denoisers, metered
-from ._draw import draw, items_of
+from ._decode import decoding_with, pictures
+from ._draw import Item, draw, items_of
 from ._space import fingerprint, space_of
 from .rewards import Reward, name_of, score
 from .solvers import Solver, running
@@ -27,6 +30,9 @@ def look(
     call: Mapping[str, Any],
     batch_size: int,
     store: BankStore | None = None,
+    preview: Any = None,
+    rescore: int = 0,
+    overlap: bool = False,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[LookaheadBank], Cost]:
     """Banks of ``n`` scored samples for each prompt, from ``store`` where it has them, and what they cost.
@@ -43,6 +49,9 @@ def look(
         call: arguments of the pipeline in phase 2; the solver changes what it must.
         batch_size: samples at a time.
         store: where banks are looked up first and kept afterwards.
+        preview: an autoencoder that decodes the samples for their rewards, instead of the pipeline's own.
+        rescore: members of each bank, best by the preview for each reward, that are decoded in full and scored again.
+        overlap: score in a thread, while the next batch is drawn; two batches of images are held then.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -60,6 +69,8 @@ def look(
         "seed": seed,
         "call": _plain(arguments),
     }
+    if preview is not None:  # the same samples, but other rewards
+        provenance["preview"] = [type(preview).__name__, *fingerprint(preview), rescore]
     names = [name_of(reward) for reward in rewards]
     if len(set(names)) < len(names):
         raise ValueError(f"rewards must have names of their own, got {names}")
@@ -75,8 +86,18 @@ def look(
     missing = [prompt for prompt in distinct if prompt not in banks]
     items = items_of(missing, n, seed, "lookahead")
     latents: list[Tensor] = []
-    scores: list[Tensor] = []
-    with metered(pipe) as cost, running(solver, pipe):
+    scored: list[Future[Tensor]] = []
+
+    def judge(images: Tensor, texts: Sequence[str]) -> Tensor:
+        columns = [score(r, images=images, prompts=texts, batch_size=batch_size) for r in rewards]
+        return torch.stack(columns, 1) if columns else torch.zeros(len(texts), 0)
+
+    with (
+        decoding_with(pipe, preview),
+        metered(pipe, "lookahead") as cost,
+        running(solver, pipe),
+        _worker(overlap) as submit,
+    ):
         for drawn in draw(
             pipe,
             items,
@@ -84,22 +105,87 @@ def look(
             batch_size=batch_size,
             progress=progress and (lambda done: progress(done, len(items))),
         ):
-            texts = [item.prompt for item in drawn.items]
-            columns = [score(r, images=drawn.images, prompts=texts, batch_size=batch_size) for r in rewards]
-            scores.append(torch.stack(columns, 1) if columns else torch.zeros(len(texts), 0))
+            if len(scored) > 1:
+                scored[-2].result()  # raises what the reward raised, and bounds how many images wait
+            scored.append(submit(judge, drawn.images, [item.prompt for item in drawn.items]))
             latents.append(drawn.latents.cpu())
+        scores = torch.cat([part.result() for part in scored]) if scored else torch.zeros(0, len(rewards))
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
+    if rescore and missing:
+        with metered(pipe, "lookahead") as more:
+            rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, judge)
+        more.decodes, more.reward_calls = rows, rows * len(rewards)
+        cost = cost + more
 
     if missing:
         samples = torch.cat(latents)
         space = space_of(pipe, tuple(samples.shape[1:]))
-        for prompt, z, r in zip(missing, samples.split(n), torch.cat(scores).split(n), strict=True):
+        for prompt, z, r in zip(missing, samples.split(n), scores.split(n), strict=True):
             bank = LookaheadBank(z, dict(zip(names, r.T.contiguous(), strict=True)), prompt, space, provenance)
             banks[prompt] = bank
             if store is not None:
                 kept = store.get(prompt, bank.key)
                 store.put(bank if kept is None else kept.with_rewards(bank.rewards))
     return [banks[prompt] for prompt in prompts], cost
+
+
+def _rescore(
+    pipe: Any,
+    latents: Tensor,
+    items: Sequence[Item],
+    scores: Tensor,
+    n: int,
+    best: int,
+    batch_size: int,
+    judge: Callable[[Tensor, Sequence[str]], Tensor],
+) -> int:
+    """Decode in full those of each prompt that some reward puts among its ``best``, and write their scores; how many.
+
+    The tilt of all others is next to nothing, if the preview ranks at all. Their scores move by the mean difference,
+    so that those of one decoder compare with those of the other.
+    """
+    count = 0
+    for start in range(0, len(items), n):
+        before = scores[start : start + n].clone()
+        rows = before.topk(min(best, n), dim=0).indices.unique()
+        parts = [
+            judge(pictures(pipe, latents[start + some], batch_size), [items[start].prompt] * len(some))
+            for some in rows.split(batch_size)
+        ]
+        scores[start : start + n] += (torch.cat(parts) - before[rows]).mean(0)
+        scores[start + rows] = torch.cat(parts)
+        count += len(rows)
+    return count
+
+
+@contextmanager
+def _worker(overlap: bool) -> Iterator[Callable[..., Future[Tensor]]]:
+    """How to have scores of images worked out: at once, or in a thread with a stream of its own on CUDA."""
+
+    def at_once(function: Callable[..., Tensor], *arguments: Any) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    if not overlap:
+        yield at_once
+        return
+    with ThreadPoolExecutor(1) as executor:
+
+        def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:
+            if not images.is_cuda:
+                return executor.submit(function, images, *arguments)
+            stream = torch.cuda.Stream(images.device)
+            stream.wait_stream(torch.cuda.current_stream(images.device))
+            images.record_stream(stream)
+
+            def on_stream() -> Tensor:
+                with torch.cuda.stream(stream):
+                    return function(images, *arguments)
+
+            return executor.submit(on_stream)
+
+        yield later
 
 
 def _provenance(pipe: Any) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from . import rewards as _rewards
 from ._attach import Trace, guide, scheduler_of
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._cost import Cost, metered
+from ._decode import check_plain, check_preview
 from ._draw import Item, draw, items_of
 from ._levels import check
 from ._lookahead import look
 from ._media import save_sample, to_pil
+from ._preview import load_preview
 from ._settings import GLYPH, Settings, settings_for
 from ._space import space_of
 from .rewards import Reward, name_of, score
@@ -65,6 +67,24 @@ class Result:
         """The images as PIL images, a list a prompt; of a video the list of its frames."""
         return [[to_pil(image) for image in row] for row in self.images]
 
+    def split(self) -> list[Result]:
+        """The result of each prompt alone; of counts and seconds each has an even share, rounded."""
+        count, m = len(self.prompts), self.images.shape[1]
+        cost = {phase: part.share(count) for phase, part in self.cost.items()}
+        return [
+            replace(
+                self,
+                prompts=[prompt],
+                images=self.images[p : p + 1],
+                latents=self.latents[p : p + 1],
+                rewards={name: values[p : p + 1] for name, values in self.rewards.items()},
+                cost=cost,
+                banks=self.banks[p : p + 1],
+                trace=self.trace.of(slice(p * m, (p + 1) * m)),
+            )
+            for p, prompt in enumerate(self.prompts)
+        ]
+
     def save(self, folder: str | Path) -> list[Path]:
         """Write every sample to ``folder`` as PROMPT-SAMPLE: ``.png``, ``.webp`` for a video, ``.wav`` for audio."""
         folder = Path(folder)
@@ -93,6 +113,12 @@ class LiDAR:
         pipe_kwargs: further arguments of the pipeline's call in both phases, such as ``height``.
         batch_size: samples at a time, halved when memory runs out.
         store: a directory or :class:`BankStore` where banks are found and kept.
+        preview: a small autoencoder of the same latents, such as diffusers' ``AutoencoderTiny``, that decodes the
+            bank for its rewards; the guided samples are decoded in full.
+        rescore: so many members of each bank, best by the preview, are decoded in full and scored again.
+        overlap: score a batch of the bank in a thread while the next one is drawn: for rewards that leave the device
+            idle, such as those of another process.
+        reward_dtype: precision of rewards that are given by name.
         **changes: fields of :class:`Settings`: ``n``, ``scale``, ``reward_scale``, ``window``, ``guidance_scale``,
             ``steps``, ``eta``.
 
@@ -118,6 +144,10 @@ class LiDAR:
         pipe_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 16,
         store: BankStore | str | Path | None = None,
+        preview: Any = None,
+        rescore: int = 0,
+        overlap: bool = False,
+        reward_dtype: torch.dtype = torch.float32,
         **changes: Any,
     ) -> None:
         scheduler_of(pipe)
@@ -129,7 +159,7 @@ class LiDAR:
         if lookahead is not None:
             changes["lookahead"] = lookahead.name if isinstance(lookahead, Solver) else lookahead
         self.settings = replace(settings or settings_for(pipe), **changes)
-        self.reward = _rewards.load(reward, device=device) if isinstance(reward, str) else reward
+        self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
         self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
         self.pipe_kwargs = dict(pipe_kwargs or {})
         self.batch_size = batch_size
@@ -139,6 +169,13 @@ class LiDAR:
                 raise TypeError(f"{name} must be callable or a known name, got {value!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if preview is not None:
+            check_preview(preview, pipe)
+        if rescore < 0 or (rescore and preview is None):
+            raise ValueError(f"rescore must be at least 0, and wants a preview, got {rescore}")
+        if rescore:
+            check_plain(pipe)
+        self.preview, self.rescore, self.overlap = preview, rescore, overlap
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
         self._lookaheads: list[tuple[Solver, Any]] = []
 
@@ -150,6 +187,7 @@ class LiDAR:
         reward: Reward | str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        preview: Any = None,
         **options: Any,
     ) -> LiDAR:
         """Load a model and make a sampler of it.
@@ -160,6 +198,8 @@ class LiDAR:
             reward: guides; needed for any model but glyph.
             device: where model and rewards go.
             dtype: precision of the pipeline's weights.
+            preview: as in :class:`LiDAR`; or ``"tiny"`` for the small autoencoder that is known for the model, or the
+                path or hub id of another.
             **options: those of :class:`LiDAR`.
 
         Raises:
@@ -170,16 +210,22 @@ class LiDAR:
 
             options.setdefault("settings", GLYPH)
             options.setdefault("metrics", ["glyph-heldout", glyph.Judge(device=device)])
-            return cls(glyph.load_pipeline(dtype=dtype).to(device), reward=reward or "glyph", **options)
-        if "/" not in str(name) and not Path(name).exists():
+            pipe = glyph.load_pipeline(dtype=dtype).to(device)
+            if preview == "tiny":
+                preview = glyph.load_tiny_decoder(dtype=dtype).to(device)
+            reward = reward or "glyph"
+        elif "/" not in str(name) and not Path(name).exists():
             hint = "did you mean 'glyph'? " if get_close_matches(str(name), ["glyph"]) else ""
             raise ValueError(f"unknown model {str(name)!r}; {hint}give 'glyph', a path, or a hub id as owner/name")
-        if reward is None:
+        elif reward is None:
             raise ValueError(f"{name} brings no reward: give one, for example reward='clip'")
-        from diffusers import DiffusionPipeline
+        else:
+            from diffusers import DiffusionPipeline
 
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
-        return cls(pipe.to(device), reward=reward, **options)
+            pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device)
+        if isinstance(preview, str | Path):
+            preview = load_preview(preview, pipe)
+        return cls(pipe, reward=reward, preview=preview, **options)
 
     def with_settings(self, **changes: Any) -> LiDAR:
         """The same sampler with other :class:`Settings`; model, rewards and store are shared.
@@ -205,7 +251,7 @@ class LiDAR:
             seed: of the bank's noise.
             progress: called with (phase, samples done, samples in all) after every step.
         """
-        return self._look(_as_prompts(prompts), seed, progress)[0]
+        return self.looked(_as_prompts(prompts), seed, progress)[0]
 
     def __call__(
         self,
@@ -259,7 +305,7 @@ class LiDAR:
         ``around`` and ``how`` are those of :meth:`sample`; a hook that is attached in ``around`` sees guided outputs.
         """
         check(self.pipe.scheduler)
-        given, cost = self._look(texts, seed, progress) if banks is None else (banks, Cost())
+        given, cost = self.looked(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
@@ -300,7 +346,10 @@ class LiDAR:
         self._lookaheads.append((solver, pipe))
         return pipe
 
-    def _look(self, prompts: list[str], seed: int, progress: Progress | None) -> tuple[list[LookaheadBank], Cost]:
+    def looked(
+        self, prompts: list[str], seed: int, progress: Progress | None = None
+    ) -> tuple[list[LookaheadBank], Cost]:
+        """Banks of prompts that were checked, and what they cost."""
         return look(
             self.lookahead_pipeline(self._solver),
             prompts,
@@ -311,6 +360,9 @@ class LiDAR:
             call=self.arguments(),
             batch_size=self.batch_size,
             store=self.store,
+            preview=self.preview,
+            rescore=self.rescore,
+            overlap=self.overlap,
             progress=progress and (lambda done, total: progress("lookahead", done, total)),
         )
 
@@ -344,7 +396,7 @@ class LiDAR:
         items = items_of(prompts, images, seed, "target")
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
-        with metered(pipe) as sampling:
+        with metered(pipe, "sampling") as sampling:
             for drawn in draw(
                 pipe,
                 items,
@@ -377,7 +429,7 @@ class LiDAR:
         """Scores (P, m) by the names of the judges."""
         flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
         texts = [prompt for prompt in result.prompts for _ in range(shape[1])]
-        with metered(self.pipe) as scoring:
+        with metered(self.pipe, "scoring") as scoring:
             rewards = {
                 name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
                 for judge in judges

@@ -49,7 +49,7 @@ class TestRollout:
             to = abar[there] if there else torch.tensor(1.0)
             by_hand = to.sqrt() * x0 + (1 - to).sqrt() * eps
         x0 = clean_prediction(noise_level(scheduler, t), predict(x, t), x)
-        with metered(pipe) as cost:
+        with metered(pipe, "sampling") as cost:
             ends = rollout(scheduler, t, x, x0)
         torch.testing.assert_close(ends, by_hand, rtol=1e-4, atol=1e-4)
         assert cost.network_evaluations == 2 * 2 * 2  # two steps of two samples, with classifier-free guidance

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as _json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +26,17 @@ MethodName = Annotated[
         "--method", help="How to draw, of 'lidar methods': lidar, best-of-12@10, steered-12@10, lidar:scale=3, ..."
     ),
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Also say where the time went, and what the same work takes at its best.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish the run that is in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")]
 Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
 Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
 
 # Options that change what is shown or started from, not what is drawn.
-_NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet")
-_MODEL = ("model", "reward", "device", "dtype", "batch_size", "call")
+_NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet", "profile")
+_MODEL = ("model", "reward", "device", "dtype", "batch_size", "call", "fast", "scheduler")
 _SETTINGS = ("n", "lookahead", "steps", "guidance_scale", "scale", "reward_scale", "window")
 
 
@@ -58,6 +62,9 @@ def generate(
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
+    fast: o.Fast = None,
+    scheduler: o.Scheduler = None,
+    profile: Profile = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: o.Json = False,
@@ -73,10 +80,10 @@ def generate(
 
     other = None if method == "lidar" else load(method)
 
-    def draw(lidar: LiDAR, prompt: str, progress: Progress | None) -> Result:
+    def draw(lidar: LiDAR, texts: list[str], progress: Progress | None) -> Result:
         if other is None:
-            return lidar(prompt, images=images, seed=seed, progress=progress)
-        return lidar.judge(other.draw(lidar, [prompt], images=images, seed=seed))
+            return lidar(texts, images=images, seed=seed, progress=progress)
+        return lidar.judge(other.draw(lidar, texts, images=images, seed=seed))
 
     _run(options, o.read_prompts(prompts, prompts_file), store=banks, method=method, draw=draw)
 
@@ -100,6 +107,9 @@ def guide(
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
+    fast: o.Fast = None,
+    scheduler: o.Scheduler = None,
+    profile: Profile = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: o.Json = False,
@@ -110,8 +120,9 @@ def guide(
     texts = o.read_prompts(prompts, prompts_file)
     found = _find_banks(banks, texts)
 
-    def draw(lidar: LiDAR, prompt: str, progress: Progress | None) -> Result:
-        return lidar(prompt, banks=found[prompt], images=images, seed=seed, progress=progress)
+    def draw(lidar: LiDAR, some: list[str], progress: Progress | None) -> Result:
+        banks = [found[prompt] for prompt in some]
+        return lidar(some, banks=banks, images=images, seed=seed, progress=progress)
 
     _run(options, texts, store=None, method="lidar", draw=draw)
 
@@ -141,12 +152,13 @@ def _run(
     *,
     store: Path | None,
     method: str,
-    draw: Callable[[LiDAR, str, Progress | None], Result],
+    draw: Callable[[LiDAR, list[str], Progress | None], Result],
 ) -> None:
-    """Draw each prompt into the folder as the options of the command line say, and report."""
+    """Draw the prompts into the folder as the options of the command line say, and report."""
+    from .._profile import profiled
     from ._folder import Folder, write_json
     from ._grid import draw_grid
-    from ._report import print_table, report
+    from ._report import print_profile, print_table, report
 
     arguments = {name: _json_value(value) for name, value in options.items() if name not in _NOT_OF_THE_RUN}
     arguments["prompts"] = prompts
@@ -155,28 +167,52 @@ def _run(
         settings: dict[str, Any] = {name: options.get(name) for name in (*_MODEL, *_SETTINGS)}
         lidar = o.load_sampler(**settings, store=store)
         folder = Folder(out, arguments, resume=options["resume"], overwrite=options["overwrite"])
-        entries = []
-        for index, prompt in enumerate(prompts):
-            entry = folder.finished(index)
-            if entry is None:
-                label(f"{index + 1}/{len(prompts)}")
-                result = draw(lidar, prompt, progress)
-                vanilla = None
+        entries: dict[int, dict[str, Any]] = {}
+        for index in range(len(prompts)):
+            if (entry := folder.finished(index)) is not None:
+                entries[index] = entry
+        missing = [index for index in range(len(prompts)) if index not in entries]
+        with profiled(lidar.pipe.device) if options["profile"] else nullcontext() as profile:
+            for group in _groups(missing, prompts, lidar.batch_size // options["images"]):
+                label(f"{len(entries) + 1}/{len(prompts)}")
+                texts = [prompts[index] for index in group]
+                results = draw(lidar, texts, progress).split()
+                plain: list[Any] = [None] * len(group)
                 if options["beside_vanilla"]:
-                    vanilla = lidar.vanilla(prompt, progress=progress, **sampling)
-                entry = folder.put(index, method, result, vanilla)
-            entries.append(entry)
+                    plain = lidar.vanilla(texts, progress=progress, **sampling).split()
+                for index, result, vanilla in zip(group, results, plain, strict=True):
+                    entries[index] = folder.put(index, method, result, vanilla)
+    whole = report(lidar, arguments, [entries[index] for index in range(len(prompts))])
+    if profile is not None:
+        whole["profile"] = profile.report()
     written = ["images", "result.json"]
     if not entries[0][method]["images"][0].endswith(".wav"):  # there is no picture of a sound
-        draw_grid(out, entries).save(out / "grid.png")
+        draw_grid(out, whole["prompts"]).save(out / "grid.png")
         written.insert(1, "grid.png")
-    whole = report(lidar, arguments, entries)
     write_json(out / "result.json", whole)
     if options["json"]:
         typer.echo(_json.dumps(whole))
     else:
         print_table(whole)
+        if profile is not None:
+            print_profile(whole["profile"])
         typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+
+
+def _groups(indices: list[int], prompts: list[str], size: int) -> Iterator[list[int]]:
+    """Prompts that are drawn together, so that batches are full: at most ``size``, and never one twice.
+
+    >>> list(_groups([0, 1, 2, 3], ["a cat", "a dog", "a dog", "a cup"], 2))
+    [[0, 1], [2, 3]]
+    """
+    group: list[int] = []
+    for index in indices:
+        if group and (len(group) >= size or prompts[index] in [prompts[other] for other in group]):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
 def _json_value(value: Any) -> Any:

@@ -27,6 +27,7 @@ def look(
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
+    fast: o.Fast = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -41,6 +42,7 @@ def look(
             dtype=dtype,
             batch_size=batch_size,
             call=call,
+            fast=fast,
             n=n,
             lookahead=lookahead,
             guidance_scale=guidance_scale,

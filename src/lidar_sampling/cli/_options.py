@@ -54,6 +54,22 @@ Call = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples at a time; halved when memory runs out.")]
 Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
+Fast = Annotated[
+    str | None,
+    typer.Option(
+        help="Levers of docs/performance.md, comma separated: channels-last, compile, compile-blocks, cuda-graphs, "
+        "encode-once, half-reward, overlap, preview or preview=PATH, rescore=K.",
+        show_default=False,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Another scheduler of diffusers for the target, as CLASS:NAME=VALUE,...: "
+        "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++. [default: the model's]",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="Precision of the pipeline: float32, float16 or bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -81,16 +97,60 @@ def read_call(arguments: Sequence[str] | None) -> dict[str, Any]:
     >>> read_call(["height=512", "negative_prompt=a blurry photo", "clean_caption=false"])
     {'height': 512, 'negative_prompt': 'a blurry photo', 'clean_caption': False}
     """
-    call = {}
-    for argument in arguments or ():
-        name, equals, value = argument.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"--call must be NAME=VALUE, got {argument!r}")
-        try:
-            call[name] = json.loads(value)
-        except json.JSONDecodeError:
-            call[name] = value
-    return call
+    return dict(_named_value(argument, "--call") for argument in arguments or ())
+
+
+def _named_value(text: str, option: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise typer.BadParameter(f"{option} must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def read_levers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Levers by name as arguments of :func:`accelerate` and of :class:`LiDAR`.
+
+    >>> read_levers("channels-last,preview,rescore=8")
+    ({'channels_last': True}, {'preview': 'tiny', 'rescore': 8})
+    """
+    from .._accelerate import LEVERS
+
+    pulled: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, value = part.partition("=")
+        if name in LEVERS and not value:
+            pulled |= LEVERS[name]
+        elif part == "overlap":
+            options["overlap"] = True
+        elif part == "half-reward":
+            options["reward_dtype"] = dtype_of("bfloat16")
+        elif name == "preview":
+            options["preview"] = value or "tiny"
+        elif name == "rescore" and value.isdigit():
+            options["rescore"] = int(value)
+        else:
+            known = ", ".join([*LEVERS, "half-reward", "overlap", "preview", "rescore=K"])
+            raise typer.BadParameter(f"--fast knows {known}; got {part!r}")
+    return pulled, options
+
+
+def set_scheduler(pipe: Any, text: str | None) -> None:
+    """Give ``pipe`` the scheduler that the option names."""
+    if text is None:
+        return
+    import diffusers
+
+    name, _, settings = text.partition(":")
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise typer.BadParameter(f"--scheduler names no scheduler of diffusers: {name!r}")
+    changes = dict(_named_value(part, "--scheduler") for part in settings.split(",") if part)
+    scheduler: Any = cls
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
 
 
 def load_sampler(
@@ -101,21 +161,30 @@ def load_sampler(
     dtype: str,
     batch_size: int,
     call: Sequence[str] | None = None,
+    fast: str | None = None,
+    scheduler: str | None = None,
     **settings: Any,
 ) -> LiDAR:
     """The sampler that the options describe; settings that are None stay the model's."""
+    from .._accelerate import accelerate
     from .._sampler import LiDAR
 
     quieten()
-    return LiDAR.from_pretrained(
+    pulled, options = read_levers(fast)
+    lidar = LiDAR.from_pretrained(
         model,
         reward=reward,
         device=device_of(device),
         dtype=dtype_of(dtype),
         batch_size=batch_size,
         pipe_kwargs=read_call(call),
+        **options,
         **{name: value for name, value in settings.items() if value is not None},
     )
+    set_scheduler(lidar.pipe, scheduler)
+    if pulled:
+        accelerate(lidar.pipe, **pulled)
+    return lidar
 
 
 def device_of(option: str | None) -> str:

@@ -70,3 +70,29 @@ def print_table(whole: dict[str, Any]) -> None:
         for k, (name, row) in enumerate(whole["mean"].items()):
             add("" if k else f"mean of {len(whole['prompts'])} prompts", name, row)
     Console().print(table)
+
+
+def print_profile(profile: dict[str, Any]) -> None:
+    """Where the time went: a row each phase and part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("phase", "part", "s", "%", "rows", "ms a row", "at best"):
+        table.add_column(name, justify="left" if name in ("phase", "part") else "right")
+    for part in profile["parts"]:
+        seconds, rows, best = part["seconds"], part["rows"], part["best"]
+        table.add_row(
+            part["phase"],
+            part["part"],
+            f"{seconds:.2f}",
+            f"{100 * seconds / profile['seconds']:.1f}",
+            str(rows) if rows else "",
+            f"{1000 * seconds / rows:.2f}" if rows else "",
+            f"{1000 * best:.2f}" if best is not None else "",
+        )
+    Console().print(table)
+    Console().print(
+        f"{profile['seconds']:.2f} s; the same work at its best, measured now: {profile['ideal']:.2f} s, "
+        f"ratio {profile['ratio']:.2f}"
+    )

@@ -56,7 +56,7 @@ class Halving:
         result, x0 = self._segment(lidar, prompts, self.n, seed, steps, 0, stops[0], None)
         cost, latents = result.cost["sampling"], result.latents
         for start, stop in pairwise([*stops, steps]):
-            with metered(lidar.pipe) as looking:
+            with metered(lidar.pipe, "lookahead") as looking:
                 looks = pictures(lidar.pipe, x0, lidar.batch_size).cpu().unflatten(0, latents.shape[:2])
             looking.decodes = len(x0)
             kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)

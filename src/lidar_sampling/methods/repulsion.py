@@ -48,7 +48,7 @@ class Repelling(ABC):
         """
         if self.worst > lidar.settings.n:
             raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
-        banks, cost = lidar._look(list(prompts), seed, None)
+        banks, cost = lidar.looked(list(prompts), seed, None)
         members = {}
         for bank in banks:
             judged = lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank

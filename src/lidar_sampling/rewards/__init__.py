@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .._batches import shrinking
 from .._hub import Published
+from .._profile import timed
 
 Reward = Callable[..., Tensor]
 
@@ -195,10 +196,15 @@ def score(
     see = partial(_frame_mean, reward) if by_frames else reward
 
     def call(indices: Sequence[int]) -> Tensor:
-        chosen = slice(indices[0], indices[-1] + 1)
+        chosen, texts = images[indices[0] : indices[-1] + 1], list(prompts[indices[0] : indices[-1] + 1])
+
+        def again(size: int) -> Callable[[], Any]:
+            rows = [k % len(texts) for k in range(size)]
+            return partial(see, images=chosen[rows], prompts=[texts[k] for k in rows])
+
         try:
-            with torch.no_grad():
-                result = see(images=images[chosen], prompts=list(prompts[chosen]))
+            with torch.no_grad(), timed("reward", len(texts), again):
+                result = see(images=chosen, prompts=texts)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:

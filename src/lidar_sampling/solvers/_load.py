@@ -33,6 +33,21 @@ _FAMILIES = {
 _ADAPTER = "lidar-lookahead"
 
 
+def _dpm(scheduler: Any) -> Any:
+    from ._dpm import dpm_solver
+
+    return dpm_solver(scheduler)
+
+
+def _karras_dpm(scheduler: Any) -> Any:
+    from ._dpm import karras_dpm_solver
+
+    return karras_dpm_solver(scheduler)
+
+
+_SCHEDULERS = {"own": None, "dpm": _dpm, "dpm-karras": _karras_dpm}
+
+
 def names() -> dict[str, list[Solver]]:
     """The presets by name; one name may serve several families.
 
@@ -55,7 +70,8 @@ def load(name: str, pipe: Any = None) -> Solver:
     """The solver called ``name``: ``dpm:N``, ``dpm:N-karras``, ``own:N``, or one of the presets.
 
     Args:
-        name: its name; N is a number of steps, at least 1.
+        name: its name; N is a number of steps, at least 1. With ``-unguided`` at its end ``dpm:N`` or ``own:N`` goes
+            without classifier-free guidance, for half the network evaluations.
         pipe: the target, which decides among presets of one name; None takes the first.
 
     Raises:
@@ -65,11 +81,10 @@ def load(name: str, pipe: Any = None) -> Solver:
         >>> load("dpm:5").steps
         5
     """
-    match = re.fullmatch(r"(dpm|own):([1-9]\d*)(-karras)?", name)
-    if match is not None and not (match[1] == "own" and match[3]):
-        if match[1] == "own":
-            return Solver(name, int(match[2]))
-        return Solver(name, int(match[2]), _karras_dpm if match[3] else _dpm)
+    if match := re.fullmatch(r"(own|dpm):([1-9]\d*)(-karras)?(-unguided)?", name):
+        kind = match[1] + (match[3] or "")
+        if kind in _SCHEDULERS:
+            return Solver(name, int(match[2]), _SCHEDULERS[kind], guidance_scale=1.0 if match[4] else None)
     known = names()
     if name not in known:
         near = get_close_matches(name, [*known, "dpm:5", "own:8"], n=1)
@@ -130,18 +145,6 @@ def _scheduler(solver: Solver, own: Any) -> Any:
     return cls.from_config(own.config, **solver.settings)
 
 
-def _dpm(scheduler: Any) -> Any:
-    from ._dpm import dpm_solver
-
-    return dpm_solver(scheduler)
-
-
-def _karras_dpm(scheduler: Any) -> Any:
-    from ._dpm import karras_dpm_solver
-
-    return karras_dpm_solver(scheduler)
-
-
 def _with_lora(solver: Solver, pipe: Any) -> Any:
     try:
         import peft  # noqa: F401
@@ -150,6 +153,7 @@ def _with_lora(solver: Solver, pipe: Any) -> Any:
     name, denoiser = _denoiser(solver, pipe)
     # The twin's modules are its own, so that adapters reach no module of the target; its parameters are the target's.
     twin = copy.deepcopy(denoiser, {id(p): p for p in (*denoiser.parameters(), *denoiser.buffers())})
+    vars(twin).pop("forward", None)  # a compiled one would be that of the target
     lookahead = _twin(pipe, {name: twin})
     before = lookahead.get_active_adapters() if hasattr(twin, "peft_config") else []
     file = _file(solver.lora)

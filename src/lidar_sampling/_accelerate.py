@@ -1,0 +1,154 @@
+"""Levers that make a pipeline faster and leave what it computes as it is, up to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ._cost import denoisers
+
+if TYPE_CHECKING:
+    from ._sampler import LiDAR
+
+LEVERS: dict[str, dict[str, Any]] = {
+    "channels-last": {"channels_last": True},
+    "compile": {"compile": "whole"},
+    "compile-blocks": {"compile": "blocks"},
+    "cuda-graphs": {"cuda_graphs": True},
+    "encode-once": {"encode_once": True},
+}
+
+
+def accelerate(
+    pipe: Any,
+    *,
+    channels_last: bool = False,
+    compile: Literal["whole", "blocks"] | None = None,
+    cuda_graphs: bool = False,
+    encode_once: bool = False,
+    backend: str = "inductor",
+) -> None:
+    """Pull levers on the denoisers and the decoder of a pipeline, in place; or on any module.
+
+    Nothing is compiled before the first call, which then takes its time: see docs/performance.md for what each
+    lever gains, and when it pays.
+
+    Args:
+        pipe: a diffusers pipeline, or a module, such as the tower of a reward.
+        channels_last: lay convolutions' memory out with the channels last (torch.channels_last).
+        compile: ``torch.compile`` whole networks, or the repeated blocks of those that have such and the rest whole:
+            the same gain on transformers, in a fraction of the time that compiling takes.
+        cuda_graphs: record the kernels of a whole network once, and launch them together; wants ``compile="whole"``.
+        encode_once: let text encoders see equal rows of a batch once.
+        backend: of ``torch.compile``.
+
+    Raises:
+        TypeError: neither a pipeline nor a module.
+        ValueError: CUDA graphs without ``compile="whole"``.
+
+    Example:
+        >>> from lidar_sampling import accelerate, testing
+        >>> pipe = testing.tiny_stable_diffusion()
+        >>> accelerate(pipe, channels_last=True, encode_once=True)
+    """
+    if compile not in (None, "whole", "blocks"):
+        raise ValueError(f"compile must be 'whole', 'blocks' or None, got {compile!r}")
+    if cuda_graphs and compile != "whole":
+        raise ValueError("cuda_graphs records a compiled network: give compile='whole' beside it")
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    networks = [pipe] if isinstance(pipe, nn.Module) else [*denoisers(pipe).values(), decoder]
+    networks = [network for network in networks if isinstance(network, nn.Module)]
+    if not networks:
+        raise TypeError(f"expected a diffusers pipeline or a module, got {type(pipe).__name__}")
+    for network in networks:
+        if channels_last:
+            _lay_channels_last(network)
+        if compile is not None:
+            _compile(network, compile, cuda_graphs, backend)
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if encode_once else ():
+        if isinstance(encoder := getattr(pipe, name, None), nn.Module):
+            _see_equal_rows_once(encoder)
+
+
+def _lay_channels_last(network: nn.Module) -> None:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+
+
+def _compile(network: nn.Module, what: str, cuda_graphs: bool, backend: str) -> None:
+    options: dict[str, Any] = {"backend": backend}
+    blocks: Any = getattr(network, "compile_repeated_blocks", None)
+    if what == "blocks" and blocks is not None and getattr(network, "_repeated_blocks", None):
+        blocks(fullgraph=True, **options)
+        return
+    if cuda_graphs:
+        options["mode"] = "reduce-overhead"
+        network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+    # Its forward alone, so that hooks around it, such as those that count, stay outside.
+    network.forward = torch.compile(network.forward, **options)
+
+
+def _see_equal_rows_once(encoder: nn.Module) -> None:
+    """Encode the distinct rows of a batch of tokens; all of the others are copies of theirs."""
+    inverse: Tensor | None = None
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        nonlocal inverse
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        tokens = given[0]
+        batched = [value for value in given if value.dim() == 2 and len(value) == len(tokens)]
+        distinct, inverse = torch.cat([v.long() for v in batched], 1).unique(dim=0, return_inverse=True)
+        first = torch.full((len(distinct),), len(tokens), device=tokens.device)
+        first.scatter_reduce_(0, inverse, torch.arange(len(tokens), device=tokens.device), "amin")
+
+        def chosen(value: Any) -> Any:
+            return value[first] if isinstance(value, Tensor) and len(value) == len(tokens) else value
+
+        return tuple(map(chosen, args)), {name: chosen(value) for name, value in kwargs.items()}
+
+    def spread(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[inverse]
+        if isinstance(value, dict):  # and the output objects of transformers
+            return type(value)(**{name: spread(item) for name, item in value.items()})
+        return type(value)(map(spread, value)) if isinstance(value, tuple | list) else value
+
+    encoder.register_forward_pre_hook(before, with_kwargs=True)
+    # First of all hooks, so that one that was registered before, on the outside, sees what it is meant to see.
+    encoder.register_forward_hook(lambda _module, _args, output: spread(output), prepend=True)
+
+
+def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 256) -> int:
+    """How many lookahead samples fit into ``share`` of the memory that is free, from what two small batches take.
+
+    On a GPU a large batch is a fast one; on a CPU it is not, and 8 to 16 is a good size there.
+
+    Args:
+        lidar: the sampler; two and four samples are drawn with it.
+        prompt: of the samples.
+        share: of the free memory, in (0, 1].
+        most: the largest size that is of use.
+    """
+    peaks = []
+    for n in (2, 4):
+        small = lidar.with_settings(n=n)
+        small.store, small.batch_size = None, n
+        peaks.append(small.looked([prompt], 0)[1].peak_memory)
+    each = max((peaks[1] - peaks[0]) / 2, peaks[1] / 8, 1.0)
+    return max(1, min(most, int(share * _free(torch.device(lidar.pipe.device)) / each)))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 34
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

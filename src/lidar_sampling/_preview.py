@@ -1,0 +1,38 @@
+"""Small autoencoders of the latent spaces of known models, to decode banks with: for rewards, not for eyes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._hub import Published
+from .solvers import base_of
+from .solvers.presets import FLUX, SD, SD3, SDXL
+
+# https://github.com/madebyollin/taesd; no commit is pinned, since none could be confirmed here.
+PREVIEWS = {
+    SD: Published("madebyollin/taesd", "MIT"),
+    SDXL: Published("madebyollin/taesdxl", "MIT"),
+    SD3: Published("madebyollin/taesd3", "MIT"),
+    FLUX: Published("madebyollin/taef1", "MIT"),
+}
+
+
+def load_preview(source: str | Path, pipe: Any) -> Any:
+    """An ``AutoencoderTiny`` in the place and precision of ``pipe``.
+
+    Args:
+        source: ``tiny`` for the one that is known for the family of ``pipe``, or a path or hub id.
+        pipe: the pipeline whose latents it decodes.
+
+    Raises:
+        ValueError: none is known for this family.
+        OSError: it is neither here nor in reach.
+    """
+    from diffusers import AutoencoderTiny
+
+    known = PREVIEWS.get(base_of(pipe))
+    if source == "tiny" and known is None:
+        raise ValueError(f"no small autoencoder is known for {type(pipe).__name__}: give a path or a hub id")
+    place = known.repo if source == "tiny" and known is not None else source
+    return AutoencoderTiny.from_pretrained(place, dtype=pipe.dtype, use_safetensors=True).to(pipe.device)
