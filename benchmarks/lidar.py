@@ -1,22 +1,22 @@
-"""Where LiDAR's time goes on glyph, and how near phase 1 comes to the time of its parts.
+"""Where LiDAR's time goes on glyph, and how near it comes to the time of the same work at its best.
 
     python -m benchmarks.lidar
 
-Phase 1 is timed as the library runs it. Beside it stand its parts alone, each at its best batch size of those
-tried: the network evaluations of the solver, the decoding and the scoring. The ratio of the two is the overhead.
+A whole run of one prompt, both phases, several times over; the median one is shown part by part. Beside each part that
+is work stands what a row of it takes at the best of three batch sizes: half, once and twice the size that was used.
+The ideal is all rows at their best, and the ratio to it is what overhead and a poor batch size cost. `lidar generate
+--profile` prints the same of any run.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 
 import torch
 
-from lidar_sampling import LiDAR
-from lidar_sampling.rewards import score
+from lidar_sampling import LiDAR, profiled
+from lidar_sampling.cli._report import print_profile
 
 PROMPT = "a photo of a dog right of a teddy bear"
 
@@ -25,59 +25,37 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=5, help="odd; the median is reported (default 5)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 10, 13, 17, 25, 50])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3, help="odd; the median is shown (default 3)")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    lidar = LiDAR.from_pretrained("glyph", device=arguments.device, n=arguments.n)
-    pipe, n = lidar.pipe, arguments.n
-    bank = lidar.look(PROMPT)[0]
-    steps = int(lidar.settings.lookahead.split(":")[1])
-    text = torch.randn(1, 24, pipe.unet.config.cross_attention_dim, device=pipe.device)
-    latents = bank.samples.to(pipe.device)
-
-    @torch.no_grad()
-    def network(size: int) -> None:
-        for part in latents.split(size):
-            for t in torch.linspace(999, 200, steps, device=pipe.device):
-                pipe.unet(torch.cat([part, part]), t, text.expand(2 * len(part), -1, -1))
-
-    @torch.no_grad()
-    def decode(size: int) -> torch.Tensor:
-        return torch.cat([pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample for z in latents.split(size)])
-
-    pictures = (decode(16) / 2 + 0.5).clamp(0, 1)
-
-    def judge(size: int) -> None:
-        score(lidar.reward, images=pictures, prompts=[PROMPT] * n, batch_size=size)
-
-    parts: dict[str, Callable[[int], object]] = {"network": network, "decode": decode, "reward": judge}
-    print(f"n = {n}, {steps} steps, {arguments.device}, {torch.get_num_threads()} threads\n")
-    print("| part | best batch | seconds |\n|---|---|---|")
-    ideal = 0.0
-    for name, run in parts.items():
-        timed = {size: median(lambda r=run, s=size: r(s), arguments.repeats) for size in arguments.batch_sizes}
-        size = min(timed, key=timed.__getitem__)
-        ideal += timed[size]
-        print(f"| {name} | {size} | {timed[size]:.2f} |")
-    look = median(lambda: lidar.look(PROMPT), arguments.repeats)
-    print(f"| phase 1 as run | {lidar.batch_size} | {look:.2f} |")
-    print(f"\nphase 1 over the sum of its parts: {look / ideal:.3f}")
-    guided = median(lambda: lidar(PROMPT, banks=bank), arguments.repeats)
-    plain = median(lambda: lidar.vanilla(PROMPT), arguments.repeats)
-    print(f"phase 2, 4 images: guided {guided:.2f} s, vanilla {plain:.2f} s, ratio {guided / plain:.3f}")
-
-
-def median(run: Callable[[], object], repeats: int) -> float:
-    """Median seconds of ``repeats`` runs after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
+    lidar = LiDAR.from_pretrained(
+        "glyph",
+        device=arguments.device,
+        n=arguments.n,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        metrics=[],
+    )
+    lidar.with_settings(n=2, steps=2)(PROMPT, images=1)  # what a first call loads
+    profiles = []
+    for _ in range(arguments.repeats):
         start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        with profiled(arguments.device) as profile:
+            lidar(PROMPT, images=arguments.images)
+        profiles.append((time.perf_counter() - start, profile))
+    median = sorted(profiles, key=lambda timed: timed[0])[len(profiles) // 2][1]
+    print(
+        f"n = {arguments.n}, {lidar.settings.lookahead}, {arguments.images} images in {arguments.steps} steps, "
+        f"{arguments.device}, {torch.get_num_threads()} threads"
+    )
+    print_profile(median.report())
+    start = time.perf_counter()
+    lidar.vanilla(PROMPT, images=arguments.images)
+    print(f"vanilla, {arguments.images} images: {time.perf_counter() - start:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,217 @@
+"""What each lever gains on glyph, and whether its pictures are as good.
+
+    python -m benchmarks.levers --prompts 12 --out docs/results/levers
+
+Every lever draws the same prompts with the same seed, prompt by prompt beside the run without levers, so that a slow
+minute of the machine falls on both; results are kept line by line, and a run that was stopped goes on. Two levers are
+measured by themselves: prompts drawn together, and the reward in a thread, whose reward waits as one behind a network
+does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from lidar_sampling import LiDAR, accelerate, glyph
+from lidar_sampling.evaluation.comparison import read
+from lidar_sampling.evaluation.statistics import bootstrap, interval
+
+NONE = "none"
+JUDGES = ("glyph", "glyph-heldout", "geneval")
+WAIT = 0.3  # seconds a batch that the waiting reward waits
+
+
+def main() -> None:
+    """Draw what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=12, help="prompts, spread over the six tags (default 12)")
+    parser.add_argument("--levers", default=",".join(levers("cpu")), help="comma separated (default all)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "results.jsonl"
+    lines = read(path)
+    done = {(line["prompt"], line["lever"]) for line in lines}
+    chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
+    names = [NONE, *arguments.levers.split(",")]
+    if any((metadata["prompt"], name) not in done for metadata in chosen for name in names):
+        made = {
+            name: prepared(make) for name, make in {NONE: plain, **levers(arguments.device)}.items() if name in names
+        }
+        for metadata in chosen:
+            missing = [name for name in names if (metadata["prompt"], name) not in done]
+            reference: Any = None
+            for name in [NONE, *(name for name in missing if name != NONE)] if missing else []:
+                lidar, first = made[name]
+                line, result = drawn(lidar, metadata, reference)
+                reference = reference or result
+                if name in missing:
+                    lines.append({"lever": name, "first": first, **line})
+                    with path.open("a") as file:
+                        file.write(json.dumps(lines[-1]) + "\n")
+                print(f"{metadata['prompt']}, {name}: {line['seconds']:.1f} s", flush=True)
+    text = table([line for line in lines if line["lever"] in names], names)
+    if NONE in names and len(names) > 1:
+        text += alone(arguments.device)
+    (arguments.out / "table.md").write_text(text)
+
+
+def plain(device: str = "cpu", **options: Any) -> LiDAR:
+    """Glyph as it comes."""
+    return LiDAR.from_pretrained("glyph", device=device, **options)
+
+
+def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
+    """Each lever by its name, alone, and what goes well together."""
+
+    def pulled(**how: Any) -> LiDAR:
+        lidar = plain(device)
+        accelerate(lidar.pipe, **how)
+        return lidar
+
+    def higher_order(steps: int) -> LiDAR:
+        lidar = plain(device, steps=steps)
+        lidar.pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+            lidar.pipe.scheduler.config, algorithm_type="sde-dpmsolver++", timestep_spacing="linspace"
+        )
+        return lidar
+
+    def together() -> LiDAR:
+        lidar = plain(device, dtype=torch.bfloat16, preview="tiny", reward_dtype=torch.bfloat16)
+        accelerate(lidar.pipe, channels_last=True, encode_once=True)
+        return lidar
+
+    return {
+        "channels-last": lambda: pulled(channels_last=True),
+        "encode-once": lambda: pulled(encode_once=True),
+        "compile-blocks": lambda: pulled(compile="blocks"),
+        "compile": lambda: pulled(compile="whole"),
+        "compile and channels-last": lambda: pulled(compile="whole", channels_last=True),
+        "bfloat16": lambda: plain(device, dtype=torch.bfloat16),
+        "half-reward": lambda: plain(device, reward_dtype=torch.bfloat16),
+        "preview": lambda: plain(device, preview="tiny"),
+        "preview and rescore=10": lambda: plain(device, preview="tiny", rescore=10),
+        "lookahead dpm:5-unguided": lambda: plain(device, lookahead="dpm:5-unguided"),
+        "SDE-DPM-Solver++, 25 steps": lambda: higher_order(25),
+        "SDE-DPM-Solver++, 15 steps": lambda: higher_order(15),
+        "DDIM, 25 steps": lambda: plain(device, steps=25),
+        "bfloat16, channels-last, encode-once, preview, half-reward": together,
+    }
+
+
+def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
+    """A sampler that has been called once, with every batch size that is to come, and what that took."""
+    lidar = make()
+    start = time.perf_counter()
+    lidar.with_settings(steps=2, n=25)("a photo of a cat")
+    return lidar, time.perf_counter() - start
+
+
+def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any) -> tuple[dict[str, Any], Any]:
+    """One prompt: seconds, scores, and how near samples and bank are to those of ``reference``, if they are the same."""
+    result = lidar(metadata["prompt"])
+    cost = result.cost
+    line = {
+        "prompt": metadata["prompt"],
+        "tag": metadata["tag"],
+        "seconds": cost["lookahead"].seconds + cost["sampling"].seconds,
+        "evaluations": cost["lookahead"].network_evaluations + cost["sampling"].network_evaluations,
+        **{judge: result.rewards[judge].nanmean().item() for judge in JUDGES},
+    }
+    if reference is not None:
+        line["apart"] = (result.latents - reference.latents).abs().mean().item()
+        both = [r.banks[0].reward(JUDGES[0]) for r in (result, reference)]
+        line["tau"] = float(kendalltau(*both).statistic)
+    return line, result
+
+
+def table(lines: list[dict[str, Any]], names: list[str]) -> str:
+    """Each lever beside none, over prompts, as Markdown."""
+    by = {(line["lever"], line["prompt"]): line for line in lines}
+    tags = {line["prompt"]: line["tag"] for line in lines}
+    prompts = [prompt for prompt in tags if all((name, prompt) in by for name in names)]
+    strata = [tags[prompt] for prompt in prompts]
+    base = [by[NONE, prompt] for prompt in prompts]
+    text = (
+        "# Levers on glyph\n\n`python -m benchmarks.levers`: "
+        f"{len(prompts)} prompts x 4 images, n = 50, 50 steps, {torch.get_num_threads()} threads. Seconds are those of "
+        "both phases; `of none` is their ratio\nto the run without levers, paired by prompt, `first` what the first "
+        "calls took, compiling and all. Rewards are differences to none;\n`apart` the mean distance of a latent value, "
+        "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
+        "| lever | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for name in names:
+        mine = [by[name, prompt] for prompt in prompts]
+        cells = [f"{np.mean([line['seconds'] for line in mine]):.1f}"]
+        ratio = np.array([a["seconds"] / b["seconds"] for a, b in zip(mine, base, strict=True)])
+        cells.append(brief(ratio, strata, 2) if name != NONE else "1")
+        cells.append(f"{mine[0]['first']:.0f}")
+        cells.append(f"{mine[0]['evaluations']}")
+        for judge in JUDGES:
+            values = np.array([line[judge] for line in mine])
+            if name == NONE:
+                cells.append(f"{np.nanmean(values):.2f}")
+            else:
+                cells.append(brief(values - [line[judge] for line in base], strata, 2, sign=True))
+        for key in ("apart", "tau"):
+            found = [line[key] for line in mine if key in line]
+            cells.append("" if name == NONE else f"{np.mean(found):.3f}")
+        text += f"| {name} | " + " | ".join(cells) + " |\n"
+    return text
+
+
+def brief(values: np.ndarray, strata: list[str], digits: int, *, sign: bool = False) -> str:
+    """A mean and its interval."""
+    found = interval(bootstrap(values[:, None], strata)[:, 0])
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
+
+
+def alone(device: str) -> str:
+    """The two levers that want more than one prompt, or another reward."""
+    lidar = plain(device, metrics=[], n=24)
+    texts = [metadata["prompt"] for metadata in glyph.spread(glyph.prompts(), 1)][:4]
+    seconds: dict[str, list[float]] = {name: [] for name in ("one by one", "together", "at once", "overlap")}
+    own = lidar.reward
+
+    def waiting(*, images: Tensor, prompts: list[str]) -> Tensor:
+        time.sleep(WAIT)
+        return own(images=images, prompts=prompts)
+
+    slow = {flag: plain(device, metrics=[], n=48, reward=waiting, overlap=flag) for flag in (False, True)}
+    for _ in range(3):
+        seconds["one by one"].append(taken(lambda: [lidar(text) for text in texts]))
+        seconds["together"].append(taken(lambda: lidar(texts)))
+        seconds["at once"].append(taken(lambda: slow[False].look(texts[0])))
+        seconds["overlap"].append(taken(lambda: slow[True].look(texts[0])))
+    median = {name: float(np.median(values)) for name, values in seconds.items()}
+    return (
+        f"\nFour prompts x 4 images, n = 24, medians of three: one by one {median['one by one']:.1f} s, together "
+        f"{median['together']:.1f} s, ratio {median['together'] / median['one by one']:.2f}.\n\n"
+        f"A bank of 48 in batches of 16, with a reward that waits {WAIT} s a batch: {median['at once']:.2f} s, with "
+        f"`overlap` {median['overlap']:.2f} s, ratio {median['overlap'] / median['at once']:.2f}.\n"
+    )
+
+
+def taken(run: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How the cost grows with the size of the bank, its steps, images and prompts: straight lines, drawn and fitted.
+
+    python -m benchmarks.scaling --out docs/results/scaling
+
+On glyph, 10 steps, without judges. One of the four varies, the others stay; each setting is one run, whose seconds are
+those of both phases without scoring the result. Beside the figure a table of the slopes, of the largest distance of a
+point from its line, and of the peak of memory, which should not grow but by the bank and the images that are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lidar_sampling import Cost, LiDAR, glyph
+from lidar_sampling.evaluation.comparison import read
+
+SWEEPS: dict[str, list[int]] = {
+    "n": [3, 16, 64, 256, 1024, 4096],
+    "lookahead steps": [1, 2, 4, 8, 16],
+    "images": [1, 4, 16, 64],
+    "prompts": [1, 2, 4, 8],
+}
+FIXED = {"n": 16, "lookahead steps": 4, "images": 4, "prompts": 1}
+
+
+def main() -> None:
+    """Draw what is missing; write table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=4096, help="largest n (default 4096)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "results.jsonl"
+    lines = read(path)
+    done = {(line["what"], line["value"]) for line in lines}
+    lidar = LiDAR.from_pretrained("glyph", device=arguments.device, metrics=[], steps=10)
+    lidar.with_settings(n=16)("a photo of a cat")  # what a first call loads
+    for what, values in SWEEPS.items():
+        for value in values:
+            if (what, value) not in done and (what != "n" or value <= arguments.most):
+                lines.append({"what": what, "value": value, **measured(lidar, {**FIXED, what: value})})
+                with path.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print(lines[-1], flush=True)
+    (arguments.out / "table.md").write_text(table(lines))
+    draw_figure(lines, arguments.out / "figure.svg")
+
+
+def measured(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
+    """Seconds, evaluations and peak of one run."""
+    texts = [metadata["prompt"] for metadata in glyph.prompts()[: how["prompts"]]]
+    sampler = lidar.with_settings(n=how["n"], lookahead=f"dpm:{how['lookahead steps']}")
+    result = sampler.guided(texts, how["images"], 0, None)
+    cost = sum(result.cost.values(), Cost())
+    return {
+        "seconds": cost.seconds,
+        "evaluations": cost.network_evaluations,
+        "peak_mib": cost.peak_memory / 2**20,
+        "bank_mib": sum(bank.samples.nbytes for bank in result.banks) / 2**20,
+        "images_mib": result.images.nbytes / 2**20,
+    }
+
+
+def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Slope and start of the line of least squares of relative errors, and the largest relative distance from it."""
+    x = np.array([row["value"] for row in rows], float)
+    y = np.array([row["seconds"] for row in rows])
+    slope, start = np.polyfit(x, y, 1, w=1 / y)
+    return float(slope), float(start), float(np.max(np.abs(slope * x + start - y) / y))
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Slopes and peaks as Markdown."""
+    text = (
+        f"# How the cost grows\n\n`python -m benchmarks.scaling`, {torch.get_num_threads()} threads: glyph, 10 steps; what "
+        "does not vary is n = 16, 4 lookahead steps, 4 images, 1 prompt.\n"
+        "`off` is the largest distance of a point from the line, of its seconds; peaks are MiB beyond what was held.\n\n"
+        "| what | from, to | seconds | a unit, s | off | network evaluations | peak | of it bank | images |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for what in SWEEPS:
+        rows = sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
+        slope, _, off = line_of(rows)
+        first, last = rows[0], rows[-1]
+
+        def both(key: str, form: str, first: dict[str, Any] = first, last: dict[str, Any] = last) -> str:
+            return f"{first[key]:{form}}, {last[key]:{form}}"
+
+        cells = [both("value", "d"), both("seconds", ".1f"), f"{slope:.3f}", f"{100 * off:.0f} %"]
+        cells += [
+            both("evaluations", "d"),
+            both("peak_mib", ".0f"),
+            both("bank_mib", ".1f"),
+            both("images_mib", ".1f"),
+        ]
+        text += f"| {what} | " + " | ".join(cells) + " |\n"
+    return text
+
+
+def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
+    """Seconds against each, with the fitted line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(13, 3.2), layout="constrained")
+    for ax, what in zip(axes, SWEEPS, strict=True):
+        rows = sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
+        x = np.array([row["value"] for row in rows], float)
+        slope, start, _ = line_of(rows)
+        ax.plot(x, slope * x + start, color="0.7", lw=1)
+        ax.plot(x, [row["seconds"] for row in rows], "o", ms=4)
+        ax.set(xlabel=what, ylabel="seconds", ylim=(0, None), xlim=(0, None))
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
