@@ -47,9 +47,8 @@ def main() -> None:
     chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
     names = [NONE, *arguments.levers.split(",")]
     if any((metadata["prompt"], name) not in done for metadata in chosen for name in names):
-        made = {
-            name: prepared(make) for name, make in {NONE: plain, **levers(arguments.device)}.items() if name in names
-        }
+        makers = {NONE: lambda: plain(arguments.device), **levers(arguments.device)}
+        made = {name: prepared(makers[name]) for name in names}
         for metadata in chosen:
             missing = [name for name in names if (metadata["prompt"], name) not in done]
             reference: Any = None
@@ -120,7 +119,7 @@ def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
 
 
 def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any) -> tuple[dict[str, Any], Any]:
-    """One prompt: seconds, scores, and how near samples and bank are to those of ``reference``, if they are the same."""
+    """One prompt: seconds, scores, and how near samples and the bank's rewards are to those of ``reference``."""
     result = lidar(metadata["prompt"])
     cost = result.cost
     line = {
@@ -146,9 +145,9 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
     base = [by[NONE, prompt] for prompt in prompts]
     text = (
         "# Levers on glyph\n\n`python -m benchmarks.levers`: "
-        f"{len(prompts)} prompts x 4 images, n = 50, 50 steps, {torch.get_num_threads()} threads. Seconds are those of "
-        "both phases; `of none` is their ratio\nto the run without levers, paired by prompt, `first` what the first "
-        "calls took, compiling and all. Rewards are differences to none;\n`apart` the mean distance of a latent value, "
+        f"{len(prompts)} prompts x 4 images, n = 50, 50 steps, {torch.get_num_threads()} threads. Seconds are of\n"
+        "both phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first\n"
+        "calls took, compiling and all. Rewards are differences to none; `apart` the mean distance of a latent value,\n"
         "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
         "| lever | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"

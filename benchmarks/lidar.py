@@ -2,10 +2,10 @@
 
     python -m benchmarks.lidar
 
-A whole run of one prompt, both phases, several times over; the median one is shown part by part. Beside each part that
-is work stands what a row of it takes at the best of three batch sizes: half, once and twice the size that was used.
-The ideal is all rows at their best, and the ratio to it is what overhead and a poor batch size cost. `lidar generate
---profile` prints the same of any run.
+A whole run of one prompt, both phases, several times over; the median one is shown part by part. Beside each part
+that is work stands what a row of it takes at the best of three batch sizes: half, once and twice the size that was
+used. The ideal is all rows at their best, and the ratio to it is what overhead and a poor batch size cost. `lidar
+generate --profile` prints the same of any run.
 """
 
 from __future__ import annotations
