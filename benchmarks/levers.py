@@ -147,8 +147,8 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
         "# Levers on glyph\n\n`python -m benchmarks.levers`: "
         f"{len(prompts)} prompts x 4 images, n = 50, 50 steps, {torch.get_num_threads()} threads. Seconds are of\n"
         "both phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first\n"
-        "calls took, compiling and all. Rewards are differences to none; `apart` the mean distance of a latent value,\n"
-        "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
+        "calls took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent\n"
+        "value, `tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
         "| lever | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )

@@ -79,9 +79,9 @@ def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
 def table(lines: list[dict[str, Any]]) -> str:
     """Slopes and peaks as Markdown."""
     text = (
-        f"# How the cost grows\n\n`python -m benchmarks.scaling`, {torch.get_num_threads()} threads: glyph, 10 steps; "
-        "what does not vary is n = 16, 4 lookahead\nsteps, 4 images, 1 prompt. `off` is the largest distance of a point "
-        "from the line, of its seconds; peaks are MiB beyond\nwhat was held.\n\n"
+        f"# How the cost grows\n\n`python -m benchmarks.scaling`, {torch.get_num_threads()} threads: glyph, 10\n"
+        "steps; what does not vary is n = 16, 4 lookahead steps, 4 images, 1 prompt. `off` is the largest distance\n"
+        "of a point from the line, of its seconds; peaks are MiB beyond what was held.\n\n"
         "| what | from, to | seconds | a unit, s | off | network evaluations | peak | of it bank | images |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
