@@ -324,3 +324,14 @@ def test_steps_read_their_timestep_on_the_host(name):
                 assert sample.untyped_storage().data_ptr() not in read[before:]
     assert read  # the host's copies
     assert [step.timestep for step in trace.steps] == [float(t) for t in times][: len(trace.steps)]
+
+
+def test_banks_may_be_kept_in_half_the_memory():
+    pipe, bank = testing.tiny_stable_diffusion(), testing.tiny_bank()
+    runs = []
+    for dtype in (None, torch.bfloat16):
+        with guide(pipe, bank, scale=3.0, reward_scale=3.0, bank_dtype=dtype) as trace:
+            runs.append(run(pipe))
+        assert trace.steps
+    assert not torch.equal(runs[0], runs[1])
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0.02)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidar_sampling import expected_future_reward, mean_shift
+from lidar_sampling._guidance import Members
 
 
 def naive(x_t, samples, rewards, alpha, sigma, reward_scale):
@@ -128,6 +129,41 @@ def test_float32_is_close_to_float64_where_weights_are_shared(sigma):
     assert error(rough) < 1e-5 / sigma
     if sigma < 0.2:
         assert error(uncentred) > 10 * error(rough)
+
+
+def tight(variance, *, n=50, dim=16384):
+    """A bank at SD's latent size whose members differ by about the noise, in float32, and samples near some."""
+    g = torch.Generator().manual_seed(0)
+    alpha, sigma = math.sqrt(1 - variance), math.sqrt(variance)
+    spread = 2 * sigma / alpha / math.sqrt(dim)
+    z = torch.randn(dim, generator=g) + spread * torch.randn(n, dim, generator=g)
+    x = alpha * z[:4] + sigma * torch.randn(4, dim, generator=g)
+    return x, z, torch.randn(n, generator=g), {"alpha": alpha, "sigma": sigma}
+
+
+# Measured: at most 1.4e-6, 4e-3 and 5e-4, whatever the noise; 65,536 dimensions and n = 400 do not change that.
+@pytest.mark.parametrize(("storage", "most"), [(None, 5e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("variance", [0.99, 0.25, 0.02, 0.0017])
+def test_a_prepared_bank_is_as_near_to_float64_as_its_storage_allows(variance, storage, most):
+    x, z, r, levels = tight(variance)
+    exact, info = Members(z.double(), r.double(), reward_scale=1.0).shift(x.double(), **levels)
+    assert info.ess.mean() > 3
+    prepared = Members(z, r, reward_scale=1.0, resident=True, storage=storage)
+    delta, _ = prepared.shift(x, **levels)
+    assert (delta - exact).norm() < most * exact.norm()
+
+
+@given(seeds, sigmas, scales)
+def test_a_prepared_bank_is_the_bank(seed, sigma, reward_scale):
+    x, z, r = problem(seed)
+    levels = {"alpha": 0.6, "sigma": sigma}
+    delta, info = mean_shift(x, z, r, **levels, reward_scale=reward_scale)
+    prepared = Members(z, r, reward_scale=reward_scale, resident=True)
+    for _ in range(2):
+        again, told = prepared.shift(x, **levels)
+        torch.testing.assert_close(again, delta, rtol=1e-9, atol=1e-9)
+        for a, b in zip(info, told, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
