@@ -4,11 +4,12 @@
 
 Latents and UNet are glyph's, four images with classifier-free guidance. Each memory figure is the growth of the
 peak resident size over a fresh process that already holds the bank, so banks themselves do not count. The naive
-form subtracts every bank member from every sample: (B, n, D). `prepared` is what `guide` does at each step, with a bank
-that was centred once.
+form subtracts every bank member from every sample: (B, n, D). `prepared` is what `guide` does at each step, with a
+bank that was centred once.
 
-Errors are relative to float64 from the same float32 inputs, largest over banks of 50 and 400 members and latents of SD
-(16,384 values) and SDXL (65,536), in the hard case: members that differ by about the noise, so that weights are shared.
+Errors are relative to float64 from the same float32 inputs, largest over banks of 50 and 400 members and latents of
+SD (16,384 values) and SDXL (65,536), in the hard case: members that differ by about the noise, so that weights are
+shared.
 """
 
 from __future__ import annotations
@@ -50,9 +51,17 @@ def main() -> None:
 
     step = unet_step()
     print(f"UNet step, {BATCH} images with CFG: {1e3 * step:.1f} ms, {torch.get_num_threads()} threads\n")
-    print(
-        "| n | prepared, ms | share of a step | mean_shift, ms | naive, ms | bank, MiB | mean_shift, MiB | naive, MiB |"
+    head = (
+        "n",
+        "prepared, ms",
+        "of a step",
+        "mean_shift, ms",
+        "naive, ms",
+        "bank, MiB",
+        "mean_shift, MiB",
+        "naive, MiB",
     )
+    print("| " + " | ".join(head) + " |")
     print("|---|---|---|---|---|---|---|---|")
     for n in arguments.n:
         _, z, r = problem(n)

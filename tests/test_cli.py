@@ -221,6 +221,68 @@ def test_prompts_from_files(lidar, tiny, tmp_path):
     assert (code, [row["prompt"] for row in json.loads(stdout)]) == (0, ["a cow"])
 
 
+class TestSpeed:
+    def test_levers_and_scheduler_and_profile(self, lidar, tiny, tmp_path):
+        arguments = ["generate", "a cat", "a dog", *tiny, *FAST, "--seed", "3"]
+        code, plain, err = lidar(*arguments, "--out", tmp_path / "plain", "--json")
+        assert code == 0, err
+        code, out, err = lidar(
+            *arguments, "--out", tmp_path / "fast", "--fast", "channels-last,encode-once,overlap", "--profile"
+        )
+        assert code == 0, err
+        assert "ratio" in out
+        assert "lookahead" in out
+        whole = json.loads((tmp_path / "fast" / "result.json").read_text())
+        before = json.loads(plain)["mean"]["lidar"]
+        assert whole["mean"]["lidar"]["brightness"] == pytest.approx(before["brightness"], abs=1e-3)
+        assert whole["profile"]["ratio"] > 0
+        parts = {(part["phase"], part["part"]): part["rows"] for part in whole["profile"]["parts"]}
+        assert parts["sampling", "decode"] == 4
+        assert "profile" not in json.loads((tmp_path / "fast" / "run.json").read_text())
+
+    def test_another_scheduler(self, lidar, tiny, tmp_path):
+        scheduler = "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,solver_order=1"
+        code, _, err = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, "--scheduler", scheduler)
+        assert code == 0, err
+        trace = json.loads((tmp_path / "00000" / "result.json").read_text())["trace"]
+        assert 0 < len(trace) <= 4  # PNDM would take one step more
+
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--fast", "warp", "--fast knows channels-last"),
+            ("--fast", "rescore=many", "--fast knows channels-last"),
+            ("--fast", "rescore=3", "wants a preview"),
+            ("--fast", "cuda-graphs", "compile='whole'"),
+            ("--scheduler", "UNet2DModel", "names no scheduler of diffusers: 'UNet2DModel'"),
+            ("--scheduler", "DDIMScheduler:eta", "--scheduler must be NAME=VALUE, got 'eta'"),
+        ],
+    )
+    def test_what_is_none_is_one_clear_line(self, lidar, tiny, tmp_path, option, value, message):
+        result = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out", option, value)
+        assert message in " ".join(result[2].replace("│", " ").split())
+        assert result[0] in (1, 2)
+        assert not (tmp_path / "out").exists()
+
+    def test_prompts_drawn_together_are_those_drawn_alone(self, lidar, tiny, tmp_path):
+        prompts = ["a cat", "a dog", "a cat", "a cup"]
+        results = []
+        for size in (2, 16):
+            out = tmp_path / str(size)
+            code, _, err = lidar("generate", *prompts, *tiny, *FAST, "--out", out, "--batch-size", size)
+            assert code == 0, err
+            results.append(json.loads((out / "result.json").read_text())["prompts"])
+        for alone, together in zip(*results, strict=True):
+            assert alone["prompt"] == together["prompt"]
+            assert together["lidar"]["rewards"]["brightness"] == pytest.approx(
+                alone["lidar"]["rewards"]["brightness"], abs=1e-3
+            )
+            assert len(together["trace"][0]["ess"]) == 2
+            for phase, cost in alone["lidar"]["cost"].items():
+                assert together["lidar"]["cost"][phase]["network_evaluations"] == cost["network_evaluations"]
+                assert together["lidar"]["cost"][phase]["reward_calls"] == cost["reward_calls"]
+
+
 def test_lists(lidar):
     assert "glyph-heldout" in lidar("rewards")[1]
     assert json.loads(lidar("models", "--json")[1])["StableDiffusionXLPipeline"]["scale"] == 8.0

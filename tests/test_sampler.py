@@ -319,3 +319,18 @@ def test_the_peak_of_memory_is_that_of_the_block():
     assert 190e6 < large.peak_memory < 260e6
     assert small.peak_memory < 20e6
     assert (large + small).peak_memory == large.peak_memory
+
+
+def test_a_result_splits_into_its_prompts():
+    lidar = make()
+    whole = lidar(["a cat", "a dog"], images=3)
+    for p, (prompt, part) in enumerate(zip(whole.prompts, whole.split(), strict=True)):
+        alone = lidar(prompt, images=3)
+        assert part.prompts == [prompt]
+        torch.testing.assert_close(part.images, alone.images, rtol=1e-4, atol=1e-4)
+        assert part.banks[0] is whole.banks[p]
+        for step, of_one in zip(part.trace.steps, alone.trace.steps, strict=True):
+            torch.testing.assert_close(step.info.log_efr, of_one.info.log_efr, rtol=1e-4, atol=1e-4)
+        for phase, cost in part.cost.items():
+            assert cost.network_evaluations == alone.cost[phase].network_evaluations
+            assert cost.seconds * 2 == pytest.approx(whole.cost[phase].seconds)

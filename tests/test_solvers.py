@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from lidar_sampling import BankError, LiDAR, solvers, testing
+from lidar_sampling import BankError, LiDAR, accelerate, solvers, testing
 from lidar_sampling._hub import Published
 from lidar_sampling.solvers import PRESETS, Solver
 
@@ -66,6 +66,15 @@ class TestPresets:
             ValueError, match="dmd2:4 is made for Stable Diffusion XL, not for StableDiffusionPipeline"
         ):
             make(sd, "dmd2:4")
+
+    @pytest.mark.parametrize("name", ["dpm:3-unguided", "own:3-unguided", "dpm:3-karras-unguided"])
+    def test_without_guidance_cost_half(self, name):
+        pipe = testing.tiny_stable_diffusion()
+        guided, unguided = (make(pipe, kind).looked(["a cat"], 0) for kind in (name.removesuffix("-unguided"), name))
+        assert unguided[1].network_evaluations * 2 == guided[1].network_evaluations
+        assert not torch.allclose(unguided[0][0].samples, guided[0][0].samples)
+        (by_hand,) = make(pipe, name.removesuffix("-unguided"), guidance_scale=1.0).look("a cat")
+        assert torch.equal(unguided[0][0].samples, by_hand.samples)
 
     def test_of_no_such_name(self):
         with pytest.raises(ValueError, match="unknown solver 'dmd:4'; did you mean 'dmd2:4'"):
@@ -166,6 +175,11 @@ class TestNothingLeaks:
         pipe.unet = torch.compile(pipe.unet, backend="eager")
         lidar = make(pipe, Solver("mine:2", 2, guidance_scale=1.0, lora=lora))
         assert lidar("a cat", images=1).trace.seen == 3
+
+    def test_of_a_lora_on_an_accelerated_denoiser(self, lora):
+        pipe = testing.tiny_stable_diffusion_xl()
+        accelerate(pipe, compile="whole", backend="eager")
+        self.check(pipe, Solver("mine:2", 2, "LCMScheduler", guidance_scale=1.0, lora=lora))
 
     def test_of_a_denoiser(self, tmp_path):
         other = testing.tiny_stable_diffusion().unet
