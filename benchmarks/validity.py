@@ -73,8 +73,8 @@ def table(rows: list[list[str]], samples: int) -> str:
     lines = [
         "# What validity has to do with",
         "",
-        f"`python -m benchmarks.validity`: {samples} samples by ring count, single-site, n = 1,024, reward_scale 1.5,",
-        "32 steps, one seed; a bank of 8 steps, unless it says another.",
+        f"`python -m benchmarks.validity`: {samples} samples by ring count, single-site, n = 1,024, reward_scale",
+        "1.5, 32 steps, one seed; a bank of 8 steps, unless it says another.",
         "",
         f"| {' | '.join(HEAD)} |",
         "|" + "---|" * len(HEAD),
