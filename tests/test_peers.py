@@ -161,7 +161,8 @@ class TestRows:
     def test_counts_are_those_of_all_steps(self, name):
         lidar = sampler(testing.tiny_stable_diffusion)
         bench = rows.Bench(Shape(lambda device: None, lambda *place: None, side=16), 2, 2, CPU)
-        cost = rows.ROWS[name](bench, lidar).cost
+        run = rows.ROWS[name](bench, lidar)
+        cost = run.cost
         sampling, bank = 2 * 2 * 10, 2 * 5 * 3
         expected = {
             "vanilla": (sampling, 0, 2, 0),
@@ -172,6 +173,7 @@ class TestRows:
             "LiDAR, ours": (sampling + bank, 0, 2 + 5, 5),
         }[name]
         assert (cost.network_evaluations, cost.backward_passes, cost.decodes, cost.reward_calls) == expected
+        assert all(seconds > 0 for seconds in run.phases.values())
 
     def test_a_few_steps_stand_for_all(self):
         assert rows.whole(7.0, [3.0, 5.0, 7.0], timed=3, steps=10) == 7 + 7 * 2

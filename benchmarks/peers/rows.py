@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -101,12 +102,18 @@ def plan_of(bench: Bench, lidar: LiDAR) -> Plan:
 
 
 def ours(bench: Bench, lidar: LiDAR) -> Run:
-    """Both phases of the library's LiDAR; its own clock is the wall's, so phases are shares of ours."""
-    start = now(bench.device)
-    result = lidar.guided([PROMPT], bench.images, 0, None)
-    total = reduce(add, result.cost.values())
-    share = (now(bench.device) - start) / total.seconds
-    return Run(total, {phase: share * cost.seconds for phase, cost in result.cost.items()})
+    """Both phases of the library's LiDAR."""
+    marks = [now(bench.device)]
+
+    @contextmanager
+    def second_phase(batch: Any) -> Iterator[None]:
+        marks.append(now(bench.device))
+        yield
+
+    result = lidar.guided([PROMPT], bench.images, 0, None, around=second_phase)
+    marks.append(now(bench.device))
+    phases = {"lookahead": marks[1] - marks[0], "sampling": marks[-1] - marks[1]}
+    return Run(reduce(add, result.cost.values()), phases)
 
 
 def fk_steering(bench: Bench, lidar: LiDAR) -> Run:

@@ -23,10 +23,9 @@ HEAD = (
     "",
 )
 LEGEND = """\
-Seconds are medians over the runs{clock}. Peak memory is what came beyond the models. Evaluations and backward passes
-count both branches of guidance. Of Universal Guidance and DATE a few steps are timed, and seconds and counts scaled
-linearly to all. Times contain no text encoding to speak of and no scoring of the final images.
-"""
+Seconds are medians over the runs{clock}. Peak memory is what came beyond the models. Evaluations and
+backward passes count both branches of guidance. Of Universal Guidance and DATE a few steps are timed, and seconds and
+counts scaled linearly to all. Times hold no text encoding to speak of, and no scoring of the final images."""
 
 
 def table(results: dict[str, Any]) -> str:
@@ -35,10 +34,10 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Peers",
         "",
-        f"`python -m benchmarks.peers --device {where['kind']}`: {where['name']}, {where['threads']} threads; "
+        f"`python -m benchmarks.peers --device {where['kind']}`: {where['name']}, threads: {where['threads']}; "
         f"torch {where['torch']}, diffusers {where['diffusers']}, transformers {where['transformers']}.",
         "",
-        LEGEND.format(clock=", of the process's CPU time" if where["clock"] == "process" else "").rstrip(),
+        LEGEND.format(clock=", in CPU time of the process" if where["clock"] == "process" else ""),
     ]
     for name, shape in results["shapes"].items():
         asked = ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in shape["options"].items())
