@@ -1,0 +1,1 @@
+"""What LiDAR costs beside its peers: ``python -m benchmarks.peers``."""

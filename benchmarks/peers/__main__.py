@@ -1,0 +1,182 @@
+"""What LiDAR costs beside its peers: seconds and peak memory of each, on one machine, in one run, at the same shapes.
+
+    python -m benchmarks.peers --device cuda
+    python -m benchmarks.peers --device cpu --out docs/results/peers
+
+Rows: the diffusers pipeline itself, LiDAR as it was published (``published.py``), Universal Guidance, DATE, FK
+steering, and ours: as it is by default, and with every lever of ``rows.fast``. Weights are random but glyph's,
+nothing comes from the hub, text encoders are tiny. Of the methods that go back through the network a few steps are
+timed, and the others are taken to cost as much. Every row is warmed up by two steps at its own batch sizes.
+
+The ideal is the time of LiDAR's parts alone, each at the fastest batch of those tried: all evaluations of the
+network, all decoding, all scoring. On an H100 the first command is estimated to take six to seven minutes, from unit
+times that were measured before this program was written; it is to stay below eight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers.clock import now, of_process, settle
+from benchmarks.peers.ideal import best, unit_times, work_of
+from benchmarks.peers.rows import FAST, ROWS, Bench, Row, fast, ours
+from benchmarks.peers.shapes import SHAPES, Shape
+from benchmarks.peers.table import table
+from lidar_sampling import LiDAR
+
+DEFAULTS = {"images": 4, "steps": 100, "n": 50, "gradient_steps": 4}
+
+
+def main() -> None:
+    """Measure, print, and write table.md and results.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", help=f"some of {','.join(SHAPES)}; sd15,sdxl on a GPU, glyph,reduced on a CPU")
+    parser.add_argument("--images", type=int, help="images of the prompt (default 4)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default 100; on a CPU glyph 50, others 20)")
+    parser.add_argument("--n", type=int, help="lookahead samples (default 50; on a CPU glyph 50, others 16)")
+    parser.add_argument("--gradient-steps", type=int, help="steps timed of gradient methods (default 4; on a CPU 3)")
+    parser.add_argument("--repeats", type=int, help="timed runs of a row (default 3; sdxl 1)")
+    parser.add_argument("--out", type=Path, help="folder of table.md and results.json")
+    arguments = parser.parse_args()
+
+    device = torch.device(arguments.device)
+    names = (arguments.shapes or {"cpu": "glyph,reduced", "cuda": "sd15,sdxl"}[device.type]).split(",")
+    if unknown := [name for name in names if name not in SHAPES]:
+        parser.error(f"unknown shape {unknown[0]!r}; known are {', '.join(SHAPES)}")
+    given = {name: getattr(arguments, name) for name in (*DEFAULTS, "repeats")}
+    asked = {name: value for name, value in given.items() if value is not None}
+    for name, value in asked.items():
+        if value < (least := 2 if "steps" in name else 1):
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+    hush()
+    results: dict[str, Any] = {"machine": machine(device), "shapes": {}}
+    for name in names:
+        shape = SHAPES[name]
+        options = {**DEFAULTS, "repeats": shape.repeats, **(shape.on_cpu if device.type == "cpu" else {}), **asked}
+        tell(f"{name}: {options}")
+        start = time.perf_counter()
+        try:
+            result = measure(shape, device, options)
+        except Exception as error:
+            result = {"options": options, **lost(error)}
+        results["shapes"][name] = {**result, "minutes": (time.perf_counter() - start) / 60}
+        settle(device)
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            (arguments.out / "table.md").write_text(table(results))
+    print(table(results))
+
+
+def measure(shape: Shape, device: torch.device, options: dict[str, int]) -> dict[str, Any]:
+    """All rows of one shape, as JSON values."""
+    bench = Bench(shape, options["images"], options["gradient_steps"], device)
+    changes = {"steps": options["steps"], "n": options["n"]}
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = shape.pipe(device)
+        pipe.set_progress_bar_config(disable=True)
+        reward = partial(shape.reward, Path(folder), device)
+        lidar = shape.sampler(pipe, reward(torch.float32), **changes)
+        rows = timed(ROWS, bench, lidar, options["repeats"])
+        units = {"plain": unit_times(lidar)}
+        try:
+            quick = shape.sampler(pipe, fast(pipe, reward), **changes)
+            rows |= timed({FAST: ours}, bench, quick, options["repeats"])
+            units["fast"] = unit_times(quick)
+        except Exception as error:
+            rows.setdefault(FAST, lost(error))
+    work = work_of(lidar, bench.images)
+    return {
+        "options": options,
+        "settings": {**asdict(lidar.settings), "batch_size": lidar.batch_size},
+        "parameters": {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("unet", "vae")},
+        "rows": rows,
+        "units": units,
+        "work": work,
+        "ideal": sum(count * best(units, part).seconds for part, count in work.items()),
+    }
+
+
+def timed(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int) -> dict[str, Any]:
+    """Warm up each row, then run them in turn, ``repeats`` times; a row that fails is left out of what follows."""
+    few = lidar.with_settings(steps=2, lookahead=re.sub(r"\d+", "1", lidar.settings.lookahead))
+    done: dict[str, Any] = {name: {"seconds": []} for name in rows}
+    for turn in range(1 + repeats):
+        for name, row in rows.items():
+            if "error" in done[name]:
+                continue
+            settle(bench.device)
+            start = now(bench.device)
+            try:
+                run = row(bench, lidar if turn else few)
+            except Exception as error:
+                done[name] = lost(error)
+                continue
+            seconds = now(bench.device) - start
+            tell(f"{'run' if turn else 'warm-up'}: {name}, {seconds:.1f} s")
+            if turn:
+                done[name]["seconds"].append(seconds if run.seconds is None else run.seconds)
+                done[name] |= {"cost": vars(run.cost), "phases": run.phases, "note": run.note}
+            else:
+                done[name]["warm_up"] = seconds
+    return done
+
+
+def lost(error: Exception) -> dict[str, Any]:
+    """What stands for what could not be measured."""
+    tell("".join(traceback.format_exception(error)))
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def tell(line: str) -> None:
+    """Say how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def hush() -> None:
+    """No progress bars and warnings of the host libraries among the lines of this program."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where this runs, and on what."""
+    return {
+        "kind": device.type,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "clock": "process" if of_process(device) else "wall",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "diffusers", "transformers")},
+    }
+
+
+def cpu_name() -> str:
+    """What Linux calls the processor, or its architecture elsewhere."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
+    return found[1] if found else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

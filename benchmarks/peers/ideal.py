@@ -1,0 +1,79 @@
+"""The ideal: the time of LiDAR's parts alone, each at the fastest batch of those tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.peers.clock import median_seconds, settle
+from benchmarks.peers.published import conditions, predict
+from benchmarks.peers.rows import PROMPT
+from lidar_sampling import LiDAR
+from lidar_sampling._batches import is_out_of_memory
+from lidar_sampling._decode import decode
+from lidar_sampling.solvers import load as load_solver
+
+BATCH_SIZES = {"cuda": (4, 10, 25, 50), "cpu": (1, 4, 8, 16)}
+
+Times = dict[str, dict[int, float]]
+
+
+class Best(NamedTuple):
+    """Which pipeline did a part fastest, how many images at once, and in how many seconds an image."""
+
+    kind: str
+    size: int
+    seconds: float
+
+
+@torch.no_grad()
+def unit_times(lidar: LiDAR) -> Times:
+    """Seconds an image by part and batch size; a network evaluation is of both branches of guidance."""
+    pipe, device = lidar.pipe, lidar.pipe.device
+    config, scale = pipe.unet.config, float(lidar.settings.guidance_scale or 1.0)
+    side = config.sample_size * pipe.vae_scale_factor
+    t = torch.tensor(500, device=device)
+
+    def latents(size: int) -> torch.Tensor:
+        shape = (size, config.in_channels, config.sample_size, config.sample_size)
+        return torch.randn(shape, device=device, dtype=pipe.unet.dtype)
+
+    def network(size: int) -> Callable[[], Any]:
+        x, known = latents(size), conditions(pipe, PROMPT, size)
+        return lambda: predict(pipe, x, t, known, scale)
+
+    def decoding(size: int) -> Callable[[], Any]:
+        x = latents(size)
+        return lambda: decode(pipe, x)
+
+    def scoring(size: int) -> Callable[[], Any]:
+        pictures = torch.rand(size, 3, side, side, device=device)
+        return lambda: lidar.reward(images=pictures, prompts=[PROMPT] * size).cpu()
+
+    times: Times = {"network": {}, "decode": {}, "reward": {}}
+    for (name, taken), part in zip(times.items(), (network, decoding, scoring), strict=True):
+        for size in BATCH_SIZES[device.type]:
+            settle(device)
+            try:
+                taken[size] = median_seconds(part(size), device) / size
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise RuntimeError(f"{name}, {size} at once: {error}") from error
+                break
+    return times
+
+
+def work_of(lidar: LiDAR, images: int) -> dict[str, int]:
+    """How often LiDAR needs each part, in images."""
+    how = lidar.settings
+    steps = load_solver(how.lookahead, lidar.pipe).steps
+    return {"network": how.n * steps + images * how.steps, "decode": how.n + images, "reward": how.n}
+
+
+def best(units: dict[str, Times], part: str) -> Best:
+    """Who did ``part`` fastest."""
+    tried = [Best(kind, size, t) for kind, times in units.items() for size, t in times[part].items()]
+    return min(tried, key=lambda entry: entry.seconds, default=Best("", 0, math.nan))

@@ -1,0 +1,197 @@
+"""The rows: one method each, run once on a pipeline that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import torch
+
+from benchmarks.peers import published
+from benchmarks.peers.clock import now, settle
+from benchmarks.peers.published import Plan
+from benchmarks.peers.shapes import Shape, half
+from lidar_sampling import LiDAR, record
+from lidar_sampling._batches import is_out_of_memory
+from lidar_sampling._cost import Cost, metered
+from lidar_sampling.methods import DATE, FKSteering, UniversalGuidance
+from lidar_sampling.rewards import Reward
+from lidar_sampling.solvers import load as load_solver
+
+PROMPT = "a photo of a dog right of a teddy bear"
+MOST = 16  # images at once that are tried, on a GPU
+
+
+def fast(pipe: Any, reward: Callable[[torch.dtype], Reward]) -> Reward:
+    """Pull every speed lever: changes ``pipe`` for good, and returns the reward to use with it."""
+    for part in (pipe.unet, pipe.vae):
+        part.to(memory_format=torch.channels_last)
+    return reward(half(pipe.device))
+
+
+@dataclass
+class Bench:
+    """What all rows of a shape share; ``most`` is how many images at once fit, by method, where it was tried."""
+
+    shape: Shape
+    images: int
+    gradient_steps: int
+    device: torch.device
+    most: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One run of a row: cost, seconds by phase, what to say of it, and its seconds where they are not the clock's."""
+
+    cost: Cost
+    phases: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    seconds: float | None = None
+
+
+Row = Callable[[Bench, LiDAR], Run]
+
+
+def vanilla(bench: Bench, lidar: LiDAR) -> Run:
+    """The pipeline itself."""
+    with metered(lidar.pipe) as cost:
+        lidar.pipe(
+            PROMPT,
+            num_images_per_prompt=bench.images,
+            generator=torch.Generator(bench.device).manual_seed(0),
+            output_type="pt",
+            **lidar.arguments(),
+        )[0].cpu()
+    return Run(replace(cost, decodes=bench.images))
+
+
+def as_published(bench: Bench, lidar: LiDAR) -> Run:
+    """LiDAR as it was published."""
+    plan = plan_of(bench, lidar)
+    bank_noise, noise = (torch.Generator(bench.device).manual_seed(seed) for seed in (0, 1))
+    with metered(lidar.pipe) as cost:
+        drawn = published.sample(lidar.pipe, lidar.reward, plan, bank_noise=bank_noise, noise=noise)
+    return Run(replace(cost, decodes=plan.n + plan.images, reward_calls=plan.n), drawn.seconds)
+
+
+def plan_of(bench: Bench, lidar: LiDAR) -> Plan:
+    """The settings of ``lidar`` for the published procedure."""
+    how, shape = lidar.settings, bench.shape
+    return Plan(
+        prompt=PROMPT,
+        images=bench.images,
+        steps=how.steps,
+        n=how.n,
+        lookahead_steps=load_solver(how.lookahead, lidar.pipe).steps,
+        karras=how.lookahead.endswith("-karras"),
+        guidance_scale=float(how.guidance_scale or 1.0),
+        eta=how.eta or 0.0,
+        scale=how.scale,
+        reward_scale=how.reward_scale,
+        side=shape.side,
+        lookahead_batch=shape.lookahead_batch,
+        decode_batch=shape.decode_batch,
+        decode_dtype=shape.decode_dtype,
+    )
+
+
+def ours(bench: Bench, lidar: LiDAR) -> Run:
+    """Both phases of the library's LiDAR."""
+    marks = [now(bench.device)]
+
+    @contextmanager
+    def second_phase(batch: Any) -> Iterator[None]:
+        marks.append(now(bench.device))
+        yield
+
+    result = lidar.guided([PROMPT], bench.images, 0, None, around=second_phase)
+    marks.append(now(bench.device))
+    phases = {"lookahead": marks[1] - marks[0], "sampling": marks[-1] - marks[1]}
+    return Run(reduce(add, result.cost.values()), phases)
+
+
+def fk_steering(bench: Bench, lidar: LiDAR) -> Run:
+    """FK steering of as many particles as images."""
+    result = FKSteering().draw(lidar, [PROMPT], images=bench.images, seed=0)
+    return Run(result.cost["sampling"], note=f"{bench.images} particles")
+
+
+def gradient(method: Any) -> Row:
+    """A row of a method that goes back through the network: a few steps, scaled to all."""
+
+    def run(bench: Bench, lidar: LiDAR) -> Run:
+        steps, timed, name = lidar.settings.steps, min(bench.gradient_steps, lidar.settings.steps), str(method)
+        if bench.device.type == "cuda" and name not in bench.most:
+            bench.most[name] = most_at_once(method, lidar, MOST)
+        most = bench.most.get(name, bench.images)
+        if most == 0:
+            raise MemoryError("not even one image fits")
+        short = lidar.with_settings(steps=timed)
+        short.batch_size = min(bench.images, most)
+        stamps: list[float] = []
+        start = now(bench.device)
+        with record(short.pipe, on_step=lambda _: stamps.append(now(bench.device))):
+            result = method.draw(short, [PROMPT], images=bench.images, seed=0)
+        seconds = whole(now(bench.device) - start, stamps, timed, steps)
+        fit = f", {'at least ' * (most == MOST)}{most} fit" if name in bench.most else ""
+        note = f"{timed} of {steps} steps timed, scaled; {short.batch_size} images at once{fit}"
+        return Run(scaled(result.cost["sampling"], steps / timed, bench.images), {}, note, seconds)
+
+    return run
+
+
+def whole(total: float, stamps: list[float], timed: int, steps: int) -> float:
+    """Seconds that ``steps`` steps a batch would take where ``timed`` took ``total``; the clock was read after each.
+
+    >>> whole(10.0, [2.0, 4.0, 7.0, 9.0], timed=2, steps=5)  # two batches, whose steps take two seconds
+    22.0
+    """
+    batches = [stamps[i : i + timed] for i in range(0, len(stamps), timed)]
+    return total + sum((steps - timed) * (batch[-1] - batch[0]) / (timed - 1) for batch in batches)
+
+
+def scaled(cost: Cost, ratio: float, images: int) -> Cost:
+    """The counts of a run of a few steps, scaled to all; the decoding of the images at the end is not."""
+    return replace(
+        cost,
+        network_evaluations=round(ratio * cost.network_evaluations),
+        backward_passes=round(ratio * cost.backward_passes),
+        decodes=round(ratio * (cost.decodes - images)) + images,
+        reward_calls=round(ratio * cost.reward_calls),
+    )
+
+
+def most_at_once(method: Any, lidar: LiDAR, limit: int) -> int:
+    """The largest power of two, at most ``limit``, of images that ``method`` draws in one batch; 0 if none."""
+    most, size = 0, 1
+    while size <= limit:
+        twin: Any = copy(lidar.with_settings(steps=2))
+        twin.batch_size = size
+        twin.sample = partial(LiDAR.sample, twin, together=size)  # one batch, or none
+        try:
+            method.draw(twin, [PROMPT], images=size, seed=0)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        most, size = size, 2 * size
+        settle(lidar.pipe.device)
+    settle(lidar.pipe.device)
+    return most
+
+
+ROWS: dict[str, Row] = {
+    "vanilla": vanilla,
+    "LiDAR, as published": as_published,
+    "Universal Guidance": gradient(UniversalGuidance()),
+    "DATE": gradient(DATE()),
+    "FK steering": fk_steering,
+    "LiDAR, ours": ours,
+}
+FAST = "LiDAR, ours, fast"

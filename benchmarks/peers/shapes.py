@@ -1,0 +1,290 @@
+"""What is measured: true architectures on random weights, and small ones for a CPU; nothing from the hub.
+
+UNets, autoencoders and ImageReward are written down by their public configurations; ``tests/test_peers.py`` checks
+their numbers of parameters. Text encoders are tiny with outputs as wide as the true ones, so times leave text
+encoding out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lidar_sampling import LiDAR, glyph
+from lidar_sampling._settings import GLYPH, Settings, settings_for
+from lidar_sampling.rewards import Reward
+from lidar_sampling.rewards import load as load_reward
+from lidar_sampling.rewards.image_reward import CONTEXT, ImageReward
+
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_TOKENS = 77
+
+SD15_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+    "up_block_types": (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+SDXL_VAE = {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+# A tenth of the channels of SD 1.5, in two heads, and an eighth of its decoder's, on a quarter of the latents.
+REDUCED_UNET = {
+    **SD15_UNET,
+    "sample_size": 32,
+    "block_out_channels": (32, 64, 128, 128),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 64,
+}
+REDUCED_VAE = {**VAE, "block_out_channels": (16, 32, 64, 64), "norm_num_groups": 16, "sample_size": 256}
+
+IMAGE_REWARD: dict[str, Any] = {"width": 1024, "layers": 24, "text": 768, "text_layers": 12, "vocabulary": 30524}
+REDUCED_REWARD: dict[str, Any] = {"width": 192, "layers": 6, "text": 128, "text_layers": 4, "vocabulary": 1000}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape to measure at.
+
+    Attributes:
+        pipe: makes the pipeline on a device.
+        reward: makes the reward from a folder to work in, a device and a precision.
+        side: pixels of the square that the reward's model sees.
+        settings: those of the sampler; None takes the defaults of the pipeline's class.
+        lookahead_batch: samples at a time in the published procedure's lookahead.
+        decode_batch: images at a time in its decoding.
+        decode_dtype: the precision of its decoding; None is the pipeline's.
+        repeats: timed runs of each row, unless asked otherwise.
+        on_cpu: what else is smaller on a CPU, unless asked otherwise.
+    """
+
+    pipe: Callable[[torch.device], Any]
+    reward: Callable[[Path, torch.device, torch.dtype], Reward]
+    side: int = 224
+    settings: Settings | None = None
+    lookahead_batch: int = 50
+    decode_batch: int = 25
+    decode_dtype: torch.dtype | None = None
+    repeats: int = 3
+    on_cpu: Mapping[str, int] = field(default_factory=lambda: {"steps": 20, "n": 16, "gradient_steps": 3})
+
+    def sampler(self, pipe: Any, reward: Reward, **changes: Any) -> LiDAR:
+        """The library's sampler over ``pipe`` with the settings of this shape."""
+        return LiDAR(pipe, reward=reward, settings=self.settings or settings_for(pipe), **changes)
+
+
+def half(device: torch.device) -> torch.dtype:
+    """The precision of models on ``device``: float16, and float32 on a CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def stable_diffusion(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Any:
+    """A ``StableDiffusionPipeline`` with DDIM on random weights."""
+    from diffusers import StableDiffusionPipeline
+
+    networks = _networks(device, unet, vae)
+    pipe = StableDiffusionPipeline(
+        **networks,
+        text_encoder=_text_encoder(unet["cross_attention_dim"]),
+        tokenizer=_tokenizer(),
+        scheduler=_ddim(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return placed(pipe, device, half(device))
+
+
+def stable_diffusion_xl(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Any:
+    """A ``StableDiffusionXLPipeline`` with DDIM on random weights; in half precision its decoder is bfloat16."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline(
+        **_networks(device, unet, vae),
+        text_encoder=_text_encoder(768),
+        text_encoder_2=_text_encoder(1280, projection=True),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        scheduler=_ddim(),
+        add_watermarker=False,
+    )
+    precision = half(device)
+    return placed(pipe, device, precision, torch.bfloat16 if precision == torch.float16 else precision)
+
+
+def placed(pipe: Any, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Any:
+    """``pipe`` on ``device``, its decoder in a precision of its own: the latents it is given are cast to it."""
+    pipe = pipe.to(device, dtype)
+    if vae_dtype not in (None, dtype):
+        pipe.vae.to(vae_dtype)
+        pipe.vae.post_quant_conv.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype),))
+    return pipe
+
+
+def image_reward_shapes(
+    *, width: int, layers: int, text: int, text_layers: int, vocabulary: int, patch: int = 16, side: int = 224
+) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a checkpoint in the layout of ``ImageReward.pt``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def affine(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    see, read = "blip.visual_encoder", "blip.text_encoder"
+    shapes[f"{see}.cls_token"] = (1, 1, width)
+    shapes[f"{see}.pos_embed"] = (1, (side // patch) ** 2 + 1, width)
+    affine(f"{see}.patch_embed.proj", width, 3, patch, patch)
+    affine(f"{see}.norm", width)
+    for block in (f"{see}.blocks.{i}" for i in range(layers)):
+        affine(f"{block}.norm1", width)
+        affine(f"{block}.attn.qkv", 3 * width, width)
+        affine(f"{block}.attn.proj", width, width)
+        affine(f"{block}.norm2", width)
+        affine(f"{block}.mlp.fc1", 4 * width, width)
+        affine(f"{block}.mlp.fc2", width, 4 * width)
+    shapes[f"{read}.embeddings.word_embeddings.weight"] = (vocabulary, text)
+    shapes[f"{read}.embeddings.position_embeddings.weight"] = (512, text)
+    affine(f"{read}.embeddings.LayerNorm", text)
+    for layer in (f"{read}.encoder.layer.{i}" for i in range(text_layers)):
+        for kind, source in (("attention", text), ("crossattention", width)):
+            affine(f"{layer}.{kind}.self.query", text, text)
+            affine(f"{layer}.{kind}.self.key", text, source)
+            affine(f"{layer}.{kind}.self.value", text, source)
+            affine(f"{layer}.{kind}.output.dense", text, text)
+            affine(f"{layer}.{kind}.output.LayerNorm", text)
+        affine(f"{layer}.intermediate.dense", 4 * text, text)
+        affine(f"{layer}.output.dense", text, 4 * text)
+        affine(f"{layer}.output.LayerNorm", text)
+    for index, rows, columns in ((0, 1024, text), (2, 128, 1024), (4, 64, 128), (6, 16, 64), (7, 1, 16)):
+        affine(f"mlp.layers.{index}", rows, columns)
+    return shapes
+
+
+def image_reward(folder: Path, device: torch.device, dtype: torch.dtype, **sizes: int) -> Reward:
+    """The library's ImageReward on random weights; checkpoint and tokenizer are kept in ``folder``."""
+    checkpoint = folder / "ImageReward.pt"
+    if not checkpoint.exists():
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            name: torch.empty(shape, dtype=torch.float16).normal_(0, 0.02, generator=generator)
+            + ("norm" in name.lower() and name.endswith("weight"))
+            for name, shape in image_reward_shapes(**sizes).items()
+        }
+        torch.save(weights, checkpoint)
+        _word_tokenizer().save_pretrained(folder)
+    return ImageReward(checkpoint, tokenizer=folder, device=device, dtype=dtype)
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers a checkpoint holds."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _networks(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+    """UNet and autoencoder, made on ``device`` itself, where random weights are quickly drawn."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        made: tuple[Any, Any] = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+    return dict(zip(("unet", "vae"), (module.to(half(device)).eval() for module in made), strict=True))
+
+
+def _ddim() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(**_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+def _tokenizer() -> Any:
+    """The embedded model's, which makes as many tokens as the true ones."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(glyph.DATA / "sd-glyph" / "tokenizer", model_max_length=_TOKENS)
+
+
+def _text_encoder(width: int, *, projection: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = _tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 64,
+        max_position_embeddings=_TOKENS,
+        projection_dim=width,
+        **{f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")},
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def _word_tokenizer() -> Any:
+    """A tokenizer with the special tokens of BERT; every word is unknown to it, and costs what a known one does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]"}
+    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special.values())}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    named = {f"{name}_token": token for name, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=CONTEXT, **named)
+
+
+def _glyph_pipe(device: torch.device) -> Any:
+    return glyph.load_pipeline(dtype=half(device)).to(device)
+
+
+def _glyph_reward(folder: Path, device: torch.device, dtype: torch.dtype) -> Reward:
+    return load_reward("glyph", device=device, dtype=dtype)
+
+
+SHAPES = {
+    "sd15": Shape(partial(stable_diffusion, unet=SD15_UNET, vae=VAE), partial(image_reward, **IMAGE_REWARD)),
+    "sdxl": Shape(
+        partial(stable_diffusion_xl, unet=SDXL_UNET, vae=SDXL_VAE),
+        partial(image_reward, **IMAGE_REWARD),
+        lookahead_batch=25,
+        decode_batch=4,
+        decode_dtype=torch.float32,
+        repeats=1,
+    ),
+    "glyph": Shape(
+        _glyph_pipe, _glyph_reward, side=128, settings=GLYPH, on_cpu={"steps": 50, "n": 50, "gradient_steps": 3}
+    ),
+    "reduced": Shape(
+        partial(stable_diffusion, unet=REDUCED_UNET, vae=REDUCED_VAE), partial(image_reward, **REDUCED_REWARD)
+    ),
+}
+"""By name. ``glyph`` is the embedded model with its own weights."""
