@@ -3,9 +3,9 @@
     python -m benchmarks.levers --prompts 12 --out docs/results/levers
 
 Every lever draws the same prompts with the same seed, prompt by prompt beside the run without levers, so that a slow
-minute of the machine falls on both; results are kept line by line, and a run that was stopped goes on. Two levers are
-measured by themselves: prompts drawn together, and the reward in a thread, whose reward waits as one behind a network
-does.
+minute of the machine falls on both; on one thread the clock is the process's own. Results are kept line by line, and
+a run that was stopped goes on. Two levers are measured by themselves: prompts drawn together, and the reward in a
+thread, whose reward waits as one behind a network does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from benchmarks.peers.clock import now
 from lidar_sampling import LiDAR, accelerate, glyph
 from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
@@ -120,12 +121,15 @@ def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
 
 def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any) -> tuple[dict[str, Any], Any]:
     """One prompt: seconds, scores, and how near samples and the bank's rewards are to those of ``reference``."""
-    result = lidar(metadata["prompt"])
-    cost = result.cost
+    device = torch.device(lidar.pipe.device)
+    start = now(device)
+    result = lidar.guided([metadata["prompt"]], 4, 0, None)
+    seconds = now(device) - start
+    result, cost = lidar.judge(result), result.cost
     line = {
         "prompt": metadata["prompt"],
         "tag": metadata["tag"],
-        "seconds": cost["lookahead"].seconds + cost["sampling"].seconds,
+        "seconds": seconds,
         "evaluations": cost["lookahead"].network_evaluations + cost["sampling"].network_evaluations,
         **{judge: result.rewards[judge].nanmean().item() for judge in JUDGES},
     }
