@@ -47,6 +47,8 @@ def main() -> None:
     done = {(line["prompt"], line["lever"]) for line in lines}
     chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
     names = [NONE, *arguments.levers.split(",")]
+    if unknown := set(names[1:]) - set(levers(arguments.device)):
+        parser.error(f"unknown lever {min(unknown)!r}; known are {', '.join(levers(arguments.device))}")
     if any((metadata["prompt"], name) not in done for metadata in chosen for name in names):
         makers = {NONE: lambda: plain(arguments.device), **levers(arguments.device)}
         made = {name: prepared(makers[name]) for name in names}
@@ -90,7 +92,7 @@ def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
 
     def together() -> LiDAR:
         lidar = plain(device, dtype=torch.bfloat16, preview="tiny", reward_dtype=torch.bfloat16)
-        accelerate(lidar.pipe, channels_last=True, encode_once=True)
+        accelerate(lidar.pipe, encode_once=True)
         return lidar
 
     return {
@@ -98,16 +100,16 @@ def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
         "encode-once": lambda: pulled(encode_once=True),
         "compile-blocks": lambda: pulled(compile="blocks"),
         "compile": lambda: pulled(compile="whole"),
-        "compile and channels-last": lambda: pulled(compile="whole", channels_last=True),
+        "compile+channels-last": lambda: pulled(compile="whole", channels_last=True),
         "bfloat16": lambda: plain(device, dtype=torch.bfloat16),
         "half-reward": lambda: plain(device, reward_dtype=torch.bfloat16),
         "preview": lambda: plain(device, preview="tiny"),
-        "preview and rescore=10": lambda: plain(device, preview="tiny", rescore=10),
-        "lookahead dpm:5-unguided": lambda: plain(device, lookahead="dpm:5-unguided"),
-        "SDE-DPM-Solver++, 25 steps": lambda: higher_order(25),
-        "SDE-DPM-Solver++, 15 steps": lambda: higher_order(15),
-        "DDIM, 25 steps": lambda: plain(device, steps=25),
-        "bfloat16, channels-last, encode-once, preview, half-reward": together,
+        "preview+rescore=10": lambda: plain(device, preview="tiny", rescore=10),
+        "dpm:5-unguided": lambda: plain(device, lookahead="dpm:5-unguided"),
+        "sde-dpm++ in 25 steps": lambda: higher_order(25),
+        "sde-dpm++ in 15 steps": lambda: higher_order(15),
+        "ddim in 25 steps": lambda: plain(device, steps=25),
+        "bfloat16+encode-once+preview+half-reward": together,
     }
 
 
