@@ -267,11 +267,13 @@ class TestSpeed:
     def test_prompts_drawn_together_are_those_drawn_alone(self, lidar, tiny, tmp_path):
         prompts = ["a cat", "a dog", "a cat", "a cup"]
         results = []
-        for size in (2, 16):
+        for size in (2, 16, 0):
             out = tmp_path / str(size)
             code, _, err = lidar("generate", *prompts, *tiny, *FAST, "--out", out, "--batch-size", size)
             assert code == 0, err
             results.append(json.loads((out / "result.json").read_text())["prompts"])
+        measured = results.pop()
+        assert [entry["prompt"] for entry in measured] == prompts
         for alone, together in zip(*results, strict=True):
             assert alone["prompt"] == together["prompt"]
             assert together["lidar"]["rewards"]["brightness"] == pytest.approx(

@@ -52,7 +52,13 @@ Call = Annotated[
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int, typer.Option(help="Samples at a time; halved when memory runs out.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Samples at a time, halved when memory runs out; 0 for as many as fit, which two small batches tell.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
 Fast = Annotated[
     str | None,
@@ -166,7 +172,7 @@ def load_sampler(
     **settings: Any,
 ) -> LiDAR:
     """The sampler that the options describe; settings that are None stay the model's."""
-    from .._accelerate import accelerate
+    from .._accelerate import accelerate, largest_batch
     from .._sampler import LiDAR
 
     quieten()
@@ -176,7 +182,7 @@ def load_sampler(
         reward=reward,
         device=device_of(device),
         dtype=dtype_of(dtype),
-        batch_size=batch_size,
+        batch_size=batch_size or 1,
         pipe_kwargs=read_call(call),
         **options,
         **{name: value for name, value in settings.items() if value is not None},
@@ -184,6 +190,8 @@ def load_sampler(
     set_scheduler(lidar.pipe, scheduler)
     if pulled:
         accelerate(lidar.pipe, **pulled)
+    if batch_size == 0:
+        lidar.batch_size = largest_batch(lidar, "a photo")
     return lidar
 
 
