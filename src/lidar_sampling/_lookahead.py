@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ._bank import BankStore, LookaheadBank, bank_key
 from ._cost import Cost, denoisers, metered
 from ._decode import decoding_with, pictures
 from ._draw import Item, draw, items_of
+from ._overlap import worker
 from ._space import fingerprint, space_of
 from .rewards import Reward, name_of, score
 from .solvers import Solver, running
@@ -96,7 +96,7 @@ def look(
         decoding_with(pipe, preview),
         metered(pipe, "lookahead") as cost,
         running(solver, pipe),
-        _worker(overlap) as submit,
+        worker(overlap) as submit,
     ):
         for drawn in draw(
             pipe,
@@ -111,7 +111,7 @@ def look(
             latents.append(drawn.latents.cpu())
         scores = torch.cat([part.result() for part in scored]) if scored else torch.zeros(0, len(rewards))
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
-    if rescore and missing:
+    if rescore and missing and rewards:
         with metered(pipe, "lookahead") as more:
             rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, judge)
         more.decodes, more.reward_calls = rows, rows * len(rewards)
@@ -156,36 +156,6 @@ def _rescore(
         scores[start + rows] = torch.cat(parts)
         count += len(rows)
     return count
-
-
-@contextmanager
-def _worker(overlap: bool) -> Iterator[Callable[..., Future[Tensor]]]:
-    """How to have scores of images worked out: at once, or in a thread with a stream of its own on CUDA."""
-
-    def at_once(function: Callable[..., Tensor], *arguments: Any) -> Future[Tensor]:
-        future: Future[Tensor] = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    if not overlap:
-        yield at_once
-        return
-    with ThreadPoolExecutor(1) as executor:
-
-        def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:
-            if not images.is_cuda:
-                return executor.submit(function, images, *arguments)
-            stream = torch.cuda.Stream(images.device)
-            stream.wait_stream(torch.cuda.current_stream(images.device))
-            images.record_stream(stream)
-
-            def on_stream() -> Tensor:
-                with torch.cuda.stream(stream):
-                    return function(images, *arguments)
-
-            return executor.submit(on_stream)
-
-        yield later
 
 
 def _provenance(pipe: Any) -> dict[str, Any]:
