@@ -3,8 +3,9 @@
     python -m benchmarks.scaling --out docs/results/scaling
 
 On glyph, 10 steps, without judges. One of the four varies, the others stay; each setting is one run, whose seconds
-are those of both phases without scoring the result, on one thread by the process's own clock. Beside the figure a table of the slopes, of the largest distance
-of a point from its line, and of the peak of memory, which should not grow but by the bank and the images kept.
+are those of both phases without scoring the result, on one thread by the process's own clock. Beside the figure a
+table of the slopes, of the largest distance of a point from its line, and of the peak of memory, which should not
+grow but by the bank and the images kept.
 """
 
 from __future__ import annotations
