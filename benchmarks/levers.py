@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12, help="prompts, spread over the six tags (default 12)")
     parser.add_argument("--levers", default=",".join(levers("cpu")), help="comma separated (default all)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, alone.md and table.md")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
@@ -64,10 +64,11 @@ def main() -> None:
                     with path.open("a") as file:
                         file.write(json.dumps(lines[-1]) + "\n")
                 print(f"{metadata['prompt']}, {name}: {line['seconds']:.1f} s", flush=True)
-    text = table([line for line in lines if line["lever"] in names], names)
-    if NONE in names and len(names) > 1:
-        text += alone(arguments.device)
-    (arguments.out / "table.md").write_text(text)
+    kept = arguments.out / "alone.md"
+    if not kept.exists():
+        kept.write_text(alone(arguments.device))
+    drawn_by = [name for name in [NONE, *levers(arguments.device)] if any(line["lever"] == name for line in lines)]
+    (arguments.out / "table.md").write_text(table(lines, drawn_by) + kept.read_text())
 
 
 def plain(device: str = "cpu", **options: Any) -> LiDAR:
@@ -143,24 +144,23 @@ def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any) -> tuple[dict[
 
 
 def table(lines: list[dict[str, Any]], names: list[str]) -> str:
-    """Each lever beside none, over prompts, as Markdown."""
+    """Each lever beside none, over the prompts that it has drawn, as Markdown."""
     by = {(line["lever"], line["prompt"]): line for line in lines}
     tags = {line["prompt"]: line["tag"] for line in lines}
-    prompts = [prompt for prompt in tags if all((name, prompt) in by for name in names)]
-    strata = [tags[prompt] for prompt in prompts]
-    base = [by[NONE, prompt] for prompt in prompts]
     text = (
-        "# Levers on glyph\n\n`python -m benchmarks.levers`: "
-        f"{len(prompts)} prompts x 4 images, n = 50, 50 steps, {torch.get_num_threads()} threads. Seconds are of\n"
-        "both phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first\n"
-        "calls took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent\n"
-        "value, `tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
-        "| lever | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n"
+        "# Levers on glyph\n\n`python -m benchmarks.levers`: 4 images a prompt, n = 50, 50 steps, "
+        f"{torch.get_num_threads()} threads. Seconds are of both\n"
+        "phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first calls\n"
+        "took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent value,\n"
+        "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
+        "| lever | prompts | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for name in names:
-        mine = [by[name, prompt] for prompt in prompts]
-        cells = [f"{np.mean([line['seconds'] for line in mine]):.1f}"]
+        prompts = [prompt for prompt in tags if (name, prompt) in by]
+        strata = [tags[prompt] for prompt in prompts]
+        mine, base = ([by[lever, prompt] for prompt in prompts] for lever in (name, NONE))
+        cells = [str(len(prompts)), f"{np.mean([line['seconds'] for line in mine]):.1f}"]
         ratio = np.array([a["seconds"] / b["seconds"] for a, b in zip(mine, base, strict=True)])
         cells.append(brief(ratio, strata, 2) if name != NONE else "1")
         cells.append(f"{mine[0]['first']:.0f}")
@@ -172,8 +172,7 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
             else:
                 cells.append(brief(values - [line[judge] for line in base], strata, 2, sign=True))
         for key in ("apart", "tau"):
-            found = [line[key] for line in mine if key in line]
-            cells.append("" if name == NONE else f"{np.mean(found):.3f}")
+            cells.append("" if name == NONE else f"{np.mean([line[key] for line in mine]):.3f}")
         text += f"| {name} | " + " | ".join(cells) + " |\n"
     return text
 
