@@ -57,7 +57,7 @@ def main() -> None:
             reference: Any = None
             for name in [NONE, *(name for name in missing if name != NONE)] if missing else []:
                 lidar, first = made[name]
-                line, result = drawn(lidar, metadata, reference)
+                line, result = drawn(lidar, metadata, reference, made[NONE][0])
                 reference = reference or result
                 if name in missing:
                     lines.append({"lever": name, "first": first, **line})
@@ -122,13 +122,13 @@ def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
     return lidar, time.perf_counter() - start
 
 
-def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any) -> tuple[dict[str, Any], Any]:
-    """One prompt: seconds, scores, and how near samples and the bank's rewards are to those of ``reference``."""
+def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
+    """One prompt: seconds, scores by ``judge``, and how near samples and bank are to those of ``reference``."""
     device = torch.device(lidar.pipe.device)
     start = now(device)
     result = lidar.guided([metadata["prompt"]], 4, 0, None)
     seconds = now(device) - start
-    result, cost = lidar.judge(result), result.cost
+    result, cost = judge.judge(result), result.cost
     line = {
         "prompt": metadata["prompt"],
         "tag": metadata["tag"],

@@ -67,6 +67,14 @@ class TestPresets:
         ):
             make(sd, "dmd2:4")
 
+    def test_dpm_is_the_solver_of_the_ode_whatever_the_target_is_sampled_by(self):
+        pipe = testing.tiny_stable_diffusion()
+        (plain,) = make(pipe, "dpm:3").look("a cat")
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+            pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
+        )
+        assert torch.equal(make(pipe, "dpm:3").look("a cat")[0].samples, plain.samples)
+
     @pytest.mark.parametrize("name", ["dpm:3-unguided", "own:3-unguided", "dpm:3-karras-unguided"])
     def test_without_guidance_cost_half(self, name):
         pipe = testing.tiny_stable_diffusion()

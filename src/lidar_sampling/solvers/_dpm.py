@@ -34,6 +34,9 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         super().set_timesteps(num_inference_steps, device=device, mu=mu, timesteps=timesteps)  # type: ignore[misc]
 
 
+_ODE = {"algorithm_type": "dpmsolver++"}  # whatever the target is sampled by
+
+
 def dpm_solver(scheduler: Any) -> Any:
     """The DPM-Solver++ for the model that ``scheduler`` belongs to.
 
@@ -46,15 +49,17 @@ def dpm_solver(scheduler: Any) -> Any:
     if name.startswith("Cosine"):
         return CosineDPMSolverMultistepScheduler.from_config(config)
     if name.startswith("EDM"):
-        return EDMDPMSolverMultistepScheduler.from_config(config)
+        return EDMDPMSolverMultistepScheduler.from_config(config, **_ODE)
     if name.startswith(("FlowMatch", "LTX")) or config.get("use_flow_sigmas"):
         shift = config.get("flow_shift") or config.get("shift") or 1.0
         return FlowDPMSolverMultistepScheduler.from_config(
-            config, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
+            config, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, **_ODE
         )
     if "beta_schedule" in config:
         # The solver's own spacing: the one a scheduler was saved with is made for many steps.
-        return DPMSolverMultistepScheduler.from_config(config, timestep_spacing="linspace", thresholding=False)
+        return DPMSolverMultistepScheduler.from_config(
+            config, timestep_spacing="linspace", thresholding=False, **_ODE
+        )
     raise ValueError(f"there is no DPM-Solver for the noise schedule of {name}; use own:N")
 
 
