@@ -240,6 +240,14 @@ class TestSpeed:
         assert parts["sampling", "decode"] == 4
         assert "profile" not in json.loads((tmp_path / "fast" / "run.json").read_text())
 
+    @pytest.mark.parametrize("there", [True, False])
+    def test_auto_is_a_precision_of_the_machine(self, lidar, tiny, tmp_path, monkeypatch, there):
+        monkeypatch.setattr("lidar_sampling.cli._options._computes_in_bfloat16", lambda device: there)
+        code, _, err = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, "--dtype", "auto")
+        assert code == 0, err
+        dtype = json.loads((tmp_path / "run.json").read_text())["dtype"]
+        assert dtype == ("bfloat16" if there else "float32")
+
     def test_another_scheduler(self, lidar, tiny, tmp_path):
         scheduler = "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,solver_order=1"
         code, _, err = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, "--scheduler", scheduler)

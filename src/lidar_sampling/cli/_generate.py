@@ -160,6 +160,8 @@ def _run(
     from ._grid import draw_grid
     from ._report import print_profile, print_table, report
 
+    dtype = o.dtype_of(options["dtype"], o.device_of(options["device"]))
+    options["dtype"] = str(dtype).removeprefix("torch.")  # what auto means is of this machine
     arguments = {name: _json_value(value) for name, value in options.items() if name not in _NOT_OF_THE_RUN}
     arguments["prompts"] = prompts
     out, sampling = options["out"], {"images": options["images"], "seed": options["seed"]}
