@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lidar_sampling import LookaheadBank, testing
-from lidar_sampling.cli import main
+from lidar_sampling.cli import _options, main
 
 FAST = ["--n", "4", "--steps", "4", "--images", "2", "--scale", "1", "--reward-scale", "5"]
 LOOK = ["--n", "4"]
@@ -242,7 +242,7 @@ class TestSpeed:
 
     @pytest.mark.parametrize("there", [True, False])
     def test_auto_is_a_precision_of_the_machine(self, lidar, tiny, tmp_path, monkeypatch, there):
-        monkeypatch.setattr("lidar_sampling.cli._options._computes_in_bfloat16", lambda device: there)
+        monkeypatch.setattr(_options, "_computes_in_bfloat16", lambda device: there)
         code, _, err = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, "--dtype", "auto")
         assert code == 0, err
         dtype = json.loads((tmp_path / "run.json").read_text())["dtype"]

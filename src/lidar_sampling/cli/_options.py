@@ -79,8 +79,8 @@ Scheduler = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Precision of the pipeline: float32, float16, bfloat16, or auto: bfloat16 where the device computes in it, "
-        "else float32."
+        help="Precision of the pipeline: float32, float16, bfloat16, or auto, which is bfloat16 where the device "
+        "computes in it, else float32."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
