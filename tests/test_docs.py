@@ -16,6 +16,7 @@ PAGES = [
     "docs/methods.md",
     "docs/howto.md",
     "docs/mixtures-and-services.md",
+    "docs/performance.md",
     "docs/rewards.md",
 ]
 
