@@ -205,7 +205,7 @@ def run(monkeypatch, out, *options):
 def test_the_program_writes_what_it_measured(monkeypatch, tmp_path, tiny_shape, capsys):
     results = run(monkeypatch, tmp_path, "--shapes", "tiny")
     shape = results["shapes"]["tiny"]
-    assert list(shape["rows"]) == [*rows.ROWS, rows.FAST]
+    assert list(shape["rows"]) == [*rows.ROWS, *rows.FASTER]
     assert all(len(row["seconds"]) == 1 and min(row["seconds"]) > 0 for row in shape["rows"].values())
     assert shape["work"] == {"network": 4 * 5 + 2 * 4, "decode": 6, "reward": 4}
     assert shape["ideal"] > 0
@@ -220,7 +220,7 @@ def test_a_lost_row_or_shape_does_not_lose_the_others(monkeypatch, tmp_path, tin
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setitem(peers.ROWS, "vanilla", no_memory)
-    monkeypatch.setattr(peers, "fast", lambda pipe, reward: 1 / 0)
+    monkeypatch.setattr(peers, "fast", lambda pipe, reward, shape: 1 / 0)
     results = run(monkeypatch, tmp_path, "--shapes", "broken,tiny")
     table = (tmp_path / "table.md").read_text()
     assert "| vanilla | OutOfMemoryError: CUDA out of memory. Tried to allocate |" in table

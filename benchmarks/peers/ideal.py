@@ -16,7 +16,7 @@ from lidar_sampling._batches import is_out_of_memory
 from lidar_sampling._decode import decode
 from lidar_sampling.solvers import load as load_solver
 
-BATCH_SIZES = {"cuda": (4, 10, 25, 50), "cpu": (1, 4, 8, 16)}
+BATCH_SIZES = {"cuda": (4, 25), "cpu": (1, 4, 8, 16)}
 
 Times = dict[str, dict[int, float]]
 

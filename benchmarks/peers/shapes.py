@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 
 from lidar_sampling import LiDAR, glyph
 from lidar_sampling._settings import GLYPH, Settings, settings_for
@@ -84,6 +85,8 @@ class Shape:
         decode_batch: images at a time in its decoding.
         decode_dtype: the precision of its decoding; None is the pipeline's.
         repeats: timed runs of each row, unless asked otherwise.
+        levers: what ``accelerate`` is told on a GPU.
+        preview: makes a small decoder; that of TAESD, untrained, unless the shape has a better one.
         on_cpu: what else is smaller on a CPU, unless asked otherwise.
     """
 
@@ -95,6 +98,8 @@ class Shape:
     decode_batch: int = 25
     decode_dtype: torch.dtype | None = None
     repeats: int = 3
+    levers: Mapping[str, Any] = field(default_factory=dict)
+    preview: Callable[[], Any] = AutoencoderTiny
     on_cpu: Mapping[str, int] = field(default_factory=lambda: {"steps": 20, "n": 16, "gradient_steps": 3})
 
     def sampler(self, pipe: Any, reward: Reward, **changes: Any) -> LiDAR:
@@ -271,7 +276,12 @@ def _glyph_reward(folder: Path, device: torch.device, dtype: torch.dtype) -> Rew
 
 
 SHAPES = {
-    "sd15": Shape(partial(stable_diffusion, unet=SD15_UNET, vae=VAE), partial(image_reward, **IMAGE_REWARD)),
+    "sd15": Shape(
+        partial(stable_diffusion, unet=SD15_UNET, vae=VAE),
+        partial(image_reward, **IMAGE_REWARD),
+        repeats=2,
+        levers={"channels_last": True, "compile": "whole", "cuda_graphs": True},
+    ),
     "sdxl": Shape(
         partial(stable_diffusion_xl, unet=SDXL_UNET, vae=SDXL_VAE),
         partial(image_reward, **IMAGE_REWARD),
@@ -279,9 +289,15 @@ SHAPES = {
         decode_batch=4,
         decode_dtype=torch.float32,
         repeats=1,
+        levers={"compile": "blocks"},
     ),
     "glyph": Shape(
-        _glyph_pipe, _glyph_reward, side=128, settings=GLYPH, on_cpu={"steps": 50, "n": 50, "gradient_steps": 3}
+        _glyph_pipe,
+        _glyph_reward,
+        side=128,
+        settings=GLYPH,
+        preview=glyph.load_tiny_decoder,
+        on_cpu={"steps": 50, "n": 50, "gradient_steps": 3},
     ),
     "reduced": Shape(
         partial(stable_diffusion, unet=REDUCED_UNET, vae=REDUCED_VAE), partial(image_reward, **REDUCED_REWARD)

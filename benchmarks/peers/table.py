@@ -25,7 +25,8 @@ HEAD = (
 LEGEND = """\
 Seconds are medians over the runs{clock}. Peak memory is what came beyond the models. Evaluations and
 backward passes count both branches of guidance. Of Universal Guidance and DATE a few steps are timed, and seconds and
-counts scaled linearly to all. Times hold no text encoding to speak of, and no scoring of the final images."""
+counts scaled linearly to all. Times hold no text encoding to speak of, and no scoring of the final images. Phases are
+those of the last run."""
 
 
 def table(results: dict[str, Any]) -> str:
