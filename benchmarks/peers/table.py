@@ -26,8 +26,8 @@ LEGEND = """\
 Seconds are medians over the runs{clock}. Peak memory is what came beyond the models. Evaluations and
 backward passes count both branches of guidance. Of Universal Guidance and DATE a few steps are timed, and seconds and
 counts scaled linearly to all. Times hold no text encoding to speak of, and no scoring of the final images. Phases are
-those of the last run. The rows after `fast` pull levers: on a GPU compilation, CUDA graphs and a half-precision reward, on
-a CPU networks and reward in bfloat16; a preview is a small decoder for the bank's rewards."""
+those of the last run. From `fast` on the rows pull levers: on a GPU compilation, CUDA graphs and a half-precision
+reward, on a CPU networks and reward in bfloat16; a preview is a small decoder for the bank's rewards."""
 
 
 def table(results: dict[str, Any]) -> str:
