@@ -239,6 +239,10 @@ class TestSpeed:
         parts = {(part["phase"], part["part"]): part["rows"] for part in whole["profile"]["parts"]}
         assert parts["sampling", "decode"] == 4
         assert "profile" not in json.loads((tmp_path / "fast" / "run.json").read_text())
+        again = [*arguments, "--out", tmp_path / "fast", "--fast", "channels-last,encode-once,overlap"]
+        code, out, err = lidar(*again, "--profile", "--resume")  # nothing is left to measure
+        assert code == 0, err
+        assert "ratio" not in out
 
     @pytest.mark.parametrize("there", [True, False])
     def test_auto_is_a_precision_of_the_machine(self, lidar, tiny, tmp_path, monkeypatch, there):

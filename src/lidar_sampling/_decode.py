@@ -48,11 +48,13 @@ def check_preview(preview: Any, pipe: Any) -> None:
     """Refuse, as a decoder of the bank, what has not the face of an autoencoder, or another latent space.
 
     Raises:
-        TypeError: it cannot decode.
+        TypeError: it cannot decode, or the pipeline has no decoder that it could stand in for.
         ValueError: its latents have another number of channels than the pipeline's.
     """
     if not callable(getattr(preview, "decode", None)) or not hasattr(preview, "config"):
         raise TypeError(f"preview must be an autoencoder of diffusers, such as AutoencoderTiny, got {preview!r}")
+    if getattr(pipe, "vae", None) is None:
+        raise TypeError(f"{type(pipe).__name__} has no vae that a preview could stand in for")
     theirs, own = preview.config.get("latent_channels"), pipe.vae.config.get("latent_channels")
     if None not in (theirs, own) and theirs != own:
         raise ValueError(f"preview decodes latents of {theirs} channels, and {type(pipe).__name__} has {own}")

@@ -185,7 +185,7 @@ def _run(
                 for index, result, vanilla in zip(group, results, plain, strict=True):
                     entries[index] = folder.put(index, method, result, vanilla)
     whole = report(lidar, arguments, [entries[index] for index in range(len(prompts))])
-    if profile is not None:
+    if profile is not None and profile.seconds:  # of a run that was finished already there is none
         whole["profile"] = profile.report()
     written = ["images", "result.json"]
     if not entries[0][method]["images"][0].endswith(".wav"):  # there is no picture of a sound
@@ -196,7 +196,7 @@ def _run(
         typer.echo(_json.dumps(whole))
     else:
         print_table(whole)
-        if profile is not None:
+        if "profile" in whole:
             print_profile(whole["profile"])
         typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
