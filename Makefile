@@ -10,7 +10,7 @@ demo: .venv/core
 		"a photo of a dog right of a teddy bear" \
 		"a photo of a cup below a cow" \
 		"a photo of three cats" \
-		--beside-vanilla --overwrite --out $(DEMO)
+		--dtype auto --beside-vanilla --overwrite --out $(DEMO)
 
 test: .venv/test
 	$(BIN)/ruff check .
