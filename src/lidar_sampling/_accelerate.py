@@ -133,6 +133,11 @@ def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 
         prompt: of the samples.
         share: of the free memory, in (0, 1].
         most: the largest size that is of use.
+
+    Example:
+        >>> from lidar_sampling import LiDAR, testing
+        >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
+        >>> lidar.batch_size = largest_batch(lidar, "a cat", most=32)
     """
     peaks = []
     for n in (2, 4):
