@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-STAGES = ("sprites", "tokenizer", "vae", "unet", "reward-clip", "heldout-clip", "detector", "measure")
+STAGES = ("sprites", "tokenizer", "vae", "unet", "reward-clip", "heldout-clip", "detector", "tiny-decoder", "measure")
 TRAINED = STAGES[2:-1]
 OUT = Path(__file__).parent / "out"
 
@@ -54,7 +54,7 @@ def run(stage: str, out: Path, *, device: str | None = None, smoke: bool = False
     """
     import torch
 
-    from . import clip, detector, measure, sprites, tokenizer, unet, vae
+    from . import clip, detector, measure, sprites, tiny_decoder, tokenizer, unet, vae
     from .output import MissingError, Output
 
     output = Output(out)
@@ -68,6 +68,7 @@ def run(stage: str, out: Path, *, device: str | None = None, smoke: bool = False
         "reward-clip": (clip, clip.REWARD),
         "heldout-clip": (clip, clip.HELD_OUT),
         "detector": (detector, detector.RECIPE),
+        "tiny-decoder": (tiny_decoder, tiny_decoder.RECIPE),
         "measure": (measure, measure.RECIPE),
     }[stage]
     if smoke:

@@ -49,6 +49,11 @@ class Output:
         return self.pipeline / "vae"
 
     @property
+    def tiny_decoder(self) -> Path:
+        """The small decoder that stands in for the autoencoder's."""
+        return self.root / "tiny-decoder"
+
+    @property
     def detector(self) -> Path:
         """The detector that plays GenEval's judge."""
         return self.root / "detector"

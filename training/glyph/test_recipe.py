@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from lidar_sampling._geneval import CLASSES, COLORS, Detection, parse
-from lidar_sampling.glyph import DATA
-from training.glyph import captions, negatives, output, render, sprites, tokenizer, unet, vae
+from lidar_sampling.glyph import DATA, prompts
+from training.glyph import captions, negatives, output, render, sprites, tiny_decoder, tokenizer, unet, vae
 from training.glyph.__main__ import main
 from training.glyph.draws import Draws
 from training.glyph.judging import exact
@@ -187,3 +190,34 @@ def test_a_missing_stage_is_named(tmp_path: Path) -> None:
         main(["sprites", "--steps", "3"])
     with pytest.raises(output.MissingError, match="apt-get install fonts-noto-color-emoji"):
         sprites.render(tmp_path / "absent.ttf")
+
+
+def test_tiny_decoder_sees_no_shipped_prompt_and_no_held_out_pair() -> None:
+    """Captions of its few-step samples: as many as asked for, and none that an evaluation asks."""
+    found = tiny_decoder.other_captions(World(captions.training_pairs(), Draws(0, CPU)), 800)
+    assert len(found) == 800
+    assert not {line["prompt"] for split in ("geneval", "hard") for line in prompts(split)} & set(found)
+    held_out = captions.held_out()
+    for caption in found:
+        names = [CLASSES.index(entry["class"]) for entry in parse(caption)["include"]]
+        assert len(names) < 2 or not held_out[names[0], names[1]], caption
+
+
+def test_tiny_decoder_stage_runs(tmp_path: Path) -> None:
+    """On the shipped pipeline and sprites of noise: what it writes is half precision, and diffusers reads it."""
+    shutil.copytree(DATA / "sd-glyph", tmp_path / "sd-glyph")
+    noise = np.random.default_rng(0).integers(0, 256, (80, 96, 96, 4), np.uint8)
+    np.savez_compressed(tmp_path / "sprites.npz", sprites=noise)
+    main(["tiny-decoder", "--smoke", "--device", "cpu", "--out", str(tmp_path)])
+    written = tmp_path / "tiny-decoder"
+    with safe_open(written / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
+    model = AutoencoderTiny.from_pretrained(written)
+    assert model.config.scaling_factor == 1.0  # latents as the scheduler has them
+    assert json.loads((written / "train_info.json").read_text())["steps"] == 3
+
+
+def test_psnr_by_hand() -> None:
+    """An error of .1 everywhere is 20 dB."""
+    picture = torch.full((1, 3, 4, 4), 0.5)
+    assert tiny_decoder.psnr(picture + 0.1, picture) == pytest.approx(20, abs=1e-4)
