@@ -212,7 +212,8 @@ class LiDAR:
             options.setdefault("metrics", ["glyph-heldout", glyph.Judge(device=device)])
             pipe = glyph.load_pipeline(dtype=dtype).to(device)
             if preview == "tiny":
-                preview = glyph.load_tiny_decoder(dtype=dtype).to(device)
+                tiny: Any = glyph.load_tiny_decoder(dtype=dtype)
+                preview = tiny.to(device)
             reward = reward or "glyph"
         elif "/" not in str(name) and not Path(name).exists():
             hint = "did you mean 'glyph'? " if get_close_matches(str(name), ["glyph"]) else ""
