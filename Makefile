@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
+DTYPE ?= float32
 
 .PHONY: demo test lint clean
 
@@ -10,7 +11,7 @@ demo: .venv/core
 		"a photo of a dog right of a teddy bear" \
 		"a photo of a cup below a cow" \
 		"a photo of three cats" \
-		--dtype auto --beside-vanilla --overwrite --out $(DEMO)
+		--dtype $(DTYPE) --beside-vanilla --overwrite --out $(DEMO)
 
 test: .venv/test
 	$(BIN)/ruff check .
