@@ -1,8 +1,11 @@
 """The embedded model: it draws what it is asked, and guidance helps where it has room."""
 
+import pytest
 import torch
 
-from lidar_sampling.glyph import DATA
+from lidar_sampling import solvers
+from lidar_sampling._decode import decode
+from lidar_sampling.glyph import DATA, load_tiny_decoder
 
 
 def test_it_is_the_model_that_was_measured(glyph_lidar):
@@ -46,3 +49,72 @@ def test_a_prompt_outside_the_templates_has_no_verdict(glyph_lidar):
     rewards = glyph_lidar.vanilla("an oil painting of a cat", images=1).rewards
     assert rewards["geneval"].isnan().all()
     assert rewards["glyph"].isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_tiny_decoder()
+
+
+@pytest.fixture
+def with_tiny(glyph_lidar, tiny, monkeypatch):
+    """Glyph's pipeline with the tiny decoder, for one test."""
+    monkeypatch.setattr(glyph_lidar.pipe, "vae", tiny)
+    return glyph_lidar.pipe
+
+
+@pytest.fixture(scope="module")
+def few_step_samples(glyph_lidar):
+    """Latents (4, 4, 16, 16) of prompts of held-out pairs, as a bank holds them."""
+    prompts = [
+        "a photo of a dog right of a teddy bear",
+        "a photo of a cup below a cow",
+        "a photo of a car left of a potted plant",
+        "a photo of a cat below a backpack",
+    ]
+    pipe = glyph_lidar.pipe
+    pipe.set_progress_bar_config(disable=True)
+    with solvers.running(solvers.load("dpm:5"), pipe):
+        return pipe(
+            prompts,
+            num_inference_steps=5,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+
+def test_tiny_decoder_draws_nearly_what_the_full_one_draws(glyph_lidar, few_step_samples, tiny, monkeypatch):
+    """Peak signal-to-noise ratio against the full decoder's pictures.
+
+    Over 96 samples of prompts of held-out pairs its mean was 33.3 dB and its least 30.5; of these four, 30.9.
+    """
+    with torch.no_grad():
+        wanted = decode(glyph_lidar.pipe, few_step_samples)
+        monkeypatch.setattr(glyph_lidar.pipe, "vae", tiny)
+        got = decode(glyph_lidar.pipe, few_step_samples)
+    psnr = -10 * torch.log10((got - wanted).square().mean((1, 2, 3)))
+    assert psnr.min() > 30
+
+
+def test_tiny_decoder_runs_in_the_pipeline(with_tiny):
+    """What the pipeline draws with it is what it decodes: no scale of the latents is lost on the way."""
+    arguments = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    pictures = with_tiny(
+        "a photo of a cat", generator=torch.Generator().manual_seed(0), output_type="pt", **arguments
+    ).images
+    latents = with_tiny(
+        "a photo of a cat", generator=torch.Generator().manual_seed(0), output_type="latent", **arguments
+    ).images
+    with torch.no_grad():
+        expected = (with_tiny.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    assert pictures.shape == (1, 3, 128, 128)
+    torch.testing.assert_close(pictures, expected)
+
+
+def test_tiny_decoder_is_tiny_and_only_decodes(tiny):
+    assert (DATA / "tiny-decoder" / "diffusion_pytorch_model.safetensors").stat().st_size < 1_000_000
+    assert next(tiny.parameters()).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"encode with the vae of glyph\.load_pipeline"):
+        tiny.encode(torch.zeros(1, 3, 128, 128))
+    assert load_tiny_decoder(dtype=torch.bfloat16).dtype == torch.bfloat16
