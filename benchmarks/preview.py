@@ -102,7 +102,7 @@ def table(agreed: dict[str, list[list[float]]]) -> str:
 
 
 def timings(lidar: LiDAR, tiny: Any, reward: rewards.Reward, repeats: int) -> str:
-    """Seconds an image of each part of phase 1, by batch size, Markdown."""
+    """Milliseconds an image of each part of phase 1, by batch size, Markdown."""
     pipe, steps = lidar.pipe, int(LOOKAHEAD.split(":")[1])
     text = torch.randn(1, 24, pipe.unet.config.cross_attention_dim, device=pipe.device)
     lines = [
