@@ -213,6 +213,8 @@ def test_tiny_decoder_stage_runs(tmp_path: Path) -> None:
     with safe_open(written / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
     model = AutoencoderTiny.from_pretrained(written)
+    assert "block_out_channels" not in json.loads((written / "config.json").read_text())
+    assert len(model.config.block_out_channels) == 4  # from which a pipeline has the scale of its pictures
     assert model.config.scaling_factor == 1.0  # latents as the scheduler has them
     assert json.loads((written / "train_info.json").read_text())["steps"] == 3
 

@@ -6,6 +6,7 @@ the full decoder makes of them, of rendered scenes and of few-step samples, whic
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, replace
 
@@ -102,6 +103,9 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
         info[f"psnr_{name}"] = psnr(decode(trained, latents_of), decode(vae, latents_of / SCALE))
         log.info("%.2f dB on %s latents", info[f"psnr_{name}"], name)
     save_diffusers(trained, output.tiny_decoder)
+    config = json.loads((output.tiny_decoder / "config.json").read_text())
+    del config["block_out_channels"]  # the class derives it, and warns when it reads it back
+    write_json(output.tiny_decoder / "config.json", config)
     write_json(output.tiny_decoder / "train_info.json", info)
 
 
