@@ -146,19 +146,20 @@ def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any, judge: LiDAR) 
 def table(lines: list[dict[str, Any]], names: list[str]) -> str:
     """Each lever beside none, over the prompts that it has drawn, as Markdown."""
     by = {(line["lever"], line["prompt"]): line for line in lines}
-    tags = {line["prompt"]: line["tag"] for line in lines}
+    drawn_for = dict.fromkeys(line["prompt"] for line in lines)
     text = (
         "# Levers on glyph\n\n`python -m benchmarks.levers`: 4 images a prompt, n = 50, 50 steps, "
         f"{torch.get_num_threads()} threads. Seconds are of both\n"
         "phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first calls\n"
         "took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent value,\n"
-        "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts.\n\n"
+        "`tau` Kendall's, of the bank's rewards. 95 % bootstrap intervals over prompts,\n"
+        "all tags together.\n\n"
         "| lever | prompts | s | of none | first, s | evaluations | guiding | held out | GenEval | apart | tau |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for name in names:
-        prompts = [prompt for prompt in tags if (name, prompt) in by]
-        strata = [tags[prompt] for prompt in prompts]
+        prompts = [prompt for prompt in drawn_for if (name, prompt) in by]
+        strata = ["all"] * len(prompts)  # two prompts a tag are too few to resample within it
         mine, base = ([by[lever, prompt] for prompt in prompts] for lever in (name, NONE))
         cells = [str(len(prompts)), f"{np.mean([line['seconds'] for line in mine]):.1f}"]
         ratio = np.array([a["seconds"] / b["seconds"] for a, b in zip(mine, base, strict=True)])
