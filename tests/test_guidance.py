@@ -153,6 +153,15 @@ def test_a_prepared_bank_is_as_near_to_float64_as_its_storage_allows(variance, s
     assert (delta - exact).norm() < most * exact.norm()
 
 
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
+def test_a_prepared_bank_is_held_once(storage):
+    _, z, r, _ = tight(0.25)
+    prepared = Members(z, r, reward_scale=1.0, resident=True, storage=storage)
+    large = [value for value in vars(prepared).values() if isinstance(value, torch.Tensor) and value.dim() == 2]
+    assert [(value.dtype, value.shape) for value in large] == [(storage, z.shape)]
+    assert large[0].untyped_storage().data_ptr() != z.untyped_storage().data_ptr()
+
+
 @given(seeds, sigmas, scales)
 def test_a_prepared_bank_is_the_bank(seed, sigma, reward_scale):
     x, z, r = problem(seed)

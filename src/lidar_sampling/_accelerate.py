@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._cost import denoisers
+from ._cost import decoders, denoisers, read_proc, text_encoders
 
 if TYPE_CHECKING:
     from ._sampler import LiDAR
-
-LEVERS: dict[str, dict[str, Any]] = {
-    "channels-last": {"channels_last": True},
-    "compile": {"compile": "whole"},
-    "compile-blocks": {"compile": "blocks"},
-    "cuda-graphs": {"cuda_graphs": True},
-    "encode-once": {"encode_once": True},
-}
 
 
 def accelerate(
@@ -58,9 +49,7 @@ def accelerate(
         raise ValueError(f"compile must be 'whole', 'blocks' or None, got {compile!r}")
     if cuda_graphs and compile != "whole":
         raise ValueError("cuda_graphs records a compiled network: give compile='whole' beside it")
-    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
-    networks = [pipe] if isinstance(pipe, nn.Module) else [*denoisers(pipe).values(), decoder]
-    networks = [network for network in networks if isinstance(network, nn.Module)]
+    networks = [pipe] if isinstance(pipe, nn.Module) else [*denoisers(pipe).values(), *decoders(pipe)]
     if not networks:
         raise TypeError(f"expected a diffusers pipeline or a module, got {type(pipe).__name__}")
     for network in networks:
@@ -68,8 +57,8 @@ def accelerate(
             _lay_channels_last(network)
         if compile is not None:
             _compile(network, compile, cuda_graphs, backend)
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if encode_once else ():
-        if isinstance(encoder := getattr(pipe, name, None), nn.Module):
+    if encode_once:
+        for encoder in text_encoders(pipe):
             _see_equal_rows_once(encoder)
 
 
@@ -152,8 +141,4 @@ def _free(device: torch.device) -> int:
     """Bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 1 << 34
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return read_proc("meminfo", "MemAvailable") or 1 << 34

@@ -21,6 +21,18 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
 
 
+def text_encoders(pipe: Any) -> list[nn.Module]:
+    """The text encoders of a diffusers pipeline."""
+    found = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def decoders(pipe: Any) -> list[nn.Module]:
+    """The decoder of a diffusers pipeline's autoencoder, if it has one."""
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    return [decoder] if isinstance(decoder, nn.Module) else []
+
+
 @dataclass
 class Cost:
     """Counts, wall-clock seconds and memory.
@@ -86,7 +98,8 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     held = _forget_peak(device)
     start = time.perf_counter()
     try:
-        with timed(phase), timed_modules(_parts(pipe)):
+        parts = {"network": [*denoisers(pipe).values()], "text": text_encoders(pipe), "decode": decoders(pipe)}
+        with timed(phase), timed_modules(parts):
             yield cost
     finally:
         cost.seconds += time.perf_counter() - start
@@ -95,37 +108,26 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
             handle.remove()
 
 
-def _parts(pipe: Any) -> dict[str, list[nn.Module]]:
-    """The modules whose time a profile tells apart."""
-    texts = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
-    found: dict[str, list[Any]] = {"network": [*denoisers(pipe).values()], "text": texts, "decode": [decoder]}
-    return {part: [m for m in modules if isinstance(m, nn.Module)] for part, modules in found.items()}
-
-
-_PROCESS = Path("/proc/self")
-
-
 def _forget_peak(device: torch.device) -> int:
     """Start the peak of memory anew; returns the bytes that are held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
-        (_PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak of the resident set
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak of the resident set
     except OSError:
-        return _resident("VmHWM")
-    return _resident("VmRSS")
+        return read_proc("self/status", "VmHWM")
+    return read_proc("self/status", "VmRSS")
 
 
 def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else read_proc("self/status", "VmHWM")
 
 
-def _resident(field: str) -> int:
-    """A field of the process's status in bytes; 0 where the system has no such file."""
+def read_proc(file: str, field: str) -> int:
+    """A field of a file of Linux's /proc, such as meminfo, in bytes; 0 where the system has none."""
     try:
-        lines = (_PROCESS / "status").read_text().splitlines()
+        lines = (Path("/proc") / file).read_text().splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)

@@ -126,8 +126,8 @@ class Members:
         reward_scale: lambda, at least 0.
         dtype: of the samples that will be asked about; only float64 matters.
         block_size: members read at a time.
-        resident: keep a centred copy of the bank, which is faster to read: whole, if it is in full precision. Without
-            it nothing beside the bank is larger than a block.
+        resident: keep a centred copy in place of the bank, which is faster to read: whole, if it is in full
+            precision. Without it nothing beside the bank is larger than a block.
         storage: precision of that copy; by default that of the computation. What is rounded is what tells members
             apart, so bfloat16 moves the shift by less than a hundredth, whatever the noise, in half the memory.
 
@@ -160,13 +160,14 @@ class Members:
         n, dim = self._bank.shape
         self._block_size = block_size or max(1, _BLOCK_ELEMENTS // dim)
         self._mean = self._bank.mean(0, dtype=self.dtype)  # (D,)
+        self._offset: Tensor | None = self._mean  # of the rows that are stored; None once they are centred
         r = rewards.to(samples.device, self.dtype)
         best = r.max()
         self._tilt, self._top = reward_scale * (r - best), reward_scale * best  # (n,), at most 0; ()
-        self._centred: Tensor | None = None
         if resident:
-            self._centred = torch.cat([y.to(storage or self.dtype) for _, y in self._blocks()])
-            if self._centred.dtype == self.dtype:
+            self._bank = torch.cat([y.to(storage or self.dtype) for _, y in self._blocks()])
+            self._offset = None
+            if self._bank.dtype == self.dtype:
                 self._block_size = n
         self._half_norms = torch.cat([y.square().sum(1) / 2 for _, y in self._blocks()])  # (n,)
 
@@ -211,10 +212,8 @@ class Members:
         """Members centred on their mean, (m, D), so many at a time; which ones they are."""
         for start in range(0, len(self._bank), self._block_size):
             part = slice(start, start + self._block_size)
-            if self._centred is None:
-                yield part, self._bank[part].to(self.dtype) - self._mean
-            else:
-                yield part, self._centred[part].to(self.dtype)
+            y = self._bank[part].to(self.dtype)
+            yield part, y if self._offset is None else y - self._offset
 
 
 class _Softmax(NamedTuple):

@@ -31,8 +31,9 @@ def load_preview(source: str | Path, pipe: Any) -> Any:
     """
     from diffusers import AutoencoderTiny
 
-    known = PREVIEWS.get(base_of(pipe))
-    if source == "tiny" and known is None:
-        raise ValueError(f"no small autoencoder is known for {type(pipe).__name__}: give a path or a hub id")
-    place = known.repo if source == "tiny" and known is not None else source
-    return AutoencoderTiny.from_pretrained(place, dtype=pipe.dtype, use_safetensors=True).to(pipe.device)
+    if source == "tiny":
+        known = PREVIEWS.get(base_of(pipe))
+        if known is None:
+            raise ValueError(f"no small autoencoder is known for {type(pipe).__name__}: give a path or a hub id")
+        source = known.repo
+    return AutoencoderTiny.from_pretrained(source, dtype=pipe.dtype, use_safetensors=True).to(pipe.device)

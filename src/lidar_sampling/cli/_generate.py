@@ -169,10 +169,8 @@ def _run(
         settings: dict[str, Any] = {name: options.get(name) for name in (*_MODEL, *_SETTINGS)}
         lidar = o.load_sampler(**settings, store=store)
         folder = Folder(out, arguments, resume=options["resume"], overwrite=options["overwrite"])
-        entries: dict[int, dict[str, Any]] = {}
-        for index in range(len(prompts)):
-            if (entry := folder.finished(index)) is not None:
-                entries[index] = entry
+        finished = {index: folder.finished(index) for index in range(len(prompts))}
+        entries = {index: entry for index, entry in finished.items() if entry is not None}
         missing = [index for index in range(len(prompts)) if index not in entries]
         with profiled(lidar.pipe.device) if options["profile"] else nullcontext() as profile:
             for group in _groups(missing, prompts, lidar.batch_size // options["images"]):

@@ -122,20 +122,27 @@ def _named_value(text: str, option: str) -> tuple[str, Any]:
         return name, value
 
 
+_LEVERS: dict[str, dict[str, Any]] = {  # arguments of accelerate
+    "channels-last": {"channels_last": True},
+    "compile": {"compile": "whole"},
+    "compile-blocks": {"compile": "blocks"},
+    "cuda-graphs": {"cuda_graphs": True},
+    "encode-once": {"encode_once": True},
+}
+
+
 def read_levers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Levers by name as arguments of :func:`accelerate` and of :class:`LiDAR`.
 
     >>> read_levers("channels-last,preview,rescore=8")
     ({'channels_last': True}, {'preview': 'tiny', 'rescore': 8})
     """
-    from .._accelerate import LEVERS
-
     pulled: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for part in filter(None, (text or "").split(",")):
         name, _, value = part.partition("=")
-        if name in LEVERS and not value:
-            pulled |= LEVERS[name]
+        if name in _LEVERS and not value:
+            pulled |= _LEVERS[name]
         elif part == "overlap":
             options["overlap"] = True
         elif part == "half-reward":
@@ -145,7 +152,7 @@ def read_levers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         elif name == "rescore" and value.isdigit():
             options["rescore"] = int(value)
         else:
-            known = ", ".join([*LEVERS, "half-reward", "overlap", "preview", "rescore=K"])
+            known = ", ".join([*_LEVERS, "half-reward", "overlap", "preview", "rescore=K"])
             raise typer.BadParameter(f"--fast knows {known}; got {part!r}")
     return pulled, options
 
