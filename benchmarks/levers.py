@@ -11,7 +11,6 @@ thread, whose reward waits as one behind a network does.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.peers.clock import now
 from lidar_sampling import LiDAR, accelerate, glyph
-from lidar_sampling.evaluation.comparison import read
+from lidar_sampling.evaluation.comparison import append, read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
 NONE = "none"
@@ -61,8 +60,7 @@ def main() -> None:
                 reference = reference or result
                 if name in missing:
                     lines.append({"lever": name, "first": first, **line})
-                    with path.open("a") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
+                    append(path, lines[-1])
                 print(f"{metadata['prompt']}, {name}: {line['seconds']:.1f} s", flush=True)
     kept = arguments.out / "alone.md"
     if not kept.exists():

@@ -23,6 +23,7 @@ import torch
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
+from lidar_sampling.evaluation.comparison import append, read
 
 FORMS = ("token-independent", "single-site", "joint")
 LOOKAHEAD, STEPS = 8, 32
@@ -77,8 +78,7 @@ def main() -> None:
                 start = time.perf_counter()
                 line = {"reward_name": name, "method": method, "seed": seed, **judged(lidar, draw())}
                 lines.append(line)
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append(path, line)
                 print(f"{name} {method} seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     (arguments.out / "table.md").write_text(table(lines, arguments))
     draw_figure(lines, arguments.out / "figure.svg")
@@ -137,12 +137,6 @@ def judged(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
         "evaluations": sum(part.network_evaluations for part in drawn),
         "reward_calls": sum(part.reward_calls for part in drawn),
     }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The results that are there; the NaN of older ones is None too."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line, parse_constant=lambda _: None) for line in text.splitlines()]
 
 
 def agree(path: Path, how: dict[str, Any]) -> None:

@@ -9,8 +9,6 @@ For each prompt a bank of ``dpm:5``; its rewards are taken twice, of the picture
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,10 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from benchmarks.peers.clock import median_seconds
+from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, glyph, rewards
-from lidar_sampling._decode import pictures
+from lidar_sampling._decode import decoding_with
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
 LOOKAHEAD, JUDGES, KEPT, BATCHES = "dpm:5", ("glyph", "glyph-heldout"), (1, 3, 5, 10), (8, 13, 25)
@@ -60,22 +60,20 @@ def main() -> None:
     chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
     texts = [line["prompt"] for line in chosen]
     lidar = LiDAR.from_pretrained("glyph", device=arguments.device, lookahead=LOOKAHEAD, n=arguments.n, metrics=[])
-    pipe, full = lidar.pipe, lidar.pipe.vae
     tiny = glyph.load_tiny_decoder().to(arguments.device)
     judges = [rewards.load(name, device=arguments.device) for name in JUDGES]
     agreed: dict[str, list[list[float]]] = {name: [] for name in JUDGES}
     for number, bank in enumerate(lidar.look(texts, seed=arguments.seed), 1):
         scores = {}
-        for decoder in (full, tiny):
-            pipe.vae = decoder
-            drawn = pictures(pipe, bank.samples, lidar.batch_size).cpu()
+        for decoder in (None, tiny):
+            with decoding_with(lidar.pipe, decoder):
+                drawn = pictures_of(lidar.pipe, bank)
             scores[decoder] = [
                 rewards.score(judge, images=drawn, prompts=[bank.prompt] * len(bank)) for judge in judges
             ]
-        for name, wanted, got in zip(JUDGES, scores[full], scores[tiny], strict=True):
+        for name, wanted, got in zip(JUDGES, scores[None], scores[tiny], strict=True):
             agreed[name].append(agreement(wanted, got))
         print(number, bank.prompt, flush=True)
-    pipe.vae = full
     page = HEADER.format(prompts=len(texts), n=arguments.n) + table(agreed) + NOTES
     arguments.out.write_text(page + timings(lidar, tiny, judges[0], arguments.repeats))
 
@@ -101,6 +99,7 @@ def table(agreed: dict[str, list[list[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@torch.no_grad()
 def timings(lidar: LiDAR, tiny: Any, reward: rewards.Reward, repeats: int) -> str:
     """Milliseconds an image of each part of phase 1, by batch size, Markdown."""
     pipe, steps = lidar.pipe, int(LOOKAHEAD.split(":")[1])
@@ -122,25 +121,13 @@ def timings(lidar: LiDAR, tiny: Any, reward: rewards.Reward, repeats: int) -> st
             lambda latents=latents: tiny.decode(latents),
             lambda images=images: rewards.score(reward, images=images, prompts=["a photo of a dog"] * len(images)),
         ]
-        network, full, small, judged = (1000 * median(part, repeats) / size for part in parts)
+        network, full, small, judged = (1000 * median_seconds(part, pipe.device, repeats) / size for part in parts)
         network *= steps
         saved = 100 * (full - small) / (network + full + judged)
         lines.append(
             f"| {size} | {network:.1f} | {full:.2f} | {small:.2f} | {full / small:.1f} | {judged:.2f} | {saved:.1f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-@torch.no_grad()
-def median(run: Callable[[], object], repeats: int) -> float:
-    """Median seconds of ``repeats`` runs after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Every row is judged by the guiding reward, by the held-out reward and by the det
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from lidar_sampling import LiDAR, LookaheadBank, glyph
 from lidar_sampling._decode import pictures
+from lidar_sampling.evaluation.comparison import append, read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
 
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     path = arguments.out / "results.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = read(path)
     if not arguments.table:
         arguments.out.mkdir(parents=True, exist_ok=True)
         everything = glyph.read_metadata(arguments.prompts) if arguments.prompts else glyph.prompts()
@@ -59,8 +59,7 @@ def main() -> None:
             if metadata["prompt"] in seen:
                 continue
             line = measure(lidar, metadata, arguments.seed)
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(path, line)
             done.append(line)
             print(len(done), metadata["prompt"], flush=True)
     table = summarise(done)

@@ -11,7 +11,6 @@ grow but by the bank and the images kept.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 
 from benchmarks.peers.clock import now
 from lidar_sampling import Cost, LiDAR, glyph
-from lidar_sampling.evaluation.comparison import read
+from lidar_sampling.evaluation.comparison import append, read
 
 SWEEPS: dict[str, list[int]] = {
     "n": [3, 16, 64, 256, 1024, 4096],
@@ -48,8 +47,7 @@ def main() -> None:
         for value in values:
             if (what, value) not in done and (what != "n" or value <= arguments.most):
                 lines.append({"what": what, "value": value, **measured(lidar, {**FIXED, what: value})})
-                with path.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
+                append(path, lines[-1])
                 print(lines[-1], flush=True)
     (arguments.out / "table.md").write_text(table(lines))
     draw_figure(lines, arguments.out / "figure.svg")

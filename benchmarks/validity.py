@@ -13,8 +13,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lidar_sampling import LookaheadBank
 from lidar_sampling.discrete import TokenLiDAR, TokenResult, molecules
 
@@ -58,8 +56,7 @@ def main() -> None:
 def row(name: str, bank: LookaheadBank | None, result: TokenResult, reward_scale: float) -> list[str]:
     """What came of one run."""
     strings = molecules.decode(molecules.smiles_tokenizer(), result.tokens)
-    rewards = molecules.reward("ring-count")(result.tokens).tolist()
-    summary = molecules.summarize(strings, rewards, molecules.known())
+    summary = molecules.summarize(strings, result.rewards.tolist(), molecules.known())
     cells = ["", ""]
     if bank is not None:
         weights = (reward_scale * bank.reward()).softmax(0)
@@ -84,5 +81,4 @@ def table(rows: list[list[str]], samples: int) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

@@ -6,49 +6,27 @@ import torch
 import torch.nn.functional as F
 from pictures import CLIP_MEAN, CLIP_STD, tiny
 
+from benchmarks.peers.shapes import image_reward_shapes
 
-def image_reward_weights(width=128, text=64, layers=2, patch=8, grid=4, vocabulary=15):
-    """A checkpoint in the layout of ImageReward.pt, small."""
-    random, weights = tiny(2), {}
 
-    def linear(name, rows, columns):
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = random(rows, columns), random(rows)
-
-    def norm(name, size):
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = 1 + random(size), random(size)
-
-    see = "blip.visual_encoder"
-    weights[f"{see}.cls_token"] = random(1, 1, width)
-    weights[f"{see}.pos_embed"] = random(1, grid**2 + 1, width)
-    weights[f"{see}.patch_embed.proj.weight"] = random(width, 3, patch, patch)
-    weights[f"{see}.patch_embed.proj.bias"] = random(width)
-    norm(f"{see}.norm", width)
-    for block in (f"{see}.blocks.{i}" for i in range(layers)):
-        norm(f"{block}.norm1", width)
-        linear(f"{block}.attn.qkv", 3 * width, width)
-        linear(f"{block}.attn.proj", width, width)
-        norm(f"{block}.norm2", width)
-        linear(f"{block}.mlp.fc1", 4 * width, width)
-        linear(f"{block}.mlp.fc2", width, 4 * width)
-    read = "blip.text_encoder"
-    weights[f"{read}.embeddings.position_ids"] = torch.arange(40)[None]
-    weights[f"{read}.embeddings.word_embeddings.weight"] = random(vocabulary, text)
-    weights[f"{read}.embeddings.position_embeddings.weight"] = random(40, text)
-    norm(f"{read}.embeddings.LayerNorm", text)
-    for layer in (f"{read}.encoder.layer.{i}" for i in range(layers)):
-        for kind, source in (("attention", text), ("crossattention", width)):
-            linear(f"{layer}.{kind}.self.query", text, text)
-            linear(f"{layer}.{kind}.self.key", text, source)
-            linear(f"{layer}.{kind}.self.value", text, source)
-            linear(f"{layer}.{kind}.output.dense", text, text)
-            norm(f"{layer}.{kind}.output.LayerNorm", text)
-        linear(f"{layer}.intermediate.dense", 2 * text, text)
-        linear(f"{layer}.output.dense", text, 2 * text)
-        norm(f"{layer}.output.LayerNorm", text)
-    linear("blip.vision_proj", 16, width)
-    linear("blip.text_proj", 16, text)
-    for index, (rows, columns) in zip((0, 2, 4, 6, 7), ((32, text), (16, 32), (8, 16), (4, 8), (1, 4)), strict=True):
-        linear(f"mlp.layers.{index}", rows, columns)
+def image_reward_weights():
+    """A checkpoint in the layout of ImageReward.pt, small, with what the reward itself does not read."""
+    random = tiny(9)  # with it scores are far from 0, so that errors relative to them mean something
+    shapes = image_reward_shapes(
+        width=128,
+        layers=2,
+        text=64,
+        text_layers=2,
+        vocabulary=15,
+        patch=8,
+        side=32,
+        positions=40,
+        head=(32, 16, 8, 4),
+    )
+    shapes |= {"blip.vision_proj.weight": (16, 128), "blip.text_proj.weight": (16, 64)}
+    scales = {name: "norm" in name.lower() and name.endswith("weight") for name in shapes}
+    weights = {name: random(*shape) + scales[name] for name, shape in shapes.items()}
+    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
     return weights
 
 

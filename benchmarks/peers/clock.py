@@ -37,10 +37,10 @@ def settle(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Median of three runs after one that is not counted."""
+def median_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
+    """Median of ``repeats`` runs after one that is not counted."""
     times = []
-    for _ in range(4):
+    for _ in range(1 + repeats):
         start = now(device)
         run()
         times.append(now(device) - start)

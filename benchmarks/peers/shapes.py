@@ -156,7 +156,16 @@ def placed(pipe: Any, device: torch.device, dtype: torch.dtype, vae_dtype: torch
 
 
 def image_reward_shapes(
-    *, width: int, layers: int, text: int, text_layers: int, vocabulary: int, patch: int = 16, side: int = 224
+    *,
+    width: int,
+    layers: int,
+    text: int,
+    text_layers: int,
+    vocabulary: int,
+    patch: int = 16,
+    side: int = 224,
+    positions: int = 512,
+    head: tuple[int, ...] = (1024, 128, 64, 16),
 ) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a checkpoint in the layout of ``ImageReward.pt``."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -177,7 +186,7 @@ def image_reward_shapes(
         affine(f"{block}.mlp.fc1", 4 * width, width)
         affine(f"{block}.mlp.fc2", width, 4 * width)
     shapes[f"{read}.embeddings.word_embeddings.weight"] = (vocabulary, text)
-    shapes[f"{read}.embeddings.position_embeddings.weight"] = (512, text)
+    shapes[f"{read}.embeddings.position_embeddings.weight"] = (positions, text)
     affine(f"{read}.embeddings.LayerNorm", text)
     for layer in (f"{read}.encoder.layer.{i}" for i in range(text_layers)):
         for kind, source in (("attention", text), ("crossattention", width)):
@@ -189,7 +198,7 @@ def image_reward_shapes(
         affine(f"{layer}.intermediate.dense", 4 * text, text)
         affine(f"{layer}.output.dense", text, 4 * text)
         affine(f"{layer}.output.LayerNorm", text)
-    for index, rows, columns in ((0, 1024, text), (2, 128, 1024), (4, 64, 128), (6, 16, 64), (7, 1, 16)):
+    for index, rows, columns in zip((0, 2, 4, 6, 7), (*head, 1), (text, *head), strict=True):
         affine(f"mlp.layers.{index}", rows, columns)
     return shapes
 

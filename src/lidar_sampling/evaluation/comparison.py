@@ -80,7 +80,7 @@ def compare(
                     if seed == seeds[0] and index < pictures and place not in taken:
                         _keep(result, out / place)
                         line["pictures"] = place
-                    _append(path, json.dumps(line))
+                    append(path, line)
                 count += 1
                 yield line
 
@@ -113,6 +113,16 @@ def read(*paths: Path) -> list[Line]:
     return lines
 
 
+def append(path: Path, line: Line) -> None:
+    """Write a line of its own, also behind one that a killed run cut off."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
+
+
 def diversity(features: Tensor) -> float:
     """The mean of 1 - cosine over pairs of unit features (m, d); 0 for one image or for copies.
 
@@ -125,16 +135,6 @@ def diversity(features: Tensor) -> float:
         return 0.0
     cosines = features @ features.T
     return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (m * (m - 1)))
-
-
-def _append(path: Path, text: str) -> None:
-    """Write a line of its own, also behind one that a killed run cut off."""
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(text.encode() + b"\n")
 
 
 def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, name: str) -> Line:
