@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
     from ._profile import profiled as profiled
+    from ._result import Result as Result
     from ._sampler import LiDAR as LiDAR
-    from ._sampler import Result as Result
     from ._settings import Settings as Settings
     from ._space import Space as Space
     from .rewards import RewardError as RewardError

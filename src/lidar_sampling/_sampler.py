@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from ._decode import check_plain, check_preview
 from ._draw import Item, draw, items_of
 from ._levels import check
 from ._lookahead import look
-from ._media import save_sample, to_pil
 from ._preview import load_preview
+from ._result import Result
 from ._settings import GLYPH, Settings, settings_for
 from ._space import space_of
 from .rewards import Reward, name_of, score
@@ -31,69 +31,6 @@ from .solvers import Solver, lookahead_pipeline
 from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
-
-
-@dataclass
-class Result:
-    """Samples of P prompts, m each, and what is known of them.
-
-    Attributes:
-        prompts: the P prompts.
-        images: pictures (P, m, 3, H, W) or videos (P, m, F, 3, H, W) in [0, 1], or audio (P, m, channels, S);
-            float32, on the CPU.
-        latents: (P, m, *), as the scheduler returned them, on the CPU.
-        rewards: name -> (P, m): what guided first (each part of a mixture), then the metrics; NaN where a metric
-            does not apply.
-        cost: what each phase cost: ``lookahead``, ``sampling``, ``scoring``.
-        seed: the seed.
-        settings: how it was sampled.
-        banks: the bank of each prompt; empty for vanilla samples.
-        trace: what guidance did at each step, rows in the order of ``images``; empty for vanilla samples.
-        sampling_rate: of audio, in Hz.
-    """
-
-    prompts: list[str]
-    images: Tensor
-    latents: Tensor
-    rewards: dict[str, Tensor]
-    cost: dict[str, Cost]
-    seed: int
-    settings: Settings
-    banks: list[LookaheadBank] = field(default_factory=list)
-    trace: Trace = field(default_factory=Trace)
-    sampling_rate: int | None = None
-
-    def pil(self) -> list[list[Any]]:
-        """The images as PIL images, a list a prompt; of a video the list of its frames."""
-        return [[to_pil(image) for image in row] for row in self.images]
-
-    def split(self) -> list[Result]:
-        """The result of each prompt alone; of counts and seconds each has an even share, rounded."""
-        count, m = len(self.prompts), self.images.shape[1]
-        cost = {phase: part.share(count) for phase, part in self.cost.items()}
-        return [
-            replace(
-                self,
-                prompts=[prompt],
-                images=self.images[p : p + 1],
-                latents=self.latents[p : p + 1],
-                rewards={name: values[p : p + 1] for name, values in self.rewards.items()},
-                cost=cost,
-                banks=self.banks[p : p + 1],
-                trace=self.trace.of(slice(p * m, (p + 1) * m)),
-            )
-            for p, prompt in enumerate(self.prompts)
-        ]
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write every sample to ``folder`` as PROMPT-SAMPLE: ``.png``, ``.webp`` for a video, ``.wav`` for audio."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        return [
-            save_sample(sample, folder / f"{p:05d}-{k:04d}", sampling_rate=self.sampling_rate)
-            for p, row in enumerate(self.images)
-            for k, sample in enumerate(row)
-        ]
 
 
 class LiDAR:

@@ -21,7 +21,7 @@ from .._geneval import parse
 from .._media import save_sample
 
 if TYPE_CHECKING:
-    from .._sampler import Result
+    from .._result import Result
 
 
 class Folder:

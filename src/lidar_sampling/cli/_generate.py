@@ -14,7 +14,8 @@ from . import _options as o
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
-    from .._sampler import LiDAR, Progress, Result
+    from .._result import Result
+    from .._sampler import LiDAR, Progress
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
 BesideVanilla = Annotated[

@@ -19,7 +19,8 @@ from torch import Tensor
 from .._bank import write_atomically
 from .._cost import Cost
 from .._media import save_sample
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ..methods import Method
 from ..rewards import name_of
 

@@ -15,7 +15,8 @@ from .._bank import LookaheadBank
 from .._cost import Cost
 from .._decode import decode, pictures
 from .._draw import Item
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ..rewards import name_of, score
 from ..rewards.mixture import Mixture
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import charged, hooked, rewards_of_predictions
 from ._resampling import rows
 from ._rollout import Rollout

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import Method, best
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from .._attach import Hook
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._ddim import check_ddim, noise_like, transition
 from ._face import charged, check_comparable, check_differentiable, differentiable_rewards, hooked
 from ._resampling import rows, ssp

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from .._cost import denoisers
 from .._draw import Item, constant_weights
 from .._levels import clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import charged, check_differentiable, differentiable_rewards
 
 

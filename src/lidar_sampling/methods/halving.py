@@ -19,7 +19,8 @@ from .._attach import Segment, attached, check_memoryless
 from .._cost import metered
 from .._decode import pictures
 from .._draw import Item, seed_of
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import best
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 
 
 @dataclass(frozen=True)

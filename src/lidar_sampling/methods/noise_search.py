@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .._attach import Hook, attached
 from .._draw import Item, items_of
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import check_comparable, guiding_scores
 
 

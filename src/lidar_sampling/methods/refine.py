@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .._draw import seed_of
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ..solvers import load
 from ._face import best
 from .best_of import BestOf

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .._attach import Hook
 from .._levels import NoiseLevel, clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
 from ._face import hooked

@@ -22,7 +22,8 @@ from torch import Tensor
 from .._attach import Hook, check_memoryless
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._face import best, charged, hooked, rewards_of_predictions
 from ._resampling import check_window, resampling_steps, rows, ssp
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from .._attach import Hook
 from .._draw import Item
 from .._levels import clean_prediction, noise_level
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ._ddim import Transition, check_ddim, noise_like, transition
 from ._face import charged, check_differentiable, differentiable_rewards, hooked
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._sampler import LiDAR, Result
+from .._result import Result
+from .._sampler import LiDAR
 from ..solvers import Solver, running
 
 
