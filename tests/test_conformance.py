@@ -11,7 +11,7 @@ from oracle import output_for
 from test_guidance import naive
 
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
-from lidar_sampling._attach import Hook, attached
+from lidar_sampling._hooks import Hook, attached
 from lidar_sampling.cli import main
 
 PROMPTS = ["a cat", "a dog"]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._attach import GuidanceError as GuidanceError
     from ._attach import Trace as Trace
     from ._attach import guide as guide
-    from ._attach import record as record
     from ._bank import BankError as BankError
     from ._bank import BankStore as BankStore
     from ._bank import LookaheadBank as LookaheadBank
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ._guidance import ShiftInfo as ShiftInfo
     from ._guidance import expected_future_reward as expected_future_reward
     from ._guidance import mean_shift as mean_shift
+    from ._hooks import record as record
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
     from ._profile import profiled as profiled
@@ -64,7 +64,7 @@ _HOMES = {
     "mean_shift": "_guidance",
     "noise_level": "_levels",
     "profiled": "_profile",
-    "record": "_attach",
+    "record": "_hooks",
 }
 _ROOMS = ("discrete", "glyph", "methods", "rewards", "solvers", "testing")
 

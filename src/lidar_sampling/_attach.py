@@ -1,15 +1,8 @@
-"""Guide or record a diffusers scheduler inside a with-block, without touching the pipeline around it.
-
-The scheduler instance's class is swapped for a subclass of itself whose ``step`` shows the call to the hooks held
-by the instance. So isinstance checks, signatures, saved configurations and timesteps stay what they were; a copy
-or a pickle of the scheduler is plain; and the class is put back when the block ends, whatever happened in it.
-"""
+"""Guide a diffusers pipeline by banks inside a with-block; see what guidance did at every step."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,8 +13,8 @@ from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import Members, ShiftInfo
-from ._levels import NoiseLevel, check, clean_prediction, data_scale, noise_level
-from ._profile import timed
+from ._hooks import Hook, attached, scheduler_of
+from ._levels import NoiseLevel, check, noise_level
 from ._settings import check_strength, check_window
 from ._space import space_of
 
@@ -150,92 +143,6 @@ def guide(
         )
 
 
-class Hook:
-    """What :func:`attached` calls around every ``scheduler.step``; by default it changes nothing."""
-
-    def timesteps(self, timesteps: Tensor) -> Tensor:
-        """See what ``scheduler.set_timesteps`` chose; return the timesteps to take."""
-        return timesteps
-
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """See the arguments of ``step`` by name, and change them; return the model output to use."""
-        return arguments["model_output"]
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """See the sample that ``step`` returned; return the one to go on with."""
-        return previous
-
-
-@dataclass
-class Recording(Hook):
-    """What :func:`record` saw.
-
-    Attributes:
-        samples: what ``scheduler.step`` returned last (B, *), in units of clean latents: the space of banks.
-        steps: number of steps so far.
-        on_step: called with that number after each step.
-    """
-
-    samples: Tensor | None = None
-    steps: int = 0
-    on_step: Callable[[int], None] | None = None
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """Keep the sample that the scheduler returned."""
-        self.samples, self.steps = previous.detach() / data_scale(scheduler), self.steps + 1
-        if self.on_step is not None:
-            self.on_step(self.steps)
-        return previous
-
-
-@contextmanager
-def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = None) -> Iterator[Recording]:
-    """Keep what the scheduler returned last: the clean latents in the space that banks live in.
-
-    Works with every scheduler that has a ``step``; changes nothing. ``on_step`` is called with the number of steps
-    so far after each of them.
-
-    Example:
-        >>> from lidar_sampling import testing
-        >>> pipe = testing.tiny_stable_diffusion()
-        >>> with record(pipe) as recording:
-        ...     images = pipe("a cat", num_inference_steps=2, output_type="pt").images
-        >>> recording.samples.shape
-        torch.Size([1, 4, 8, 8])
-    """
-    recording = Recording(on_step=on_step)
-    with attached(scheduler_of(pipe_or_scheduler), recording):
-        yield recording
-
-
-@dataclass
-class Segment(Hook):
-    """The hook under which a pipeline takes only the steps ``start`` to ``stop`` of its schedule.
-
-    For schedulers without memory: the next segment starts from what this one returned, as ``latents``.
-
-    Attributes:
-        start: first step.
-        stop: the step before which it ends; None for the end.
-        x0: the clean prediction (B, *) of the last step that was taken.
-    """
-
-    start: int = 0
-    stop: int | None = None
-    x0: Tensor | None = None
-
-    def timesteps(self, timesteps: Tensor) -> Tensor:
-        """Those of the segment."""
-        return timesteps[self.start : self.stop]
-
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Keep what the model thinks the clean sample is."""
-        output = arguments["model_output"]
-        level = noise_level(scheduler, arguments["timestep"])
-        self.x0 = clean_prediction(level, output, arguments["sample"])
-        return output
-
-
 _UNSUPPORTED = {
     "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
     "s_churn": "it moves the sample to another noise level; leave it at 0",
@@ -309,119 +216,3 @@ class _Guide(Hook):
         ]
         deltas, infos = zip(*shifts, strict=True)
         return torch.cat(deltas), ShiftInfo(*map(torch.cat, zip(*infos, strict=True)))
-
-
-_HOOKS = "_lidar_sampling_hooks"
-_TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
-
-
-@contextmanager
-def attached(scheduler: Any, hook: Hook) -> Iterator[None]:
-    """Let ``hook`` see, and change, every step that ``scheduler`` takes inside the block."""
-    base, outer = type(scheduler), scheduler.__dict__.get(_HOOKS)
-    if outer is None:
-        scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
-    scheduler.__dict__[_HOOKS] = (*(outer or ()), hook)
-    try:
-        yield
-    finally:
-        if outer is None:
-            del scheduler.__dict__[_HOOKS]
-            scheduler.__dict__.pop(_TIMES, None)
-            scheduler.__class__ = base
-        else:
-            scheduler.__dict__[_HOOKS] = outer
-
-
-@functools.cache
-def _hooked(base: type) -> type:
-    """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
-    signature = inspect.signature(base.step)  # type: ignore[attr-defined]
-
-    @functools.wraps(base.step)  # type: ignore[attr-defined]
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(self, *args, **kwargs)
-        hooks = self.__dict__.get(_HOOKS, ())
-        call.arguments["timestep"] = _on_host(self, call.arguments["timestep"])
-        with timed("guidance"):
-            for hook in hooks:
-                call.arguments["model_output"] = hook.before(self, call.arguments)
-        with timed("scheduler"):
-            result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
-        previous = result[0]
-        with timed("guidance"):
-            for hook in hooks:
-                previous = hook.after(self, previous)
-        if previous is result[0]:
-            return result
-        if isinstance(result, tuple):
-            return (previous, *result[1:])
-        result["prev_sample"] = previous
-        return result
-
-    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
-        for hook in self.__dict__.get(_HOOKS, ()):
-            self.timesteps = hook.timesteps(self.timesteps)
-        self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
-        return result
-
-    # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
-    def __reduce__(self: Any) -> Any:  # noqa: N807
-        return _plain, (base, {key: value for key, value in self.__dict__.items() if key not in (_HOOKS, _TIMES)})
-
-    members = {
-        "step": step,
-        "set_timesteps": set_timesteps,
-        "__reduce__": __reduce__,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base.__name__, (base,), members)
-
-
-def _on_host(scheduler: Any, timestep: Any) -> Any:
-    """The same timestep on the host, where reading it waits for no device, if it is an element of the scheduler's."""
-    times, host = scheduler.__dict__.get(_TIMES, (None, None))
-    if times is None or not isinstance(timestep, Tensor) or timestep.dim():
-        return timestep
-    if timestep.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
-        return timestep
-    return host[(timestep.storage_offset() - times.storage_offset()) // times.stride(0)]
-
-
-def _plain(cls: Any, state: dict[str, Any]) -> Any:
-    twin = cls.__new__(cls)
-    twin.__dict__.update(state)
-    return twin
-
-
-def scheduler_of(pipe_or_scheduler: Any) -> Any:
-    """The scheduler of a pipeline, or the scheduler itself.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    for candidate in (pipe_or_scheduler, getattr(pipe_or_scheduler, "scheduler", None)):
-        if callable(getattr(candidate, "step", None)) and hasattr(candidate, "config"):
-            return candidate
-    raise TypeError(
-        f"expected a diffusers pipeline with a scheduler, or a scheduler, got {type(pipe_or_scheduler).__name__}"
-    )
-
-
-def check_memoryless(scheduler: Any, what: str) -> None:
-    """Refuse a scheduler that remembers earlier steps, or scales the latents that it is given.
-
-    Raises:
-        ValueError: it does; ``what`` the caller does, the message says.
-    """
-    if type(scheduler).__name__ not in _MEMORYLESS:
-        raise ValueError(
-            f"{what}, which {type(scheduler).__name__} would not follow; use one of {', '.join(_MEMORYLESS)}"
-        )
-
-
-_MEMORYLESS = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._attach import record
 from ._batches import shrinking
+from ._hooks import record
 
 
 class Item(NamedTuple):

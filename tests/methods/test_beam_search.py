@@ -8,7 +8,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling._attach import attached
+from lidar_sampling._hooks import attached
 from lidar_sampling.methods import SVDD, BeamSearch
 from lidar_sampling.methods.beam_search import Beams
 

@@ -6,7 +6,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling._attach import attached
+from lidar_sampling._hooks import attached
 from lidar_sampling.methods import DAS
 from lidar_sampling.methods.das import Tempered
 

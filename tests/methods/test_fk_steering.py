@@ -9,8 +9,8 @@ from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variat
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import guide, testing
-from lidar_sampling._attach import attached
 from lidar_sampling._decode import decode
+from lidar_sampling._hooks import attached
 from lidar_sampling.methods import FKSteering
 from lidar_sampling.methods.fk_steering import Particles
 from lidar_sampling.rewards import Mixture

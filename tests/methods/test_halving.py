@@ -6,8 +6,8 @@ import torch
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
-from lidar_sampling._attach import Segment, attached
 from lidar_sampling._decode import decode
+from lidar_sampling._hooks import Segment, attached
 from lidar_sampling.methods import Halving
 
 

@@ -10,7 +10,7 @@ from oracle import SD, bank_of_four, sample, shares
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._attach import attached
+from lidar_sampling._hooks import attached
 from lidar_sampling._levels import NoiseLevel, clean_prediction, noise_level
 from lidar_sampling.methods import SafeDenoiser, Spell
 from lidar_sampling.methods.repulsion import Repulsion

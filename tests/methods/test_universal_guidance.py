@@ -7,8 +7,8 @@ from oracle import SD, bank_of_four, sample, shares, total_variation
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
-from lidar_sampling._attach import Hook, attached
 from lidar_sampling._draw import _call, _call_with_graph
+from lidar_sampling._hooks import Hook, attached
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import UniversalGuidance
 from lidar_sampling.methods.universal_guidance import Gradient

@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached
 from .._bank import LookaheadBank
 from .._cost import Cost
 from .._decode import decode, pictures
 from .._draw import Item
+from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of, score

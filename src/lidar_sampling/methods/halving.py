@@ -15,10 +15,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._attach import Segment, attached, check_memoryless
 from .._cost import metered
 from .._decode import pictures
 from .._draw import Item, seed_of
+from .._hooks import Segment, attached, check_memoryless
 from .._result import Result
 from .._sampler import LiDAR
 from ._face import best

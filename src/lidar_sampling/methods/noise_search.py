@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attach import Hook, attached
 from .._draw import Item, items_of
+from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from ._face import check_comparable, guiding_scores

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attach import Hook
+from .._hooks import Hook
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attach import Hook, check_memoryless
 from .._draw import Item
+from .._hooks import Hook, check_memoryless
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
