@@ -4,8 +4,8 @@
 
 Every lever draws the same prompts with the same seed, prompt by prompt beside the run without levers, so that a slow
 minute of the machine falls on both; on one thread the clock is the process's own. Results are kept line by line, and
-a run that was stopped goes on. Two levers are measured by themselves: prompts drawn together, and the reward in a
-thread, whose reward waits as one behind a network does.
+a run that was stopped goes on. Three levers are measured by themselves: prompts drawn together, the reward in a
+thread, whose reward waits as one behind a network does, and the compiled reward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from benchmarks.peers.clock import now
-from lidar_sampling import LiDAR, accelerate, glyph
+from benchmarks.quality import pictures_of
+from lidar_sampling import LiDAR, accelerate, glyph, rewards
 from lidar_sampling.evaluation.comparison import append, read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
@@ -184,7 +185,10 @@ def brief(values: np.ndarray, strata: list[str], digits: int, *, sign: bool = Fa
 
 
 def alone(device: str) -> str:
-    """The two levers that want more than one prompt, or another reward; the second by the clock on the wall."""
+    """Levers that want more than one prompt, another reward, or no more than a reward.
+
+    That of the waiting reward by the clock on the wall.
+    """
     lidar = plain(device, metrics=[], n=8, steps=20)
     texts = [metadata["prompt"] for metadata in glyph.spread(glyph.prompts(), 1)][:4]
     own, place = lidar.reward, torch.device(device)
@@ -194,11 +198,20 @@ def alone(device: str) -> str:
         return own(images=images, prompts=prompts)
 
     slow = {flag: plain(device, metrics=[], n=48, reward=waiting, overlap=flag) for flag in (False, True)}
+    (bank,) = lidar.with_settings(n=48).look(texts[0])
+    judged = {"images": pictures_of(lidar.pipe, bank), "prompts": [texts[0]] * 48, "batch_size": 16}
+    compiled = rewards.load("glyph", device=device)
+    accelerate(compiled, compile="whole")
+    start = time.perf_counter()
+    rewards.score(compiled, **judged)
+    first = time.perf_counter() - start
     runs: dict[str, tuple[Callable[[], Any], Callable[[], float]]] = {
         "one by one": (lambda: [lidar(text) for text in texts], lambda: now(place)),
         "together": (lambda: lidar(texts), lambda: now(place)),
         "at once": (lambda: slow[False].look(texts[0]), time.perf_counter),
         "overlap": (lambda: slow[True].look(texts[0]), time.perf_counter),
+        "reward": (lambda: rewards.score(own, **judged), lambda: now(place)),
+        "compiled": (lambda: rewards.score(compiled, **judged), lambda: now(place)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(3):
@@ -211,7 +224,10 @@ def alone(device: str) -> str:
         f"\nFour prompts x 4 images, n = 8, 20 steps, medians of three: one by one {median['one by one']:.1f} s, "
         f"together {median['together']:.1f} s, ratio {median['together'] / median['one by one']:.2f}.\n\n"
         f"A bank of 48 in batches of 16, with a reward that waits {WAIT} s a batch: {median['at once']:.1f} s, with "
-        f"`overlap` {median['overlap']:.1f} s, ratio {median['overlap'] / median['at once']:.2f}.\n"
+        f"`overlap` {median['overlap']:.1f} s, ratio {median['overlap'] / median['at once']:.2f}.\n\n"
+        f"48 pictures scored: {1000 * median['reward']:.0f} ms, by a compiled reward "
+        f"{1000 * median['compiled']:.0f} ms, ratio {median['compiled'] / median['reward']:.2f}; its first call took "
+        f"{first:.0f} s.\n"
     )
 
 

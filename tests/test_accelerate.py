@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 
 from lidar_sampling import BankStore, LiDAR, RewardError, accelerate, largest_batch, testing
 from lidar_sampling._preview import load_preview
-from lidar_sampling.rewards import load
+from lidar_sampling.rewards import Ensemble, load
 
 PROMPTS = ["a cat", "a dog", "a cat"]
 
@@ -58,6 +58,21 @@ class TestAccelerate:
         assert {p: vars(c)["network_evaluations"] for p, c in fast.cost.items()} == {
             p: vars(c)["network_evaluations"] for p, c in plain.cost.items()
         }
+
+    def test_the_networks_of_a_reward_are_compiled(self):
+        graphs = []
+
+        def backend(graph, _):
+            graphs.append(graph)
+            return graph.forward
+
+        own = {"images": torch.rand(3, 3, 128, 128), "prompts": PROMPTS}
+        plain = load("glyph")(**own)
+        fast = load("glyph")
+        torch._dynamo.reset()
+        accelerate(Ensemble([fast, load("brightness")]), compile="whole", backend=backend)
+        torch.testing.assert_close(fast(**own), plain, rtol=1e-5, atol=1e-5)
+        assert graphs
 
     def test_a_compiled_network_is_compiled(self):
         for compile in ("whole", "blocks"):
@@ -111,8 +126,10 @@ class TestAccelerate:
             accelerate(testing.tiny_stable_diffusion(), **levers)
 
     def test_what_has_no_network_is_refused(self):
-        with pytest.raises(TypeError, match="expected a diffusers pipeline or a module, got object"):
-            accelerate(object())
+        for target in (object(), load("brightness")):
+            message = f"a reward with networks or a module, got {type(target).__name__}"
+            with pytest.raises(TypeError, match=message):
+                accelerate(target, compile="whole")
 
 
 class TestPreview:

@@ -266,6 +266,7 @@ class TestSpeed:
             ("--fast", "rescore=many", "--fast knows channels-last"),
             ("--fast", "rescore=3", "wants a preview"),
             ("--fast", "cuda-graphs", "compile='whole'"),
+            ("--fast", "compile-reward", "a reward with networks"),
             ("--scheduler", "UNet2DModel", "names no scheduler of diffusers: 'UNet2DModel'"),
             ("--scheduler", "DDIMScheduler:eta", "--scheduler must be NAME=VALUE, got 'eta'"),
         ],

@@ -337,6 +337,19 @@ def test_the_batch_does_not_matter(differentiable):
     assert whole.shape == (3,)
 
 
+def test_networks_are_what_sees_every_image(differentiable):
+    seen = []
+
+    def count(_, args, kwargs):
+        seen.append(len(next(iter([*args, *kwargs.values()]))))
+
+    handles = [network.register_forward_pre_hook(count, with_kwargs=True) for network in differentiable.networks]
+    differentiable(images=pictures(3, 40), prompts=["a cat"] * 3)
+    for handle in handles:
+        handle.remove()
+    assert seen == [3] * len(differentiable.networks) != []
+
+
 def test_bfloat16_models_return_float32(tmp_path, bert):
     torch.save(image_reward_weights(), tmp_path / "weights.pt")
     precisions = (torch.bfloat16, torch.float32)

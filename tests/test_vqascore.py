@@ -130,6 +130,7 @@ def test_vqascore_is_the_softmax_of_one_image_at_a_time_in_any_batch(vlm):
     for batch_size in (3, 2, 1):
         scores = rewards.score(reward, images=images, prompts=prompts, batch_size=batch_size)
         torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
+    assert reward.networks == [reward._model]
     assert expected.min() >= 0
     assert expected.max() <= 1
 

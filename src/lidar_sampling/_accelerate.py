@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def accelerate(
-    pipe: Any,
+    target: Any,
     *,
     channels_last: bool = False,
     compile: Literal["whole", "blocks"] | None = None,
@@ -22,22 +22,22 @@ def accelerate(
     encode_once: bool = False,
     backend: str = "inductor",
 ) -> None:
-    """Pull levers on the denoisers and the decoder of a pipeline, in place; or on any module.
+    """Pull levers on the denoisers and the decoder of a pipeline, or on the networks of a reward, in place.
 
     Nothing is compiled before the first call, which then takes its time: see docs/performance.md for what each
     lever gains, and when it pays.
 
     Args:
-        pipe: a diffusers pipeline, or a module, such as the tower of a reward.
+        target: a diffusers pipeline, a reward with ``networks``, or a module.
         channels_last: lay convolutions' memory out with the channels last (torch.channels_last).
         compile: ``torch.compile`` whole networks, or the repeated blocks of those that have such and the rest whole:
             the same gain on transformers, in a fraction of the time that compiling takes.
         cuda_graphs: record the kernels of a whole network once, and launch them together; wants ``compile="whole"``.
-        encode_once: let text encoders see equal rows of a batch once.
+        encode_once: let text encoders of a pipeline see equal rows of a batch once.
         backend: of ``torch.compile``.
 
     Raises:
-        TypeError: neither a pipeline nor a module.
+        TypeError: nothing of these.
         ValueError: CUDA graphs without ``compile="whole"``.
 
     Example:
@@ -49,16 +49,19 @@ def accelerate(
         raise ValueError(f"compile must be 'whole', 'blocks' or None, got {compile!r}")
     if cuda_graphs and compile != "whole":
         raise ValueError("cuda_graphs records a compiled network: give compile='whole' beside it")
-    networks = [pipe] if isinstance(pipe, nn.Module) else [*denoisers(pipe).values(), *decoders(pipe)]
+    found = [*denoisers(target).values(), *decoders(target), *getattr(target, "networks", ())]
+    networks = [target] if isinstance(target, nn.Module) else found
     if not networks:
-        raise TypeError(f"expected a diffusers pipeline or a module, got {type(pipe).__name__}")
+        raise TypeError(
+            f"expected a diffusers pipeline, a reward with networks or a module, got {type(target).__name__}"
+        )
     for network in networks:
         if channels_last:
             _lay_channels_last(network)
         if compile is not None:
             _compile(network, compile, cuda_graphs, backend)
     if encode_once:
-        for encoder in text_encoders(pipe):
+        for encoder in text_encoders(target):
             _see_equal_rows_once(encoder)
 
 

@@ -63,8 +63,8 @@ Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there
 Fast = Annotated[
     str | None,
     typer.Option(
-        help="Levers of docs/performance.md, comma separated: channels-last, compile, compile-blocks, cuda-graphs, "
-        "encode-once, half-reward, overlap, preview or preview=PATH, rescore=K.",
+        help="Levers of docs/performance.md, comma separated: channels-last, compile, compile-blocks, "
+        "compile-reward, cuda-graphs, encode-once, half-reward, overlap, preview or preview=PATH, rescore=K.",
         show_default=False,
     ),
 ]
@@ -122,29 +122,30 @@ def _named_value(text: str, option: str) -> tuple[str, Any]:
         return name, value
 
 
-_LEVERS: dict[str, dict[str, Any]] = {  # arguments of accelerate
-    "channels-last": {"channels_last": True},
-    "compile": {"compile": "whole"},
-    "compile-blocks": {"compile": "blocks"},
-    "cuda-graphs": {"cuda_graphs": True},
-    "encode-once": {"encode_once": True},
+_LEVERS: dict[str, tuple[str, dict[str, Any]]] = {  # what takes them, and which
+    "channels-last": ("pipe", {"channels_last": True}),
+    "compile": ("pipe", {"compile": "whole"}),
+    "compile-blocks": ("pipe", {"compile": "blocks"}),
+    "compile-reward": ("reward", {"compile": "whole"}),
+    "cuda-graphs": ("pipe", {"cuda_graphs": True}),
+    "encode-once": ("pipe", {"encode_once": True}),
+    "overlap": ("sampler", {"overlap": True}),
 }
 
 
-def read_levers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Levers by name as arguments of :func:`accelerate` and of :class:`LiDAR`.
+def read_levers(text: str | None) -> dict[str, dict[str, Any]]:
+    """Levers by name: arguments of :func:`accelerate` for pipe and reward, and of :class:`LiDAR`.
 
     >>> read_levers("channels-last,preview,rescore=8")
-    ({'channels_last': True}, {'preview': 'tiny', 'rescore': 8})
+    {'pipe': {'channels_last': True}, 'reward': {}, 'sampler': {'preview': 'tiny', 'rescore': 8}}
     """
-    pulled: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    levers: dict[str, dict[str, Any]] = {"pipe": {}, "reward": {}, "sampler": {}}
+    options = levers["sampler"]
     for part in filter(None, (text or "").split(",")):
         name, _, value = part.partition("=")
-        if name in _LEVERS and not value:
-            pulled |= _LEVERS[name]
-        elif part == "overlap":
-            options["overlap"] = True
+        if part in _LEVERS:
+            target, arguments = _LEVERS[part]
+            levers[target] |= arguments
         elif part == "half-reward":
             options["reward_dtype"] = dtype_of("bfloat16")
         elif name == "preview":
@@ -152,9 +153,9 @@ def read_levers(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         elif name == "rescore" and value.isdigit():
             options["rescore"] = int(value)
         else:
-            known = ", ".join([*_LEVERS, "half-reward", "overlap", "preview", "rescore=K"])
+            known = ", ".join([*_LEVERS, "half-reward", "preview", "rescore=K"])
             raise typer.BadParameter(f"--fast knows {known}; got {part!r}")
-    return pulled, options
+    return levers
 
 
 def set_scheduler(pipe: Any, text: str | None) -> None:
@@ -189,7 +190,7 @@ def load_sampler(
     from .._sampler import LiDAR
 
     quieten()
-    pulled, options = read_levers(fast)
+    levers = read_levers(fast)
     lidar = LiDAR.from_pretrained(
         model,
         reward=reward,
@@ -197,12 +198,14 @@ def load_sampler(
         dtype=dtype_of(dtype, device_of(device)),
         batch_size=batch_size or 1,
         pipe_kwargs=read_call(call),
-        **options,
+        **levers["sampler"],
         **{name: value for name, value in settings.items() if value is not None},
     )
     set_scheduler(lidar.pipe, scheduler)
-    if pulled:
-        accelerate(lidar.pipe, **pulled)
+    if levers["pipe"]:
+        accelerate(lidar.pipe, **levers["pipe"])
+    if levers["reward"]:
+        accelerate(lidar.reward, **levers["reward"])
     if batch_size == 0:
         lidar.batch_size = largest_batch(lidar, "a photo")
     return lidar

@@ -1,7 +1,8 @@
 """Rewards: plain callables ``reward(*, images, prompts) -> Tensor (B,)``, and a registry of known ones by name.
 
 Images are float (B, 3, H, W) in [0, 1], prompts B strings; higher is better. A function is a reward; an object may
-add ``name`` and ``differentiable``. Nothing is imported or loaded before it is asked for.
+add ``name``, ``differentiable``, and ``networks``, the modules that see every image, for
+:func:`lidar_sampling.accelerate`. Nothing is imported or loaded before it is asked for.
 
 Of a video a reward sees evenly spaced frames, each as an image, and the mean counts; one with ``modality = "video"``
 sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].

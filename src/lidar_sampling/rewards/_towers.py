@@ -28,6 +28,7 @@ class Towers:
 
     def __init__(self, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.networks = [model.vision_model]  # texts are few
         self._tokenizer = tokenizer
         self._preprocessing = preprocessing
         self._lowercase = model.config.model_type == "siglip"  # how both generations of SigLIP were trained

@@ -43,6 +43,7 @@ class Aesthetic:
         self.name = name_of("aesthetic", model)
         self._head = linear_head(state_dict(model)).to(device)
         self._towers = Towers.load(clip, device=device, dtype=dtype)
+        self.networks = self._towers.networks
         wanted, given = self._head[0].in_features, self._towers.model.config.projection_dim
         if wanted != given:
             raise ValueError(f"the head {model} takes {wanted} features and the CLIP {clip} gives {given}")

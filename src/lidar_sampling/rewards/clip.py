@@ -55,6 +55,7 @@ class CLIPReward:
     ) -> None:
         self.name = name or name_of("clip", model)
         self._towers = Towers.load(model, processor=processor, device=device, dtype=dtype)
+        self.networks = self._towers.networks
         self._scale = self._towers.model.logit_scale.float().exp()
         bias = getattr(self._towers.model, "logit_bias", None)
         self._bias = 0 if bias is None else bias.float()

@@ -75,6 +75,7 @@ class HPS:
         words = load(AutoTokenizer.from_pretrained, tokenizer)
         network = build(CLIPModel, config, weights, dtype).to(device)
         self._towers = Towers(network, words, Preprocessing(config.vision_config.image_size, pad_to_square))
+        self.networks = self._towers.networks
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to cosines (B,) float32, on the model's device.

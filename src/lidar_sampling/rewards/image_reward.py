@@ -60,6 +60,7 @@ class ImageReward:
         self._tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         self._vision = vision_encoder(vision, dtype).to(device)
         self._text = text_encoder(text, dtype, image_width=vision["cls_token"].shape[-1]).to(device)
+        self.networks = [self._vision, self._text]
         self._head = linear_head(head).to(device)
         self._preprocessing = Preprocessing(self._vision.config.image_size)
         self._warned = False

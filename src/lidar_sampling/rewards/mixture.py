@@ -73,6 +73,7 @@ class Mixture:
         if len(own) < len(rewards) or not set(own) <= set(weights):
             raise ValueError(f"rewards must be named apart and have weights: got {[name_of(r) for r in rewards]}")
         self.parts = [own[key] if key in own else load(key, device=device, dtype=dtype) for key in weights]
+        self.networks = [network for part in self.parts for network in getattr(part, "networks", ())]
         names = [name_of(part) for part in self.parts]  # banks know "clip:PATH" as "clip"
         if len(set(names)) < len(names):
             raise ValueError(f"parts must be named apart, got {names}: load one, set its name, pass it in rewards")
@@ -141,6 +142,7 @@ class Ensemble:
         if not 0 <= coefficient < math.inf:
             raise ValueError(f"coefficient must be finite and at least 0, got {coefficient}")
         self.members, self.how, self.coefficient, self.name = list(members), how, coefficient, name
+        self.networks = [network for member in members for network in getattr(member, "networks", ())]
 
     @property
     def differentiable(self) -> bool:

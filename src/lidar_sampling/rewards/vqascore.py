@@ -57,6 +57,7 @@ class VQAScore:
         self._yes, self._no = (answer_tokens(self._processor.tokenizer, word) for word in ("yes", "no"))
         loaded = load(AutoModelForImageTextToText.from_pretrained, model, dtype=dtype)
         self._model = loaded.to(device).eval().requires_grad_(False)
+        self.networks = [self._model]
 
     @torch.no_grad()
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
