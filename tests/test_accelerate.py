@@ -88,6 +88,23 @@ class TestAccelerate:
             pipe("a cat", num_inference_steps=1, output_type="latent")
             assert graphs
 
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    def test_batches_of_all_sizes_share_what_was_compiled(self, make_pipe):
+        graphs, sizes = [], []
+
+        def backend(graph, _):
+            graphs.append(graph)
+            return graph.forward
+
+        pipe = make_pipe()
+        pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+        torch._dynamo.reset()
+        accelerate(pipe, compile="whole", backend=backend)
+        for images in (2, 3, 5):
+            pipe("a cat", num_inference_steps=1, num_images_per_prompt=images, output_type="latent")
+        assert set(sizes) == {4, 6, 10}
+        assert len(graphs) == 1
+
     def test_convolutions_have_their_channels_last(self):
         pipe = testing.tiny_stable_diffusion()
         accelerate(pipe, channels_last=True)

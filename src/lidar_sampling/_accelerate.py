@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ._cost import decoders, denoisers, read_proc, text_encoders
 
@@ -81,8 +82,17 @@ def _compile(network: nn.Module, what: str, cuda_graphs: bool, backend: str) -> 
     if cuda_graphs:
         options["mode"] = "reduce-overhead"
         network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+    network.register_forward_pre_hook(_expect_other_batches, with_kwargs=True)
     # Its forward alone, so that hooks around it, such as those that count, stay outside.
     network.forward = torch.compile(network.forward, **options)
+
+
+def _expect_other_batches(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let the compiler know that batches come in many sizes, so that it does not compile for the first alone."""
+    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.dim()]
+    for value in given:
+        if len(value) == len(given[0]) > 1:  # one row is compiled for itself, whatever is said
+            torch._dynamo.maybe_mark_dynamic(value, 0)
 
 
 def _see_equal_rows_once(encoder: nn.Module) -> None:
