@@ -1,9 +1,11 @@
 """``benchmarks.peers``: the published procedure gives the library's samples, and the shapes are the true ones."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -182,8 +184,8 @@ class TestRows:
 
 
 def test_the_fastest_part_is_found():
-    units = {"plain": {"decode": {1: 3.0, 4: 2.0}}, "fast": {"decode": {1: 2.5}}}
-    assert best(units, "decode") == ("plain", 4, 2.0)
+    assert best({"decode": {1: 3.0, 4: 2.0}}, "decode") == (4, 2.0)
+    assert math.isnan(best({}, "decode").seconds)
 
 
 @pytest.fixture
@@ -227,6 +229,33 @@ def test_a_lost_row_or_shape_does_not_lose_the_others(monkeypatch, tmp_path, tin
     assert f"| {rows.FAST} | ZeroDivisionError: division by zero |" in table
     assert "Not measured: ZeroDivisionError" in table
     assert len(results["shapes"]["tiny"]["rows"]["LiDAR, ours"]["seconds"]) == 1
+    assert results["shapes"]["tiny"]["ideal"] is None
+    assert "Ideal" not in table
+
+
+def test_what_no_longer_fits_is_left_out(monkeypatch, tmp_path, tiny_shape):
+    """Of a minute half is for the rows without levers, of which the last never gets its turn."""
+    clock = [0.0]
+
+    def row(seconds):
+        def run(bench, lidar):
+            clock[0] += seconds if lidar.settings.steps == 4 else 1.0  # a warm-up has two steps
+            return rows.Run(Cost())
+
+        return run
+
+    monkeypatch.setattr(peers, "ROWS", {"vanilla": row(10), "slow": row(20), "late": row(10)})
+    monkeypatch.setattr(peers, "FASTER", {rows.FAST: row(9), "more": row(10)})
+    monkeypatch.setattr(peers, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(peers, "now", lambda device: clock[0])
+    results = run(monkeypatch, tmp_path, "--shapes", "tiny", "--minutes", "1", "--repeats", "9")
+    found = results["shapes"]["tiny"]["rows"]
+    assert found.pop("late") == {"error": "left out: the time was up"}
+    seconds = {name: one["seconds"] for name, one in found.items()}
+    assert seconds == {"vanilla": [10.0], "slow": [20.0], rows.FAST: [9.0], "more": [10.0]}
+    assert "| late | left out: the time was up |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--minutes", "0")
 
 
 @pytest.mark.parametrize(

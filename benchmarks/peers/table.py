@@ -55,10 +55,12 @@ def _shape(shape: dict[str, Any]) -> list[str]:
     for name, row in shape["rows"].items():
         cells = [row["error"], *[""] * (len(HEAD) - 2)] if "error" in row else _cells(name, row, medians, shape)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    if shape["ideal"] is None:
+        return lines
     terms = []
     for part, count in shape["work"].items():
         fastest = best(shape["units"], part)
-        terms.append(f"{count} x {1e3 * fastest.seconds:.2f} ms ({part}, {fastest.kind}, {fastest.size} at once)")
+        terms.append(f"{count} x {1e3 * fastest.seconds:.2f} ms ({part}, {fastest.size} at once)")
     return [*lines, "", f"Ideal of LiDAR: {' + '.join(terms)} = {shape['ideal']:.2f} s."]
 
 
@@ -70,7 +72,7 @@ def _cells(name: str, row: dict[str, Any], medians: dict[str, float], shape: dic
         f"{taken:.2f}{span}",
         f"{taken / medians[VANILLA]:.2f}" if VANILLA in medians else "",
         f"{medians[PUBLISHED] / taken:.2f}" if PUBLISHED in medians and name != VANILLA else "",
-        f"{taken / shape['ideal']:.2f}",
+        f"{taken / shape['ideal']:.2f}" if shape["ideal"] else "",
         f"{row['cost']['peak_memory'] / 2**30:.2f}",
         *(str(row["cost"][count]) for count in COUNTS),
         "; ".join(filter(None, notes)),
