@@ -38,7 +38,7 @@ def accelerate(
         backend: of ``torch.compile``.
 
     Raises:
-        TypeError: nothing of these.
+        TypeError: none of these.
         ValueError: CUDA graphs without ``compile="whole"``.
 
     Example:
