@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,12 +36,13 @@ def worker(overlap: bool) -> Iterator[Submit]:
     if not overlap:
         yield at_once
         return
+    stream_of = functools.cache(torch.cuda.Stream)  # one a device: what it frees is kept for it alone
     with ThreadPoolExecutor(1) as executor:
 
         def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:
             if not images.is_cuda:
                 return executor.submit(function, images, *arguments)
-            stream = torch.cuda.Stream(images.device)
+            stream = stream_of(images.device)
             stream.wait_stream(torch.cuda.current_stream(images.device))
             images.record_stream(stream)
 
