@@ -103,17 +103,23 @@ def naive(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
     return torch.einsum("bn,nchw->bchw", weights, z)
 
 
-def error(variance: float, storage: torch.dtype | None, dim: int, n: int) -> float:
-    """Relative error of the shift from a prepared bank whose members differ by about the noise."""
+def tight(variance: float, dim: int = 16_384, n: int = 50) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+    """x_t (4, D) near some members of a bank (n, D) that differ by about the noise, rewards (n,), alpha and sigma."""
     g = torch.Generator().manual_seed(0)
     alpha, sigma = math.sqrt(1 - variance), math.sqrt(variance)
     spread = 2 * sigma / alpha / math.sqrt(dim)
     z = torch.randn(dim, generator=g) + spread * torch.randn(n, dim, generator=g)
     r = torch.randn(n, generator=g)
     x = alpha * z[:4] + sigma * torch.randn(4, dim, generator=g)
-    exact, _ = mean_shift(x.double(), z.double(), r.double(), alpha=alpha, sigma=sigma, reward_scale=1.0)
+    return x, z, r, {"alpha": alpha, "sigma": sigma}
+
+
+def error(variance: float, storage: torch.dtype | None, dim: int, n: int) -> float:
+    """Relative error of the shift from a prepared bank whose members differ by about the noise."""
+    x, z, r, levels = tight(variance, dim, n)
+    exact, _ = mean_shift(x.double(), z.double(), r.double(), **levels, reward_scale=1.0)
     prepared = Members(z, r, reward_scale=1.0, resident=True, storage=storage)
-    delta, _ = prepared.shift(x, alpha=alpha, sigma=sigma)
+    delta, _ = prepared.shift(x, **levels)
     return ((delta - exact).norm() / exact.norm()).item()
 
 

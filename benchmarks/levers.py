@@ -158,11 +158,10 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
     )
     for name in names:
         prompts = [prompt for prompt in drawn_for if (name, prompt) in by]
-        strata = ["all"] * len(prompts)  # two prompts a tag are too few to resample within it
         mine, base = ([by[lever, prompt] for prompt in prompts] for lever in (name, NONE))
         cells = [str(len(prompts)), f"{np.mean([line['seconds'] for line in mine]):.1f}"]
         ratio = np.array([a["seconds"] / b["seconds"] for a, b in zip(mine, base, strict=True)])
-        cells.append(brief(ratio, strata, 2) if name != NONE else "1")
+        cells.append(brief(ratio) if name != NONE else "1")
         cells.append(f"{mine[0]['first']:.0f}")
         cells.append(f"{mine[0]['evaluations']}")
         for judge in JUDGES:
@@ -170,18 +169,17 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
             if name == NONE:
                 cells.append(f"{np.nanmean(values):.2f}")
             else:
-                cells.append(brief(values - [line[judge] for line in base], strata, 2, sign=True))
+                cells.append(brief(values - [line[judge] for line in base], "+"))
         for key in ("apart", "tau"):
             cells.append("" if name == NONE else f"{np.mean([line[key] for line in mine]):.3f}")
         text += f"| {name} | " + " | ".join(cells) + " |\n"
     return text
 
 
-def brief(values: np.ndarray, strata: list[str], digits: int, *, sign: bool = False) -> str:
-    """A mean and its interval."""
-    found = interval(bootstrap(values[:, None], strata)[:, 0])
-    form = f"{{:{'+' if sign else ''}.{digits}f}}"
-    return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
+def brief(values: np.ndarray, sign: str = "") -> str:
+    """A mean and its interval; not stratified, since two prompts a tag are too few to resample within it."""
+    found = interval(bootstrap(values[:, None], ["all"] * len(values))[:, 0])
+    return f"{found.estimate:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
 def alone(device: str) -> str:

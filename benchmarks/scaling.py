@@ -71,6 +71,11 @@ def measured(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def rows_of(lines: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    """The lines of one sweep, in the order of its values."""
+    return sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
+
+
 def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
     """Slope and start of the line of least squares of relative errors, and the largest relative distance from it."""
     x = np.array([row["value"] for row in rows], float)
@@ -89,7 +94,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     for what in SWEEPS:
-        rows = sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
+        rows = rows_of(lines, what)
         slope, _, off = line_of(rows)
         first, last = rows[0], rows[-1]
 
@@ -116,7 +121,7 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(SWEEPS), figsize=(13, 3.2), layout="constrained")
     for ax, what in zip(axes, SWEEPS, strict=True):
-        rows = sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
+        rows = rows_of(lines, what)
         x = np.array([row["value"] for row in rows], float)
         slope, start, _ = line_of(rows)
         ax.plot(x, slope * x + start, color="0.7", lw=1)

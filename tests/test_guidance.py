@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.guidance import tight
 from lidar_sampling import expected_future_reward, mean_shift
 from lidar_sampling._guidance import Members
 
@@ -129,16 +130,6 @@ def test_float32_is_close_to_float64_where_weights_are_shared(sigma):
     assert error(rough) < 1e-5 / sigma
     if sigma < 0.2:
         assert error(uncentred) > 10 * error(rough)
-
-
-def tight(variance, *, n=50, dim=16384):
-    """A bank at SD's latent size whose members differ by about the noise, in float32, and samples near some."""
-    g = torch.Generator().manual_seed(0)
-    alpha, sigma = math.sqrt(1 - variance), math.sqrt(variance)
-    spread = 2 * sigma / alpha / math.sqrt(dim)
-    z = torch.randn(dim, generator=g) + spread * torch.randn(n, dim, generator=g)
-    x = alpha * z[:4] + sigma * torch.randn(4, dim, generator=g)
-    return x, z, torch.randn(n, generator=g), {"alpha": alpha, "sigma": sigma}
 
 
 # Measured: at most 1.4e-6, 4e-3 and 5e-4, whatever the noise; 65,536 dimensions and n = 400 do not change that.

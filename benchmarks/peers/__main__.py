@@ -39,6 +39,7 @@ from benchmarks.peers.rows import FAST, FASTER, ROWS, Bench, Row, fast
 from benchmarks.peers.shapes import SHAPES, Shape
 from benchmarks.peers.table import table
 from lidar_sampling import LiDAR
+from lidar_sampling.cli._options import quieten
 
 DEFAULTS = {"images": 4, "steps": 100, "n": 50, "gradient_steps": 4}
 
@@ -72,7 +73,7 @@ def main() -> None:
     if not minutes > 0:
         parser.error(f"--minutes must be positive, got {minutes}")
 
-    hush()
+    quieten()
     end = time.perf_counter() + 60 * minutes
     results: dict[str, Any] = {"machine": machine(device), "shapes": {}}
     for place, name in enumerate(names):
@@ -163,16 +164,6 @@ def lost(error: Exception) -> dict[str, Any]:
 def tell(line: str) -> None:
     """Say how far it is."""
     print(line, file=sys.stderr, flush=True)
-
-
-def hush() -> None:
-    """No progress bars and warnings of the host libraries among the lines of this program."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

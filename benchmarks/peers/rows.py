@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,7 +118,7 @@ def ours(bench: Bench, lidar: LiDAR) -> Run:
     result = lidar.guided([PROMPT], bench.images, 0, None, around=second_phase)
     marks.append(now(bench.device))
     phases = {"lookahead": marks[1] - marks[0], "sampling": marks[-1] - marks[1]}
-    return Run(reduce(add, result.cost.values()), phases)
+    return Run(sum(result.cost.values(), Cost()), phases)
 
 
 def fk_steering(bench: Bench, lidar: LiDAR) -> Run:
