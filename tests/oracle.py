@@ -18,6 +18,12 @@ SD = {
 STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it knows two steps alone
 
 
+def start(scheduler, steps):
+    """Choose ``steps`` steps, with all that this scheduler asks for beside their number."""
+    shift = {"mu": 0.7} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}), **shift)
+
+
 def bank_of_four():
     samples = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)) * 1.5
     return LookaheadBank(samples, {"r": torch.arange(4.0)}, "four")
@@ -55,6 +61,10 @@ def output_for(scheduler, x, x0, alpha, sigma):
         return eps
     if kind == "sample":
         return x0
+    if kind == "flow_prediction" and scheduler.config.get("invert_sigmas"):
+        return x0 - eps  # d x / d sigma, where sigma counts the signal
+    if kind == "flow_prediction" and alpha == 1 and sigma > 0:
+        return eps  # d x / d sigma in EDM's levels, as pipelines of Cosmos 2 hand it over
     if kind == "flow_prediction":
         return eps - x0
     length = math.hypot(alpha, sigma)  # v lives in variance preserving coordinates
@@ -68,9 +78,10 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, diffe
     """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
-    scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}))
+    start(scheduler, steps)
     data = scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1.0
-    scale = data * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    # Cosmos 2 multiplies by the sigma_max that it registers; other flows start at 1.
+    scale = data * float(getattr(scheduler, "init_noise_sigma", scheduler.config.get("sigma_max") or 1.0))
     x = scale * torch.randn(chains, bank.shape[1], generator=g, dtype=dtype)
     parameters = inspect.signature(scheduler.step).parameters
     extra = {**extra, "generator": g} if "generator" in parameters else extra

@@ -11,8 +11,13 @@ differ from family to family, and of a model output that is one of six affine fu
 So ``model_output = slope x_0 + tilt x``. The slope turns a shift of x_0 into a shift of the model output, and stays
 finite at alpha = 0, the first step of every flow model; slope and tilt together turn a model output back into x_0.
 
-The levels mirror what each ``step`` does in diffusers 0.42; ``tests/test_levels.py`` checks every row against the
-scheduler's own ``add_noise`` and against where guided samples end up.
+Two flow schedulers walk other levels than 1 to 0. With ``invert_sigmas`` (Mochi, OmniGen) sigma counts the signal:
+alpha = sigma, the noise is 1 - sigma, and the velocity is reversed, ``(x_0 - x) / noise``. Where levels exceed 1
+(Cosmos 2 steps its EDM model so, from 80 to .002) ``sample = x_0 + sigma eps``, and the output is
+``(x - x_0) / sigma``.
+
+The levels mirror what each ``step`` does in diffusers 0.42; ``tests/test_levels.py`` checks every row, with every
+flag of ``_flags.py`` set, against the scheduler's own ``add_noise`` and against where guided samples end up.
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from ._flags import check_flags, flag
 
 
 class NoiseLevel(NamedTuple):
@@ -79,6 +87,8 @@ def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) ->
         >>> clean_prediction(level, torch.tensor([[1.0]]), torch.tensor([[0.6 * 2.0 + 0.8]]))
         tensor([[2.]])
     """
+    if model_output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left out
+        model_output = model_output[:, : sample.shape[1]]
     if level.slope == 0:
         raise ValueError("a noise prediction at alpha = 0 says nothing of the clean sample")
     return (model_output - level.tilt * sample) / level.slope
@@ -88,7 +98,7 @@ def family(scheduler: Any) -> _Family:
     """The row of the table that ``scheduler`` belongs to, by the names of its classes.
 
     Raises:
-        ValueError: it belongs to none; the message names the nearest that are known.
+        ValueError: it belongs to none; the message names the nearest that are known, and what to load instead.
     """
     for cls in type(scheduler).__mro__:
         if cls.__name__ in _FAMILIES:
@@ -96,18 +106,27 @@ def family(scheduler: Any) -> _Family:
     name = type(scheduler).__name__
     near = get_close_matches(name, _FAMILIES, n=3, cutoff=0.5)
     hint = f"; near it are {', '.join(near)}" if near else ""
-    raise ValueError(
-        f"{name} is not a scheduler whose noise levels are known{hint}. "
-        f"Load another: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
-    )
+    raise ValueError(f"{name} is not a scheduler whose noise levels are known{hint}. {_mend(name, scheduler.config)}")
+
+
+def _mend(name: str, config: Any) -> str:
+    """Say what to do instead of stepping by a scheduler of no known family."""
+    load = "Load another: pipe.scheduler = {}.from_config(pipe.scheduler.config)"
+    if name.startswith(_DISCRETE):
+        return "Its model is discrete: such models are in lidar_sampling.discrete"
+    if "shift" in config or "Flow" in name:
+        return load.format("FlowMatchEulerDiscreteScheduler")
+    if "beta_schedule" in config:
+        return load.format("DDIMScheduler")
+    return "No scheduler of a known family takes its configuration: load a pipeline that has one"
 
 
 def check(scheduler: Any) -> None:
     """Refuse, before any sampling, a scheduler that cannot be guided right.
 
     Raises:
-        ValueError: unknown family or prediction type, or clipping or thresholding of the clean prediction, which
-            would cut the shift away.
+        ValueError: unknown family, prediction type or flag; clipping or thresholding of the clean prediction, which
+            would cut the shift away; a noise prediction at zero terminal SNR; flags that do not go together.
     """
     _, outputs = family(scheduler)
     prediction = prediction_type(scheduler)
@@ -116,16 +135,12 @@ def check(scheduler: Any) -> None:
             f"{type(scheduler).__name__} with prediction_type {prediction!r} is not supported; "
             f"known are {', '.join(map(repr, outputs))}"
         )
-    for switch in ("clip_sample", "thresholding"):
-        if scheduler.config.get(switch):
-            raise ValueError(
-                f"{type(scheduler).__name__} has {switch}=True, which cuts the guided prediction back; load it "
-                f"with type(scheduler).from_config(scheduler.config, {switch}=False) if the model allows"
-            )
+    check_flags(scheduler, prediction)
 
 
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: the scheduler's ``prediction_type``, with the names diffusers leaves implicit."""
+    # Flow schedulers take no such flag; one left from another class still says what the model was trained for.
     prediction = scheduler.config.get("prediction_type", "flow_prediction")
     return "sample" if prediction == "original_sample" else prediction
 
@@ -145,7 +160,11 @@ def _from_alphas_cumprod(scheduler: Any, timestep: float | Tensor) -> tuple[floa
 
 
 def _sigma_space(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    return 1.0, float(scheduler.sigmas[_index(scheduler, timestep)]), _trained_time(scheduler, timestep)
+    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    # Two settings of Euler part the timesteps from the levels: the ones are no places in training, the others lag.
+    if flag(scheduler, "timestep_type") == "continuous" or flag(scheduler, "interpolation_type") == "log_linear":
+        return 1.0, sigma, _time_of_sigma(scheduler, sigma)
+    return 1.0, sigma, _trained_time(scheduler, timestep)
 
 
 def _k_dpm_2(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
@@ -169,15 +188,19 @@ def _dpm_solver_sde(scheduler: Any, timestep: float | Tensor) -> tuple[float, fl
 
 def _variance_preserving(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
     sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
-    if scheduler.config.get("use_flow_sigmas"):
-        return 1 - sigma, sigma, sigma
+    if flag(scheduler, "use_flow_sigmas"):
+        return max(1 - sigma, 0.0), sigma, sigma
     alpha = 1 / math.hypot(1, sigma)
     return alpha, alpha * sigma, _trained_time(scheduler, timestep)
 
 
 def _flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
-    return 1 - sigma, sigma, sigma
+    first, sigma = scheduler.sigmas[[0, _index(scheduler, timestep)]].tolist()  # together: the device waits once
+    if flag(scheduler, "invert_sigmas"):
+        return max(sigma, 0.0), 1 - sigma, 1 - sigma
+    if first > 1 + _ROUNDING:
+        return 1.0, sigma, sigma / (1 + sigma)
+    return max(1 - sigma, 0.0), sigma, sigma
 
 
 def _edm(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
@@ -204,6 +227,15 @@ def _trained_time(scheduler: Any, timestep: float | Tensor) -> float:
     return float(timestep) / scheduler.config.num_train_timesteps
 
 
+def _time_of_sigma(scheduler: Any, sigma: float) -> float:
+    """Return the training timestep whose noise level is ``sigma``, over their number."""
+    signal = scheduler.alphas_cumprod.cpu().double().numpy()
+    trained = np.log((1 - signal) / signal) / 2
+    return float(np.interp(math.log(sigma), trained, np.arange(len(trained)))) / len(trained)
+
+
+_ROUNDING = 1e-3  # a shifted schedule of float32 may start just above 1
+
 # Outputs: (scheduler, alpha, sigma) -> (slope, tilt).
 
 _Line = tuple[float, float]
@@ -229,6 +261,11 @@ def _velocity(_: Any, alpha: float, sigma: float) -> _Line:
     return (-1 / sigma, 1 / sigma) if sigma else _CLEAN
 
 
+def _flow_velocity(scheduler: Any, alpha: float, sigma: float) -> _Line:
+    slope, tilt = _velocity(scheduler, alpha, sigma)
+    return (-slope, -tilt) if flag(scheduler, "invert_sigmas") else (slope, tilt)
+
+
 def _edm_output(sign: int) -> Callable[[Any, float, float], _Line]:
     def line(scheduler: Any, alpha: float, sigma: float) -> _Line:
         data = scheduler.config.sigma_data
@@ -250,12 +287,14 @@ class _Family(NamedTuple):
 _DIFFUSION: _Outputs = {"epsilon": _epsilon, "v_prediction": _v, "sample": _sample}
 _NO_SAMPLE: _Outputs = {"epsilon": _epsilon, "v_prediction": _v}
 _DIFFUSION_OR_FLOW: _Outputs = {**_DIFFUSION, "flow_prediction": _velocity}
-_FLOW: _Outputs = {"flow_prediction": _velocity}
+_FLOW: _Outputs = {"flow_prediction": _flow_velocity}
 _EDM: _Outputs = {"epsilon": _edm_output(1), "v_prediction": _edm_output(-1)}
 
 _FAMILIES = {
     "DDIMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "DDIMParallelScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
     "DDPMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
+    "DDPMParallelScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
     "PNDMScheduler": _Family(_from_alphas_cumprod, _NO_SAMPLE),
     "LCMScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
     "TCDScheduler": _Family(_from_alphas_cumprod, _DIFFUSION),
@@ -282,3 +321,5 @@ _FAMILIES = {
     "LTXEulerAncestralRFScheduler": _Family(_flow, _FLOW),
     "SCMScheduler": _Family(_trig_flow, {"trigflow": _trig_flow_output}),
 }
+
+_DISCRETE = ("Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "VQDiffusion")  # of tokens, not of numbers

@@ -11,6 +11,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
 )
+from torch import Tensor
+
+from .._flags import flag, in_edm_levels
 
 
 class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
@@ -29,31 +32,51 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
             num_inference_steps = len(sigmas)
             if not np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
                 raise ValueError("dpm:N chooses its own noise levels: leave sigmas out, or use own:N")
-        # Pipelines hand over mu whether or not the model shifts by it.
-        mu = mu if self.config.use_dynamic_shifting else None  # type: ignore[attr-defined]
-        super().set_timesteps(num_inference_steps, device=device, mu=mu, timesteps=timesteps)  # type: ignore[misc]
+        config: Any = self.config  # type: ignore[attr-defined]
+        # Pipelines hand over mu whether or not the model shifts by it; the parent knows no linear shift.
+        if mu is not None and config.use_dynamic_shifting:
+            config.flow_shift = np.exp(mu) if config.time_shift_type == "exponential" else mu
+        super().set_timesteps(num_inference_steps, device=device, timesteps=timesteps)  # type: ignore[misc]
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return clean latents (B, *) noised to ``timestep`` (B,); pipelines of flow models call ``add_noise`` so."""
+        return self.add_noise(sample, noise, timestep)  # type: ignore[attr-defined]
 
 
 _ODE = {"algorithm_type": "dpmsolver++"}  # whatever the target is sampled by
+_NO_SPACING = {f"use_{name}": False for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")}
 
 
 def dpm_solver(scheduler: Any) -> Any:
-    """The DPM-Solver++ for the model that ``scheduler`` belongs to.
+    """Return the DPM-Solver++ for the model that ``scheduler`` belongs to.
 
     Raises:
         ValueError: there is none for its kind of noise schedule.
     """
     config, name = scheduler.config, type(scheduler).__name__
+    if config.get("invert_sigmas"):
+        raise ValueError(f"there is no DPM-Solver for invert_sigmas=True of {name}, whose levels count up; use own:N")
+    if in_edm_levels(scheduler):
+        raise ValueError(f"there is no DPM-Solver for the EDM levels that {name} walks here; use own:N")
+    if flag(scheduler, "timestep_type") == "continuous":
+        raise ValueError(f"there is no DPM-Solver for timestep_type='continuous' of {name}; use own:N")
     if name.startswith("CogVideoX"):
         return CogVideoXDPMScheduler.from_config(config)
     if name.startswith("Cosine"):
         return CosineDPMSolverMultistepScheduler.from_config(config)
     if name.startswith("EDM"):
         return EDMDPMSolverMultistepScheduler.from_config(config, **_ODE)
-    if name.startswith(("FlowMatch", "LTX")) or config.get("use_flow_sigmas"):
+    if name.startswith(("FlowMatch", "LTX")) or flag(scheduler, "use_flow_sigmas"):
         shift = config.get("flow_shift") or config.get("shift") or 1.0
         return FlowDPMSolverMultistepScheduler.from_config(
-            config, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, **_ODE
+            config,
+            use_flow_sigmas=True,
+            prediction_type="flow_prediction",
+            flow_shift=shift,
+            # However the target spaces its levels: the solver would space those of a diffusion model, up to 157.
+            final_sigmas_type="zero",
+            **_NO_SPACING,
+            **_ODE,
         )
     if "beta_schedule" in config:
         # The solver's own spacing: the one a scheduler was saved with is made for many steps.
@@ -64,9 +87,9 @@ def dpm_solver(scheduler: Any) -> Any:
 
 
 def karras_dpm_solver(scheduler: Any) -> Any:
-    """The same on the noise levels of Karras et al. 2022, for models with a discrete diffusion schedule."""
+    """Return the same on the noise levels of Karras et al. 2022, for models with a discrete diffusion schedule."""
     solver = dpm_solver(scheduler)
     if type(solver) is not DPMSolverMultistepScheduler:
         raise ValueError(f"Karras's noise levels are not those of {type(scheduler).__name__}; use dpm:N")
     settings: Any = solver.config  # type: ignore[attr-defined]
-    return type(solver).from_config(settings, use_karras_sigmas=True)
+    return type(solver).from_config(settings, **{**_NO_SPACING, "use_karras_sigmas": True})
