@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+import torch
 
-from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, caption, parse, relative_position, verdict
-from lidar_sampling.glyph import generate_hard_prompts, generate_prompts, prompts, read_metadata
+from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, asked, caption, parse, relative_position, verdict
+from lidar_sampling.glyph import Judge, generate_hard_prompts, generate_prompts, prompts, read_metadata
+from lidar_sampling.rewards import check_prompts
 
 
 def found(label, x=0.0, y=0.0, *, size=10.0, score=0.95, color=None):
@@ -180,3 +182,93 @@ def test_a_file_that_is_not_metadata_is_named(tmp_path):
 def test_genevals_own_file_is_parsed_exactly():
     for metadata in read_metadata(os.environ["GENEVAL_METADATA"]):
         assert parse(metadata["prompt"]) == metadata
+        assert asked(metadata) == metadata
+
+
+DOG_LINE = {"class": "dog", "count": 1}
+
+
+def near(position):
+    return {"tag": "mine", "include": [DOG_LINE, {"class": "cat", "count": 1, "position": position}]}
+
+
+def dogs(**changes):
+    return {"tag": "mine", "include": [{**DOG_LINE, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (near(["on top of", 0]), "unknown relation 'on top of' .*; known are left of, right of, above, below"),
+        (near(["LEFT OF", 0]), "unknown relation 'LEFT OF'"),
+        (near([["left of"], 0]), r"unknown relation \['left of'\]"),
+        (near(["left of", 5]), r"the position of 'cat' .* an earlier object of include by its index \(0\), got 5"),
+        (near(["left of", 1]), "got 1"),  # itself
+        (near(["left of", -1]), "got -1"),  # Python would count from the end
+        (near(["left of", True]), "got True"),
+        (near(["left of", "0"]), "got '0'"),
+        (near(["left of", 0.0]), "got 0.0"),
+        (near(["left of", None]), "got None"),
+        (
+            near("left of"),
+            r"a position .* must be \[relation, index of an earlier object of include\], got 'left of'",
+        ),
+        (near(["left of"]), r"got \['left of'\]"),
+        (near(["left of", 0, 1]), r"got \['left of', 0, 1\]"),
+        (near(None), "got None"),
+        (dogs(position=["left of", 0]), "none, for the object is the first"),
+        (dogs(count="2"), "the count of 'dog' in GenEval metadata must be a positive integer, got '2'"),
+        (dogs(count=1.0), "got 1.0"),
+        (dogs(count=True), "got True"),
+        (dogs(count=0), "got 0"),
+        (dogs(count=-1), "got -1"),
+        (dogs(count=None), "got None"),
+        (dogs(colour="red"), "unknown 'colour' in include of GenEval metadata; did you mean 'color'"),
+        (dogs(color=None), "unknown color None"),
+        (dogs(color=["red"]), r"unknown color \['red'\]"),
+        ({"tag": "mine", "include": [{"class": "dog"}]}, "in include of GenEval metadata must have a count"),
+        ({"tag": "mine", "include": [{"count": 1}]}, "must have a class"),
+        ({"tag": "mine", "include": ["dog"]}, "must hold objects with a class and a count, got 'dog'"),
+        (
+            {"tag": "mine", "include": None, "prompt": "a photo of a dog"},
+            "include .* must be a list of objects, got None",
+        ),
+        ({"tag": "mine", "include": DOG_LINE}, "include .* must be a list of objects"),
+        ({"tag": "mine", "include": "dog"}, "got 'dog'"),
+        ({"tag": "mine", "include": [DOG_LINE], "exclude": None}, "exclude of GenEval metadata must be a list"),
+        ({"tag": "mine", "exclude": [{"class": "dog"}]}, "in exclude of GenEval metadata must have a count"),
+        ({"tag": "mine", "exclude": [{**DOG_LINE, "count": "1"}]}, "positive integer, got '1'"),
+        (
+            {"tag": "mine", "exclude": [{**DOG_LINE, "color": "red"}]},
+            "unknown 'color' in exclude .*; known are class, count",
+        ),
+        ({"tag": None, "include": [DOG_LINE]}, "the tag of GenEval metadata must be a string, got None"),
+        ({"tag": 3, "prompt": "a photo of a dog"}, "must be a string, got 3"),
+        ({"include": [DOG_LINE], "prompt": "a dog"}, "must have a tag"),
+        ({}, "must have a tag"),
+        ({"tag": "mine", "prompt": None}, "the prompt of GenEval metadata must be a string, got None"),
+        (3, "expected a prompt or GenEval metadata, got 3"),
+    ],
+)
+def test_metadata_that_cannot_hold_is_refused_before_anything_is_judged(metadata, message):
+    with pytest.raises(ValueError, match=message):
+        asked(metadata)
+
+
+def test_metadata_that_can_hold():
+    for metadata in [*prompts(), *prompts("hard"), near(["left of", 0]), near(("above", 0))]:
+        assert asked(metadata) == metadata
+    assert asked({"prompt": "a photo of a dog", "note": "mine"}) == asked("a photo of a dog")
+    assert asked({"prompt": "an oil painting"}) is None
+
+
+def test_judges_check_metadata_and_read_it():
+    from lidar_sampling.rewards.geneval import GenEvalJudge
+
+    for judge in (Judge(), GenEvalJudge(None, None)):
+        assert judge.reads_metadata
+        check_prompts(judge, [*prompts("hard"), "an oil painting", {"prompt": "an oil painting"}])
+        with pytest.raises(ValueError, match="reward 'geneval' cannot read the prompt 'my dogs': the count of 'dog'"):
+            check_prompts(judge, [{**dogs(count="2"), "prompt": "my dogs"}])
+    with pytest.raises(ValueError, match="as many, got 1 and 2"):
+        Judge()(images=torch.zeros(1, 3, 128, 128), prompts=["a photo of a dog"] * 2)

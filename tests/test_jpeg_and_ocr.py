@@ -1,6 +1,7 @@
 """Rewards without weights of their own: the size of a JPEG, and the text in a picture."""
 
 import io
+import json
 import sys
 
 import numpy as np
@@ -97,3 +98,21 @@ def test_the_reward_lies_between_0_and_1(read, target):
     value = OCR(reader=lambda image: [read])(images=torch.zeros(1, 3, 2, 2), prompts=[f'says "{target}"']).item()
     assert 0 <= value <= 1
     assert (value == 1) == (target in read.replace(" ", ""))
+
+
+def test_a_prompt_that_quotes_nothing_is_refused_before_anything_is_drawn():
+    reward = OCR(reader=lambda image: [])
+    rewards.check_prompts(reward, ['a sign that says "OPEN"', {"prompt": "a bus with “42”"}])
+    with pytest.raises(
+        ValueError, match="reward 'ocr' cannot read the prompt 'a cat': the prompt must quote the text"
+    ):
+        rewards.check_prompts(reward, ['a sign that says "OPEN"', "a cat"])
+
+
+def test_what_tells_a_reader_apart():
+    """The engine by its version and settings, which are plain values; a reader of one's own by its code."""
+    assert not hasattr(OCR(reader=lambda image: []), "fingerprint")
+    pytest.importorskip("rapidocr", reason="needs the extra ocr")
+    found = rewards.load("ocr").fingerprint
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["rapidocr"]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidar_sampling import BankError, LiDAR, LookaheadBank, testing
-from lidar_sampling.rewards import Ensemble, Mixture
+from lidar_sampling.rewards import Ensemble, Mixture, check_prompts, score
+from lidar_sampling.rewards.ocr import OCR
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=3, max_size=9, unique=True)
 WEIGHTS = st.floats(-5, 5)
@@ -151,3 +152,44 @@ def test_gradients_pass_if_every_part_lets_them():
     pixels = images(1).requires_grad_()
     Ensemble([slope, slope], "uncertainty")(images=pixels, prompts=["x"]).sum().backward()
     torch.testing.assert_close(pixels.grad, torch.full_like(pixels, 1 / pixels.numel()))
+
+
+def test_parts_that_work_in_place_spoil_nothing_for_each_other():
+    def spoiling(*, images, prompts):
+        prompts.reverse()
+        return images.mul_(0).flatten(1).mean(1)
+
+    def longest(*, images, prompts):
+        return images.flatten(1).mean(1) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    pixels, texts = images(2), ["a", "bbb"]
+    kept, alone = pixels.clone(), longest(images=images(2), prompts=texts)
+    calibration = {"spoiling": (0.0, 1.0), "longest": (0.0, 1.0)}
+    mixture = Mixture({"spoiling": 1.0, "longest": 1.0}, rewards=[spoiling, longest], calibration=calibration)
+    for reward, scale in ((mixture, 1), (Ensemble([spoiling, longest]), 2)):
+        torch.testing.assert_close(scale * reward(images=pixels, prompts=texts), alone)
+    assert torch.equal(pixels, kept)
+    assert texts == ["a", "bbb"]
+
+
+def test_a_prompt_that_one_part_cannot_read_is_refused_in_its_name():
+    reader = OCR(reader=lambda image: [])
+    calibration = {"red": (0.0, 1.0), "ocr": (0.0, 1.0)}
+    parts = Mixture({"red": 1.0, "ocr": 1.0}, rewards=[red, reader], calibration=calibration)
+    for reward in (parts, Ensemble([red, reader]), Ensemble([red, parts])):
+        check_prompts(reward, ['a sign that says "OPEN"'])
+        with pytest.raises(ValueError, match=r"^reward 'ocr' cannot read the prompt 'a cat': the prompt must quote"):
+            check_prompts(reward, ['a sign that says "OPEN"', "a cat"])
+
+
+def test_metadata_passes_through_to_the_part_that_reads_it():
+    def judge(*, images, prompts):
+        return torch.tensor([float(prompt["count"]) for prompt in prompts])
+
+    judge.reads_metadata = True
+    line = {"prompt": "three cats", "count": 3}
+    both = Ensemble([red, judge], "min")
+    assert both.reads_metadata
+    assert not Ensemble([red, blue]).reads_metadata
+    assert Mixture({"judge": 1.0}, rewards=[judge]).reads_metadata
+    assert score(Ensemble([judge, judge]), images=images(1), prompts=[line]).item() == 3

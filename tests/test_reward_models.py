@@ -20,6 +20,7 @@ from tokenizers import normalizers, processors
 from transformers import CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
 from lidar_sampling import rewards
+from lidar_sampling._contents import contents
 from lidar_sampling._hub import Published
 from lidar_sampling.glyph import DATA
 from lidar_sampling.rewards import _weights
@@ -357,6 +358,13 @@ def test_bfloat16_models_return_float32(tmp_path, bert):
     half, full = (reward(images=pictures(3, 32), prompts=PROMPTS) for reward in loaded)
     assert half.dtype == torch.float32
     assert (half - full).abs().max() < 0.05 * full.abs().max()
+
+
+def test_what_decides_the_scores_is_the_same_before_and_after_the_first(differentiable):
+    """A long prompt, about which ImageReward warns once; fast tokenizers remember how they padded."""
+    before = contents(differentiable)
+    differentiable(images=pictures(1, 40), prompts=["a cat " * 40])
+    assert contents(differentiable) == before
 
 
 # With the published weights

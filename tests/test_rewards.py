@@ -1,4 +1,4 @@
-"""Rewards: the registry, the batching, and CLIP against transformers' own processor."""
+"""Rewards: the registry, how they are asked, the batching, and CLIP against transformers' own processor."""
 
 import pytest
 import torch
@@ -113,3 +113,122 @@ def test_videos_are_scored_by_the_mean_of_their_frames_unless_a_reward_wants_the
     motion.modality = "video"
     whole = rewards.score(motion, images=videos, prompts=["x", "y"])
     torch.testing.assert_close(whole, videos.diff(dim=1).abs().flatten(1).mean(1))
+
+
+def in_place(*, images, prompts):
+    prompts.sort()
+    return images.sub_(0.5).div_(0.5).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 9, 3, 4, 4)], ids=["pictures", "videos"])
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_a_reward_that_works_in_place_spoils_nothing_of_the_callers(shape, modality, monkeypatch):
+    monkeypatch.setattr(in_place, "modality", modality, raising=False)
+    images, prompts = torch.rand(shape, generator=torch.Generator().manual_seed(0)), ["c", "b", "a"]
+    kept = images.clone()
+    first = rewards.score(in_place, images=images, prompts=prompts)
+    assert torch.equal(rewards.score(in_place, images=images, prompts=prompts), first)
+    assert torch.equal(images, kept)
+    assert prompts == ["c", "b", "a"]
+
+
+def test_gradients_flow_through_the_copy():
+    def squared(*, images, prompts):
+        return images.sub_(0.5).square().sum((1, 2, 3))
+
+    images = pictures(2, 4).requires_grad_()
+    rewards.ask(squared, images=images, prompts=["x"] * 2).sum().backward()
+    torch.testing.assert_close(images.grad, 2 * (images.detach() - 0.5))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((pictures(2, 4) * 255).byte(), "must be floats"),
+        (pictures(2, 4) * 255, "give images / 255"),
+        (pictures(2, 4) * 2 - 1, r"give \(images \+ 1\) / 2"),
+        (pictures(2, 4)[:, :1], "repeat the one channel"),
+    ],
+)
+def test_pictures_in_another_range_are_refused_not_scored(images, message):
+    reward = rewards.load("brightness")
+    with pytest.raises(ValueError, match=message):
+        rewards.score(reward, images=images, prompts=["x"] * 2)
+    with pytest.raises(ValueError, match=message):
+        rewards.score_pictures(reward, pictures=list(images), prompts=["x"] * 2)
+
+
+def test_each_loose_picture_is_checked():
+    """Together with floats bytes would become floats, and a dark picture of bytes has no value above 1."""
+    dark, light = torch.ones(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2)
+    with pytest.raises(ValueError, match="must be floats"):
+        rewards.score_pictures(rewards.load("brightness"), pictures=[light, dark], prompts=["x"] * 2)
+    with pytest.raises(ValueError, match="pictures and prompts must be as many, got 1 and 2"):
+        rewards.score_pictures(rewards.load("brightness"), pictures=[light], prompts=["x"] * 2)
+
+
+class Listening:
+    """Remembers the prompts it was asked and the prompts it was to check."""
+
+    def __init__(self, reads_metadata=False, refuses=()):
+        self.name, self.reads_metadata, self.refuses = "listening", reads_metadata, refuses
+        self.heard, self.checked = [], []
+
+    def check(self, prompts):
+        self.checked += prompts
+        for prompt in prompts:
+            if prompt in self.refuses:
+                raise ValueError("it rhymes")
+
+    def __call__(self, *, images, prompts):
+        self.heard += prompts
+        return images.flatten(1).mean(1)
+
+
+METADATA = {"tag": "mine", "include": [{"class": "dog", "count": 1}], "prompt": "my dog"}
+
+
+def test_metadata_reaches_those_alone_that_read_it():
+    deaf, reader = Listening(), Listening(reads_metadata=True)
+    for reward in (deaf, reader, rewards.Ensemble([deaf, reader])):
+        rewards.score(reward, images=pictures(2, 4), prompts=[METADATA, "a cat"], batch_size=1)
+    assert deaf.heard == ["my dog", "a cat"] * 2
+    assert reader.heard == [METADATA, "a cat"] * 2
+    reader.heard[0]["include"].clear()
+    assert METADATA["include"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([3, "x"], 'a prompt must be a text, or metadata with a "prompt", got 3'),
+        ([None, "x"], "got None"),
+        ([{"tag": "mine"}, "x"], "got {'tag': 'mine'}"),
+        ([{"prompt": 3}, "x"], "got {'prompt': 3}"),
+        ("ab", "must be a list of prompts, one an image, got the text 'ab'"),
+    ],
+)
+def test_prompts_that_are_none(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.score(Listening(), images=pictures(2, 4), prompts=prompts)
+
+
+def test_a_reward_refuses_prompts_before_anything_is_drawn():
+    picky = Listening(refuses=["a cat"])
+    rewards.check_prompts(picky, ["a dog", METADATA])
+    assert picky.checked == ["a dog", "my dog"]
+    with pytest.raises(ValueError, match="reward 'listening' cannot read the prompt 'a cat': it rhymes"):
+        rewards.check_prompts(picky, ["a dog", "a cat"])
+    rewards.check_prompts(rewards.load("brightness"), ["whatever"])
+    reader = Listening(reads_metadata=True, refuses=[METADATA])
+    with pytest.raises(ValueError, match="cannot read the prompt 'my dog'"):
+        rewards.check_prompts(reader, [METADATA])
+
+
+def test_what_is_no_refusal_of_a_prompt_is_not_dressed_as_one():
+    class Broken(Listening):
+        def check(self, prompts):
+            raise OSError("no disk")
+
+    with pytest.raises(OSError, match=r"^no disk$"):
+        rewards.check_prompts(Broken(), ["a cat"])

@@ -51,6 +51,108 @@ def test_a_prompt_for_each_picture(lidar, folder):
     assert "one for each of the 3 pictures, got 2" in " ".join(err.split())
 
 
+def numbered(folder, *names):
+    """Pictures that are the brighter the larger the number in their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        value = int("".join(filter(str.isdigit, name)))
+        Image.new("RGB", (4, 4), (value,) * 3).save(folder / name)
+    return [folder / name for name in names]
+
+
+def prompts_of(tmp_path, count):
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {k}\n" for k in range(1, count + 1)))
+    return ["--prompts", tmp_path / "prompts.txt", "--reward", "brightness", "--json"]
+
+
+def test_prompts_belong_to_pictures_by_their_numbers(lidar, tmp_path):
+    numbered(tmp_path / "d", *(f"{k}.png" for k in range(12, 0, -1)))
+    found = scores(lidar("score", tmp_path / "d", *prompts_of(tmp_path, 12)))
+    for k, row in enumerate(found["images"], 1):
+        assert (os.path.basename(row["file"]), row["prompt"]) == (f"{k}.png", f"prompt {k}")
+        assert row["brightness"] == pytest.approx(k / 255)
+
+
+def test_pictures_without_one_order_get_no_prompts_by_order(lidar, tmp_path):
+    same = numbered(tmp_path / "same", "1.png", "01.png")
+    err = "".join(failure(lidar("score", tmp_path / "same", *prompts_of(tmp_path, 2))).split())
+    assert "havethesamenumber" in err.replace("│", "")
+    assert all(file.name in err for file in same)
+    found = scores(
+        lidar("score", *same, *prompts_of(tmp_path, 2))
+    )  # one by one they have the order they are given in
+    assert [row["prompt"] for row in found["images"]] == ["prompt 1", "prompt 2"]
+    numbered(tmp_path / "deep" / "x", "1.png")
+    numbered(tmp_path / "deep" / "y", "2.png")
+    err = " ".join(failure(lidar("score", tmp_path / "deep", *prompts_of(tmp_path, 2))).split())
+    assert "lie in 2 folders" in err
+    assert scores(lidar("score", tmp_path / "deep", "--prompt", "one for all", "--reward", "brightness", "--json"))
+    places = [tmp_path / "deep" / "y", tmp_path / "deep" / "x"]
+    found = scores(lidar("score", *places, *prompts_of(tmp_path, 2)))
+    assert [os.path.basename(row["file"]) for row in found["images"]] == ["2.png", "1.png"]
+
+
+def test_names_as_a_shell_sorts_them_are_refused(lidar, tmp_path):
+    files = numbered(tmp_path / "d", "1.png", "10.png", "2.png")
+    err = " ".join(failure(lidar("score", *files, *prompts_of(tmp_path, 3))).split())
+    assert "10.png comes before 2.png, as a shell sorts names" in err
+    assert scores(lidar("score", *files[::-1], *prompts_of(tmp_path, 3)))
+    assert scores(lidar("score", *files, "--prompt", "x", "--reward", "brightness", "--json"))
+
+
+def test_the_table_shows_the_pairs_as_they_are_written(lidar, folder):
+    texts = ["[red]cat[/red]", "[/b]", ":smile: 3"]
+    three = [option for text in texts for option in ("--prompt", text)]
+    code, out, err = lidar("score", folder, *three, "--reward", "brightness")
+    assert code == 0, err
+    assert all(text in out for text in texts)
+
+
+def test_what_is_given_twice_is_refused(lidar, folder):
+    twice = ["--reward", "brightness", "--reward", "brightness"]
+    assert "--reward brightness is given twice" in failure(lidar("score", folder, "--prompt", "x", *twice))
+    again = [folder / "a.png", folder / "a.png", "--prompt", "x", "--reward", "brightness"]
+    assert "a.png is given twice" in " ".join(failure(lidar("score", *again)).split())
+
+
+def test_a_video_is_scored_by_its_frames(lidar, tmp_path):
+    first, *others = (Image.new("RGB", (4, 4), (value,) * 3) for value in (0, 255))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others, lossless=True)
+    found = scores(lidar("score", tmp_path, "--prompt", "x", "--reward", "brightness", "--json"))
+    assert found["mean"]["brightness"] == pytest.approx(0.5)
+
+
+def test_metadata_reaches_a_judge_that_reads_it(lidar, tmp_path, monkeypatch):
+    from lidar_sampling import rewards
+
+    def judge(*, images, prompts):
+        return [float(prompt["include"][0]["count"]) for prompt in prompts]
+
+    judge.reads_metadata = True
+    monkeypatch.setattr(rewards, "load", lambda name, **_: judge)
+    numbered(tmp_path / "d", "1.png", "2.png")
+    lines = [{"prompt": "cats", "tag": "mine", "include": [{"class": "cat", "count": k}]} for k in (3, 5)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = scores(lidar("score", tmp_path / "d", "--prompts", tmp_path / "p.jsonl", "--reward", "judge", "--json"))
+    assert [(row["judge"], row["prompt"]) for row in found["images"]] == [(3, "cats"), (5, "cats")]
+
+
+def test_metadata_of_two_prompts_says_not_which(lidar, tmp_path):
+    numbered(tmp_path / "0" / "samples", "1.png")
+    (tmp_path / "0" / "metadata.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    err = " ".join(failure(lidar("score", tmp_path, "--reward", "brightness")).split())
+    assert "metadata.jsonl has 2 prompts: it must have one" in err
+
+
+def test_metadata_that_cannot_be_judged_is_named_before_any_picture_is(lidar, tmp_path):
+    for k, include in enumerate(([{"class": "dog", "count": 1}], [{"class": "dog", "count": "2"}])):
+        numbered(tmp_path / f"{k}" / "samples", "1.png")
+        line = {"prompt": "dogs", "tag": "mine", "include": include}
+        (tmp_path / f"{k}" / "metadata.jsonl").write_text(json.dumps(line))
+    err = " ".join(failure(lidar("evaluate", tmp_path)).split())
+    assert f"{tmp_path / '1' / 'metadata.jsonl'}: the count of 'dog' in GenEval metadata must be" in err
+
+
 def test_transparency_lies_over_white_and_rotation_is_undone(lidar, tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     pixels = np.zeros((4, 8, 3), np.uint8)

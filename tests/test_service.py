@@ -1,5 +1,7 @@
 """A reward on the other side of HTTP: the same numbers, and a clear line when it is not there."""
 
+import base64
+import io
 import json
 import socket
 import threading
@@ -9,12 +11,15 @@ import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lidar_sampling import LiDAR, rewards, testing
+from lidar_sampling._media import read_picture
 from lidar_sampling.rewards.server import _tensors, serve
 from lidar_sampling.rewards.service import RemoteReward, ServiceError, _png
 
@@ -230,6 +235,22 @@ def test_what_a_client_must_not_send(url):
     assert post(url, json.dumps({**good, "images": ["AAAA"]}).encode())[0] == 400
     assert post(url, json.dumps({**good, "images": ["gASVCQAAAAAAAAB9lC4="]}).encode())[0] == 400  # a pickle
     assert post(url, json.dumps({**good, "reward": ["red"]}).encode())[0] == 400
+    for key in good:
+        code, error = post(url, json.dumps({k: v for k, v in good.items() if k != key}).encode())
+        assert (code, error) == (
+            400,
+            f"ValueError: a request must have reward, prompts and images, and this one lacks {key}",
+        )
+    two = {**good, "images": good["images"] * 2}
+    for prompts in ("ab", {"a": 1, "b": 2}, ["a", None], [["a"], "b"], 2, None):
+        code, error = post(url, json.dumps({**two, "prompts": prompts}).encode())
+        assert code == 400
+        assert "prompts must be a list of strings, got" in error
+    for images in (good["images"][0], {good["images"][0]: 1}, [3], None):
+        code, error = post(url, json.dumps({**good, "images": images}).encode())
+        assert code == 400
+        assert "images must be a list of strings, got" in error
+        assert len(error) < 200
     assert post(url, b"[" * 100_000)[0] == 400
     assert post(url, b"{}", method="PUT") == (501, "Unsupported method ('PUT')")
 
@@ -276,3 +297,41 @@ def test_a_client_that_goes_away_leaves_no_traceback(capfd):
             ask(url, "slow", retries=0, timeout=0.05)
         assert ask(url, "slow").item() >= 0  # waits for the first to be done
     assert capfd.readouterr().err == ""
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_it_sees_what_lidar_score_sees(url, tmp_path):
+    """Transparency over white, palettes and greys; 16 bits are refused, and not cut."""
+    for image in (
+        Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
+        Image.new("RGBA", (8, 8), (0, 0, 0, 100)),
+        Image.new("LA", (8, 8), (0, 0)),
+        Image.new("L", (8, 8), 77),
+        Image.new("RGB", (8, 8), (9, 99, 199)).convert("P"),
+    ):
+        content = encoded(image)
+        (tmp_path / "a.png").write_bytes(base64.b64decode(content))
+        (there,) = _tensors([content], 64)
+        assert torch.equal(there, read_picture(tmp_path / "a.png"))
+    good = {"reward": "red", "prompts": ["x"]}
+    deep = encoded(Image.fromarray(np.full((8, 8), 16000, np.uint16)))
+    code, error = post(url, json.dumps({**good, "images": [deep]}).encode())
+    assert (code, error.split(": ", 1)[1]) == (
+        400,
+        "image 0 of the request has pixels of mode I;16: save it with 8 bits a channel",
+    )
+    code, error = post(url, json.dumps({**good, "images": [encoded(Image.new("RGB", (8, 8)), "JPEG")]}).encode())
+    assert (code, error) == (400, "ValueError: image 0 of the request is not a PNG")
+    frames = [Image.new("RGB", (8, 8), (value,) * 3) for value in (0, 255)]
+    moving = encoded(frames[0], save_all=True, append_images=frames[1:])
+    assert post(url, json.dumps({**good, "images": [moving]}).encode())[0] == 400
+
+
+def test_its_address_and_name_tell_a_remote_reward_apart():
+    assert RemoteReward("http://a", "x", timeout=3).fingerprint == RemoteReward("http://a/", "x").fingerprint
+    assert RemoteReward("http://a", "x").fingerprint != RemoteReward("http://a", "y").fingerprint

@@ -11,7 +11,7 @@ Metadata is GenEval's own: ``{"tag", "prompt", "include": [{"class", "count", "c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -127,7 +127,9 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     Metadata that neither includes nor excludes anything asks for what its own prompt does.
 
     Raises:
-        ValueError: metadata has no tag, or names a class or a colour that GenEval does not know.
+        ValueError: metadata that no picture can be judged by: it has no tag, names a class, a colour, a relation or a
+            setting that GenEval does not know, a count that is not a positive integer, or a position relative to
+            anything but an object before it.
 
     >>> asked({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
     Traceback (most recent call last):
@@ -135,17 +137,75 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     """
     if isinstance(prompt, str):
         return parse(prompt)
-    if "tag" not in prompt:
+    if not isinstance(prompt, Mapping):
+        raise ValueError(f"expected a prompt or GenEval metadata, got {prompt!r}")
+    lists = [key for key in ("include", "exclude") if key in prompt]
+    if "tag" not in prompt and (lists or "prompt" not in prompt):
         raise ValueError(f"GenEval metadata must have a tag, got {prompt}")
-    items = [*prompt.get("include", []), *prompt.get("exclude", [])]
-    for item in items:
-        for key, known in (("class", CLASSES), ("color", COLORS)):
-            if key in item and item[key] not in known:
-                near = [name for name in known if name.endswith(f" {item[key]}")]  # as COCO calls it
-                near += get_close_matches(str(item[key]), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown {key} {item[key]!r} in GenEval metadata{hint}")
-    return prompt if items else parse(prompt.get("prompt", ""))
+    if not isinstance(prompt.get("tag", ""), str):
+        raise ValueError(f"the tag of GenEval metadata must be a string, got {prompt['tag']!r}")
+    for key in lists:
+        if not isinstance(prompt[key], list):
+            raise ValueError(f"{key} of GenEval metadata must be a list of objects, got {prompt[key]!r}")
+        for place, item in enumerate(prompt[key]):
+            _check_object(item, key, place)
+    if any(prompt[key] for key in lists):
+        return dict(prompt)
+    text = prompt.get("prompt", "")
+    if not isinstance(text, str):
+        raise ValueError(f"the prompt of GenEval metadata must be a string, got {text!r}")
+    return parse(text)
+
+
+_KEYS = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
+
+
+def _check_object(item: Any, key: str, place: int) -> None:
+    """Refuse object ``place`` of the list ``key`` if the rules of :func:`verdict` cannot be applied to it."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{key} of GenEval metadata must hold objects with a class and a count, got {item!r}")
+    for name in item:
+        if name not in _KEYS[key]:
+            raise ValueError(f"unknown {name!r} in {key} of GenEval metadata{_hint(name, _KEYS[key])}")
+    for name in ("class", "count"):
+        if name not in item:
+            raise ValueError(f"an object in {key} of GenEval metadata must have a {name}, got {dict(item)}")
+    for name, known in (("class", CLASSES), ("color", COLORS)):
+        if name in item and item[name] not in known:
+            raise ValueError(f"unknown {name} {item[name]!r} in GenEval metadata{_hint(item[name], known)}")
+    if not _is_integer(item["count"]) or item["count"] < 1:
+        raise ValueError(
+            f"the count of {item['class']!r} in GenEval metadata must be a positive integer, got {item['count']!r}"
+        )
+    if "position" not in item:
+        return
+    position = item["position"]
+    if not isinstance(position, list | tuple) or len(position) != 2:
+        raise ValueError(
+            "a position in GenEval metadata must be [relation, index of an earlier object of include], "
+            f"got {position!r}"
+        )
+    relation, index = position
+    if relation not in RELATIONS:
+        raise ValueError(f"unknown relation {relation!r} in GenEval metadata; known are {', '.join(RELATIONS)}")
+    if not _is_integer(index) or not 0 <= index < place:
+        earlier = f"0 to {place - 1}" if place > 1 else "0" if place else "none, for the object is the first"
+        raise ValueError(
+            f"the position of {item['class']!r} in GenEval metadata must name an earlier object of include by its "
+            f"index ({earlier}), got {index!r}"
+        )
+
+
+def _hint(given: Any, known: Sequence[str]) -> str:
+    near = [name for name in known if name.endswith(f" {given}")]  # as COCO calls it
+    near += get_close_matches(str(given), known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(known)}" if len(known) <= len(COLORS) else ""
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _object(name: str, color: str | None, count: int = 1) -> dict[str, Any]:

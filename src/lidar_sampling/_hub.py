@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,84 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
+        ValueError: it is empty, cut off or a pointer, or holds something else; the message names it and the mend.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    if why := why_no_weights(path):
+        raise ValueError(f"{path} {why}")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} {_why_unreadable(error)}") from None  # torch advises to unpickle: not repeated
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no plain dictionary of tensors")
     return dict(content)
+
+
+def why_no_weights(path: Path) -> str | None:
+    """Why a file holds no weights, as the end of a sentence, told from its first bytes; None if they may be some.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     why_no_weights(Path(file.name))
+    'is empty: download it again'
+    """
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if not start:
+        return "is empty: download it again"
+    if start.startswith(b"version https://git-lfs."):
+        return "is a pointer of Git LFS, not the file itself: run 'git lfs pull' in its clone, or download it again"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not the file itself: download it again"
+    return None
+
+
+def why_no_model(folder: Path, error: Exception) -> str | None:
+    """Why loading the model in ``folder`` failed with ``error``, naming the file; None if no file is to blame."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix.lower() in _OF_A_MODEL and (why := why_no_weights(path)):
+            return f"{path} {why}"
+    for path in sorted(folder.rglob("*.safetensors")):
+        if why := _why_damaged(path):
+            return f"{path} {why}"
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth"))
+    if pickles and not isinstance(error, OSError):
+        return f"{folder} holds {pickles[0]}, which {_why_unreadable(error)}"
+    return None
+
+
+_OF_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt")
+
+
+def _why_damaged(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except SafetensorError as error:
+        return _why_unreadable(error)
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Why a reader of weights failed with ``error``, as the end of a sentence."""
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"pickles an object, {found[1]}, and pickled code is never run here: "
+            "save the state_dict of the model alone, best as .safetensors"
+        )
+    first = " ".join(re.split(r"\n|(?<=\w)\. ", text)[0].split())
+    why = "" if not first or "weights_only" in text else f" ({first})"
+    return f"is damaged, or no file of weights{why}: download it again"

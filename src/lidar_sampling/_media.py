@@ -1,15 +1,150 @@
-"""Samples as files and as PIL images: pictures, videos and audio, told apart by their shape."""
+"""Samples as tensors, files and PIL images: pictures, videos and audio, told apart by their shape.
+
+Pictures are float (B, 3, H, W) and videos (B, F, 3, H, W), both in [0, 1]; audio is (B, channels, S) in [-1, 1].
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import wave
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._files import naming
+
 FPS = 16  # of a video file; diffusers' pipelines do not say theirs
+_SLACK = 1e-3  # beyond the range, for what half precision rounds
+_MOST_CHANNELS = 8  # of audio; what has more is a picture that lacks its batch
+
+
+def check_pictures(images: Tensor) -> None:
+    """Refuse what is neither pictures, nor videos, nor audio in the range that rewards are written for.
+
+    Args:
+        images: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1], or audio (B, channels, S) in [-1, 1]; of any floating type.
+
+    Raises:
+        TypeError: ``images`` is not a tensor.
+        ValueError: the type, the shape or the values are others; the message says how to mend them.
+
+    >>> check_pictures(torch.zeros(1, 3, 4, 4))
+    >>> check_pictures(torch.zeros(1, 3, 4, 4) - 1)
+    Traceback (most recent call last):
+    ValueError: images must lie in [0, 1], got values from -1 to -1: give (images + 1) / 2
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    if not images.is_floating_point():
+        mend = "images.float() / 255" if images.dtype == torch.uint8 else "floats in [0, 1]"
+        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}: give {mend}")
+    audio = images.dim() == 3
+    if not (images.shape[1] <= _MOST_CHANNELS if audio else images.dim() in (4, 5) and images.shape[-3] == 3):
+        raise ValueError(
+            "images must be pictures (B, 3, H, W), videos (B, F, 3, H, W) or audio (B, channels, S), "
+            f"got {tuple(images.shape)}{_mend_of_shape(images)}"
+        )
+    if not images.numel():
+        return
+    low, high = (bound.item() for bound in images.detach().aminmax())  # NaN if there is one
+    if not math.isfinite(low + high):  # as bytes NaN would be black, and black pictures get scores
+        raise ValueError("images hold NaN or infinity: the decoder overflowed; decode in float32")
+    if low < (-1 if audio else 0) - _SLACK or high > 1 + _SLACK:
+        what, span = ("audio", "[-1, 1]") if audio else ("images", "[0, 1]")
+        mend = f"give {what}.clamp({span[1:-1]})"
+        if high > 16:  # bytes, rather than what a decoder overshoots by
+            mend = f"give {what} / {32768 if audio else 255}"
+        elif not audio and -1 - _SLACK <= low < -_SLACK and high <= 1 + _SLACK:
+            mend = "give (images + 1) / 2"
+        raise ValueError(f"{what} must lie in {span}, got values from {low:.4g} to {high:.4g}: {mend}")
+
+
+def _mend_of_shape(images: Tensor) -> str:
+    """What to do about a shape that is none of those that are known; nothing where we cannot tell."""
+    if images.dim() == 3:
+        return ": give images[None], a batch of one"
+    if images.dim() not in (4, 5):
+        return ""
+    if images.shape[-3] == 1:
+        return f": repeat the one channel, images.repeat_interleave(3, dim={images.dim() - 3})"
+    if images.shape[-1] == 3:
+        return ": move the channels, images.movedim(-1, -3)"
+    if images.shape[-3] == 4:
+        return ": lay the pictures over white, and leave the fourth channel out"
+    if images.dim() == 5 and images.shape[1] == 3:
+        return ": move the channels, images.movedim(1, 2)"
+    return ""
+
+
+def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str, ...] | None = None) -> Tensor:
+    """Return a picture (3, H, W) in [0, 1], upright, with what is transparent over white.
+
+    Args:
+        file: a path, or what is in the file.
+        name: what errors call it; by default the path.
+        formats: of Pillow, the only ones that are tried; None tries all.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is no picture, it is cut off or too large, it moves, or it has more than 8 bits a channel.
+    """
+    name = name or ("the picture" if isinstance(file, bytes) else str(file))
+    (picture,) = _read(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
+    return picture
+
+
+def read_sample(file: str | Path) -> Tensor:
+    """Return a picture as :func:`read_picture` does, or the frames (F, 3, H, W) of one that moves.
+
+    Raises:
+        OSError: as :func:`read_picture`.
+        ValueError: as :func:`read_picture`, but for what moves, whose frames must be of one size.
+    """
+    frames = _read(file, str(file), None, moving=True)
+    if len({frame.shape for frame in frames}) > 1:
+        raise ValueError(f"{file} holds pictures of several sizes: save each to a file of its own")
+    return torch.stack(frames) if len(frames) > 1 else frames[0]
+
+
+def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
+    """The frames of a picture, as :func:`read_picture` has them; more than one only if it may be ``moving``."""
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+
+    problems = OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError
+    try:
+        with Image.open(file, formats=formats) as image:
+            count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photograph and its preview
+            refused = None
+            if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
+                refused = f"has pixels of mode {image.mode}: save it with 8 bits a channel"
+            elif count > 1 and not moving:
+                refused = f"holds {count} pictures, not one: save each to a file of its own"
+            seen = [image] if count == 1 else ImageSequence.Iterator(image)
+            frames = [] if refused else [_over_white(frame) for frame in seen]
+    except UnidentifiedImageError:
+        kind = "picture" if formats is None else " or ".join(formats)
+        raise ValueError(f"{name} is not a {kind}") from None
+    except problems as error:
+        if getattr(error, "filename", None):  # it cannot be opened, and says which
+            raise
+        raise ValueError(f"{name} cannot be read: {error}") from None
+    if refused:
+        raise ValueError(f"{name} {refused}")
+    return frames
+
+
+def _over_white(image: Any) -> Tensor:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image).convert("RGBA")
+    page = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
 
 
 def to_pil(sample: Tensor) -> Any:
@@ -44,7 +179,7 @@ def save_sample(sample: Tensor, stem: Path, *, sampling_rate: int | None = None)
     """
     if sample.dim() == 2:
         path = stem.with_suffix(".wav")
-        with wave.open(str(path), "wb") as file:
+        with naming(path), wave.open(str(path), "wb") as file:
             file.setnchannels(len(sample))
             file.setsampwidth(2)
             file.setframerate(sampling_rate or 44100)
@@ -53,8 +188,10 @@ def save_sample(sample: Tensor, stem: Path, *, sampling_rate: int | None = None)
     pictures = to_pil(sample)
     if sample.dim() == 3:
         path = stem.with_suffix(".png")
-        pictures.save(path)
+        with naming(path):
+            pictures.save(path)
         return path
     path = stem.with_suffix(".webp")
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0, quality=90)
+    with naming(path):
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0, quality=90)
     return path

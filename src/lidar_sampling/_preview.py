@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ._hub import Published
+from ._load import load_model
 from .solvers import base_of
 from .solvers.presets import FLUX, SD, SD3, SDXL
 
@@ -36,4 +37,4 @@ def load_preview(source: str | Path, pipe: Any) -> Any:
         if known is None:
             raise ValueError(f"no small autoencoder is known for {type(pipe).__name__}: give a path or a hub id")
         source = known.repo
-    return AutoencoderTiny.from_pretrained(source, dtype=pipe.dtype, use_safetensors=True).to(pipe.device)
+    return load_model(AutoencoderTiny, source, dtype=pipe.dtype).to(pipe.device)

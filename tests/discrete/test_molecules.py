@@ -13,7 +13,7 @@ Chem = pytest.importorskip("rdkit.Chem")
 
 from transformers import AutoTokenizer  # noqa: E402
 
-from lidar_sampling import LookaheadBank  # noqa: E402
+from lidar_sampling import LookaheadBank, RewardError  # noqa: E402
 from lidar_sampling.cli import _run  # noqa: E402
 from lidar_sampling.discrete import molecules as m  # noqa: E402
 
@@ -93,6 +93,40 @@ class TestRewards:
         reward = m.MoleculeReward(lambda _: float("nan"), TOKENIZER, name="odd")
         with pytest.raises(ValueError, match="the reward odd of CC is nan"):
             reward(m.encode(TOKENIZER, ["CC"]))
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (lambda _: None, "is None: return a finite number of float32"),
+            (lambda _: 1e40, r"is 1e\+40"),  # infinity in float32
+            (lambda _: -(10**400), "is -1000"),
+            (lambda _: float("inf"), "is inf"),
+            (lambda _: "3", "is '3'"),
+            (lambda _: [1.0], r"is \[1\.0\]"),
+            (lambda molecule: molecule.GetNoSuch(), "raised AttributeError: "),
+        ],
+    )
+    def test_a_reward_that_gives_no_number_is_named_with_its_molecule(self, value, message):
+        from lidar_sampling.discrete import TokenLiDAR
+
+        reward, tokens = m.MoleculeReward(value, TOKENIZER, name="mine:f"), m.encode(TOKENIZER, ["CC"])
+        for ask in (reward, TokenLiDAR(m.load_model(), reward=reward).score):
+            with pytest.raises(RewardError, match=f"^the reward mine:f of CC {message}"):
+                ask(tokens)
+
+    def test_any_reward_of_tokens_that_fails_is_named(self):
+        from lidar_sampling.discrete import TokenLiDAR
+
+        def odd(tokens):
+            raise KeyError("lost")
+
+        tokens = m.encode(TOKENIZER, ["CC"])
+        with pytest.raises(RewardError, match="reward 'odd' failed, KeyError: 'lost'"):
+            TokenLiDAR(m.load_model(), reward=odd).score(tokens)
+
+    def test_the_floor_is_a_number_of_float32(self):
+        with pytest.raises(ValueError, match=r"invalid must be a finite number of float32, got -1e\+40"):
+            m.reward("qed", invalid=-1e40)
 
 
 class TestSummary:

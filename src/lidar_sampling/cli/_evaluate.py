@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json as _json
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from .._geneval import asked
 from . import _options as o
-from ._score import inside, metadata_of, read_picture
+from ._score import inside, metadata_line, metadata_of, read_picture
+from ._screen import print_json, shown
 
 Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
 JudgeName = Annotated[
@@ -44,12 +44,10 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
         raise typer.BadParameter(f"{folder} holds no pictures in GenEval's layout (NUMBER/samples/*.png)")
     place = o.device_of(device)
     decide = glyph.Judge(device=place) if judge == "glyph" else rewards.load("geneval", device=place)
+    lines = {file.parent: _metadata(file) for file in files}
     verdicts: dict[Path, list[float]] = {}
-    tags: dict[Path, str] = {}
     for file in files:
-        line = next(iter(glyph.read_metadata(metadata_of(file))), {})
-        if "tag" not in line:
-            raise typer.BadParameter(f"{metadata_of(file)} has no tag: it is not GenEval's metadata")
+        line = lines[file.parent]
         picture = read_picture(file)
         if judge == "glyph" and picture.shape[1:] != (_SIDE, _SIDE):
             size = " x ".join(map(str, picture.shape[1:]))
@@ -57,12 +55,9 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
                 f"glyph's detector judges pictures of {_SIDE} x {_SIDE}, {file} has {size}: --judge mask2former"
             )
         (verdict,) = decide(images=picture[None], prompts=[line]).tolist()
-        if math.isnan(verdict):
-            raise typer.BadParameter(f"{metadata_of(file)} includes no objects, and its prompt is none of GenEval's")
         verdicts.setdefault(file.parent, []).append(verdict)
-        tags[file.parent] = line["tag"]
     rates = np.array([[np.mean(values)] for values in verdicts.values()])
-    names = list(tags.values())
+    names = [lines[folder]["tag"] for folder in verdicts]
     result: dict[str, Any] = {
         "overall": str(interval(bootstrap(rates, names)[:, 0])),
         "tags": {
@@ -72,9 +67,28 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
         "prompts": len(names),
         "pictures": len(files),
     }
-    if json:
-        typer.echo(_json.dumps(result))
-        return
-    for tag, rate in result["tags"].items():
-        typer.echo(f"{tag:16s} {rate}")
-    typer.echo(f"{'overall':16s} {result['overall']}   ({len(files)} pictures of {len(names)} prompts)")
+    with shown(saved=False):
+        if json:
+            print_json(result)
+            return
+        for tag, rate in result["tags"].items():
+            typer.echo(f"{tag:16s} {rate}")
+        typer.echo(f"{'overall':16s} {result['overall']}   ({len(files)} pictures of {len(names)} prompts)")
+
+
+def _metadata(picture: Path) -> dict[str, Any]:
+    """What ``picture`` should show, if it can be judged.
+
+    Raises:
+        ValueError: it cannot; the message names the file.
+    """
+    line, path = metadata_line(picture), metadata_of(picture)
+    if "tag" not in line:
+        raise ValueError(f"{path} has no tag: it is not GenEval's metadata")
+    try:
+        wanted = asked(line)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if wanted is None:
+        raise ValueError(f"{path} includes no objects, and its prompt is none of GenEval's")
+    return line

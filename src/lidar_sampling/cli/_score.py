@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json as _json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from .._files import natural_order
+from .._media import read_picture as read_picture
+from .._media import read_sample
+from .._prompts import read_lines, read_prompts
 from . import _options as o
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ._screen import console, print_json, shown
 
 Images = Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", show_default=False)]
 Prompt = Annotated[
@@ -36,48 +38,62 @@ def score(
 ) -> None:
     """Score pictures with one or more rewards.
 
-    Without a prompt, those of GenEval's layout are taken: metadata.jsonl beside the folder of a picture. Of a run in
-    that layout, such as that of 'lidar generate', the samples are scored, not its grid or what lies in vanilla/.
+    Several prompts belong to the pictures in order: files as they are named, those of a folder by the numbers in
+    their names, so that 2.png comes before 10.png. Without a prompt, those of GenEval's layout are taken:
+    metadata.jsonl beside the folder of a picture. Of a run in that layout, such as that of 'lidar generate', the
+    samples are scored, not its grid or what lies in vanilla/.
     """
     from .. import rewards
 
     o.quieten()
-    files = _pictures(images)
-    prompts = _prompts(files, o.read_prompts(prompt, prompts_file) if prompt or prompts_file else [])
+    if again := [name for k, name in enumerate(reward) if name in reward[:k]]:
+        raise typer.BadParameter(f"--reward {again[0]} is given twice: leave one out")
+    places = _pictures(images)
+    files = [file for found in places.values() for file in found]
+    prompts = _prompts(places, _given(prompt, prompts_file))
     judges = {name: rewards.load(name, device=o.device_of(device), dtype=o.dtype_of(dtype)) for name in reward}
+    for judge in judges.values():
+        rewards.check_prompts(judge, prompts)
     rows: list[dict[str, Any]] = [
-        {"file": str(file), "prompt": text} for file, text in zip(files, prompts, strict=True)
+        {"file": str(file), "prompt": line["prompt"]} for file, line in zip(files, prompts, strict=True)
     ]
     for start in range(0, len(files), batch_size):
-        batch = rows[start : start + batch_size]
-        pixels = [read_picture(Path(row["file"])) for row in batch]
+        some = slice(start, start + batch_size)
+        pixels = [read_sample(file) for file in files[some]]
         for name, judge in judges.items():
-            values = rewards.score_pictures(judge, pictures=pixels, prompts=[row["prompt"] for row in batch])
-            for row, value in zip(batch, values, strict=True):
+            values = rewards.score_pictures(judge, pictures=pixels, prompts=prompts[some])
+            for row, value in zip(rows[some], values, strict=True):
                 row[name] = value
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in judges}
-    if json:
-        typer.echo(_json.dumps({"images": rows, "mean": mean}))
-    else:
-        _print(rows, mean)
+    with shown(saved=False):
+        if json:
+            print_json({"images": rows, "mean": mean})
+        else:
+            _print(rows, mean)
 
 
-def _pictures(places: Sequence[Path]) -> list[Path]:
-    files = []
+def _pictures(places: Sequence[Path]) -> dict[Path, list[Path]]:
+    """The pictures of each place; a picture is a place of its own."""
+    found: dict[Path, list[Path]] = {}
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"no picture or folder at {place}")
-        found = inside(place) if place.is_dir() else [place]
-        if not found:
+        if place in found:
+            raise typer.BadParameter(f"{place} is given twice: leave one out")
+        found[place] = inside(place) if place.is_dir() else [place]
+        if not found[place]:
             raise typer.BadParameter(f"{place} holds no pictures ({', '.join(_ENDINGS)})")
-        files += found
-    return files
+    return found
 
 
 def inside(folder: Path) -> list[Path]:
-    """Pictures in ``folder``, sorted: the samples of a run in GenEval's layout, or else all, however deep."""
+    """Return the pictures in ``folder``, by the numbers in their names.
+
+    They are the samples of a run in GenEval's layout, or else all pictures, however deep.
+    """
     samples = [file for file in folder.glob("[0-9]*/samples/*") if metadata_of(file).is_file()]
-    return sorted(file for file in samples or folder.rglob("*") if file.suffix.lower() in _ENDINGS)
+    pictures = [file for file in samples or folder.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file()]
+    return sorted(pictures, key=lambda file: (natural_order(file.relative_to(folder)), str(file)))
 
 
 def metadata_of(picture: Path) -> Path:
@@ -85,60 +101,79 @@ def metadata_of(picture: Path) -> Path:
     return picture.parent.parent / "metadata.jsonl"
 
 
-def _prompts(files: list[Path], given: list[str]) -> list[str]:
+def metadata_line(picture: Path) -> dict[str, Any]:
+    """Return what GenEval's layout says that ``picture`` should show.
+
+    Raises:
+        ValueError: the file says it not at all, twice, or otherwise than as a JSON object with a prompt.
+    """
+    path = metadata_of(picture)
+    lines = read_lines(path)
+    if len(lines) != 1:
+        problem = f"has {len(lines)} prompts" if lines else "is empty"
+        raise ValueError(f"{path} {problem}: it must have one, of what {picture.name} should show")
+    return lines[0]
+
+
+def _given(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
+    """The prompts of the command line and of a file."""
+    if any(not text.strip() for text in prompts or ()):
+        raise typer.BadParameter("a prompt must not be empty")
+    return [{"prompt": text} for text in prompts or ()] + (read_prompts(file) if file is not None else [])
+
+
+def _prompts(places: dict[Path, list[Path]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The prompt of each picture: one for all, one for each, or that of the folder it lies in."""
+    files = [file for found in places.values() for file in found]
     if len(given) == 1:
         return given * len(files)
     if given and len(given) != len(files):
         raise typer.BadParameter(f"give one prompt, or one for each of the {len(files)} pictures, got {len(given)}")
     if given:
+        _check_order(places)
         return given
-    from ..glyph import read_metadata
-
-    found = []
     for file in files:
-        metadata = metadata_of(file)
-        if not metadata.is_file():
+        if not metadata_of(file).is_file():
+            metadata = metadata_of(file)
             raise typer.BadParameter(f"give --prompt: there is no {metadata} to say what {file.name} should show")
-        lines = read_metadata(metadata)
-        if not lines:
-            raise typer.BadParameter(f"give --prompt: {metadata} is empty")
-        found.append(lines[0]["prompt"])
-    return found
+    return [metadata_line(file) for file in files]
 
 
-def read_picture(file: Path) -> Tensor:
-    """A picture (3, H, W) in [0, 1], upright, transparency over white."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
-                raise ValueError(f"{file} has pixels of mode {image.mode}: save it with 8 bits a channel")
-            image = ImageOps.exif_transpose(image).convert("RGBA")
-    except UnidentifiedImageError:
-        raise ValueError(f"{file} is not a picture") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        if getattr(error, "filename", None):  # it cannot be opened, and says which
-            raise
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    page = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
+def _check_order(places: dict[Path, list[Path]]) -> None:
+    """Refuse pictures whose order, by which prompts belong to them, may be another than the user means."""
+    for place, found in places.items():
+        folders = list(dict.fromkeys(file.parent for file in found))
+        if len(folders) > 1:
+            raise typer.BadParameter(
+                f"the pictures in {place} lie in {len(folders)} folders, such as {folders[0]} and {folders[1]}, "
+                "which have no order: score each folder with its own prompts, or leave them to its metadata.jsonl"
+            )
+        for one, other in pairwise(found):
+            if natural_order(one.name) == natural_order(other.name):
+                raise typer.BadParameter(
+                    f"{one} and {other} have the same number, so the prompts have no order: rename one, "
+                    "or name the pictures one by one"
+                )
+    named = [place for place, found in places.items() if found == [place]]
+    if named == sorted(named, key=str) != sorted(named, key=lambda file: natural_order(str(file))):
+        first = next(k for k, (a, b) in enumerate(pairwise(named)) if natural_order(a) > natural_order(b))
+        raise typer.BadParameter(
+            f"{named[first].name} comes before {named[first + 1].name}, as a shell sorts names, so the prompts may "
+            "belong to others: give the folder, whose pictures are taken by their numbers"
+        )
 
 
 def _print(rows: list[dict[str, Any]], mean: dict[str, float]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("picture", overflow="fold")
+    table.add_column("prompt", overflow="fold")
     for name in mean:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(row["file"], *(f"{row[name]:.4f}" for name in mean))
+        table.add_row(row["file"], row["prompt"], *(f"{row[name]:.4f}" for name in mean))
     if len(rows) > 1:
         table.add_section()
-        table.add_row(f"mean of {len(rows)}", *(f"{value:.4f}" for value in mean.values()))
-    Console().print(table)
+        table.add_row(f"mean of {len(rows)}", "", *(f"{value:.4f}" for value in mean.values()))
+    console().print(table)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._bank import BankError, LookaheadBank
 from .._cost import Cost
 from .._space import Space, magnitudes
+from ..rewards import RewardError
 from ._guidance import Members
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
@@ -223,9 +224,18 @@ class TokenLiDAR:
         """Rewards (B,) float32 of tokens (B, L), on the CPU.
 
         Raises:
-            ValueError: the reward gave something else than a finite number a sequence.
+            RewardError: the reward raised, or gave something else than a finite number a sequence; the message names
+                it.
         """
-        return score(self.reward, tokens)
+        try:
+            return score(self.reward, tokens)
+        except (torch.OutOfMemoryError, MemoryError, RewardError):
+            raise
+        except Exception as error:
+            raise RewardError(f"reward {self._reward_name()!r} failed, {type(error).__name__}: {error}") from error
+
+    def _reward_name(self) -> str:
+        return str(getattr(self.reward, "name", None) or getattr(self.reward, "__name__", "reward"))
 
     def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
         how = self.settings
@@ -241,8 +251,7 @@ class TokenLiDAR:
             "kernel": repr(self.kernel),
             "network": list(self._weights),
         }
-        name = getattr(self.reward, "name", getattr(self.reward, "__name__", "reward"))
-        return LookaheadBank(tokens.cpu(), {name: rewards}, self.about, self.space, provenance), cost
+        return LookaheadBank(tokens.cpu(), {self._reward_name(): rewards}, self.about, self.space, provenance), cost
 
     def _draw(
         self, count: int, steps: int, seed: int, stream: str, stepper: Stepper | None, progress: Progress | None

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
+
+from .._hub import load_state_dict
 
 
 class DenoiserConfig(PretrainedConfig):
@@ -203,7 +204,7 @@ def from_udlm(folder: str | Path) -> Denoiser:
     model.load_state_dict(
         {
             _renamed(name): w
-            for name, w in load_file(folder / "model.safetensors").items()
+            for name, w in load_state_dict(folder / "model.safetensors").items()
             if not name.endswith("rotary_emb.inv_freq")
         }
     )

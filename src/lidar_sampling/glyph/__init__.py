@@ -72,12 +72,28 @@ class Judge:
 
     name = "geneval"
     differentiable = False
+    reads_metadata = True
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
         self.detector = Detector.from_pretrained(DATA / "detector").to(device)
 
+    def check(self, prompts: Sequence[str | dict[str, Any]]) -> None:
+        """Refuse metadata that cannot be judged.
+
+        Raises:
+            ValueError: there is some; the message says what is wrong with it.
+        """
+        for prompt in prompts:
+            asked(prompt)
+
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
-        """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN."""
+        """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
+
+        Raises:
+            ValueError: images and prompts are not as many, or metadata cannot be judged.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
         metadata = [asked(prompt) for prompt in prompts]
         found = self.detector.detect(images)
         return torch.tensor(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._geneval import CLASSES, COLORS, NUMBERS, RELATIONS, TAGS, caption
+from .._prompts import read_lines
 
 _DATA = Path(__file__).parent / "data"
 _FILES = {"geneval": "prompts.jsonl", "hard": "hard_prompts.jsonl"}
@@ -117,17 +118,7 @@ def read_metadata(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is not a JSON object with a ``prompt``; the message names the file and the line.
     """
-    lines = []
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            line["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt"') from None
-        lines.append(line)
-    return lines
+    return read_lines(path)
 
 
 def _object(name: str, count: int = 1, color: str | None = None) -> dict[str, Any]:

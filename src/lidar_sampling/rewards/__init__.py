@@ -1,8 +1,17 @@
 """Rewards: plain callables ``reward(*, images, prompts) -> Tensor (B,)``, and a registry of known ones by name.
 
-Images are float (B, 3, H, W) in [0, 1], prompts B strings; higher is better. A function is a reward; an object may
-add ``name``, ``differentiable``, and ``networks``, the modules that see every image, for
-:func:`lidar_sampling.accelerate`. Nothing is imported or loaded before it is asked for.
+Images are float (B, 3, H, W) in [0, 1], prompts B strings; higher is better. Both are copies, which a reward may
+spoil. Nothing is imported or loaded before it is asked for.
+
+A function is a reward. An object may add:
+
+``name``            what results and banks call it
+``differentiable``  whether gradients reach the images
+``networks``        the modules that see every image, for :func:`lidar_sampling.accelerate`
+``modality``        ``"video"``: it sees videos whole, as below
+``check(prompts)``  raises ValueError for prompts that it cannot read; called before anything is drawn
+``reads_metadata``  True: it gets the metadata of a prompt, a dictionary, where the caller has some
+``fingerprint``     a JSON value that tells apart what decides its scores, where its attributes do not
 
 Of a video a reward sees evenly spaced frames, each as an image, and the mean counts; one with ``modality = "video"``
 sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].
@@ -10,22 +19,21 @@ sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from .._batches import shrinking
 from .._hub import Published
-from .._profile import timed
-
-Reward = Callable[..., Tensor]
-
-FRAMES = 8  # of a video that an image reward looks at
+from ._score import FRAMES as FRAMES
+from ._score import Reward as Reward
+from ._score import RewardError as RewardError
+from ._score import ask as ask
+from ._score import check_prompts as check_prompts
+from ._score import name_of as name_of
+from ._score import score as score
+from ._score import score_pictures as score_pictures
 
 
 class Entry(NamedTuple):
@@ -119,10 +127,6 @@ REGISTRY = {
 }
 
 
-class RewardError(ValueError):
-    """A reward raised or returned what is not one finite number an image; the message says which."""
-
-
 def __getattr__(name: str) -> Any:
     if name in ("Ensemble", "Mixture"):
         return getattr(import_module(".mixture", __name__), name)
@@ -153,105 +157,3 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     module, function = entry.factory.split(":")
     factory = getattr(import_module(f".{module}", __name__), function)
     return factory(model or entry.published, device=device, dtype=dtype)
-
-
-def name_of(reward: Reward) -> str:
-    """What results and banks call ``reward``: its ``name``, or a function's own."""
-    name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
-    return str(name)
-
-
-def score(
-    reward: Reward,
-    *,
-    images: Tensor,
-    prompts: Sequence[str],
-    batch_size: int = 64,
-    allow_nan: bool = False,
-) -> Tensor:
-    """Score images in batches and check what comes back.
-
-    Args:
-        reward: the reward.
-        images: (B, 3, H, W) in [0, 1], or videos or audio.
-        prompts: B prompts, one an image.
-        batch_size: images a call; halved when memory runs out.
-        allow_nan: let NaN pass, for a metric that does not apply to every prompt.
-
-    Returns:
-        (B,) float32 on the CPU.
-
-    Raises:
-        RewardError: images that are not finite, or the reward raised or did not return one finite number an image.
-
-    Example:
-        >>> score(load("brightness"), images=torch.zeros(3, 3, 2, 2), prompts=["a cat"] * 3)
-        tensor([0., 0., 0.])
-    """
-    if len(images) != len(prompts):
-        raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
-    if not images.isfinite().all():  # as bytes NaN would be black, and black pictures get scores
-        raise RewardError("images hold NaN or infinity: the decoder overflowed; decode in float32")
-    name = name_of(reward)
-    by_frames = images.dim() == 5 and getattr(reward, "modality", "image") != "video"
-    see = partial(_frame_mean, reward) if by_frames else reward
-
-    def call(indices: Sequence[int]) -> Tensor:
-        chosen, texts = images[indices[0] : indices[-1] + 1], list(prompts[indices[0] : indices[-1] + 1])
-
-        def again(size: int) -> Callable[[], Any]:
-            rows = [k % len(texts) for k in range(size)]
-            return partial(see, images=chosen[rows], prompts=[texts[k] for k in rows])
-
-        try:
-            with torch.no_grad(), timed("reward", len(texts), again):
-                result = see(images=chosen, prompts=texts)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-        return _checked(result, len(indices), name, allow_nan)
-
-    parts = shrinking(range(len(images)), batch_size, call)
-    return torch.cat(list(parts)) if len(images) else torch.zeros(0)
-
-
-def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[float]:
-    """Score pictures (3, H, W) of any sizes, together where they are of one; otherwise as :func:`score`.
-
-    Example:
-        >>> white, black = torch.ones(3, 2, 2), torch.zeros(3, 4, 2)
-        >>> score_pictures(load("brightness"), pictures=[white, black], prompts=["a", "b"])
-        [1.0, 0.0]
-    """
-    values = [0.0] * len(pictures)
-    for shape in dict.fromkeys(picture.shape for picture in pictures):
-        chosen = [i for i, picture in enumerate(pictures) if picture.shape == shape]
-        images = torch.stack([pictures[i] for i in chosen])
-        scores = score(reward, images=images, prompts=[prompts[i] for i in chosen])
-        for i, value in zip(chosen, scores.tolist(), strict=True):
-            values[i] = value
-    return values
-
-
-def _frame_mean(reward: Reward, *, images: Tensor, prompts: list[str]) -> Tensor:
-    """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
-    count = min(FRAMES, images.shape[1])
-    frames = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    return torch.as_tensor(reward(images=frames.flatten(0, 1), prompts=repeated)).view(-1, count).mean(1)
-
-
-def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
-    try:
-        scores = torch.as_tensor(result).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise RewardError(f"reward {name!r} must return a tensor, got {type(result).__name__}") from None
-    if scores.shape != (count,):
-        raise RewardError(f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}")
-    bad = scores.isinf() if allow_nan else ~scores.isfinite()
-    if bad.any():
-        raise RewardError(
-            f"reward {name!r} returned {scores[bad][0].item()} for image {int(bad.nonzero()[0])} of {count}"
-        )
-    return scores

@@ -8,6 +8,7 @@ unit features of its :data:`TEMPLATES`, of unit length again, and the class near
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from ._towers import Towers
 GREY = 0x99 / 255  # of what is not the object
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
+# Kept outside the object: its attributes decide its scores, and must be the same before and after the first.
+_embedded: WeakKeyDictionary[ColorNames, dict[str, Tensor]] = WeakKeyDictionary()
+
 
 class ColorNames:
     """Names the colours of objects.
@@ -29,7 +33,6 @@ class ColorNames:
 
     def __init__(self, towers: Towers) -> None:
         self._towers = towers
-        self._classes: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, crops: Sequence[Tensor], name: str) -> list[str]:
@@ -38,11 +41,12 @@ class ColorNames:
 
     def _embed(self, name: str) -> Tensor:
         """The ten colours of ``name`` as unit vectors (10, d)."""
-        if name not in self._classes:
+        classes = _embedded.setdefault(self, {})
+        if name not in classes:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
             features = self._towers.text(texts).unflatten(0, (len(COLORS), len(TEMPLATES)))
-            self._classes[name] = F.normalize(features.mean(1), dim=1)
-        return self._classes[name]
+            classes[name] = F.normalize(features.mean(1), dim=1)
+        return classes[name]
 
 
 def cut_out(image: Tensor, mask: Tensor, box: Tensor) -> Tensor:

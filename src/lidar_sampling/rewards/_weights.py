@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._hub import Published, load_state_dict
+from .._hub import Published, load_state_dict, why_no_model
 
 Source = Published | str | Path
 
@@ -40,12 +40,20 @@ def load(function: Callable[..., Any], source: Source, **options: Any) -> Any:
 
     Raises:
         FileNotFoundError: the source is no folder and out of the hub's reach, or parts of it are missing.
+        ValueError: a file of the folder is empty, cut off, a pointer, or pickles objects; the message names it.
     """
     repo, revision = where(source)
     try:
         return function(repo, revision=revision, **options)
-    except OSError as error:
-        if Path(repo).is_dir():
+    except MemoryError:
+        raise
+    except Exception as error:
+        folder = Path(repo)
+        if folder.is_dir() and (why := why_no_model(folder, error)):
+            raise ValueError(why) from None
+        if not isinstance(error, OSError):
+            raise
+        if folder.is_dir():
             raise FileNotFoundError(f"{repo} is no complete model: {str(error).splitlines()[0]}") from None
         if repo.startswith(("/", ".", "~")) or repo.count("/") > 1:
             raise FileNotFoundError(f"no model at {repo}") from None

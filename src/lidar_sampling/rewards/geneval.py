@@ -38,6 +38,7 @@ class GenEvalJudge:
 
     name = "geneval"
     differentiable = False
+    reads_metadata = True
 
     def __init__(
         self,
@@ -84,13 +85,22 @@ class GenEvalJudge:
             max_objects=max_objects,
         )
 
+    def check(self, prompts: Sequence[str | dict[str, Any]]) -> None:
+        """Refuse metadata that cannot be judged.
+
+        Raises:
+            ValueError: there is some; the message says what is wrong with it.
+        """
+        for prompt in prompts:
+            asked(prompt)
+
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
 
         NaN is the verdict on a prompt outside GenEval's templates; metadata may ask for anything.
 
         Raises:
-            ValueError: images and prompts are not as many, or metadata has no tag or an unknown name.
+            ValueError: images and prompts are not as many, or metadata cannot be judged.
         """
         if len(images) != len(prompts):
             raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")

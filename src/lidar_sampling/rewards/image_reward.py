@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ CONTEXT = 35  # tokens of a prompt, two of them [CLS] and [SEP]
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
 _UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.|\.position_ids$")
+
+# Kept outside the objects: their attributes decide their scores, and must be the same before and after the first.
+_warned: WeakSet[ImageReward] = WeakSet()
 
 
 class ImageReward:
@@ -63,7 +67,6 @@ class ImageReward:
         self.networks = [self._vision, self._text]
         self._head = linear_head(head).to(device)
         self._preprocessing = Preprocessing(self._vision.config.image_size)
-        self._warned = False
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,) float32, on the model's device.
@@ -86,11 +89,11 @@ class ImageReward:
         return (self._head(states[:, 0].float()).squeeze(1) - MEAN) / STD
 
     def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
-        for prompt in () if self._warned else dict.fromkeys(prompts):
+        for prompt in () if self in _warned else dict.fromkeys(prompts):
             length = len(self._tokenizer(prompt)["input_ids"])
             if length > CONTEXT:
                 _log.warning("ImageReward reads %d tokens and cuts the %d of %r", CONTEXT, length, prompt)
-                self._warned = True
+                _warned.add(self)
                 return
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from . import Reward, load, name_of
+from . import Reward, ask, check_prompts, load, name_of
+from ._score import Prompt
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -86,7 +87,21 @@ class Mixture:
         """Whether every part says it is."""
         return all(getattr(part, "differentiable", False) for part in self.parts)
 
-    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether any part does; the others get the texts."""
+        return any(getattr(part, "reads_metadata", False) for part in self.parts)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that a part cannot read.
+
+        Raises:
+            ValueError: there is one; the message names the part and the prompt.
+        """
+        for part in self.parts:
+            check_prompts(part, prompts)
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to sums (B,).
 
         Raises:
@@ -99,7 +114,7 @@ class Mixture:
         total: Any = 0.0
         for (key, weight), part in zip(self.weights.items(), self.parts, strict=True):
             mean, std = self.calibration[key]
-            total = total + weight * (torch.as_tensor(part(images=images, prompts=prompts)).float() - mean) / std
+            total = total + weight * (torch.as_tensor(ask(part, images=images, prompts=prompts)).float() - mean) / std
         return total
 
     def on(self, bank: LookaheadBank) -> LookaheadBank:
@@ -149,9 +164,24 @@ class Ensemble:
         """Whether every member says it is."""
         return all(getattr(member, "differentiable", False) for member in self.members)
 
-    def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether any member does; the others get the texts."""
+        return any(getattr(member, "reads_metadata", False) for member in self.members)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that a member cannot read.
+
+        Raises:
+            ValueError: there is one; the message names the member and the prompt.
+        """
+        for member in self.members:
+            check_prompts(member, prompts)
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,)."""
-        scores = torch.stack([torch.as_tensor(m(images=images, prompts=prompts)).float() for m in self.members])
+        answers = [ask(member, images=images, prompts=prompts) for member in self.members]
+        scores = torch.stack([torch.as_tensor(answer).float() for answer in answers])
         if self.how == "min":
             return scores.amin(0)
         penalty = self.coefficient * scores.var(0, correction=0) if self.how == "uncertainty" else 0.0

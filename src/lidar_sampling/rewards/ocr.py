@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,17 @@ class OCR:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._read = reader or _rapidocr()
+        if reader is None:  # a reader of one's own is told apart by its code
+            self.fingerprint = _versions()
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that quote no text.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for prompt in prompts:
+            quoted(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts with a text in double quotes to (B,) in [0, 1].
@@ -99,6 +112,21 @@ def _likeness(text: str, target: str) -> float:
     return 1 - distance / len(target)
 
 
+_SETTINGS = {
+    "Global.use_cls": False,  # text that stands on its head is not read, as in Flow-GRPO
+    "Global.text_score": 0.0,  # half-formed letters count, as there
+}
+
+
+def _versions() -> dict[str, Any]:
+    """What decides the scores of RapidOCR, whose engine shows nothing of itself; its models come with its version."""
+    versions = {}
+    for package in ("rapidocr", "onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"reward": "ocr", "settings": _SETTINGS, "versions": versions}
+
+
 def _rapidocr() -> Reader:
     try:
         from rapidocr import RapidOCR
@@ -107,9 +135,8 @@ def _rapidocr() -> Reader:
     from PIL import Image
 
     settings = {
+        **_SETTINGS,
         "Global.log_level": "critical",
-        "Global.use_cls": False,  # text that stands on its head is not read, as in Flow-GRPO
-        "Global.text_score": 0.0,  # half-formed letters count, as there
         "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads(),
     }
     engine: Any = RapidOCR(params=settings)

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from .._media import read_picture
 from . import Reward, RewardError, name_of, score_pictures
 
 PROTOCOL = 1
@@ -121,12 +120,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"scores": scores})
 
     def _read(self, request: Any) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
-        name, prompts, pictures = (request[key] for key in ("reward", "prompts", "images"))
-        if name not in self.served:
-            raise ValueError(f"no reward {name!r} here; there are {', '.join(self.served)}")
-        if len(prompts) != len(pictures) or not all(isinstance(prompt, str) for prompt in prompts):
+        if not isinstance(request, dict):
+            raise ValueError(f"a request must be a JSON object, got {_shown(request)}")
+        if missing := [key for key in ("reward", "prompts", "images") if key not in request]:
+            raise ValueError(f"a request must have reward, prompts and images, and this one lacks {missing[0]}")
+        name, prompts, pictures = request["reward"], request["prompts"], request["images"]
+        if not isinstance(name, str) or name not in self.served:
+            raise ValueError(f"no reward {_shown(name)} here; there are {', '.join(self.served)}")
+        for key, value in (("prompts", prompts), ("images", pictures)):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{key} must be a list of strings, got {_shown(value)}")
+        if len(prompts) != len(pictures):
             raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
-        return *self.served[name], _tensors(pictures, self.pixels), list(prompts)
+        return *self.served[name], _tensors(pictures, self.pixels), prompts
 
     def _discard(self, length: int) -> None:
         while length > 0 and (read := len(self.rfile.read(min(length, 1 << 16)))):
@@ -149,16 +155,28 @@ class _Handler(BaseHTTPRequestHandler):
         _log.info(format, *args)
 
 
+def _shown(value: Any) -> str:
+    """``value`` for a message, cut: a client may send megabytes."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:
     """PNGs in base64 as (3, H, W) each; their sizes are checked before any is unpacked."""
-    from PIL import Image
+    files = [base64.b64decode(picture, validate=True) for picture in pictures]
+    if (pixels := sum(_pixels(file) for file in files)) > most_pixels:
+        raise ValueError(f"a request must have at most {most_pixels} pixels, got {pixels}: send fewer at a time")
+    return [read_picture(file, name=f"image {k} of the request", formats=("PNG",)) for k, file in enumerate(files)]
+
+
+def _pixels(file: bytes) -> int:
+    """How many pixels a PNG says it has; 0 of what is not a PNG, which is refused when it is read."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        files = [io.BytesIO(base64.b64decode(picture, validate=True)) for picture in pictures]
-        opened = [Image.open(file, formats=["PNG"]) for file in files]
+        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+            return image.width * image.height
+    except UnidentifiedImageError:
+        return 0
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
-    if (pixels := sum(image.width * image.height for image in opened)) > most_pixels:
-        raise ValueError(f"a request must have at most {most_pixels} pixels, got {pixels}: send fewer at a time")
-    arrays = [np.array(image.convert("RGB")) for image in opened]
-    return [torch.from_numpy(array).movedim(-1, 0).float().div_(255) for array in arrays]

@@ -68,6 +68,11 @@ class RemoteReward:
             raise ValueError(f"timeout must be above 0 and retries at least 0, got {timeout} and {retries}")
         self.url, self.name, self.timeout, self.retries, self.pause = url.rstrip("/"), name, timeout, retries, pause
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Where the reward is; what the service makes of it cannot be seen from here."""
+        return {"service": self.url, "reward": self.name}
+
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,), on the CPU."""
         pictures = [_png(image) for image in images.detach().float().cpu()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from rdkit.Chem import QED
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ...rewards import RewardError
 from ._tokenizer import decode
 
 Property = Callable[[Any], float]
@@ -83,15 +83,16 @@ class MoleculeReward:
     def __init__(
         self, value: Property, tokenizer: PreTrainedTokenizerFast, *, name: str, invalid: float = -1.0
     ) -> None:
-        if not math.isfinite(invalid):
-            raise ValueError(f"invalid must be finite, got {invalid}")
+        if not _finite(invalid):
+            raise ValueError(f"invalid must be a finite number of float32, got {invalid}")
         self.value, self.tokenizer, self.name, self.invalid = value, tokenizer, name, invalid
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to rewards (B,) float32.
 
         Raises:
-            ValueError: the property of a molecule is not a finite number.
+            RewardError: the property of a molecule raised, or is not a finite number of float32; the message names
+                the reward and the molecule.
         """
         return torch.tensor([self._of(smiles) for smiles in decode(self.tokenizer, tokens)])
 
@@ -99,9 +100,18 @@ class MoleculeReward:
         molecule = parse(smiles)
         if molecule is None:
             return self.invalid
-        value = float(self.value(molecule))
-        if not math.isfinite(value):
-            raise ValueError(f"the reward {self.name} of {smiles} is {value}")
+        try:
+            given = self.value(molecule)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RewardError(f"the reward {self.name} of {smiles} raised {type(error).__name__}: {error}") from error
+        try:
+            value = float("nan") if isinstance(given, str | bytes) else float(given)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            value = float("nan")
+        if not _finite(value):
+            raise RewardError(f"the reward {self.name} of {smiles} is {given!r}: return a finite number of float32")
         return value
 
 
@@ -109,6 +119,11 @@ def parse(smiles: str) -> Any | None:
     """The molecule that a string writes, or None; the empty string writes none."""
     with rdBase.BlockLogs():  # RDKit tells of every string that is no molecule
         return Chem.MolFromSmiles(smiles) if smiles else None
+
+
+def _finite(value: float) -> bool:
+    """Whether ``value`` is a finite number in float32, which rewards are kept in."""
+    return abs(value) <= torch.finfo(torch.float32).max
 
 
 def _importable(module: str) -> bool:

@@ -1,0 +1,158 @@
+r"""Files of prompts, as editors and shells write them.
+
+``.txt``     one prompt a line
+``.jsonl``   one JSON object a line, such as GenEval's metadata
+``.json``    an array of objects or of texts
+
+Each prompt becomes a dictionary with ``"prompt"`` and whatever else its object says. A file is UTF-8, with a byte
+order mark or without, or UTF-16 or UTF-32 with one. Lines end at ``\n``, ``\r\n`` or ``\r`` alone: the other
+characters that Python calls line ends may stand in a prompt.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_prompts(path: str | Path) -> list[dict[str, Any]]:
+    """Return the prompts of a file, and what it says of each.
+
+    Args:
+        path: a file; its ending, in any case, tells which kind it is, and any other ending is that of text.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, holds no prompt, or one that is not a text; the message names the file and line.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    reader = {".jsonl": _from_lines, ".json": _from_array}.get(kind, _from_text)
+    found = list(reader(path, read_text(path)))
+    if not found:
+        raise ValueError(f"{path} is empty: give it at least one prompt")
+    return found
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file that has one a line, whatever its ending; an empty file has none.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as :func:`read_prompts`.
+    """
+    path = Path(path)
+    return list(_from_lines(path, read_text(path)))
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file of any encoding that the file itself tells.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its encoding is another.
+    """
+    content = Path(path).read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.upper().removesuffix("-SIG")
+        where = f"byte {error.start} is {content[error.start]:#04x}"
+        raise ValueError(f"{path} is not {name}, {where}: save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path} holds NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8")
+    return text
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, and their numbers from 1."""
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        if line.strip():
+            yield number, line
+
+
+def _from_text(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in _lines(text):
+        if line.lstrip().startswith("{") and _is_object(line):
+            raise ValueError(f"{path}, line {number} is a JSON object, and would be drawn as text: call it .jsonl")
+        yield _checked({"prompt": line.strip()}, f"{path}, line {number}")
+
+
+def _from_lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in _lines(text):
+        where = f"{path}, line {number}"
+        yield _checked(_parsed(line, where, 'a JSON object with a "prompt"'), where)
+
+
+def _from_array(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    if not text.strip():
+        return
+    expected = "a JSON array of objects or of texts (one object a line is .jsonl)"
+    items = _parsed(text, str(path), expected)
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: expected {expected}, got {_shown(items)}")
+    for number, item in enumerate(items, 1):
+        yield _checked({"prompt": item} if isinstance(item, str) else item, f"{path}, item {number}")
+
+
+def _parsed(text: str, where: str, expected: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: expected {expected}, got {_cut(text.strip())} ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{json.dumps(key)} comes twice in an object: leave one out")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON: write null, or leave it out")
+
+
+def _checked(item: Any, where: str) -> dict[str, Any]:
+    """``item`` if it is an object whose prompt can be drawn."""
+    if not isinstance(item, dict) or "prompt" not in item:
+        raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_shown(item)}')
+    prompt = item["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f'{where}: "prompt" must be a text that is not empty, got {_shown(prompt)}')
+    if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError(f'{where}: "prompt" holds a NUL or half a character, got {_shown(prompt)}: leave it out')
+    return item
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    """``value`` as JSON, for a message."""
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,132 @@
+"""Settings written as text: ``NAME=VALUE``, read once for every option, and checked against what they set.
+
+A value may be spelt as in JSON or as in Python (``false`` or ``False``, ``null`` or ``None``, ``.7``, ``[1, 2]``,
+``'text'``); what is neither is text.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+def read_value(text: str) -> Any:
+    """Return what ``text`` spells in JSON or in Python, or else the text itself.
+
+    >>> [read_value(text) for text in ("False", "false", "None", ".7", "[1, 2]", "oil painting")]
+    [False, False, None, 0.7, [1, 2], 'oil painting']
+    """
+    for reader in (json.loads, ast.literal_eval):
+        try:
+            return reader(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def read_named(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """Return the names and values of texts ``NAME=VALUE``.
+
+    Raises:
+        ValueError: a text has another form, or a name comes twice.
+
+    >>> read_named(["height=512", "clean_caption=False"], "--call")
+    {'height': 512, 'clean_caption': False}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{option} must be NAME=VALUE, got {text!r}")
+        if name in found:
+            raise ValueError(f"{option} gives {name} twice: leave one out")
+        found[name] = read_value(value)
+    return found
+
+
+def check_settings(what: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse names that ``what`` does not know, and values of another type than it takes.
+
+    Args:
+        what: whose settings they are, for the message.
+        values: name -> value.
+        known: name -> annotation, a type or ``Any``.
+
+    Raises:
+        ValueError: the message names the setting, the value, and what is known or expected.
+
+    >>> check_settings("DDIMScheduler", {"clip_sampel": False}, {"clip_sample": bool})
+    Traceback (most recent call last):
+    ValueError: DDIMScheduler has no 'clip_sampel'; did you mean 'clip_sample'?
+    """
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{what} has no {name!r}; {hint}")
+        if not accepts(known[name], value):
+            raise ValueError(f"{what}: {name} must be {spelt(known[name])}, got {value!r}")
+
+
+def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the parameters of ``function`` and their annotations; one that cannot be resolved is ``Any``."""
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # a name that is imported for type checkers alone
+        hints = {}
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in kinds and p.name != "self"}
+    optional = {p.name for p in parameters if p.default is None}  # many annotate ``height: int = None``
+    return {name: hint | None if name in optional and hint is not Any else hint for name, hint in found.items()}
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Return whether ``value`` fits ``annotation``; an annotation that is not understood accepts everything.
+
+    A bool is not a number, and an int is a float.
+
+    >>> accepts(int | None, 3), accepts(int, True), accepts(float, 3), accepts(bool, "False")
+    (True, False, True, False)
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(accepts(one, value) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple and isinstance(value, list | tuple):
+        items = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        return not inner or (len(items) == len(value) and all(map(accepts, items, value)))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        given = isinstance(value, list | tuple)
+        return given and (not inner or all(accepts(inner[0], item) for item in value))
+    if annotation in (int, float):
+        numbers = (int,) if annotation is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if annotation in (bool, str, dict, list, tuple):
+        return isinstance(value, annotation)
+    return True
+
+
+def spelt(annotation: Any) -> str:
+    """Return ``annotation`` as a person would write it.
+
+    >>> spelt(int | None), spelt(Literal["max", "sum"])
+    ('int or None', "'max' or 'sum'")
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation is types.NoneType:
+        return "None"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(spelt, inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    return annotation.__name__ if isinstance(annotation, type) and not inner else str(annotation)

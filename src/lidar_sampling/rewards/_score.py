@@ -1,0 +1,218 @@
+"""How rewards are asked: with pictures that were checked, copies that they may spoil, and prompts that they can read.
+
+Whoever scores pictures does it by :func:`score`, or by :func:`ask` where gradients must flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._batches import shrinking
+from .._media import check_pictures
+from .._profile import timed
+
+Reward = Callable[..., Tensor]
+Prompt = str | Mapping[str, Any]
+
+FRAMES = 8  # of a video that an image reward looks at
+
+
+class RewardError(ValueError):
+    """A reward raised or returned what is not one finite number an image; the message says which."""
+
+
+class _UnreadableError(ValueError):
+    """What :func:`check_prompts` raises, so that a reward of rewards does not name itself as well."""
+
+
+def name_of(reward: Reward) -> str:
+    """What results and banks call ``reward``: its ``name``, or a function's own."""
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+    return str(name)
+
+
+def ask(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Any:
+    """Return what ``reward`` says of copies of the images and of the prompts as it reads them.
+
+    The copies are the reward's own: one that works in place spoils neither the caller's pictures nor what the next
+    reward sees. Gradients flow through them.
+
+    Raises:
+        ValueError: a prompt is neither a text nor metadata with one.
+
+    Example:
+        >>> def in_place(*, images, prompts):
+        ...     return images.sub_(1).mean((1, 2, 3))
+        >>> pictures = torch.ones(1, 3, 2, 2)
+        >>> ask(in_place, images=pictures, prompts=["a cat"]), pictures.min()
+        (tensor([0.]), tensor(1.))
+    """
+    return reward(images=images.clone(), prompts=as_read(reward, prompts))
+
+
+def as_read(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
+    """Return the prompts as ``reward`` reads them: copies of metadata if it ``reads_metadata``, else their texts.
+
+    Raises:
+        ValueError: a prompt is neither a text nor metadata with one.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
+    return [_one_as_read(prompt, bool(getattr(reward, "reads_metadata", False))) for prompt in prompts]
+
+
+def _one_as_read(prompt: Any, metadata: bool) -> Any:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping):
+        if metadata:
+            return deepcopy(dict(prompt))
+        if isinstance(prompt.get("prompt"), str):
+            return prompt["prompt"]
+    raise ValueError(f'a prompt must be a text, or metadata with a "prompt", got {prompt!r}')
+
+
+def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
+    """Let ``reward`` refuse prompts that it cannot read, before anything is drawn for them.
+
+    It does so by its method ``check(prompts)``; a reward without one reads every prompt.
+
+    Raises:
+        ValueError: it refuses one; the message names the reward and the prompt.
+
+    Example:
+        >>> from lidar_sampling.rewards.ocr import OCR
+        >>> check_prompts(OCR(reader=lambda image: []), ['a sign that says "OPEN"'])
+    """
+    check = getattr(reward, "check", None)
+    if not callable(check):
+        return
+    for prompt in as_read(reward, prompts):
+        try:
+            check([prompt])
+        except _UnreadableError:  # of a part
+            raise
+        except ValueError as error:
+            shown = prompt if isinstance(prompt, str) else prompt.get("prompt", prompt)
+            raise _UnreadableError(f"reward {name_of(reward)!r} cannot read the prompt {shown!r}: {error}") from error
+
+
+def score(
+    reward: Reward,
+    *,
+    images: Tensor,
+    prompts: Sequence[Prompt],
+    batch_size: int = 64,
+    allow_nan: bool = False,
+) -> Tensor:
+    """Score images in batches and check what comes back.
+
+    Args:
+        reward: the reward; it gets copies, which it may spoil.
+        images: (B, 3, H, W) in [0, 1], or videos or audio.
+        prompts: B prompts, one an image: texts, or metadata with a ``"prompt"``, which a reward that does not read
+            metadata gets as its text.
+        batch_size: images a call; halved when memory runs out.
+        allow_nan: let NaN pass, for a metric that does not apply to every prompt.
+
+    Returns:
+        (B,) float32 on the CPU.
+
+    Raises:
+        RewardError: images of another type, shape or range, or the reward raised or did not return one finite number
+            an image.
+        ValueError: images and prompts are not as many, or a prompt is neither a text nor metadata.
+
+    Example:
+        >>> def brightness(*, images, prompts):
+        ...     return images.mean((1, 2, 3))
+        >>> score(brightness, images=torch.zeros(2, 3, 2, 2), prompts=["a cat"] * 2)
+        tensor([0., 0.])
+    """
+    texts = as_read(reward, prompts)
+    if len(images) != len(texts):
+        raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(texts)}")
+    _check(images)
+    name = name_of(reward)
+    by_frames = images.dim() == 5 and getattr(reward, "modality", "image") != "video"
+    see = partial(_frame_mean if by_frames else ask, reward)
+
+    def call(indices: Sequence[int]) -> Tensor:
+        chosen = slice(indices[0], indices[-1] + 1)
+        some, asked = images[chosen], texts[chosen]
+
+        def again(size: int) -> Callable[[], Any]:
+            rows = [k % len(asked) for k in range(size)]
+            return partial(see, images=some[rows], prompts=[asked[k] for k in rows])
+
+        try:
+            with torch.no_grad(), timed("reward", len(asked), again):
+                result = see(images=some, prompts=asked)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+        return _checked(result, len(indices), name, allow_nan)
+
+    parts = shrinking(range(len(images)), batch_size, call)
+    return torch.cat(list(parts)) if len(images) else torch.zeros(0)
+
+
+def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[float]:
+    """Score pictures (3, H, W) of any sizes, together where they are of one; otherwise as :func:`score`.
+
+    Example:
+        >>> white, black = torch.ones(3, 2, 2), torch.zeros(3, 4, 2)
+        >>> brightness = lambda *, images, prompts: images.mean((1, 2, 3))
+        >>> score_pictures(brightness, pictures=[white, black], prompts=["a", "b"])
+        [1.0, 0.0]
+    """
+    prompts = as_read(reward, prompts)
+    if len(pictures) != len(prompts):
+        raise ValueError(f"pictures and prompts must be as many, got {len(pictures)} and {len(prompts)}")
+    for picture in pictures:
+        _check(picture[None])
+    values = [0.0] * len(pictures)
+    for shape in dict.fromkeys(picture.shape for picture in pictures):
+        chosen = [i for i, picture in enumerate(pictures) if picture.shape == shape]
+        images = torch.stack([pictures[i] for i in chosen])
+        scores = score(reward, images=images, prompts=[prompts[i] for i in chosen])
+        for i, value in zip(chosen, scores.tolist(), strict=True):
+            values[i] = value
+    return values
+
+
+def _frame_mean(reward: Reward, *, images: Tensor, prompts: list[Any]) -> Tensor:
+    """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
+    count = min(FRAMES, images.shape[1])
+    frames = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    return torch.as_tensor(ask(reward, images=frames.flatten(0, 1), prompts=repeated)).view(-1, count).mean(1)
+
+
+def _check(images: Tensor) -> None:
+    try:
+        check_pictures(images)
+    except ValueError as error:
+        raise RewardError(str(error)) from None
+
+
+def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
+    try:
+        scores = torch.as_tensor(result).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise RewardError(f"reward {name!r} must return a tensor, got {type(result).__name__}") from None
+    if scores.shape != (count,):
+        raise RewardError(f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}")
+    bad = scores.isinf() if allow_nan else ~scores.isfinite()
+    if bad.any():
+        raise RewardError(
+            f"reward {name!r} returned {scores[bad][0].item()} for image {int(bad.nonzero()[0])} of {count}"
+        )
+    return scores
