@@ -145,6 +145,7 @@ def guide(
 
 _UNSUPPORTED = {
     "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
+    "pred_original_sample": "the step takes a clean prediction that was made elsewhere (Cosmos 1), past its guidance",
     "s_churn": "it moves the sample to another noise level; leave it at 0",
 }
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ._files import write_atomically
 from ._space import Space
 
 _FORMAT = "lidar-sampling.bank"
@@ -315,25 +314,13 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
 
 
 def bank_key(prompt: str, provenance: Mapping[str, Any]) -> str:
-    """The content address of a bank that was, or is to be, drawn for ``prompt`` as ``provenance`` says."""
-    return _sha256(json.dumps([prompt, dict(provenance)], sort_keys=True))
+    """The content address of a bank that was, or is to be, drawn for ``prompt`` as ``provenance`` says.
 
-
-def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` by way of a file beside it, so that no reader ever sees half of it."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:  # name the file that was meant, not the one beside it, or none
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    Its entries ``model``, where the weights were loaded from, and ``rewards`` do not count: they do not decide the
+    samples.
+    """
+    decides = {name: value for name, value in provenance.items() if name not in ("model", "rewards")}
+    return _sha256(json.dumps([prompt, decides], sort_keys=True))
 
 
 def _sha256(text: str) -> str:

@@ -99,7 +99,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     start = time.perf_counter()
     try:
         parts = {"network": [*denoisers(pipe).values()], "text": text_encoders(pipe), "decode": decoders(pipe)}
-        with timed(phase), timed_modules(parts):
+        with timed(phase, device=device), timed_modules(parts):
             yield cost
     finally:
         cost.seconds += time.perf_counter() - start

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ._batches import shrinking
+from ._call import blocks_of, for_batch, inputs_of
 from ._hooks import record
+from ._media import check_pictures
 
 
 class Item(NamedTuple):
@@ -78,8 +79,8 @@ def draw(
     Args:
         pipe: a diffusers pipeline, classic or modular, that takes ``prompt``, ``generator`` and ``output_type``.
         items: what to draw.
-        call: further arguments of the pipeline, among them ``num_inference_steps``; a string for
-            ``negative_prompt`` serves every prompt.
+        call: further arguments of the pipeline, among them ``num_inference_steps``; a text such as
+            ``negative_prompt`` serves every prompt, a :class:`PerPrompt` has one for each.
         batch_size: samples at a time, at most.
         around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
         progress: called with the number of samples done, in fractions, after every step.
@@ -88,7 +89,7 @@ def draw(
         differentiable: keep the graph of each step for a hook that wants gradients; weights get none.
         decoded: False leaves the decoder out; ``images`` are latents then.
     """
-    known = _inputs(pipe)
+    known = inputs_of(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
     if missing:
         raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
@@ -114,29 +115,44 @@ def draw(
                 prompt=[item.prompt for item in batch],
                 generator=generators,
                 output_type="pt" if decoded else "latent",
-                **_for_batch(call, len(batch)),
+                **for_batch(call, [item.prompt for item in batch]),
                 **{name: value[chosen] for name, value in rows.items()},
             )
         latents = recording.samples
         if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
             raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
-        return Drawn(batch, images.float(), latents)
+        return Drawn(batch, _checked(pipe, images.float()) if decoded else images.float(), latents)
 
     for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
         yield drawn
 
 
-def _inputs(pipe: Any) -> Collection[str]:
-    """The names of the arguments that ``pipe`` can be called with."""
-    return inspect.signature(pipe.__call__).parameters if _blocks(pipe) is None else _blocks(pipe).input_names
+def _checked(pipe: Any, images: Tensor) -> Tensor:
+    """Refuse what a pipeline drew outside the range of pictures; transparent pictures are laid over white.
+
+    Audio that overshoots is cut, as it is when it is saved: decoders of audio do not clamp.
+
+    Raises:
+        ValueError: no reward is written for it.
+    """
+    if images.dim() > 3 and images.shape[-3] == 4:
+        colours, opacity = images.split([3, 1], -3)
+        images = colours * opacity + 1 - opacity
+    images = images.clamp(-1, 1) if images.dim() == 3 else images
+    if images.isfinite().all():  # where it is not, the bank or the reward says so
+        try:
+            check_pictures(images)
+        except ValueError as error:
+            raise ValueError(f"{type(pipe).__name__} draws what no reward is written for: {error}") from None
+    return images
 
 
 def _call(pipe: Any, **arguments: Any) -> Any:
     """What ``pipe`` draws: the first output of a classic pipeline, and of a modular one the output of that kind."""
-    if _blocks(pipe) is None:
+    if blocks_of(pipe) is None:
         return pipe(**arguments)[0]
-    outputs = {output.name for output in _blocks(pipe).outputs}
+    outputs = {output.name for output in blocks_of(pipe).outputs}
     return pipe(output=next(kind for kind in ("images", "videos", "audio") if kind in outputs), **arguments)
 
 
@@ -174,11 +190,6 @@ def constant_weights(pipe: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _blocks(pipe: Any) -> Any:
-    """The blocks of a modular pipeline; None of a classic one."""
-    return getattr(pipe, "blocks", None)
-
-
 @contextmanager
 def _quiet(pipe: Any) -> Iterator[None]:
     settings = dict(getattr(pipe, "_progress_bar_config", {}))
@@ -187,11 +198,3 @@ def _quiet(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.set_progress_bar_config(**settings)
-
-
-def _for_batch(arguments: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Pipelines that are given a list of prompts want a list of negative prompts."""
-    return {
-        name: [value] * size if name.startswith("negative_prompt") and isinstance(value, str) else value
-        for name, value in arguments.items()
-    }

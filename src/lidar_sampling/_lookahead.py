@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._bank import BankStore, LookaheadBank, bank_key
-from ._cost import Cost, denoisers, metered
+from ._call import PerPrompt, per_prompt
+from ._contents import OpaqueError, contents, key, pipeline_contents
+from ._cost import Cost, metered
 from ._decode import decoding_with, pictures
 from ._draw import Item, draw, items_of
 from ._overlap import worker
-from ._space import fingerprint, space_of
+from ._space import space_of
 from .rewards import Reward, name_of, score
 from .solvers import Solver, running
+
+_log = logging.getLogger(__name__)
 
 
 def look(
@@ -46,9 +52,13 @@ def look(
         solver: the few-step solver.
         n: samples a prompt, at least 1.
         seed: of the bank's noise, which is independent of phase 2's noise at the same seed.
-        call: arguments of the pipeline in phase 2; the solver changes what it must.
+        call: arguments of the pipeline in phase 2, lists of a value per prompt among them; the solver changes what it
+            must.
         batch_size: samples at a time.
-        store: where banks are looked up first and kept afterwards.
+        store: where banks are looked up first and kept afterwards. A bank is found again if everything that its
+            drawing read is the same: weights, adapters and their strengths, scheduler, and the contents of every
+            argument; and a reward, if it computes the same. Where that cannot be told, nothing is kept, and a
+            warning says so.
         preview: an autoencoder that decodes the samples for their rewards, instead of the pipeline's own.
         rescore: members of each bank, best by the preview for each reward, that are decoded in full and scored again.
         overlap: score in a thread, while the next batch is drawn; two batches of images are held then.
@@ -61,27 +71,39 @@ def look(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    arguments = solver.arguments(call)
-    provenance = {
-        **_provenance(pipe),
-        "solver": solver.provenance(),
-        "n": n,
-        "seed": seed,
-        "call": _plain(arguments),
-    }
-    if preview is not None:  # the same samples, but other rewards
-        provenance["preview"] = [type(preview).__name__, *fingerprint(preview), rescore]
     names = [name_of(reward) for reward in rewards]
     if len(set(names)) < len(names):
         raise ValueError(f"rewards must have names of their own, got {names}")
     if store is not None and "<lambda>" in names:
         raise ValueError("a store keeps rewards by name: give the reward one (def, or a name attribute)")
+    arguments = per_prompt(pipe, solver.arguments(call), prompts)
+    distinct = list(dict.fromkeys(prompts))
+    provenance: dict[str, Any] = {
+        "pipeline": type(pipe).__name__,
+        "model": str(pipe.config.get("_name_or_path") or ""),
+        "solver": solver.provenance(),
+        "n": n,
+        "seed": seed,
+        "rewards": {},
+    }
+    own: dict[str, Any] = {}
+    try:
+        own = {prompt: contents(_of_prompt(arguments, prompt), "call") for prompt in distinct}
+        if store is not None:  # every weight is read, which takes its time
+            with running(solver, pipe):
+                provenance["drawn_with"] = pipeline_contents(pipe)
+            if preview is not None:  # the same samples, but other rewards
+                provenance["preview"] = [contents(preview, "preview"), rescore]
+            provenance["rewards"] = _known_rewards(rewards)
+    except OpaqueError as error:
+        if store is not None:
+            _log.warning("banks are neither found nor kept: %s", error)
+        store = None
 
     banks: dict[str, LookaheadBank] = {}
-    distinct = list(dict.fromkeys(prompts))
     for prompt in distinct:
-        kept = store.get(prompt, bank_key(prompt, provenance)) if store else None
-        if kept is not None and set(names) <= set(kept.rewards):
+        kept = store.get(prompt, bank_key(prompt, {**provenance, "call": own[prompt]})) if store else None
+        if kept is not None and all(_holds(kept, name, provenance) for name in names):
             banks[prompt] = kept
     missing = [prompt for prompt in distinct if prompt not in banks]
     items = items_of(missing, n, seed, "lookahead")
@@ -121,11 +143,11 @@ def look(
         samples = torch.cat(latents)
         space = space_of(pipe, tuple(samples.shape[1:]))
         for prompt, z, r in zip(missing, samples.split(n), scores.split(n), strict=True):
-            bank = LookaheadBank(z, dict(zip(names, r.T.contiguous(), strict=True)), prompt, space, provenance)
+            scored_by = dict(zip(names, r.T.contiguous(), strict=True))
+            bank = LookaheadBank(z, scored_by, prompt, space, {**provenance, "call": own.get(prompt)})
             banks[prompt] = bank
             if store is not None:
-                kept = store.get(prompt, bank.key)
-                store.put(bank if kept is None else kept.with_rewards(bank.rewards))
+                _keep(store, bank)
     return [banks[prompt] for prompt in prompts], cost
 
 
@@ -158,17 +180,31 @@ def _rescore(
     return count
 
 
-def _provenance(pipe: Any) -> dict[str, Any]:
-    return {
-        "pipeline": type(pipe).__name__,
-        "model": str(pipe.config.get("_name_or_path") or ""),
-        "weights": [number for module in denoisers(pipe).values() for number in fingerprint(module)],
-    }
+def _of_prompt(arguments: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+    return {name: v[prompt] if isinstance(v, PerPrompt) else v for name, v in sorted(arguments.items())}
 
 
-def _plain(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's arguments as JSON: what is not a plain value goes by its repr, which may miss a cached bank."""
-    return {
-        name: value if isinstance(value, str | int | float | bool | None) else repr(value)
-        for name, value in sorted(call.items())
-    }
+def _known_rewards(rewards: Sequence[Reward]) -> dict[str, str]:
+    """What each reward computes, by its name; without those that cannot be told, of which a warning tells."""
+    known = {}
+    for reward in rewards:
+        try:
+            known[name_of(reward)] = key(contents(reward, f"reward {name_of(reward)!r}"))
+        except OpaqueError as error:
+            _log.warning("banks are scored anew in every run: %s", error)
+    return known
+
+
+def _holds(bank: LookaheadBank, name: str, provenance: Mapping[str, Any]) -> bool:
+    """Whether ``bank`` has the reward called ``name``, and by the same computation as now."""
+    now = provenance["rewards"].get(name)
+    return name in bank.rewards and now is not None and bank.provenance.get("rewards", {}).get(name) == now
+
+
+def _keep(store: BankStore, bank: LookaheadBank) -> None:
+    """Write ``bank``; rewards that are kept of the same samples stay beside its own."""
+    kept = store.get(bank.prompt, bank.key)
+    if kept is not None:
+        both = {**kept.provenance.get("rewards", {}), **bank.provenance["rewards"]}
+        bank = replace(kept.with_rewards(bank.rewards), provenance={**bank.provenance, "rewards": both})
+    store.put(bank)

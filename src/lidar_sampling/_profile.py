@@ -69,13 +69,14 @@ class Profile:
 
 
 @contextmanager
-def profiled(device: torch.device | str = "cpu") -> Iterator[Profile]:
+def profiled(device: torch.device | str | None = None) -> Iterator[Profile]:
     """Time the parts of whatever this library does in the block; filled when it ends.
 
     Work that a thread of its own does, as with ``overlap``, is not seen: only what the block waits for counts.
 
     Args:
-        device: where the work is done; on CUDA its own events are the clock, so nothing waits for it.
+        device: where the work is done; None takes that of the pipeline that works in the block. On CUDA its own
+            events are the clock, so nothing waits for it.
 
     Example:
         >>> from lidar_sampling import LiDAR, testing
@@ -86,7 +87,7 @@ def profiled(device: torch.device | str = "cpu") -> Iterator[Profile]:
         (['lookahead', 'sampling', 'scoring'], 2)
     """
     profile = Profile()
-    clock = _Clock(torch.device(device), profile)
+    clock = _Clock(None if device is None else torch.device(device), profile)
     token = _current.set(clock)
     try:
         yield profile
@@ -96,15 +97,19 @@ def profiled(device: torch.device | str = "cpu") -> Iterator[Profile]:
 
 
 @contextmanager
-def timed(part: str, rows: int = 0, again: Again | None = None) -> Iterator[None]:
+def timed(
+    part: str, rows: int = 0, again: Again | None = None, *, device: torch.device | None = None
+) -> Iterator[None]:
     """Count the block as ``part`` of the profile under way, if there is one.
 
-    The outermost part is the phase. ``again`` does the same work once more, to see how fast it can be.
+    The outermost part is the phase. ``again`` does the same work once more, to see how fast it can be; ``device`` is
+    where the block works, for a profile that was not told.
     """
     clock = _current.get()
     if clock is None:
         yield
         return
+    clock.device = clock.device or device
     clock.enter(part, rows, again)
     try:
         yield
@@ -140,10 +145,10 @@ def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
 class _Clock:
     """Stamps at every change of part; the time between two belongs to what was innermost."""
 
-    def __init__(self, device: torch.device, profile: Profile) -> None:
+    def __init__(self, device: torch.device | None, profile: Profile) -> None:
         self.device, self.profile = device, profile
         self.stack: list[str] = []
-        self.stamps: list[tuple[Any, tuple[str, str] | None]] = []
+        self.stamps: list[tuple[float, Any, tuple[str, str] | None]] = []  # host's time, device's event, place
 
     def enter(self, part: str, rows: int, again: Again | None) -> None:
         self.stack.append(part)
@@ -159,22 +164,24 @@ class _Clock:
         self._stamp()
 
     def _stamp(self) -> None:
-        now: Any = time.perf_counter()
-        if self.device.type == "cuda":
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
+        event = None
+        if self._on_cuda():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
         place = (self.stack[0], self.stack[-1] if len(self.stack) > 1 else "overhead") if self.stack else None
-        self.stamps.append((now, place))
+        self.stamps.append((time.perf_counter(), event, place))
+
+    def _on_cuda(self) -> bool:
+        return self.device is not None and self.device.type == "cuda"
 
     def stop(self) -> None:
-        if self.device.type == "cuda":
+        if self._on_cuda():
             torch.cuda.synchronize(self.device)
-        for (start, place), (end, _) in zip(self.stamps, self.stamps[1:], strict=False):
+        for (start, first, place), (end, second, _) in zip(self.stamps, self.stamps[1:], strict=False):
             if place is not None:
                 phase, part = place
-                self.profile.seconds[phase][part] += (
-                    start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-                )
+                by_device = first is not None and second is not None
+                self.profile.seconds[phase][part] += first.elapsed_time(second) / 1000 if by_device else end - start
 
 
 _current: ContextVar[_Clock | None] = ContextVar("profile", default=None)

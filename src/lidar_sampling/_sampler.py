@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
@@ -16,15 +17,17 @@ from torch import Tensor
 from . import rewards as _rewards
 from ._attach import Trace, guide
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
+from ._call import check_call, per_prompt
 from ._cost import Cost, metered
 from ._decode import check_plain, check_preview
 from ._draw import Item, draw, items_of
 from ._hooks import scheduler_of
 from ._levels import check
 from ._lookahead import look
+from ._precision import warn_if_emulated
 from ._preview import load_preview
 from ._result import Result
-from ._settings import GLYPH, Settings, settings_for
+from ._settings import GLYPH, Settings, preset, settings_for, takes_eta
 from ._space import space_of
 from .rewards import Reward, name_of, score
 from .rewards.mixture import Mixture
@@ -32,6 +35,8 @@ from .solvers import Solver, lookahead_pipeline
 from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 class LiDAR:
@@ -45,10 +50,13 @@ class LiDAR:
             it stands: device, precision, offloading and scheduler are the caller's.
         reward: guides: a callable, a name of :mod:`lidar_sampling.rewards`, or a mixture of several.
         metrics: scored on the final images only, never to guide.
-        settings: defaults of the model's family; change single ones with keywords.
+        settings: by default those of the model's family; or the name of a preset, such as ``paper-sd15``, which
+            brings its scheduler. Change single ones with keywords.
         lookahead: the few-step solver of phase 1: a name of :mod:`lidar_sampling.solvers` or a :class:`Solver`,
             which may bring a model of its own that shares the latent space.
-        pipe_kwargs: further arguments of the pipeline's call in both phases, such as ``height``.
+        pipe_kwargs: further arguments of the pipeline's call in both phases, such as ``height``; a list of texts,
+            such as ``negative_prompt``, has one for each prompt. Those that say how the target goes through its steps
+            (``timesteps``, ``sigmas``, ``denoising_end``) do not reach phase 1.
         batch_size: samples at a time, halved when memory runs out.
         store: a directory or :class:`BankStore` where banks are found and kept.
         preview: a small autoencoder of the same latents, such as diffusers' ``AutoencoderTiny``, that decodes the
@@ -77,7 +85,7 @@ class LiDAR:
         *,
         reward: Reward | str,
         metrics: Sequence[Reward | str] = (),
-        settings: Settings | None = None,
+        settings: Settings | str | None = None,
         lookahead: Solver | str | None = None,
         pipe_kwargs: Mapping[str, Any] | None = None,
         batch_size: int = 16,
@@ -93,18 +101,27 @@ class LiDAR:
         unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
         if unknown:
             raise TypeError(f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}")
-        self.pipe = pipe
         if lookahead is not None:
             changes["lookahead"] = lookahead.name if isinstance(lookahead, Solver) else lookahead
-        self.settings = replace(settings or settings_for(pipe), **changes)
+        found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
+        self.settings = replace(found, **changes)
+        self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
         self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
         self.pipe_kwargs = dict(pipe_kwargs or {})
+        check_call(self.pipe, self.pipe_kwargs)
+        self._check_eta("eta" in changes)
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
         for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
             if not callable(value):
                 raise TypeError(f"{name} must be callable or a known name, got {value!r}")
+        names = [name_of(judge) for judge in (*self.parts, *self.metrics)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"two judges are called {twice[0]!r}, and results go by name: give each a name attribute of its own"
+            )
+        warn_if_emulated(getattr(self.pipe, "dtype", torch.float32), device)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if preview is not None:
@@ -126,6 +143,8 @@ class LiDAR:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         preview: Any = None,
+        variant: str | None = None,
+        scheduler: Callable[[Any], Any] | None = None,
         **options: Any,
     ) -> LiDAR:
         """Load a model and make a sampler of it.
@@ -138,6 +157,8 @@ class LiDAR:
             dtype: precision of the pipeline's weights.
             preview: as in :class:`LiDAR`; or ``"tiny"`` for the small autoencoder that is known for the model, or the
                 path or hub id of another.
+            variant: of the weights, such as ``"fp16"``; that of a folder which has no other is found by itself.
+            scheduler: from the pipeline's scheduler to the one that is to sample.
             **options: those of :class:`LiDAR`.
 
         Raises:
@@ -147,7 +168,8 @@ class LiDAR:
             from . import glyph
 
             options.setdefault("settings", GLYPH)
-            options.setdefault("metrics", ["glyph-heldout", glyph.Judge(device=device)])
+            judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
+            options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
             pipe = glyph.load_pipeline(dtype=dtype).to(device)
             if preview == "tiny":
                 tiny: Any = glyph.load_tiny_decoder(dtype=dtype)
@@ -159,9 +181,11 @@ class LiDAR:
         elif reward is None:
             raise ValueError(f"{name} brings no reward: give one, for example reward='clip'")
         else:
-            from diffusers import DiffusionPipeline
+            from ._load import load_pipeline
 
-            pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device)
+            pipe = load_pipeline(name, dtype=dtype, variant=variant).to(device)
+        if scheduler is not None:
+            pipe.scheduler = scheduler(pipe.scheduler)
         if isinstance(preview, str | Path):
             preview = load_preview(preview, pipe)
         return cls(pipe, reward=reward, preview=preview, **options)
@@ -176,8 +200,23 @@ class LiDAR:
         """
         twin = copy(self)
         twin.settings = replace(self.settings, **changes)
+        if twin.settings.scheduler != self.settings.scheduler:
+            twin.pipe, twin._lookaheads = _with_scheduler(self.pipe, twin.settings.scheduler), []
+        twin._check_eta("eta" in changes)
         if twin.settings.lookahead != self.settings.lookahead:
             twin._solver = load_solver(twin.settings.lookahead, self.pipe)
+        return twin
+
+    def with_prompts(self, prompts: Sequence[str]) -> LiDAR:
+        """The same sampler, whose arguments with a value per prompt belong to these prompts.
+
+        Any of the prompts can then be drawn alone. Drawing does this by itself, for the prompts that it is given.
+
+        Raises:
+            ValueError: an argument has more or fewer values than there are prompts.
+        """
+        twin = copy(self)
+        twin.pipe_kwargs = per_prompt(self.pipe, self.pipe_kwargs, prompts)
         return twin
 
     def look(
@@ -190,7 +229,9 @@ class LiDAR:
             seed: of the bank's noise.
             progress: called with (phase, samples done, samples in all) after every step.
         """
-        return self.looked(_as_prompts(prompts), seed, progress)[0]
+        texts = _as_prompts(prompts)
+        self.check_prompts(texts)
+        return self.looked(texts, seed, progress)[0]
 
     def __call__(
         self,
@@ -215,8 +256,9 @@ class LiDAR:
             GuidanceError: no step was guided.
             RewardError: a reward raised or returned what is not one finite number an image.
         """
-        given = None if banks is None else as_banks(banks)
-        return self.judge(self.guided(_as_prompts(prompts), images, seed, given, progress))
+        given, texts = None if banks is None else as_banks(banks), _as_prompts(prompts)
+        self.check_prompts(texts)
+        return self.judge(self.guided(texts, images, seed, given, progress))
 
     def vanilla(
         self,
@@ -227,7 +269,9 @@ class LiDAR:
         progress: Progress | None = None,
     ) -> Result:
         """Draw the samples that the pipeline gives without guidance, from the same noise as the guided ones."""
-        return self.judge(self.sample(_as_prompts(prompts), images, seed, progress))
+        texts = _as_prompts(prompts)
+        self.check_prompts(texts)
+        return self.judge(self.sample(texts, images, seed, progress))
 
     def guided(
         self,
@@ -296,7 +340,7 @@ class LiDAR:
             solver=self._solver,
             n=self.settings.n,
             seed=seed,
-            call=self.arguments(),
+            call=self.with_prompts(prompts).arguments(),
             batch_size=self.batch_size,
             store=self.store,
             preview=self.preview,
@@ -332,6 +376,7 @@ class LiDAR:
         if images < 1:
             raise ValueError(f"images must be at least 1, got {images}")
         pipe = pipe or self.pipe
+        call = per_prompt(pipe, call or self.arguments(), prompts)
         items = items_of(prompts, images, seed, "target")
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
@@ -339,7 +384,7 @@ class LiDAR:
             for drawn in draw(
                 pipe,
                 items,
-                call=call or self.arguments(),
+                call=call,
                 batch_size=self.batch_size,
                 around=around,
                 progress=progress and (lambda done: progress("sampling", done, len(items))),
@@ -355,19 +400,26 @@ class LiDAR:
             rewards={},
             cost={"sampling": sampling},
             seed=seed,
-            settings=self.settings,
+            settings=self._taken(call),
             sampling_rate=getattr(getattr(self.pipe, "vae", None), "sampling_rate", None),
         )
 
-    def judge(self, result: Result) -> Result:
-        """The same samples with the guiding reward and every metric, and what scoring them cost."""
-        rewards, scoring = self.scores(result, [*self.parts, *self.metrics])
+    def judge(self, result: Result, metadata: Sequence[Mapping[str, Any]] | None = None) -> Result:
+        """The same samples with the guiding reward and every metric, and what scoring them cost.
+
+        Args:
+            result: the samples.
+            metadata: of each prompt, for judges that read more than its text, such as GenEval's.
+        """
+        rewards, scoring = self.scores(result, [*self.parts, *self.metrics], metadata)
         return replace(result, rewards=rewards, cost={**result.cost, "scoring": scoring})
 
-    def scores(self, result: Result, judges: Sequence[Reward]) -> tuple[dict[str, Tensor], Cost]:
+    def scores(
+        self, result: Result, judges: Sequence[Reward], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[dict[str, Tensor], Cost]:
         """Scores (P, m) by the names of the judges."""
         flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
-        texts = [prompt for prompt in result.prompts for _ in range(shape[1])]
+        texts = [prompt for prompt in metadata or result.prompts for _ in range(shape[1])]
         with metered(self.pipe, "scoring") as scoring:
             rewards = {
                 name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
@@ -375,6 +427,20 @@ class LiDAR:
             }
         scoring.reward_calls = len(flat) * len(rewards)
         return rewards, scoring
+
+    def check_prompts(self, prompts: Sequence[str | Mapping[str, Any]]) -> None:
+        """Refuse prompts, or their metadata, that a reward or a judge says it cannot read.
+
+        Raises:
+            ValueError: the message names the reward and the prompt.
+        """
+        for judge in (*self.parts, *self.metrics):
+            _rewards.check_prompts(judge, prompts)
+
+    @property
+    def solver(self) -> Solver:
+        """The few-step solver of phase 1."""
+        return self._solver
 
     @property
     def parts(self) -> list[Reward]:
@@ -386,6 +452,39 @@ class LiDAR:
         own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
         given = {name: value for name, value in own.items() if value is not None}
         return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
+
+    def _taken(self, call: Mapping[str, Any]) -> Settings:
+        """The settings with what the call says otherwise."""
+        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
+        return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
+
+    def _check_eta(self, asked: bool) -> None:
+        """Refuse an eta that was asked for and has no effect; leave out one of a default, with a warning.
+
+        Raises:
+            ValueError: a step of the scheduler takes no eta.
+        """
+        eta = self.pipe_kwargs.get("eta") if "eta" in self.pipe_kwargs else self.settings.eta
+        if eta is None or takes_eta(self.pipe.scheduler):
+            return
+        name = type(self.pipe.scheduler).__name__
+        if asked or "eta" in self.pipe_kwargs:
+            raise ValueError(
+                f"eta={eta} has no effect: a step of {name} takes none; leave it out or use DDIMScheduler"
+            )
+        _log.warning("eta=%s of the settings is left out: a step of %s takes none", eta, name)
+        self.settings = replace(self.settings, eta=None)
+
+
+def _with_scheduler(pipe: Any, name: str | None) -> Any:
+    """``pipe``, or a twin of it that samples with the scheduler of that class in diffusers."""
+    if name is None or type(pipe.scheduler).__name__ == name:
+        return pipe
+    import diffusers
+
+    twin, cls = copy(pipe), getattr(diffusers, name)
+    twin.scheduler = cls.from_config(pipe.scheduler.config, clip_sample=False)
+    return twin
 
 
 def _as_prompts(prompts: str | Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Settings:
         reward_scale: lambda, in units of one over the reward.
         window: (start, end) of guidance in diffusion time, 1 at pure noise.
         source: where the numbers come from.
+        scheduler: the class of diffusers that the target samples with; None keeps the pipeline's own.
     """
 
     steps: int
@@ -35,6 +37,7 @@ class Settings:
     reward_scale: float
     window: tuple[float, float]
     source: str
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "n"):
@@ -64,12 +67,32 @@ GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on gly
 
 _UNTUNED = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; no guidance settings published"
 
+PRESETS = {
+    "paper-sd15": Settings(
+        100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward", "DDIMScheduler"
+    ),
+    "paper-sdxl": Settings(
+        100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward", "DDIMScheduler"
+    ),
+}
+"""Settings by name, whole with their scheduler: those of the paper."""
+
+_STRENGTHS = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; the rest is that of the preset"
+
 DEFAULTS = {
     "StableDiffusionPipeline": Settings(
-        100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward"
+        50, 7.5, None, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_STRENGTHS} paper-sd15, tuned with another scheduler"
     ),
     "StableDiffusionXLPipeline": Settings(
-        100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward"
+        50,
+        5.0,
+        None,
+        "dpm:8-karras",
+        50,
+        8.0,
+        5000.0,
+        (1.0, 0.2),
+        f"{_STRENGTHS} paper-sdxl, tuned with another scheduler",
     ),
     "StableDiffusion3Pipeline": Settings(28, 7.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
     "FluxPipeline": Settings(
@@ -105,6 +128,25 @@ _OTHER = Settings(
     (1.0, 0.2),
     "none published; scale 1 is exact for a bank of the sampler's own",
 )
+
+
+def preset(name: str) -> Settings:
+    """Return the settings called ``name``.
+
+    Raises:
+        ValueError: there are none; the message names those that there are.
+
+    >>> preset("paper-sd15").scheduler
+    'DDIMScheduler'
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Return whether a step of ``scheduler`` takes eta; others leave it out without a word."""
+    return "eta" in inspect.signature(type(scheduler).step).parameters
 
 
 def settings_for(pipe: Any) -> Settings:

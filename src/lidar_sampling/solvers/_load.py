@@ -18,6 +18,7 @@ from typing import Any
 
 from .._cost import denoisers
 from .._hub import Published, load_state_dict
+from .._load import load_pipeline
 from ._solver import Solver
 from .presets import FLUX, PRESETS, SANA, SD, SD3, SDXL
 
@@ -189,11 +190,8 @@ def _twin(pipe: Any, changes: dict[str, Any]) -> Any:
 
 
 def _load_pipeline(source: Published | str | Path, *, like: Any) -> Any:
-    from diffusers import DiffusionPipeline
-
     repo, revision = (source.repo, source.revision) if isinstance(source, Published) else (source, None)
-    pipe = DiffusionPipeline.from_pretrained(repo, revision=revision, dtype=like.dtype, use_safetensors=True)
-    return pipe.to(like.device)
+    return load_pipeline(repo, revision=revision, dtype=like.dtype).to(like.device)
 
 
 def _file(source: Published | str | Path | None) -> Path:

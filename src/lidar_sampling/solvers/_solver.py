@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._call import TARGET_ONLY
 from .._hub import Published
 
 _KINDS = ("lora", "denoiser", "pipeline")
@@ -90,7 +91,11 @@ class Solver:
         }
 
     def arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of phase 1's pipeline call, from those of phase 2."""
+        """The arguments of phase 1's pipeline call, from those of phase 2.
+
+        Those that say how the target goes through its steps, such as ``timesteps``, stay with the target.
+        """
         own = {"guidance_scale": self.guidance_scale, "timesteps": self.timesteps and list(self.timesteps)}
         changes = {name: value for name, value in own.items() if value is not None}
-        return {**call, **changes, **self.call, "num_inference_steps": self.steps}
+        shared = {name: value for name, value in call.items() if name not in TARGET_ONLY}
+        return {**shared, **changes, **self.call, "num_inference_steps": self.steps}

@@ -1,0 +1,125 @@
+"""The arguments of a pipeline's call: which the sampler sets itself, and which differ from prompt to prompt."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from ._values import accepts, annotations_of, spelt
+
+TARGET_ONLY = ("timesteps", "sigmas", "denoising_end")
+"""Arguments that say how the target goes through its steps; a lookahead of other steps does without them."""
+
+_OWN = {  # what the sampler sets for every batch -> what to use instead
+    "prompt": "give the prompts to the sampler",
+    "generator": "give it a seed",
+    "latents": "give it a seed",
+    "output_type": "it returns tensors, and Result.pil() pictures",
+    "return_dict": "it returns a Result",
+    "num_images_per_prompt": "give it images=",
+    "num_videos_per_prompt": "give it images=",
+    "num_waveforms_per_prompt": "give it images=",
+    "batch_size": "give it batch_size=",
+}
+_TEXT = re.compile(r"prompt_\d|negative_prompt(_\d)?")
+_PICTURES = ("image", "mask_image", "control_image", "init_image")
+# Pipelines that read a list of pictures as one picture per sample; others take several references for each sample.
+_PAIRED = re.compile("Img2Img|Inpaint|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet")
+
+
+class PerPrompt(dict[str, Any]):
+    """An argument whose value differs from prompt to prompt: prompt -> value."""
+
+
+def inputs_of(pipe: Any) -> Collection[str]:
+    """Return the names of the arguments that ``pipe`` can be called with."""
+    return inspect.signature(pipe.__call__).parameters if blocks_of(pipe) is None else blocks_of(pipe).input_names
+
+
+def blocks_of(pipe: Any) -> Any:
+    """Return the blocks of a modular pipeline; None of a classic one."""
+    return getattr(pipe, "blocks", None)
+
+
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse arguments that ``pipe``, or a class of pipelines, does not take, or that the sampler sets itself.
+
+    Raises:
+        TypeError: an argument that the pipeline does not know.
+        ValueError: one of another type, or of the sampler's own; the message names the argument and the mend.
+    """
+    known = inputs_of(pipe)
+    cls = pipe if isinstance(pipe, type) else type(pipe)
+    hints = annotations_of(cls.__call__) if blocks_of(pipe) is None else {}
+    for name, value in call.items():
+        if name in _OWN:
+            raise ValueError(f"{name} is set by the sampler: {_OWN[name]}")
+        if re.search(r"prompt.*_(embeds|mask)", name):
+            raise ValueError(f"{name} is set by the sampler: give texts instead, for example as negative_prompt")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.__name__} takes no argument {name!r}{hint}")
+        if isinstance(value, bool | int | float | str) and not accepts(hints.get(name, Any), value):
+            raise ValueError(f"{cls.__name__}: {name} must be {spelt(hints[name])}, got {value!r}")
+
+
+def per_prompt(pipe: Any, call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
+    """Return ``call`` with every list of a value per prompt as :class:`PerPrompt`.
+
+    Lists of texts (``negative_prompt``, ``prompt_2``) have a value per prompt; so have lists and batches of pictures,
+    where the pipeline pairs them with samples.
+
+    Raises:
+        ValueError: there are more or fewer values than prompts, or one prompt comes with two values.
+    """
+    return {name: _of_prompts(pipe, name, value, prompts) for name, value in call.items()}
+
+
+def _of_prompts(pipe: Any, name: str, value: Any, prompts: Sequence[str]) -> Any:
+    if not _is_several(pipe, name, value):
+        return value
+    if len(value) != len(prompts):
+        raise ValueError(f"{name} holds {len(value)} values for {len(prompts)} prompts: give one, or one per prompt")
+    found = PerPrompt(zip(prompts, value, strict=True))
+    for prompt, own in zip(prompts, value, strict=True):
+        if found[prompt] is not own and isinstance(own, str) and found[prompt] != own:
+            raise ValueError(f"{prompt!r} comes twice, with two values of {name}: draw them one after the other")
+    return found
+
+
+def _is_several(pipe: Any, name: str, value: Any) -> bool:
+    if _TEXT.fullmatch(name):
+        return isinstance(value, list | tuple)
+    if name not in _PICTURES or not _PAIRED.search(type(pipe).__name__) or hasattr(_part(pipe, "controlnet"), "nets"):
+        return False
+    return isinstance(value, list | tuple) or (getattr(value, "ndim", 0) == 4 and len(value) > 1)
+
+
+def _part(pipe: Any, name: str) -> Any:
+    return getattr(pipe, name, None)
+
+
+def for_batch(call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a batch, given the prompt of each of its samples.
+
+    Raises:
+        ValueError: a list of texts whose prompts were never said.
+
+    >>> for_batch({"negative_prompt": "ugly", "height": 64}, ["a cat", "a dog"])
+    {'negative_prompt': ['ugly', 'ugly'], 'height': 64}
+    """
+    found = {}
+    for name, value in call.items():
+        if isinstance(value, PerPrompt):
+            found[name] = [value[prompt] for prompt in prompts]
+        elif _TEXT.fullmatch(name) and isinstance(value, str):  # a list of prompts wants lists of these
+            found[name] = [value] * len(prompts)
+        elif _TEXT.fullmatch(name) and isinstance(value, list | tuple):
+            raise ValueError(f"{name} holds a list, and this method draws without the list of prompts: give one text")
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,147 @@
+"""Arguments of a pipeline's call: refused by name before anything is drawn, or each with the prompt it belongs to."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
+from PIL import Image
+
+from lidar_sampling import LiDAR, testing
+from lidar_sampling._call import TARGET_ONLY, check_call, per_prompt
+
+TINY = {"reward": "brightness", "n": 2, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0}
+
+
+def sampler(pipe=None, **call):
+    return LiDAR(pipe or testing.tiny_stable_diffusion(), **TINY, pipe_kwargs=call)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prompt",
+        "generator",
+        "latents",
+        "output_type",
+        "return_dict",
+        "num_images_per_prompt",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "prompt_attention_mask",
+    ],
+)
+def test_what_the_sampler_sets_is_refused_by_name_with_the_mend(name):
+    with pytest.raises(ValueError, match=rf"^{name} is set by the sampler: (give|it)"):
+        sampler(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"hight": 3}, r"StableDiffusionPipeline takes no argument 'hight'; did you mean 'height'\?"),
+        ({"height": "64"}, "StableDiffusionPipeline: height must be int or None, got '64'"),
+        ({"guidance_scale": "high"}, "StableDiffusionPipeline: guidance_scale must be float, got 'high'"),
+        ({"guidance_scale": True}, "StableDiffusionPipeline: guidance_scale must be float, got True"),
+    ],
+)
+def test_what_the_pipeline_does_not_take_is_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sampler(**call)
+    with pytest.raises((TypeError, ValueError), match=message):  # by its class alone, before it is loaded
+        check_call(type(testing.tiny_stable_diffusion()), call)
+
+
+class TestAValuePerPrompt:
+    @pytest.mark.parametrize("batch_size", [1, 2, 16])
+    def test_goes_with_its_prompt(self, batch_size):
+        both = sampler(negative_prompt=["ugly", "blurry"])
+        both.batch_size = batch_size
+        both = both(["a cat", "a dog"], images=2)
+        for prompt, negative, images, bank in zip(
+            both.prompts, ("ugly", "blurry"), both.images, both.banks, strict=True
+        ):
+            alone = sampler(negative_prompt=negative)(prompt, images=2)
+            assert torch.allclose(alone.images[0], images, atol=1e-5)
+            assert torch.allclose(alone.banks[0].samples, bank.samples, rtol=1e-3, atol=1e-3)
+
+    def test_reaches_prompts_that_are_drawn_apart(self):
+        lidar = sampler(negative_prompt=["ugly", "blurry"]).with_prompts(["a cat", "a dog"])
+        assert torch.allclose(
+            lidar("a dog", images=1).images, sampler(negative_prompt="blurry")("a dog", images=1).images, atol=1e-5
+        )
+
+    def test_has_a_bank_of_its_own_in_a_store(self, tmp_path):
+        def look(*negative):
+            lidar = sampler(negative_prompt=list(negative))
+            lidar.store = LiDAR(testing.tiny_stable_diffusion(), **TINY, store=tmp_path).store
+            return lidar.looked(["a cat", "a dog"], 0)[1].network_evaluations
+
+        whole = look("ugly", "blurry")
+        assert look("ugly", "blurry") == 0
+        assert look("ugly", "dull") == whole // 2
+
+    def test_is_one_for_each(self):
+        with pytest.raises(ValueError, match="negative_prompt holds 3 values for 2 prompts: give one, or one per"):
+            sampler(negative_prompt=["a", "b", "c"])(["a cat", "a dog"], images=1)
+        with pytest.raises(ValueError, match="'a cat' comes twice, with two values of negative_prompt"):
+            sampler(negative_prompt=["a", "b"])(["a cat", "a cat"], images=1)
+
+    @pytest.mark.parametrize("cls", [StableDiffusionImg2ImgPipeline, StableDiffusionControlNetPipeline])
+    def test_may_be_a_picture(self, cls):
+        red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+        both = sampler(testing.tiny_stable_diffusion(cls), image=[red, blue])(["a cat", "a dog"], images=1)
+        alone = sampler(testing.tiny_stable_diffusion(cls), image=[blue])(["a dog"], images=1)
+        if cls is StableDiffusionControlNetPipeline:  # the other encodes a picture with the noise of its sample
+            assert torch.allclose(both.images[1], alone.images[0], atol=1e-5)
+        assert not torch.allclose(both.images[0], both.images[1], atol=1e-3)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 16])
+    def test_is_never_paired_with_what_happens_to_share_a_batch(self, batch_size):
+        two = torch.rand(2, 3, 16, 16)
+        lidar = sampler(testing.tiny_stable_diffusion(StableDiffusionImg2ImgPipeline), image=two)
+        lidar.batch_size = batch_size
+        with pytest.raises(ValueError, match="image holds 2 values for 1 prompts"):
+            lidar("a cat", images=2)
+
+
+def test_texts_for_other_encoders_serve_every_prompt():
+    for pipe, call in (
+        (testing.tiny_stable_diffusion_xl(), {"prompt_2": "oil", "negative_prompt_2": "ugly"}),
+        (testing.tiny_stable_diffusion_3(), {"prompt_2": "oil", "prompt_3": "oil", "negative_prompt_3": "ugly"}),
+    ):
+        assert sampler(pipe, **call)(["a cat", "a dog"], images=2).images.shape[:2] == (2, 2)
+
+
+@pytest.mark.parametrize("name", TARGET_ONLY)
+def test_what_is_the_targets_does_not_reach_the_lookahead(name):
+    from lidar_sampling.solvers import load
+
+    assert load("dpm:5").arguments({name: [3, 2, 1], "height": 8}) == {"height": 8, "num_inference_steps": 5}
+
+
+def test_a_lookahead_takes_its_own_steps_whatever_the_target_takes():
+    pipe = testing.tiny_stable_diffusion()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    result = sampler(pipe, timesteps=[999, 700, 400, 100])("a cat", images=1)
+    assert result.cost["lookahead"].network_evaluations == 2 * 2 * 2  # images, steps, guidance
+    assert result.trace.seen == 4
+
+
+def test_a_result_says_how_it_was_sampled():
+    pipe = testing.tiny_stable_diffusion()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    result = sampler(pipe, num_inference_steps=4, guidance_scale=2.0, eta=0.5)("a cat", images=1)
+    taken = result.settings
+    assert (taken.steps, taken.guidance_scale, taken.eta) == (result.trace.seen, 2.0, 0.5) == (4, 2.0, 0.5)
+
+
+def test_lists_of_references_are_one_value():
+    class Edit:
+        def __call__(self, prompt, image): ...
+
+    assert per_prompt(Edit(), {"image": [1, 2]}, ["a"]) == {"image": [1, 2]}
