@@ -1,7 +1,8 @@
 """The command ``lidar``. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 done, 2 wrong use, 1 failure, 130 stopped by Ctrl-C. A failure is one line that names the mend; with
-``--debug`` the traceback comes with it.
+``--debug`` the traceback comes with it. Once a run is saved, its status is 0 whatever becomes of what it prints
+(:mod:`._screen`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
 from ._score import score
+from ._screen import close_quietly, escape_unknown_letters, one_line, warn
 from ._serve import serve
 
 app = typer.Typer(
@@ -62,11 +64,14 @@ def _before_any(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
+    escape_unknown_letters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     if debug:  # wherever it stands
         arguments.remove("--debug")
-    sys.exit(_run(arguments, debug))
+    status = _run(arguments, debug)
+    close_quietly()
+    sys.exit(status)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -78,18 +83,9 @@ def _run(arguments: list[str], debug: bool) -> int:
             return error.exit_code
         if debug:
             traceback.print_exc()
-        typer.echo(f"lidar: {_one_line(error)}", err=True)
+        warn(one_line(error))
         cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
-        typer.echo(
-            "lidar: stopped; what was finished stays, and --resume goes on from there where a command has it",
-            err=True,
-        )
+        warn("stopped; what was finished stays, and --resume goes on from there where a command has it")
     return status
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json as _json
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import _options as o
+from ._screen import after_drawing, print_json, shown, warn
 
 Prompts = Annotated[
     str,
@@ -43,6 +44,8 @@ def compare(
     budget: Budget = None,
     out: Out = Path("report"),
     model: o.Model = "glyph",
+    variant: o.Variant = None,
+    preset: o.Preset = None,
     reward: o.RewardName = None,
     images: o.Images = 4,
     seeds: Seeds = 1,
@@ -62,16 +65,18 @@ def compare(
 ) -> None:
     """Compare methods: results-RANK.jsonl, pictures, tables (.md, .csv, .tex, .json), figures, report.html in --out.
 
-    With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts; make the table with
-    --table when all are done.
+    With RANK and WORLD_SIZE set, as torchrun does, each process takes its share of the prompts first, and then what
+    the others have not drawn yet; make the table with --table when all are done.
     """
+    from .._files import natural_order
     from ..evaluation import compare as run
     from ..evaluation import publish
     from ..evaluation.budget import settled, with_number, within
-    from ..evaluation.comparison import read
+    from ..evaluation.comparison import claim, read
     from ..evaluation.data import records
     from ..evaluation.figures import available
     from ..methods import load, split
+    from ..runs import from_environment
 
     names = split(methods)
     limit, unit = _budget(budget)
@@ -80,7 +85,7 @@ def compare(
         if budget is None and with_number(name, 64) != name:
             raise typer.BadParameter(f"{name} needs a number for its N, or a --budget that sets it")
     metadata = _metadata(prompts, tags)
-    rank, number = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, number = from_environment(os.environ)
     if not only_table:
         settings: dict[str, Any] = {
             "n": n,
@@ -92,8 +97,18 @@ def compare(
         }
         with o.progress_bar(quiet=quiet) as (label, progress):
             lidar = o.load_sampler(
-                model, reward=reward, device=device, dtype=dtype, batch_size=batch_size, call=call, **settings
+                model,
+                variant=variant,
+                preset=preset,
+                reward=reward,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                call=call,
+                **settings,
             )
+            lidar.check_prompts(metadata)
+            claim(out, lidar, images)
 
             def show(done: int, total: int, what: str) -> None:
                 label(what)
@@ -114,25 +129,31 @@ def compare(
                 images=images,
                 seeds=range(seeds),
                 shard=(rank, number),
+                help_others=True,
                 progress=show,
             ):
                 pass
         if number > 1:
-            typer.echo(f"share {rank + 1} of {number} is done; 'lidar compare --table' makes the table", err=True)
+            warn(f"share {rank + 1} of {number} is done; 'lidar compare --table' makes the table")
             return
     elif budget is not None:
         names = settled(out / "budget.json", budget, names, _undrawn)
     wanted = {line["prompt"] for line in metadata}
     lines = [
         line
-        for line in read(*sorted(out.glob("results-*.jsonl")))
+        for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))
         if line["method"] in names and line["prompt"] in wanted and line["seed"] < seeds
     ]
     lines.sort(key=lambda line: names.index(line["method"]))
-    rows = publish(lines, out, command=_command())
-    if not available():
-        typer.echo("no figures without matplotlib: pip install 'lidar-sampling[plot]'", err=True)
-    typer.echo(_json.dumps(records(rows)) if json else (out / "table.md").read_text())
+    with nullcontext() if only_table else after_drawing(out):
+        rows = publish(lines, out, command=_command())
+    with shown():
+        if not available():
+            warn("no figures without matplotlib: pip install 'lidar-sampling[plot]'")
+        if json:
+            print_json(records(rows))
+        else:
+            typer.echo((out / "table.md").read_text(encoding="utf-8"))
 
 
 def _command() -> str | None:
@@ -147,11 +168,12 @@ def methods(json: o.Json = False) -> None:
     """List the methods that 'lidar compare' knows."""
     from ..methods import NAMES
 
-    if json:
-        typer.echo(_json.dumps(NAMES))
-        return
-    for name, line in NAMES.items():
-        typer.echo(f"{name:16s} {line}")
+    with shown(saved=False):
+        if json:
+            print_json(NAMES)
+            return
+        for name, line in NAMES.items():
+            typer.echo(f"{name:16s} {line}")
 
 
 def _undrawn(name: str) -> str:
@@ -185,7 +207,8 @@ def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
     if name in _SPLITS:
         found = glyph.prompts(_SPLITS[name])
     else:
-        found = [{"tag": "", **(parse(text) or {}), "prompt": text} for text in o.read_prompts(None, Path(prompts))]
+        lines = o.read_prompts(None, Path(prompts))
+        found = [{"tag": "", **(parse(line["prompt"]) or {}), **line} for line in lines]
     if tags is not None:
         wanted = tags.split(",")
         found = [line for line in found if line["tag"] in wanted]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json as _json
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import typer
 
 from . import _options as o
+from ._screen import print_json, shown
 
 
 def doctor(json: o.Json = False) -> None:
     """Check the installation: versions, device, mathematics, attachment and the embedded model."""
     rows = [{"check": name, **_outcome(check)} for name, check in _CHECKS.items()]
-    if json:
-        typer.echo(_json.dumps(rows))
-    else:
-        for row in rows:
-            typer.echo(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
+    with shown(saved=False):
+        if json:
+            print_json(rows)
+        else:
+            for row in rows:
+                typer.echo(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
 

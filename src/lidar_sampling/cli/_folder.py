@@ -1,6 +1,6 @@
 """The folder that ``lidar generate`` fills, in GenEval's layout: a prompt lands in it whole, or not at all.
 
-DIR/run.json                  the arguments; a run is resumed only with the same
+DIR/run.json                  the arguments, and what decides the samples: a run is resumed only with the same
 DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
 DIR/00000/samples/0000.png    images by the method (.webp for a video, .wav for audio); vanilla/ without guidance
 DIR/00000/result.json         rewards, costs and trace of the prompt
@@ -13,12 +13,14 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._bank import write_atomically
+from .._files import write_atomically
 from .._geneval import parse
 from .._media import save_sample
+from ..runs import agree, read_json
 
 if TYPE_CHECKING:
     from .._result import Result
@@ -30,15 +32,24 @@ class Folder:
     Args:
         path: the folder.
         arguments: what the run was asked, JSON values.
-        resume: go on with a run of the same arguments; None where the command cannot.
+        identity: what decides its samples, of :func:`lidar_sampling.runs.identity`; None where it cannot be resumed.
+        resume: go on with a run of the same identity; None where the command cannot.
         overwrite: delete a run that is there.
 
     Raises:
         FileExistsError: the folder holds something and neither was asked.
-        ValueError: it holds a run with other arguments, or no run.
+        ValueError: it holds a run that draws otherwise, or no run.
     """
 
-    def __init__(self, path: Path, arguments: dict[str, Any], *, resume: bool | None, overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        arguments: dict[str, Any],
+        *,
+        identity: dict[str, Any] | None = None,
+        resume: bool | None,
+        overwrite: bool,
+    ) -> None:
         self.path = path
         manifest = path / "run.json"
         # A run that failed before its first prompt left its manifest alone, and nothing to lose.
@@ -54,21 +65,22 @@ class Folder:
                 raise ValueError(f"{path} holds no run of lidar, so it is left alone: choose another --out")
             if overwrite:
                 shutil.rmtree(path)
-            elif (before := json.loads(manifest.read_text())) != arguments:
-                other = next(k for k in {**before, **arguments} if before.get(k) != arguments.get(k))
-                raise ValueError(
-                    f"{path} was made with {other}={before.get(other)!r}, now it is {arguments.get(other)!r}: "
-                    f"resume with the same arguments or choose another --out"
-                )
+            elif identity is not None:
+                before, mend = read_json(manifest), "resume with the same, or choose another --out"
+                if "identity" not in before:
+                    raise ValueError(f"{path} was made by an older version of lidar-sampling: choose another --out")
+                agree(path, before["identity"], identity, mend)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(manifest, arguments)
+        write_json(manifest, arguments if identity is None else {**arguments, "identity": identity})
 
     def finished(self, index: int) -> dict[str, Any] | None:
         """What :meth:`put` wrote for prompt ``index``, if it did."""
         path = self.path / f"{index:05d}" / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
-    def put(self, index: int, method: str, result: Result, vanilla: Result | None) -> dict[str, Any]:
+    def put(
+        self, index: int, method: str, result: Result, vanilla: Result | None, metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Write the images and numbers of one prompt by ``method``, and plain ones; returns the numbers."""
         prompt = result.prompts[0]
         drawn = {"vanilla": vanilla, method: result} if vanilla is not None else {method: result}
@@ -90,7 +102,7 @@ class Folder:
             entry["trace"] = result.trace.rows()
             banks = result.banks[:1]  # none, where the method draws none
             entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
-            (part / "metadata.jsonl").write_text(json.dumps(parse(prompt) or {"prompt": prompt}) + "\n")
+            (part / "metadata.jsonl").write_text(json.dumps({**(parse(prompt) or {}), **metadata}) + "\n")
             write_json(part / "result.json", entry)
             os.rename(part, self.path / f"{index:05d}")
         finally:

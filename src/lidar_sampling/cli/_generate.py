@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as _json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _options as o
+from ._screen import after_drawing, attempt, print_json, shown, warn
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
     from .._result import Result
     from .._sampler import LiDAR, Progress
+    from ..rewards import RewardError
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
 BesideVanilla = Annotated[
@@ -37,7 +38,7 @@ Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from
 
 # Options that change what is shown or started from, not what is drawn.
 _NOT_OF_THE_RUN = ("resume", "overwrite", "json", "quiet", "profile")
-_MODEL = ("model", "reward", "device", "dtype", "batch_size", "call", "fast", "scheduler")
+_MODEL = ("model", "variant", "preset", "reward", "device", "dtype", "batch_size", "call", "fast", "scheduler")
 _SETTINGS = ("n", "lookahead", "steps", "guidance_scale", "scale", "reward_scale", "window")
 
 
@@ -46,6 +47,8 @@ def generate(
     out: Out = Path("out"),
     prompts_file: o.PromptsFile = None,
     model: o.Model = "glyph",
+    variant: o.Variant = None,
+    preset: o.Preset = None,
     reward: o.RewardName = None,
     images: o.Images = 4,
     seed: o.Seed = 0,
@@ -83,8 +86,8 @@ def generate(
 
     def draw(lidar: LiDAR, texts: list[str], progress: Progress | None) -> Result:
         if other is None:
-            return lidar(texts, images=images, seed=seed, progress=progress)
-        return lidar.judge(other.draw(lidar, texts, images=images, seed=seed))
+            return lidar.guided(texts, images, seed, None, progress)
+        return other.draw(lidar, texts, images=images, seed=seed)
 
     _run(options, o.read_prompts(prompts, prompts_file), store=banks, method=method, draw=draw)
 
@@ -95,6 +98,8 @@ def guide(
     out: Out = Path("out"),
     prompts_file: o.PromptsFile = None,
     model: o.Model = "glyph",
+    variant: o.Variant = None,
+    preset: o.Preset = None,
     reward: o.RewardName = None,
     images: o.Images = 4,
     seed: o.Seed = 0,
@@ -118,14 +123,16 @@ def guide(
 ) -> None:
     """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
     options = dict(locals())
-    texts = o.read_prompts(prompts, prompts_file)
-    found = _find_banks(banks, texts)
+    from .._contents import contents, digest
+
+    lines = o.read_prompts(prompts, prompts_file)
+    found = _find_banks(banks, [line["prompt"] for line in lines])
 
     def draw(lidar: LiDAR, some: list[str], progress: Progress | None) -> Result:
-        banks = [found[prompt] for prompt in some]
-        return lidar(some, banks=banks, images=images, seed=seed, progress=progress)
+        return lidar.guided(some, images, seed, [found[prompt] for prompt in some], progress)
 
-    _run(options, texts, store=None, method="lidar", draw=draw)
+    guided_by = {prompt: [digest(bank.samples), contents(dict(bank.rewards))] for prompt, bank in found.items()}
+    _run(options, lines, store=None, method="lidar", draw=draw, banks=guided_by)
 
 
 def _find_banks(places: list[Path], prompts: list[str]) -> dict[str, LookaheadBank]:
@@ -149,55 +156,90 @@ def _find_banks(places: list[Path], prompts: list[str]) -> dict[str, LookaheadBa
 
 def _run(
     options: dict[str, Any],
-    prompts: list[str],
+    lines: list[dict[str, Any]],
     *,
     store: Path | None,
     method: str,
     draw: Callable[[LiDAR, list[str], Progress | None], Result],
+    banks: dict[str, Any] | None = None,
 ) -> None:
     """Draw the prompts into the folder as the options of the command line say, and report."""
     from .._profile import profiled
+    from ..rewards import RewardError
+    from ..runs import identity
     from ._folder import Folder, write_json
     from ._grid import draw_grid
     from ._report import print_profile, print_table, report
 
     dtype = o.dtype_of(options["dtype"], o.device_of(options["device"]))
     options["dtype"] = str(dtype).removeprefix("torch.")  # what auto means is of this machine
+    prompts = [line["prompt"] for line in lines]
     arguments = {name: _json_value(value) for name, value in options.items() if name not in _NOT_OF_THE_RUN}
     arguments["prompts"] = prompts
-    out, sampling = options["out"], {"images": options["images"], "seed": options["seed"]}
+    out, images, seed = options["out"], options["images"], options["seed"]
+    unreadable: dict[str, RewardError] = {}
     with o.progress_bar(quiet=options["quiet"]) as (label, progress):
         settings: dict[str, Any] = {name: options.get(name) for name in (*_MODEL, *_SETTINGS)}
         lidar = o.load_sampler(**settings, store=store)
-        folder = Folder(out, arguments, resume=options["resume"], overwrite=options["overwrite"])
+        lidar.check_prompts(lines)
+        lidar = lidar.with_prompts(prompts)
+        beside = options["beside_vanilla"]
+        same = identity(lidar, prompts=lines, method=method, images=images, seed=seed, vanilla=beside, banks=banks)
+        folder = Folder(out, arguments, identity=same, resume=options["resume"], overwrite=options["overwrite"])
         finished = {index: folder.finished(index) for index in range(len(prompts))}
         entries = {index: entry for index, entry in finished.items() if entry is not None}
         missing = [index for index in range(len(prompts)) if index not in entries]
-        with profiled(lidar.pipe.device) if options["profile"] else nullcontext() as profile:
-            for group in _groups(missing, prompts, lidar.batch_size // options["images"]):
+
+        def put(group: list[int]) -> None:
+            texts, metadata = [prompts[index] for index in group], [lines[index] for index in group]
+            results = lidar.judge(draw(lidar, texts, progress), metadata).split()
+            plain: list[Any] = [None] * len(group)
+            if beside:
+                plain = lidar.judge(lidar.sample(texts, images, seed, progress), metadata).split()
+            for index, result, vanilla in zip(group, results, plain, strict=True):
+                entries[index] = folder.put(index, method, result, vanilla, lines[index])
+
+        with profiled() if options["profile"] else nullcontext() as profile:
+            for group in _groups(missing, prompts, lidar.batch_size // images):
                 label(f"{len(entries) + 1}/{len(prompts)}")
-                texts = [prompts[index] for index in group]
-                results = draw(lidar, texts, progress).split()
-                plain: list[Any] = [None] * len(group)
-                if options["beside_vanilla"]:
-                    plain = lidar.vanilla(texts, progress=progress, **sampling).split()
-                for index, result, vanilla in zip(group, results, plain, strict=True):
-                    entries[index] = folder.put(index, method, result, vanilla)
-    whole = report(lidar, arguments, [entries[index] for index in range(len(prompts))])
-    if profile is not None and profile.seconds:  # of a run that was finished already there is none
-        whole["profile"] = profile.report()
+                for index, error in _each(put, group):
+                    unreadable[prompts[index]] = error
+                    warn(f"{prompts[index]!r} is left out: {error}")
+    if unreadable:  # the others are there, and the run can be resumed
+        prompt, error = next(iter(unreadable.items()))
+        raise RewardError(f"{len(unreadable)} of {len(prompts)} prompts are not in {out}, first {prompt!r}: {error}")
+    with after_drawing(out):
+        whole = report(lidar, arguments, [entries[index] for index in range(len(prompts))])
+        if profile is not None and profile.seconds:  # of a run that was finished already there is none
+            whole["profile"] = profile.report()
+        write_json(out / "result.json", whole)
     written = ["images", "result.json"]
-    if not entries[0][method]["images"][0].endswith(".wav"):  # there is no picture of a sound
-        draw_grid(out, whole["prompts"]).save(out / "grid.png")
-        written.insert(1, "grid.png")
-    write_json(out / "result.json", whole)
-    if options["json"]:
-        typer.echo(_json.dumps(whole))
-    else:
-        print_table(whole)
-        if "profile" in whole:
-            print_profile(whole["profile"])
-        typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+    with attempt("grid.png"):
+        if not entries[0][method]["images"][0].endswith(".wav"):  # there is no picture of a sound
+            draw_grid(out, whole["prompts"]).save(out / "grid.png")
+            written.insert(1, "grid.png")
+    with shown():
+        if options["json"]:
+            print_json(whole)
+        else:
+            print_table(whole)
+            if "profile" in whole:
+                print_profile(whole["profile"])
+            typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+
+
+def _each(put: Callable[[list[int]], None], group: list[int]) -> Iterator[tuple[int, RewardError]]:
+    """Draw a group; where a reward fails on one of its prompts, draw the others alone and yield those that fail."""
+    from ..rewards import RewardError
+
+    try:
+        put(group)
+    except RewardError as error:
+        if len(group) == 1:
+            yield group[0], error
+            return
+        for index in group:
+            yield from _each(put, [index])
 
 
 def _groups(indices: list[int], prompts: list[str], size: int) -> Iterator[list[int]]:

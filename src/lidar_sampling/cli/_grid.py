@@ -28,7 +28,7 @@ def draw_grid(folder: Path, entries: list[dict[str, Any]], *, most: int = 12) ->
     pen = ImageDraw.Draw(canvas)
     y = _GAP
     for entry in entries:
-        pen.text((_GAP, y), entry["prompt"], fill=_INK, font=font)
+        pen.text((_GAP, y), " ".join(entry["prompt"].split()), fill=_INK, font=font)
         y += _LINE + _GAP
         for name in entry["methods"]:
             pen.text((_GAP, y + _SIDE // 2), name, fill=_INK, font=font)

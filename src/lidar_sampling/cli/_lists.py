@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as _json
 from dataclasses import asdict
 
 import typer
 
 from . import _options as o
+from ._screen import print_json, shown
 
 
 def models(json: o.Json = False) -> None:
@@ -15,29 +15,31 @@ def models(json: o.Json = False) -> None:
     from .._settings import DEFAULTS, GLYPH
 
     rows = {"glyph": asdict(GLYPH), **{name: asdict(row) for name, row in DEFAULTS.items()}}
-    if json:
-        typer.echo(_json.dumps(rows))
-        return
-    for name, row in rows.items():
-        source = row.pop("source")
-        typer.echo(f"{name}\n  {', '.join(f'{key} {value}' for key, value in row.items())}\n  from {source}")
+    with shown(saved=False):
+        if json:
+            print_json(rows)
+            return
+        for name, row in rows.items():
+            source = row.pop("source")
+            typer.echo(f"{name}\n  {', '.join(f'{key} {value}' for key, value in row.items())}\n  from {source}")
 
 
 def rewards(json: o.Json = False) -> None:
     """List the rewards known by name; in Python any function is a reward."""
     from ..rewards import REGISTRY
 
-    if json:
-        rows = {
-            name: {"description": entry.description, "weights": entry.published and asdict(entry.published)}
-            for name, entry in REGISTRY.items()
-        }
-        typer.echo(_json.dumps(rows))
-        return
-    for name, entry in REGISTRY.items():
-        typer.echo(f"{name}\n  {entry.description}")
-        if entry.published is not None:
-            typer.echo(f"  {entry.published}")
+    with shown(saved=False):
+        if json:
+            rows = {
+                name: {"description": entry.description, "weights": entry.published and asdict(entry.published)}
+                for name, entry in REGISTRY.items()
+            }
+            print_json(rows)
+            return
+        for name, entry in REGISTRY.items():
+            typer.echo(f"{name}\n  {entry.description}")
+            if entry.published is not None:
+                typer.echo(f"  {entry.published}")
 
 
 def solvers(json: o.Json = False) -> None:
@@ -59,13 +61,15 @@ def solvers(json: o.Json = False) -> None:
         }
         for preset in PRESETS
     ]
-    if json:
-        typer.echo(_json.dumps([*_NO_DOWNLOAD, *rows]))
-        return
-    for row in _NO_DOWNLOAD:
-        typer.echo(f"{row['name']}\n  {row['note']}")
-    for preset in PRESETS:
-        typer.echo(f"{preset.name} for {', '.join(preset.bases)}\n  {preset.kind} {preset.weights}\n  {preset.note}")
+    with shown(saved=False):
+        if json:
+            print_json([*_NO_DOWNLOAD, *rows])
+            return
+        for row in _NO_DOWNLOAD:
+            typer.echo(f"{row['name']}\n  {row['note']}")
+        for preset in PRESETS:
+            bases = ", ".join(preset.bases)
+            typer.echo(f"{preset.name} for {bases}\n  {preset.kind} {preset.weights}\n  {preset.note}")
 
 
 _NO_DOWNLOAD = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as _json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import _options as o
+from ._screen import print_json, shown
 
 Out = Annotated[Path, typer.Option(help="Folder of banks; those that it has already are not drawn again.")]
 
@@ -18,6 +18,8 @@ def look(
     out: Out = Path("banks"),
     prompts_file: o.PromptsFile = None,
     model: o.Model = "glyph",
+    variant: o.Variant = None,
+    preset: o.Preset = None,
     reward: o.RewardName = None,
     seed: o.Seed = 0,
     n: o.N = None,
@@ -32,7 +34,8 @@ def look(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw and score banks of lookahead samples: phase 1 alone, to be used by 'lidar guide'."""
-    texts = o.read_prompts(prompts, prompts_file)
+    lines = o.read_prompts(prompts, prompts_file)
+    texts = [line["prompt"] for line in lines]
     rows = []
     with o.progress_bar(quiet=quiet) as (label, progress):
         lidar = o.load_sampler(
@@ -43,12 +46,15 @@ def look(
             batch_size=batch_size,
             call=call,
             fast=fast,
+            variant=variant,
+            preset=preset,
             n=n,
             lookahead=lookahead,
             guidance_scale=guidance_scale,
             store=out,
         )
-        store = lidar.store
+        lidar.check_prompts(lines)
+        lidar, store = lidar.with_prompts(texts), lidar.store
         for index, prompt in enumerate(texts):
             label(f"{index + 1}/{len(texts)}")
             (bank,) = lidar.look(prompt, seed=seed, progress=progress)
@@ -63,11 +69,12 @@ def look(
                         "file": str(store.path(prompt, bank.key)) if store else "",
                     }
                 )
-    if json:
-        typer.echo(_json.dumps(rows))
-        return
-    for row in rows:
-        typer.echo(
-            f"{row['prompt']}: n {row['n']}, {row['reward']} mean {row['mean']:.2f}, best {row['best']:.2f}, "
-            f"{row['file']}"
-        )
+    with shown():
+        if json:
+            print_json(rows)
+            return
+        for row in rows:
+            typer.echo(
+                f"{row['prompt']}: n {row['n']}, {row['reward']} mean {row['mean']:.2f}, best {row['best']:.2f}, "
+                f"{row['file']}"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as _json
 import os
 import sys
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _options as o
+from ._screen import after_drawing, attempt, print_json, shown
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -76,7 +76,7 @@ def molecules(
         from ._drawing import grid
     except ImportError as error:
         raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
-    from .._bank import write_atomically
+    from .._files import write_atomically
     from ._folder import Folder, write_json
 
     o.quieten()
@@ -120,29 +120,32 @@ def molecules(
             ],
         }
 
-    whole: dict[str, Any] = {"arguments": arguments, "vanilla": told(vanilla), "lidar": told(guided)}
-    best = {s["smiles"]: s["reward"] for s in whole["lidar"]["samples"] if s["valid"]}
-    ranked = sorted(best.items(), key=lambda item: -item[1])
+    with after_drawing(out):
+        whole: dict[str, Any] = {"arguments": arguments, "vanilla": told(vanilla), "lidar": told(guided)}
+        best = {s["smiles"]: s["reward"] for s in whole["lidar"]["samples"] if s["valid"]}
+        ranked = sorted(best.items(), key=lambda item: -item[1])
+        write_atomically(out / "samples.smi", "".join(f"{text}\t{r:g}\n" for text, r in ranked).encode())
+        assert guided.bank is not None
+        guided.bank.save(out / "bank.safetensors")
+        write_json(out / "result.json", whole)
     written = ["samples.smi", "bank.safetensors", "result.json"]
     if ranked:
-        written[1:1] = ["grid.svg", "grid.png"]
-        svg, png = grid(ranked[:48], reward)
-        write_atomically(out / "grid.svg", svg.encode())
-        write_atomically(out / "grid.png", png)
-    assert guided.bank is not None
-    guided.bank.save(out / "bank.safetensors")
-    write_json(out / "result.json", whole)
-    write_atomically(out / "samples.smi", "".join(f"{text}\t{r:g}\n" for text, r in ranked).encode())
-    if json:
-        typer.echo(_json.dumps(whole))
-        return
-    typer.echo(f"{'':8s} {'valid':>6s} {'unique':>6s} {'novel':>6s} {reward + ', valid':>18s} {'novel':>8s}")
-    for phase in ("vanilla", "lidar"):
-        s = whole[phase]["summary"]
-        means = ["-" if s[key] is None else f"{s[key]:.3f}" for key in ("reward", "reward_novel")]
-        counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
-        typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
-    typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+        with attempt("the grid of molecules"):
+            svg, png = grid(ranked[:48], reward)
+            write_atomically(out / "grid.svg", svg.encode())
+            write_atomically(out / "grid.png", png)
+            written[1:1] = ["grid.svg", "grid.png"]
+    with shown():
+        if json:
+            print_json(whole)
+            return
+        typer.echo(f"{'':8s} {'valid':>6s} {'unique':>6s} {'novel':>6s} {reward + ', valid':>18s} {'novel':>8s}")
+        for phase in ("vanilla", "lidar"):
+            s = whole[phase]["summary"]
+            means = ["-" if s[key] is None else f"{s[key]:.3f}" for key in ("reward", "reward_novel")]
+            counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
+            typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
+        typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
 def _read(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .._values import annotations_of, check_settings, read_named
+from ._screen import console
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option("--prompts", help="A file of prompts: one a line, or GenEval metadata (.jsonl)."),
+    typer.Option(
+        "--prompts",
+        help="A file of prompts: one per line (.txt), or JSON objects with a prompt, such as GenEval's metadata "
+        "(.jsonl, .json).",
+    ),
 ]
 Model = Annotated[
     str, typer.Option(help="'glyph' (the embedded model), or a path or hub id of a diffusers pipeline.")
@@ -83,43 +90,42 @@ Dtype = Annotated[
         "computes in it, else float32."
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Settings by name: paper-sd15 or paper-sdxl, which bring their scheduler. [default: the model's]",
+        show_default=False,
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Variant of the weights, such as fp16. [default: that of a folder which has no other]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
-def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
-    """Prompts of the command line and of a file, checked."""
-    texts = list(prompts or [])
-    if file is not None and file.suffix == ".jsonl":
-        from ..glyph import read_metadata
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
+    """Return the prompts of the command line and of a file, each with what the file says of it."""
+    from .._prompts import read_prompts
 
-        texts += [line["prompt"] for line in read_metadata(file)]
-    elif file is not None:
-        texts += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not texts:
-        raise typer.BadParameter("give at least one prompt, in quotes, or --prompts FILE")
-    if any(not text.strip() for text in texts):
+    found: list[dict[str, Any]] = [{"prompt": text} for text in prompts or ()]
+    if any(not line["prompt"].strip() for line in found):
         raise typer.BadParameter("a prompt must not be empty")
-    return texts
+    if file is not None:
+        found += read_prompts(file)
+    if not found:
+        raise typer.BadParameter("give at least one prompt, in quotes, or --prompts FILE")
+    return found
 
 
 def read_call(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of a pipeline from NAME=VALUE; a value is JSON, or else the text itself.
+    """Return arguments of a pipeline from NAME=VALUE; a value is JSON or Python, or else the text itself.
 
-    >>> read_call(["height=512", "negative_prompt=a blurry photo", "clean_caption=false"])
+    >>> read_call(["height=512", "negative_prompt=a blurry photo", "clean_caption=False"])
     {'height': 512, 'negative_prompt': 'a blurry photo', 'clean_caption': False}
     """
-    return dict(_named_value(argument, "--call") for argument in arguments or ())
-
-
-def _named_value(text: str, option: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise typer.BadParameter(f"{option} must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+    return read_named(arguments or (), "--call")
 
 
 _LEVERS: dict[str, tuple[str, dict[str, Any]]] = {  # what takes them, and which
@@ -160,17 +166,27 @@ def read_levers(text: str | None) -> dict[str, dict[str, Any]]:
 
 def set_scheduler(pipe: Any, text: str | None) -> None:
     """Give ``pipe`` the scheduler that the option names."""
+    if make := read_scheduler(text):
+        pipe.scheduler = make(pipe.scheduler)
+
+
+def read_scheduler(text: str | None) -> Callable[[Any], Any] | None:
+    """Return what makes the scheduler that the option names of the pipeline's own; None without an option.
+
+    Raises:
+        typer.BadParameter, ValueError: no such scheduler, or a setting that it does not have.
+    """
     if text is None:
-        return
+        return None
     import diffusers
 
     name, _, settings = text.partition(":")
-    cls = getattr(diffusers, name, None)
+    cls: Any = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise typer.BadParameter(f"--scheduler names no scheduler of diffusers: {name!r}")
-    changes = dict(_named_value(part, "--scheduler") for part in settings.split(",") if part)
-    scheduler: Any = cls
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
+    changes = read_named(filter(None, re.split(r",(?=\w+=)", settings)), "--scheduler")
+    check_settings(name, changes, annotations_of(cls.__init__))
+    return lambda own: cls.from_config(own.config, **changes)
 
 
 def load_sampler(
@@ -183,25 +199,32 @@ def load_sampler(
     call: Sequence[str] | None = None,
     fast: str | None = None,
     scheduler: str | None = None,
+    variant: str | None = None,
+    preset: str | None = None,
     **settings: Any,
 ) -> LiDAR:
     """The sampler that the options describe; settings that are None stay the model's."""
     from .._accelerate import accelerate, largest_batch
     from .._sampler import LiDAR
+    from .._settings import preset as find_preset
 
     quieten()
-    levers = read_levers(fast)
+    levers, make, arguments = read_levers(fast), read_scheduler(scheduler), read_call(call)
+    _check_early(model, arguments)
+    options = {} if preset is None else {"settings": find_preset(preset)}
     lidar = LiDAR.from_pretrained(
         model,
         reward=reward,
         device=device_of(device),
         dtype=dtype_of(dtype, device_of(device)),
         batch_size=batch_size or 1,
-        pipe_kwargs=read_call(call),
+        pipe_kwargs=arguments,
+        variant=variant,
+        scheduler=make,
+        **options,
         **levers["sampler"],
         **{name: value for name, value in settings.items() if value is not None},
     )
-    set_scheduler(lidar.pipe, scheduler)
     if levers["pipe"]:
         accelerate(lidar.pipe, **levers["pipe"])
     if levers["reward"]:
@@ -209,6 +232,21 @@ def load_sampler(
     if batch_size == 0:
         lidar.batch_size = largest_batch(lidar, "a photo")
     return lidar
+
+
+def _check_early(model: str, call: dict[str, Any]) -> None:
+    """Refuse arguments that the pipeline does not take before its weights are loaded, if its class can be told."""
+    import diffusers
+
+    from .._call import check_call
+
+    try:
+        name = diffusers.DiffusionPipeline.load_config(model)["_class_name"] if model != "glyph" else ""
+    except (OSError, ValueError, KeyError):  # loading says what is wrong with the model
+        return
+    cls: Any = getattr(diffusers, name or "StableDiffusionPipeline", None)
+    if isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline):  # a modular one says it when loaded
+        check_call(cls, call)
 
 
 def device_of(option: str | None) -> str:
@@ -258,11 +296,10 @@ def progress_bar(*, quiet: bool) -> Iterator[tuple[Any, Progress | None]]:
     if quiet or not sys.stderr.isatty():
         yield (lambda _: None), None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
         name = ""
 

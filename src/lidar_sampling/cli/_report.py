@@ -7,6 +7,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ._screen import console
+
 if TYPE_CHECKING:
     from .._sampler import LiDAR
 
@@ -42,8 +44,7 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def print_table(whole: dict[str, Any]) -> None:
-    """Vanilla beside the method: a row each a prompt (the first few) and for the mean."""
-    from rich.console import Console
+    """Print vanilla beside the method: a row of each per prompt (the first few), and for the mean."""
     from rich.table import Table
 
     first = whole["prompts"][0]
@@ -64,17 +65,16 @@ def print_table(whole: dict[str, Any]) -> None:
 
     for entry in whole["prompts"][:_MOST_PROMPTS]:
         for k, name in enumerate(whole["mean"]):
-            add("" if k else entry["prompt"], name, summary([entry[name]]))
+            add("" if k else " ".join(entry["prompt"].split()), name, summary([entry[name]]))
     if len(whole["prompts"]) > 1:
         table.add_section()
         for k, (name, row) in enumerate(whole["mean"].items()):
             add("" if k else f"mean of {len(whole['prompts'])} prompts", name, row)
-    Console().print(table)
+    console().print(table)
 
 
 def print_profile(profile: dict[str, Any]) -> None:
-    """Where the time went: a row each phase and part."""
-    from rich.console import Console
+    """Print where the time went: a row for each phase and part."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -91,8 +91,8 @@ def print_profile(profile: dict[str, Any]) -> None:
             f"{1000 * seconds / rows:.2f}" if rows else "",
             f"{1000 * best:.2f}" if best is not None else "",
         )
-    Console().print(table)
-    Console().print(
+    console().print(table)
+    console().print(
         f"{profile['seconds']:.2f} s; the same work at its best, measured now: {profile['ideal']:.2f} s, "
         f"ratio {profile['ratio']:.2f}"
     )

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._bank import write_atomically
 from .._cost import Cost
+from .._files import write_atomically
 from .._sampler import LiDAR
 from ..methods import load
+from ..runs import read_json
 
 
 def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
@@ -26,7 +27,7 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
     Raises:
         ValueError: ``file`` is of another budget.
     """
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"budget": budget, "names": {}}
+    known: dict[str, Any] = read_json(file) if file.exists() else {"budget": budget, "names": {}}
     if known["budget"] != budget:
         raise ValueError(f"{file.parent} has the budget {known['budget']}, not {budget}: choose another --out")
     found = {name: known["names"].get(name) or find(name) for name in names}

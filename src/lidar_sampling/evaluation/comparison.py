@@ -2,12 +2,14 @@
 
 A line holds what every image got from every judge, the guiding reward first, how different the images are, what they
 cost, and where its pictures are if they were kept. Lines are appended whole, one file a shard, so a run that is
-killed goes on where it was, and shards of a run may share a folder.
+killed goes on where it was, and shards of a run may share a folder: each uses the lines of all others, however many
+there were.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,13 +18,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .._bank import write_atomically
 from .._cost import Cost
+from .._files import naming, natural_order, write_atomically
+from .._geneval import parse
 from .._media import save_sample
 from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Method
 from ..rewards import name_of
+from ..rewards.mixture import Mixture
+from ..runs import agree, check_shard, identity, order, read_json
 
 Line = dict[str, Any]
 
@@ -36,6 +41,7 @@ def compare(
     images: int = 4,
     seeds: Sequence[int] = (0,),
     shard: tuple[int, int] = (0, 1),
+    help_others: bool = False,
     pictures: int = 12,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Line]:
@@ -43,38 +49,40 @@ def compare(
 
     Args:
         lidar: pipeline, guiding reward, judges (its metrics) and settings of every method.
-        prompts: GenEval metadata, of which ``prompt`` and ``tag`` are used.
+        prompts: GenEval metadata: ``prompt``, and what else there is for judges that read it.
         methods: by the names that results call them.
         out: folder of ``results-RANK.jsonl`` and of pictures.
         images: samples a prompt that every method returns.
         seeds: of all noise.
         shard: (rank, number): this run takes the prompts ``rank``, ``rank + number``, ...
+        help_others: go on with what other shards have not drawn yet, when its own share is done.
         pictures: prompts of the first seed whose samples are kept as files.
         progress: called with (lines done, lines in all, what is under way).
 
     Raises:
-        ValueError: ``out`` holds a run with other arguments.
+        ValueError: a rank out of range, prompts that a judge cannot read, or ``out`` was drawn otherwise.
     """
     rank, number = shard
-    out.mkdir(parents=True, exist_ok=True)
-    _agree(out / "run.json", lidar, images)
+    check_shard(rank, number)
+    lidar.check_prompts(prompts)
+    claim(out, lidar, images)
+    lidar = lidar.with_prompts([metadata["prompt"] for metadata in prompts])
     path = out / f"results-{rank}.jsonl"
-    done = {_key(line): line for line in read(path)}
-    taken = {line.get("pictures") for line in done.values()}
-    mine = list(enumerate(prompts))[rank::number]
+    numbered = list(enumerate(prompts))
+    mine = order(numbered, rank, number) if help_others else numbered[rank::number]
     total, count = len(mine) * len(seeds) * len(methods), 0
     for seed in seeds:
         for index, metadata in mine:
+            # What other shards wrote in the meantime counts too.
+            done = {_key(line): line for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))}
+            taken = {line.get("pictures") for line in done.values()}
             for name, method in methods.items():
                 line = done.get((metadata["prompt"], seed, name))
-                if line is not None and line["images"] != images:
-                    raise ValueError(
-                        f"{path} holds {line['images']} images a prompt, not {images}: choose another --out"
-                    )
                 if line is None:
                     if progress is not None:
                         progress(count, total, f"{name}: {metadata['prompt']}")
-                    result = lidar.judge(method.draw(lidar, [metadata["prompt"]], images=images, seed=seed))
+                    drawn = method.draw(lidar, [metadata["prompt"]], images=images, seed=seed)
+                    result = lidar.judge(drawn, [metadata])
                     line = _line(lidar, result, metadata, seed, name)
                     place = f"pictures/{index:05d}/{name.replace('/', '-')}"
                     # A folder that went on with another list of prompts holds another prompt's pictures there.
@@ -82,41 +90,76 @@ def compare(
                         _keep(result, out / place)
                         line["pictures"] = place
                     append(path, line)
+                _same_prompt(out, line, metadata)
                 count += 1
                 yield line
 
 
-def _agree(manifest: Path, lidar: LiDAR, images: int) -> None:
-    """Write how the run draws, or refuse a folder whose lines were drawn otherwise."""
-    judges = [name_of(judge) for judge in (*lidar.parts, *lidar.metrics)]
-    how = {**asdict(lidar.settings), "window": list(lidar.settings.window), "images": images, "judges": judges}
+def claim(out: Path, lidar: LiDAR, images: int) -> None:
+    """Write how the run in ``out`` draws, or refuse a folder whose lines were drawn otherwise.
+
+    Raises:
+        ValueError: they were; the message names what differs, and both values.
+    """
+    manifest = out / "run.json"
+    now = identity(lidar, images=images)
     if not manifest.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        judges = [name_of(judge) for judge in (*lidar.parts, *lidar.metrics)]
+        how = {**asdict(lidar.settings), "images": images, "judges": judges, "identity": now}
         write_atomically(manifest, (json.dumps(how, indent=1) + "\n").encode())
         return
-    before = json.loads(manifest.read_text())
-    if before != how:
-        other = next(key for key in {**before, **how} if before.get(key) != how.get(key))
+    before = read_json(manifest)
+    mend = "compare in one folder only what is drawn alike"
+    if "identity" not in before:
+        raise ValueError(f"{manifest} is of an older version, which did not say what drew the lines: {mend}")
+    agree(out, before["identity"], now, mend, "drawn")
+
+
+def _same_prompt(out: Path, line: Line, metadata: Mapping[str, Any]) -> None:
+    """Refuse a line whose pictures were judged by other metadata of the same prompt."""
+    now = _asks(metadata)
+    if line.get("asks") != now:
         raise ValueError(
-            f"{manifest.parent} was drawn with {other}={before.get(other)!r}, now it is {how.get(other)!r}: "
-            f"compare in one folder only what is drawn alike"
+            f"{out} holds {line['prompt']!r} judged by {line.get('asks')}, now it is {now}: "
+            f"choose another --out, or the metadata that it was drawn with"
         )
 
 
+def _asks(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What metadata asks for beyond what the prompt itself says; None if nothing."""
+    asks = {name: metadata[name] for name in ("include", "exclude") if name in metadata}
+    own = parse(metadata["prompt"]) or {}
+    return asks if asks and any(own.get(name) != value for name, value in asks.items()) else None
+
+
 def read(*paths: Path) -> list[Line]:
-    """The lines of result files; a last line that a killed run cut off is left out, to be drawn again."""
+    """The lines of result files; a last line that a killed run cut off is left out, to be drawn again.
+
+    Raises:
+        ValueError: another line is damaged; the message names the file and the line.
+    """
     lines = []
     for path in paths:
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+        texts = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        for number, text in enumerate(texts, 1):
+            if not text.strip():
                 continue
+            try:
+                line = json.loads(text)
+                line["prompt"], line["seed"], line["method"], line["rewards"]
+            except (ValueError, KeyError, TypeError) as error:
+                cut = isinstance(error, json.JSONDecodeError) and (error.pos >= len(text) or not text.endswith("}"))
+                if cut:
+                    continue
+                raise ValueError(f"{path}, line {number} is damaged: remove it, and it is drawn again") from None
+            lines.append(line)
     return lines
 
 
 def append(path: Path, line: Line) -> None:
     """Write a line of its own, also behind one that a killed run cut off."""
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -140,20 +183,30 @@ def diversity(features: Tensor) -> float:
 
 def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, name: str) -> Line:
     looking = next((judge for judge in (*lidar.metrics, lidar.reward) if hasattr(judge, "features")), None)
-    spread = None if looking is None else diversity(looking.features(result.images[0]).cpu())
+    spread = None if looking is None else diversity(looking.features(result.images[0].clone()).cpu())
     cost = sum((part for phase, part in result.cost.items() if phase != "scoring"), Cost())
+    asks = _asks(metadata)
     return {
         "prompt": metadata["prompt"],
         "tag": metadata.get("tag", ""),
+        **({"asks": asks} if asks else {}),
         "seed": seed,
         "method": name,
         "images": result.images.shape[1],
+        "guide": _guide(lidar.reward),
         "rewards": {
-            judge: [None if v != v else v for v in values[0].tolist()] for judge, values in result.rewards.items()
+            judge: [v if math.isfinite(v) else None for v in values[0].tolist()]
+            for judge, values in result.rewards.items()
         },
         "diversity": spread,
         "cost": vars(cost),
     }
+
+
+def _guide(reward: Any) -> dict[str, Any]:
+    """What guided: a reward by its name, or a mixture with what makes its sum of the parts."""
+    mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
+    return {"name": name_of(reward), **mixed}
 
 
 def _keep(result: Result, folder: Path) -> None:

@@ -1,0 +1,120 @@
+"""What makes two runs the same: one definition, for every command that goes on with what a folder holds.
+
+What changes the samples or their scores counts: the state of the model, scheduler and precision, settings, arguments
+by their contents, and the judges. What does not is left out: paths as typed, where the weights lie, batch size,
+device, number of processes, and levers that compute the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .._contents import OpaqueError, contents, key, pipeline_contents
+from .._sampler import LiDAR
+from ..rewards import name_of
+from ..rewards.mixture import Mixture
+
+
+def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
+    """Return, as JSON values, all that decides what ``lidar`` draws and how it is judged.
+
+    Every weight is read once: about a second per gigabyte on a CPU.
+
+    Args:
+        lidar: the sampler.
+        **more: what else decides, such as ``images`` or ``seed``.
+    """
+    settings = {name: value for name, value in asdict(lidar.settings).items() if name != "source"}
+    reward = lidar.reward
+    mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
+    return _plain(
+        {
+            **more,
+            **settings,
+            "precision": str(lidar.pipe.dtype).removeprefix("torch."),
+            "solver": lidar.solver.provenance(),
+            "call": _told(lidar.pipe_kwargs, "call"),
+            "reward": {"name": name_of(reward), **mixed},
+            "judges": {name_of(judge): _short(judge) for judge in (*lidar.parts, *lidar.metrics)},
+            "preview": [None if lidar.preview is None else _short(lidar.preview), lidar.rescore],
+            "model": _model(lidar.pipe),
+        }
+    )
+
+
+def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: str, verb: str = "made") -> None:
+    """Refuse to go on with a run that is another.
+
+    Args:
+        place: where it lies.
+        before: its :func:`identity`.
+        now: the identity of the run that is to be.
+        mend: what to do instead, for the message.
+        verb: what happened there: made, or drawn.
+
+    Raises:
+        ValueError: they differ; the message names the first field that does, and both values.
+    """
+    if before != now:
+        field, old, new = difference(before, now)
+        raise ValueError(f"{place} was {verb} with {field}={_shown(old)}, now it is {_shown(new)}: {mend}")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of a run.
+
+    Raises:
+        ValueError: it is damaged; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, or choose another --out") from None
+
+
+def difference(before: Any, now: Any, field: str = "") -> tuple[str, Any, Any]:
+    """Return the first field in which two JSON values differ, and its value in each; None where it is absent.
+
+    >>> difference({"settings": {"n": 50, "scale": 6}}, {"settings": {"n": 16, "scale": 6}})
+    ('settings.n', 50, 16)
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in {**now, **before}:
+            if before.get(name) != now.get(name) or (name in before) != (name in now):
+                return difference(before.get(name), now.get(name), f"{field}.{name}" if field else name)
+    return field, before, now
+
+
+def _model(pipe: Any) -> dict[str, Any]:
+    try:
+        return pipeline_contents(pipe)
+    except OpaqueError:  # offloaded weights: what the model calls itself must do
+        return {"class": type(pipe).__name__, "name": str(pipe.config.get("_name_or_path") or "")}
+
+
+def _told(value: Any, name: str) -> Any:
+    try:
+        return contents(value, name)
+    except OpaqueError as error:
+        return str(error)
+
+
+def _short(value: Any) -> str:
+    try:
+        return key(contents(value))[:32]
+    except OpaqueError:
+        return type(value).__qualname__
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of it, so that what is read back compares equal."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,169 @@
+"""Runs of the command in a folder that holds a run: the same goes on, another is refused, nothing is lost."""
+
+import json
+import os
+
+import pytest
+import torch
+from test_cli import FAST, failure, lidar, tiny
+
+from lidar_sampling import testing
+
+__all__ = ["lidar", "tiny"]  # fixtures
+
+COMPARE = ["--methods", "vanilla", "--steps", "2", "--images", "1", "--quiet", "--json"]
+MINE = {"tag": "mine", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "my dog in the park"}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\n")
+    return path
+
+
+@pytest.fixture
+def other(tmp_path):
+    pipe = testing.tiny_stable_diffusion()
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.5)
+    pipe.save_pretrained(tmp_path / "other")
+    return ["--model", str(tmp_path / "other"), "--reward", "brightness", "--device", "cpu"]
+
+
+class TestAnotherRun:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["--call", "negative_prompt=ugly"], "call.negative_prompt=None, now it is 'ugly'"),
+            (["--seed", "7"], "seed=0, now it is 7"),
+            (["--method", "vanilla"], "method='lidar', now it is 'vanilla'"),
+            (["--beside-vanilla"], "vanilla=False, now it is True"),
+            (["--scheduler", "DDIMScheduler:clip_sample=False"], "model.scheduler"),
+            (["--dtype", "float16"], "precision='float32', now it is 'float16'"),
+        ],
+    )
+    def test_is_not_resumed(self, lidar, tiny, tmp_path, change, message):
+        lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out")
+        err = failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out", "--resume", *change))
+        assert message in err
+        assert "choose another --out" in err
+
+    def test_of_another_model_is_neither_resumed_nor_compared(self, lidar, tiny, other, prompts, tmp_path):
+        lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out")
+        err = failure(lidar("generate", "a cat", *other, *FAST, "--out", tmp_path / "out", "--resume"))
+        assert "model.components.unet='UNet2DConditionModel " in err
+        run = ["compare", "--prompts", prompts, *COMPARE, "--out", tmp_path / "report"]
+        assert lidar(*run, *tiny)[0] == 0
+        before = (tmp_path / "report/results-0.jsonl").read_bytes()
+        assert "model.components.unet=" in failure(lidar(*run, *other))
+        assert (tmp_path / "report/results-0.jsonl").read_bytes() == before
+
+
+class TestTheSameRun:
+    def test_goes_on_from_another_place_with_another_batch(self, lidar, tiny, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out")[0] == 0
+        assert lidar("generate", "a cat", *tiny, *FAST, "--out", "out", "--resume", "--batch-size", "1")[0] == 0
+        os.rename("out", "moved")
+        assert lidar("generate", "a cat", *tiny, *FAST, "--out", "moved", "--resume", "--quiet")[0] == 0
+
+    def test_goes_on_with_the_weights_elsewhere(self, lidar, tiny, tmp_path):
+        assert lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "out")[0] == 0
+        testing.tiny_stable_diffusion().save_pretrained(tmp_path / "copy")
+        copy = ["--model", tmp_path / "copy", *tiny[2:]]
+        assert lidar("generate", "a cat", *copy, *FAST, "--out", tmp_path / "out", "--resume")[0] == 0
+
+    def test_uses_what_other_processes_drew(self, lidar, tiny, prompts, tmp_path, monkeypatch):
+        run = ["compare", "--prompts", prompts, *tiny, *COMPARE, "--out", tmp_path / "report"]
+        for environment in ({"RANK": "1", "WORLD_SIZE": "3"}, {"RANK": "0", "WORLD_SIZE": "2"}, {}):
+            for name in ("RANK", "WORLD_SIZE"):
+                monkeypatch.delenv(name, raising=False)
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            assert lidar(*run)[0] == 0
+        lines = [
+            json.loads(line)
+            for file in (tmp_path / "report").glob("results-*")
+            for line in file.open(encoding="utf-8")
+        ]
+        assert sorted(line["prompt"] for line in lines) == ["a cat", "a dog"]
+
+    @pytest.mark.parametrize("environment", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "0"}])
+    def test_needs_a_rank_that_fits(self, lidar, tiny, prompts, tmp_path, monkeypatch, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        err = failure(lidar("compare", "--prompts", prompts, *tiny, *COMPARE, "--out", tmp_path / "report"))
+        assert "RANK" in err
+        assert not (tmp_path / "report").exists()
+
+
+class TestMetadata:
+    @pytest.fixture
+    def file(self, tmp_path):
+        (tmp_path / "mine.jsonl").write_text(json.dumps({**MINE, "note": [1]}) + "\n")
+        return tmp_path / "mine.jsonl"
+
+    def test_of_ones_own_is_carried_through(self, lidar, tiny, file, tmp_path):
+        out = tmp_path / "out"
+        assert lidar("generate", "--prompts", file, *tiny, *FAST, "--out", out)[0] == 0
+        assert json.loads((out / "00000/metadata.jsonl").read_text()) == {**MINE, "note": [1]}
+
+    def test_of_ones_own_is_what_is_judged(self, lidar, file, tmp_path):
+        """The prompt alone has no verdict: it is in none of GenEval's templates."""
+        few = ["--steps", "2", "--images", "1", "--device", "cpu", "--quiet"]
+        run = ["compare", "--prompts", file, "--tags", "mine", "--methods", "vanilla", *few, "--out", tmp_path / "r"]
+        assert lidar(*run)[0] == 0
+        (line,) = map(json.loads, (tmp_path / "r/results-0.jsonl").open(encoding="utf-8"))
+        assert line["rewards"]["geneval"] in ([0.0], [1.0])
+        assert line["asks"] == {"include": MINE["include"]}
+        file.write_text(json.dumps({**MINE, "include": [{"class": "cat", "count": 1}]}) + "\n")
+        assert "choose another --out, or the metadata that it was drawn with" in failure(lidar(*run))
+
+    def test_that_cannot_be_judged_is_refused_before_drawing(self, lidar, tmp_path):
+        wrong = {**MINE, "include": [{"class": "dog", "count": "1"}]}
+        (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong) + "\n")
+        err = failure(lidar("generate", "--prompts", tmp_path / "wrong.jsonl", "--out", tmp_path / "out"))
+        assert "count" in err
+        assert not (tmp_path / "out").exists()
+
+
+class TestAPromptThatARewardCannotRead:
+    def test_is_told_before_anything_is_drawn(self, lidar, tiny, tmp_path):
+        prompts = ['a sign that says "OPEN"', "a cat"]
+        ocr = [*tiny[:3], "ocr", *tiny[4:]]
+        err = failure(lidar("generate", *prompts, *ocr, *FAST, "--out", tmp_path / "out"))
+        assert "ocr" in err
+        assert "'a cat'" in err
+        assert not (tmp_path / "out").exists()
+
+    def test_leaves_the_others(self, lidar, tiny, tmp_path, monkeypatch):
+        """A reward of one's own does not say so beforehand."""
+        from lidar_sampling.testing import brightness
+
+        def picky(*, images, prompts):
+            if "a cow" in prompts:
+                raise ValueError("no cows")
+            return brightness(images=images, prompts=prompts)
+
+        monkeypatch.setattr("lidar_sampling.rewards.brightness.brightness", picky)
+        monkeypatch.setattr("lidar_sampling.rewards.brightness.load_brightness", lambda *_, **__: picky)
+        out = tmp_path / "out"
+        code, _, err = lidar("generate", "a cat", "a cow", "a dog", *tiny, *FAST, "--out", out)
+        assert code in (1, 2)
+        assert "1 of 3 prompts are not in" in err
+        assert "no cows" in err
+        assert sorted(p.name for p in out.glob("0*")) == ["00000", "00002"]
+
+
+def test_a_folder_of_one_variant_is_found_by_itself(lidar, tmp_path):
+    testing.tiny_stable_diffusion().to(torch.float16).save_pretrained(tmp_path / "m", variant="fp16")
+    model = ["--model", tmp_path / "m", "--reward", "brightness", "--device", "cpu"]
+    assert lidar("generate", "a cat", *model, *FAST, "--out", tmp_path / "out")[0] == 0
+
+
+def test_a_preset_is_said_in_the_settings(lidar, tiny, tmp_path):
+    fast = ["--n", "2", "--steps", "2", "--images", "1"]
+    assert lidar("generate", "a cat", *tiny, *fast, "--preset", "paper-sd15", "--out", tmp_path / "out")[0] == 0
+    settings = json.loads((tmp_path / "out/result.json").read_text())["settings"]
+    assert (settings["scheduler"], settings["eta"], settings["scale"]) == ("DDIMScheduler", 1.0, 12.5)

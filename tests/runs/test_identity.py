@@ -1,0 +1,73 @@
+"""What makes two runs the same: all that changes results, and nothing else."""
+
+import json
+
+import pytest
+import torch
+
+from lidar_sampling import LiDAR, testing
+from lidar_sampling.rewards import Mixture
+from lidar_sampling.runs import agree, identity, read_json
+from lidar_sampling.runs._identity import difference
+
+
+def sampler(pipe=None, **options):
+    options = {"reward": "brightness", "n": 4, "steps": 5, **options}
+    return LiDAR(pipe or testing.tiny_stable_diffusion(), **options)
+
+
+def contrast(*, images, prompts):
+    return images.flatten(1).std(1)
+
+
+def scaled():
+    pipe = testing.tiny_stable_diffusion()
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.data.mul_(1.01)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        (lambda: sampler(n=5), "n"),
+        (lambda: sampler(steps=6), "steps"),
+        (lambda: sampler(scale=2.0), "scale"),
+        (lambda: sampler(window=(1.0, 0.5)), "window"),
+        (lambda: sampler(lookahead="own:4"), "lookahead"),
+        (lambda: sampler(pipe_kwargs={"negative_prompt": "ugly"}), "call.negative_prompt"),
+        (lambda: sampler(metrics=[contrast]), "judges.contrast"),
+        (lambda: sampler(reward=Mixture({"brightness": 0.5})), "reward.name"),
+        (lambda: sampler(scaled()), "model.components.unet"),
+        (lambda: sampler(testing.tiny_stable_diffusion().to(torch.float64)), "precision"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_changes_results_is_named(other, field):
+    assert difference(identity(sampler()), identity(other()))[0] == field
+
+
+def test_what_does_not_may_differ(tmp_path):
+    pipe = testing.tiny_stable_diffusion()
+    pipe.save_pretrained(tmp_path / "elsewhere")
+    there = LiDAR.from_pretrained(tmp_path / "elsewhere", reward="brightness", n=4, steps=5)
+    same = identity(sampler(pipe))
+    assert identity(there) == identity(sampler(pipe, batch_size=1)) == identity(sampler(pipe, store=tmp_path)) == same
+    assert identity(sampler(pipe, overlap=True)) == same
+    assert json.loads(json.dumps(same)) == same
+
+
+def test_two_mixtures_of_the_same_parts_differ():
+    one, other = (sampler(reward=Mixture({"brightness": weight})) for weight in (0.5, 0.7))
+    assert difference(identity(one), identity(other)) == ("reward.weights.brightness", 0.5, 0.7)
+
+
+def test_the_refusal_names_the_field_both_values_and_the_mend(tmp_path):
+    with pytest.raises(ValueError, match=r"out was made with images=4, now it is 2: choose another --out$"):
+        agree(tmp_path / "out", {"images": 4}, {"images": 2}, "choose another --out")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"images": ')
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*: remove it, or choose another --out"):
+        read_json(tmp_path / "run.json")
