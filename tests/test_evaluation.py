@@ -14,7 +14,10 @@ from lidar_sampling import LiDAR, glyph, methods, testing
 from lidar_sampling.evaluation import compare, diversity, table
 from lidar_sampling.evaluation.budget import settled, within
 from lidar_sampling.evaluation.comparison import read
+from lidar_sampling.evaluation.guide import with_guide
+from lidar_sampling.evaluation.parts import judge_of_tags, parts
 from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.rewards import Mixture
 
 __all__ = ["lidar", "tiny"]  # fixtures
 
@@ -26,8 +29,8 @@ def contrast(*, images, prompts):
 
 
 def sampler(**options):
-    settings = {"n": 4, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 50.0}
-    return LiDAR(testing.tiny_stable_diffusion(), reward="brightness", metrics=[contrast], **{**settings, **options})
+    settings = {"reward": "brightness", "n": 4, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 50.0}
+    return LiDAR(testing.tiny_stable_diffusion(), metrics=[contrast], **{**settings, **options})
 
 
 def chosen(*names):
@@ -85,6 +88,44 @@ class TestRuns:
         parts = [read(tmp_path / f"results-{rank}.jsonl") for rank in range(2)]
         assert [[line["prompt"] for line in part] for part in parts] == [["a cat", "two cats"], ["a dog"]]
 
+    def test_help_others_when_their_own_share_is_done(self, tmp_path):
+        draw = {"out": tmp_path, "images": 2, "help_others": True}
+        lines = list(compare(sampler(), PROMPTS, chosen("vanilla"), shard=(1, 2), **draw))
+        assert [line["prompt"] for line in lines] == ["a dog", "two cats", "a cat"]
+        method = counted(methods.Vanilla())
+        assert list(compare(sampler(), PROMPTS, {"vanilla": method}, shard=(0, 2), **draw)) != []
+        assert method.draws == 0
+
+    @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+    def test_have_a_rank_among_their_number(self, tmp_path, shard):
+        with pytest.raises(ValueError, match="RANK must be 0 to WORLD_SIZE - 1"):
+            next(compare(sampler(), PROMPTS, chosen("vanilla"), out=tmp_path / "out", shard=shard))
+        assert not (tmp_path / "out").exists()
+
+    def test_name_a_line_that_is_damaged(self, tmp_path):
+        (line,) = compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path, images=1)
+        path = tmp_path / "results-0.jsonl"
+        for damaged in ("[1, 2]", '{"prompt": "a cat"}', '{"prompt" "a cat"}'):
+            path.write_text(json.dumps(line) + f"\n{damaged}\n")
+            with pytest.raises(ValueError, match=r"results-0\.jsonl, line 2 is damaged: remove it"):
+                read(path)
+
+    def test_hold_prompts_with_any_line_end_of_unicode(self, tmp_path):
+        prompts = [{"prompt": "a cat\u2028on a mat"}]
+        (line,) = compare(sampler(), prompts, chosen("vanilla"), out=tmp_path, images=1)
+        path = tmp_path / "results-0.jsonl"
+        path.write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+        assert read(path) == [line]
+
+    def test_say_what_guided(self, tmp_path):
+        mixture = Mixture({"brightness": 0.5}, calibration={"brightness": (0.5, 0.1)})
+        (line,) = compare(sampler(reward=mixture), PROMPTS[:1], chosen("vanilla"), out=tmp_path / "a", images=1)
+        calibration = {"brightness": [0.5, 0.1]}
+        kept = read(tmp_path / "a" / "results-0.jsonl")[0]["guide"]
+        assert kept == {"name": "mixture", "weights": {"brightness": 0.5}, "calibration": calibration}
+        (line,) = compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path / "b", images=1)
+        assert line["guide"] == {"name": "brightness"}
+
     def test_of_other_settings_are_refused(self, tmp_path):
         list(compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path, images=2))
         with pytest.raises(ValueError, match=r"drawn with steps=3, now it is 4"):
@@ -136,6 +177,23 @@ class TestTables:
         _, honest, hacker = table(lines)
         assert honest.hacking["other"] == pytest.approx((0, 0, 0))
         assert hacker.hacking["other"].estimate == pytest.approx(2 / np.std(range(10)))
+
+    def test_of_equal_values_there_is_no_deviation_to_divide_by(self):
+        """Of six times 0.1 the deviation computes to 1e-17, not 0: a gain of 1 is 1, not 1e17."""
+        lines = [line(f"p{k}", m, [v], [0.1]) for k in range(6) for m, v in (("a", 0.1), ("b", 1.1))]
+        assert table(lines)[1].effect["guide"].estimate == pytest.approx(1)
+
+    def test_without_a_verdict_of_the_guide_no_image_is_best(self):
+        (row,) = table([line("p", "a", [None, None], [1.0, 2.0]), line("q", "a", [1.0, 2.0], [3.0, 4.0])])
+        assert row.best["other"].estimate == 4
+
+    def test_tags_are_shown_of_a_judge_with_values(self):
+        lines = [line("p", "a", [1.0], [2.0]), line("p", "b", [1.0], [2.0])]
+        assert judge_of_tags(table(lines)) == "other"
+        judged = [{**one, "rewards": {**one["rewards"], "geneval": [1.0]}} for one in lines]
+        assert judge_of_tags(table(judged)) == "geneval"
+        free = [{**one, "rewards": {**one["rewards"], "geneval": [None]}} for one in lines]
+        assert judge_of_tags(table(free)) == "other"
 
     def test_prompts_won_by_hand(self):
         """Means 3, 2, 1, 3 against 2 each: won, tied, lost, won are (1 + .5 + 0 + 1) / 4."""
@@ -201,6 +259,88 @@ class TestTables:
             low, high = np.percentile(draws, [2.5, 97.5])
             hits += low <= 0 <= high
         assert 0.88 <= hits / 200 <= 0.99
+
+
+def mixed(lines, calibration=None, **weights):
+    guide = {"name": "mix", "weights": weights, "calibration": calibration}
+    return [{**one, "guide": guide} for one in lines]
+
+
+class TestGuides:
+    def test_of_a_calibrated_mixture_by_hand(self):
+        """Sums of 1 (a - 1) / 2 + 10 (b - 0) / 1 are -.5 + 10 and 1 + 0, then 2 + 20 and 0 + 30."""
+        scale = {"guide": [1.0, 2.0], "other": [0.0, 1.0]}
+        lines = [line("p", "vanilla", [0.0, 3.0], [1.0, 0.0]), line("p", "x", [5.0, 1.0], [2.0, 3.0])]
+        vanilla, x = table(mixed(lines, scale, guide=1.0, other=10.0))
+        assert (vanilla.guide, vanilla.unguided) == ("mix", [])
+        assert list(vanilla.mean) == ["mix", "guide", "other"]
+        assert (vanilla.mean["mix"].estimate, x.mean["mix"].estimate) == (5.25, 26)
+        assert (vanilla.best["mix"].estimate, x.best["mix"].estimate) == (9.5, 30)
+        assert (vanilla.best["guide"].estimate, x.best["guide"].estimate) == (0, 1)  # not 3 and 5, the first part's
+        assert (vanilla.best["other"].estimate, x.best["other"].estimate) == (1, 3)
+        assert x.hacking == {}
+
+    def test_without_a_calibration_all_methods_share_one_scale(self):
+        """Of the four images the parts are 0, 0, 4, 4 and 1, 3, 1, 3: deviations 2 and 1, sums -2, 0, 0, 2."""
+        lines = [line("p", "vanilla", [0.0, 0.0], [1.0, 3.0]), line("p", "x", [4.0, 4.0], [1.0, 3.0])]
+        for one in lines:
+            one["rewards"]["held-out"] = [7.0, 8.0]
+        vanilla, x = table(mixed(lines, guide=1.0, other=1.0))
+        assert (vanilla.mean["mix"].estimate, vanilla.best["mix"].estimate) == (-1, 0)
+        assert (x.mean["mix"].estimate, x.best["mix"].estimate) == (1, 2)
+        assert x.gain["mix"].estimate == 2
+        assert x.best["held-out"].estimate == 8
+        assert list(x.hacking) == x.unguided == ["held-out"]
+        assert x.hacking["held-out"].estimate == 2  # 2 deviations of a lone prompt, which count as 1, minus none
+
+    def test_scales_are_of_each_prompt_and_seed(self):
+        lines = [line("p", "a", [0.0, 2.0], [0.1, 0.1], seed=seed) for seed in (0, 1)]
+        lines += [line("q", "a", [100.0, 300.0], [None, 0.1])]
+        found, guide = with_guide(mixed(lines, guide=1.0, other=5.0))
+        assert guide == ("mix", ("guide", "other"))
+        # A part that is equal everywhere adds nothing, and an image without one has no sum.
+        assert [one["rewards"]["mix"] for one in found] == [[-1, 1], [-1, 1], [None, 1]]
+
+    def test_of_one_judge_need_not_be_the_first(self):
+        lines = [{**line("p", "a", [1.0, 2.0], [2.0, 1.0]), "guide": {"name": "other"}}]
+        (row,) = table(lines)
+        assert (row.guide, row.unguided) == ("other", ["guide"])
+        assert row.best["guide"].estimate == 1
+
+    def test_that_old_lines_do_not_name_is_the_first_judge(self):
+        old, new = line("p", "a", [1.0], [1.0]), line("p", "b", [2.0], [2.0])
+        new["guide"] = {"name": "guide"}
+        assert [row.guide for row in table([old, new])] == ["guide", "guide"]
+
+    def test_that_a_mixture_follows_stand_in_the_captions(self):
+        rows = table(mixed([line(p, m, [1.0, 2.0], [1.0, 2.0]) for p in "pq" for m in "ab"], guide=1.0, other=2.0))
+        captions = " ".join(part.caption for part in parts(rows, prompts=2, images=2))
+        assert "by the guiding reward, mix, a mixture of guide and other." in captions
+        assert "gain on mix minus" in captions
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"guide": {"name": "other"}}, "b, 'p', seed 0, by other: make a table only"),
+            (
+                {"guide": {"name": "mix", "weights": {"guide": 1.0, "other": 2.0}}},
+                r"a, 'p', seed 0, was guided by guide, .* by mix \(1 guide, 2 other\)",
+            ),
+            ({"rewards": {"guide": [1.0]}}, "b, 'p', seed 0, was judged by guide, others by guide, other"),
+        ],
+    )
+    def test_that_differ_are_refused(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            table([line("p", "a", [1.0], [1.0]), {**line("p", "b", [1.0], [1.0]), **change}])
+
+    def test_that_cannot_be_are_refused(self):
+        one = line("p", "a", [1.0], [1.0])
+        with pytest.raises(ValueError, match="guided by 'absent' but has no rewards of it"):
+            table([{**one, "guide": {"name": "absent"}}])
+        with pytest.raises(ValueError, match="the line of a, 'p', seed 0, has not as many rewards of each judge"):
+            table([line("p", "a", [1.0, 2.0], [1.0])])
+        with pytest.raises(ValueError, match="'guide' is both the mixture that guided and a judge"):
+            table([{**one, "guide": {"name": "guide", "weights": {"other": 1.0}}}])
 
 
 class TestStrata:

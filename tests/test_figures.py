@@ -1,10 +1,15 @@
 """Figures of comparisons: what they draw is right, is drawn, and can be read."""
 
+import io
 import json
+import math
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -16,10 +21,23 @@ from lidar_sampling.evaluation.families import families
 from lidar_sampling.evaluation.pareto import front
 
 pytest.importorskip("matplotlib")
+from lidar_sampling.evaluation.figures import _style
 from lidar_sampling.evaluation.figures._labels import spread
+from lidar_sampling.evaluation.report import inline
 
 NUMBERS = st.floats(-5, 5).map(lambda x: round(x, 1))
 RUN = Path(__file__).parent.parent / "docs/results/comparison/results-0.jsonl"
+
+
+def rendered(figure):
+    """Draw at few pixels and without a warning; returns whether each panel has something drawn and finite limits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="png", dpi=20)
+    return [
+        any(len(drawn.get_xdata()) for drawn in ax.lines) and all(map(math.isfinite, ax.get_ylim()))
+        for ax in figure.axes
+    ]
 
 
 def dominates(a, b):
@@ -114,6 +132,63 @@ class TestFigures:
         del only["rewards"]["other"]
         only |= {"diversity": None, "cost": {**only["cost"], "network_evaluations": 0}}
         assert figures.draw(table([only])) == {}
+
+    SCARCE: ClassVar = {
+        "a judge without a verdict": [([1.0], [None]), ([2.0], [None])],
+        "a guide without a verdict": [([None], [1.0]), ([None], [2.0])],
+        "a baseline without a verdict": [([None], [None]), ([2.0], [2.0])],
+        "a method without a verdict": [([1.0], [1.0]), ([None], [None]), ([2.0], [0.0])],
+        "a judge of one method each": [([1.0], [None]), ([None], [2.0])],
+        "nothing": [([None], [None]), ([None], [None])],
+        "no difference": [([0.1], [0.1]), ([0.1], [0.1])],
+        "a huge range": [([1e-30], [-1e30]), ([1e30], [1e30]), ([0.0], [1e-30])],
+        "one method": [([1.0], [None])],
+    }
+
+    @pytest.mark.parametrize("prompts", ["p", "pqr"])
+    @pytest.mark.parametrize("values", SCARCE.values(), ids=SCARCE)
+    def test_of_what_is_known_are_drawn(self, values, prompts, monkeypatch):
+        monkeypatch.setattr(_style, "files", rendered)
+        names = ["a", "b:n=1", "b:n=3"]
+        lines = [line(p, m, *rewards, tag=p) for p in prompts for m, rewards in zip(names, values, strict=False)]
+        lines[-1]["cost"] = {**lines[-1]["cost"], "network_evaluations": 10**12 if len(values) > 2 else 1}
+        found = figures.draw(table(lines))
+        gains = any(v[k] != [None] and values[0][k] != [None] for v in values for k in (0, 1))
+        assert ("quality-cost" in found) == gains
+        assert ("diversity" in found) == any(other != [None] for _, other in values)
+        assert all(panel for panels in found.values() for panel in panels)
+
+    def test_of_a_judge_without_a_verdict_have_no_panel_for_it(self, monkeypatch):
+        monkeypatch.setattr(_style, "files", lambda figure: [ax.get_title(loc="left") for ax in figure.axes])
+        rows = table([line(p, m, [1.0], [None]) for p in "pq" for m in "ab"])
+        assert figures.draw(rows) == {"quality-cost": ["guide (guides)"]}
+
+    def test_names_are_text_and_no_formulas(self):
+        r"""``$\frac{$`` is no formula, and would end drawing if it were read as one."""
+        evil = r"_a$\frac{$ <b> & -- \x00 []" + "\n\x00\udcff🐱"
+        lines = [
+            line(p, m, [1.0], [2.0], tag=f"{p}{evil}") for p in "pq" for m in (f"m{evil}", f"n{evil}:n=1", "n:n=2")
+        ]
+        for one in lines:
+            one["rewards"] = {f"{judge}{evil}": values for judge, values in one["rewards"].items()}
+        found = figures.draw(table(lines))
+        assert set(found) == {"quality-cost", "hacking", "diversity", "tags"}
+        for files in found.values():
+            ElementTree.fromstring(files["svg"])  # XML, whatever the names hold
+        page = inline(found["tags"]["svg"].decode(), "tags")
+        assert "<!--" not in page
+
+    def test_of_a_mixture_say_what_guided(self, monkeypatch):
+        monkeypatch.setattr(_style, "files", lambda figure: [ax.get_title(loc="left") for ax in figure.axes])
+        lines = [line(p, m, [k, 1.0], [1.0, k]) for p in "pq" for k, m in enumerate("ab", 2)]
+        for one in lines:
+            one["rewards"]["held-out"] = [1.0, 2.0]
+            one["guide"] = {"name": "mix", "weights": {"guide": 1.0, "other": 1.0}}
+        assert figures.draw(table(lines)) == {
+            "quality-cost": ["mix (guides)", "guide (part of mix)", "other (part of mix)", "held-out"],
+            "hacking": ["held-out"],
+            "diversity": ["held-out"],
+        }
 
     def test_of_many_long_names_fit(self):
         names = [f"lidar+best-of-{k}:n={k},scale=12.5,reward_scale=100" for k in range(30)]

@@ -5,11 +5,18 @@ import csv
 import importlib.util
 import io
 import json
+import logging
+import os
 import re
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 from test_cli import lidar, tiny
 from test_evaluation import line
@@ -17,7 +24,9 @@ from test_evaluation import line
 from lidar_sampling.evaluation import figures, publish, table
 from lidar_sampling.evaluation.data import records, tidy
 from lidar_sampling.evaluation.gallery import gallery
-from lidar_sampling.evaluation.parts import markdown, parts
+from lidar_sampling.evaluation.parts import Part, markdown, parts, plain
+from lidar_sampling.evaluation.report import _table, headline
+from lidar_sampling.evaluation.statistics import Interval
 from lidar_sampling.evaluation.tex import escape_tex, tex
 from lidar_sampling.evaluation.thumbnails import SIDE, thumbnails
 
@@ -92,6 +101,60 @@ class TestTables:
         assert "Prompts won" not in [part.title for part in parts(table(lines("a")), prompts=4, images=2)]
 
 
+ANY = st.text(st.sampled_from("ab_*`~$%&#<>|[](){}\\\\^!?'\"=-:;,./@\n\t ") | st.characters(), max_size=24)
+
+
+ROW = table([line("p", "a", [1.0], [2.0])])[0]
+
+
+class TestAnyText:
+    """Prompts, tags, names of judges and of methods are shown as they stand, whatever they hold."""
+
+    @given(ANY, ANY)
+    def test_in_markdown(self, name, judge):
+        page = MarkdownIt("commonmark").enable("table").enable("strikethrough")
+        tokens = page.parse(markdown([Part("", f"Of {judge}.", ["method", judge], [[name, "0.5 [0.2, 0.8]"]])]))
+        shown = ["".join(inner.content for inner in token.children) for token in tokens if token.type == "inline"]
+        assert {inner.type for token in tokens for inner in token.children or ()} <= {"text"}
+        assert shown == [plain(f"Of {judge}."), "method", plain(judge), plain(name), "0.5 [0.2, 0.8]"]
+
+    @given(ANY.filter(lambda text: "\0" not in text), ANY.filter(lambda text: "\0" not in text))
+    @example("a\rb", "\r")
+    def test_in_csv(self, name, judge):
+        row = replace(ROW, method=name, mean={judge: Interval(1.0)}, tags={judge: {name: Interval()}})
+        found = list(csv.DictReader(io.StringIO(tidy([row]), newline="")))
+        assert {row["method"] for row in found} == {name}
+        assert [row["judge"] for row in found if row["statistic"] == "mean"] == [judge] * 2
+        assert [row["tag"] for row in found if row["statistic"] == "mean"] == ["", name]
+
+    @given(ANY, ANY)
+    def test_in_html(self, name, judge):
+        page = Page(_table(Part("", "", ["method", judge], [[name, "-"]])))
+        assert page.open == []
+        assert set(page.tags) == {"p", "div", "table", "thead", "tbody", "tr", "th", "td"}
+        assert page.text == f"method{judge}{name}-"
+
+    @given(ANY)
+    def test_in_tex(self, text):
+        """Read back by the rules of TeX: groups close, specials are commands, and no ligature is left."""
+        found = escape_tex(text)
+        words = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}"
+        letters = dict(zip(re.findall(r"\w+", words)[:6], "\\~^<>|", strict=True))
+        left = re.sub(words, "", found)
+        assert not re.search(r"(?<!\\)[&%$#_~^\\]|--|``|\?`|!`|''|[<>|]", re.sub(r"\\[&%$#_{}]", "", left))
+        assert not found.startswith(("[", "*"))
+        back = re.sub(words, lambda match: "\0" + letters[match[1]], found)
+        back = re.sub(r"\\([&%$#_{}])", "\0\\1", back)
+        back = re.sub("(?<!\0)[{}]", "", back).replace("\0", "")
+        assert back == plain(text)
+
+    @pytest.mark.parametrize("name", ["a_b [c]", "[a]", "1.0 [x, y]"])
+    def test_of_tex_is_no_interval(self, name):
+        (row,) = re.findall(r"\\midrule\n(.*)\n", tex([Part("", "", ["method"], [[name]])]))
+        assert "scriptsize" not in row
+        assert not row.startswith("[")
+
+
 class Page(HTMLParser):
     """Tags, what they point to, and whether they close."""
 
@@ -147,6 +210,11 @@ class TestReport:
         assert len(ids) == len(set(ids))
         assert {target[1:] for target in page.targets if target.startswith("#")} <= set(ids)
 
+    def test_in_short_leaves_out_a_judge_without_values(self):
+        found = [{**one, "rewards": {**one["rewards"], "geneval": [None, None]}} for one in lines()]
+        assert headline(table(found)).head[:4] == ["method", "other, gain", "other, prompts won", "other"]
+        assert "geneval, gain" not in headline(table(found)).head
+
     def test_is_bounded(self, tmp_path):
         found = with_pictures(tmp_path)
         assert gallery(found, ["vanilla", "x"], tmp_path, budget=1000) == ""
@@ -160,6 +228,29 @@ class TestReport:
         assert "<figcaption>2.00 · 1</figcaption>" in text
         assert text.count('class="best"') == 2
 
+    def test_of_a_mixture_frames_what_the_sum_likes(self, tmp_path):
+        found = with_pictures(tmp_path)
+        for one in found:
+            one["rewards"] = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+            one["guide"] = {
+                "name": "both",
+                "weights": {"a": 1.0, "b": 2.0},
+                "calibration": {"a": [0, 1], "b": [0, 1]},
+            }
+        text = gallery(found, ["vanilla", "x"], tmp_path)
+        assert "Below each: both · a · b." in text
+        assert re.findall(r'class="best".*?<figcaption>(.*?)<', text) == ["2.00 · 0 · 1"] * 2
+
+    def test_a_picture_that_is_damaged_or_gone_leaves_the_others_their_rewards(self, tmp_path, caplog):
+        found = with_pictures(tmp_path)
+        (tmp_path / "pictures/00000/0/0000.png").write_bytes(b"\x89PNG cut off")
+        (tmp_path / "pictures/00000/1/0000.png").unlink()
+        publish(found, tmp_path)
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert re.findall("<figcaption>([^<]* · [^<]*)</figcaption>", text) == ["0 · 1", "2.00 · 1"]
+        (message,) = caplog.messages
+        assert "0000.png, which cannot be read" in message
+
     def test_without_pictures_has_none(self, tmp_path):
         publish(lines(), tmp_path)
         assert "Pictures" not in (tmp_path / "report.html").read_text()
@@ -169,11 +260,89 @@ class TestReport:
         frames = [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]
         frames[0].save(tmp_path / "0001.webp", save_all=True, append_images=frames[1:])
         (tmp_path / "0002.wav").write_bytes(b"RIFF")
-        first, second = thumbnails(tmp_path, 4)
+        first, second = thumbnails(tmp_path, 4).values()
         assert len(first) < 1000
         assert second.startswith("data:image/webp;base64,")
         with Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))) as picture:
             assert picture.size == (SIDE, SIDE // 2)
+
+
+def drawing(name, rows):
+    """A figure, at once."""
+    return {"svg": b"<svg></svg>", "png": b"\x89PNG"}
+
+
+def failing(function, *names):
+    """``function``, but not of these first arguments."""
+
+    def run(name, *args, **kwargs):
+        if name in names:
+            raise ValueError("no\nroom")
+        return function(name, *args, **kwargs)
+
+    return run
+
+
+class TestFailures:
+    """What is drawn stands, whatever happens to its plots."""
+
+    TABLES = ("table.csv", "table.json", "table.md", "table.tex")
+
+    def test_of_a_figure_costs_that_figure(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(figures, "draw_one", drawing)
+        publish(lines(), tmp_path)
+        assert len(os.listdir(tmp_path / "figures")) == 2 * len(figures.NAMES)
+        monkeypatch.setattr(figures, "draw_one", failing(drawing, "hacking"))
+        publish(lines(), tmp_path)
+        left = sorted(os.listdir(tmp_path / "figures"))
+        names = sorted(set(figures.NAMES) - {"hacking"})
+        assert left == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "hacking.png: ValueError: no room" in record.getMessage()
+        assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).tags.count("svg") == len(names)
+
+    def test_of_all_figures_leaves_tables_and_report(self, tmp_path, monkeypatch, caplog):
+        seen = []
+
+        def draw(name, rows):
+            seen.append(sorted(file for file in os.listdir(tmp_path) if file.startswith("table")))
+            raise ImportError("matplotlib is broken")
+
+        monkeypatch.setattr(figures, "draw_one", draw)
+        publish(lines(), tmp_path)
+        assert seen == [list(self.TABLES)] * len(figures.NAMES)  # written before the first figure
+        assert len(caplog.messages) == len(figures.NAMES)
+        assert "Figures" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    def test_of_the_report_leaves_the_rest(self, tmp_path, monkeypatch, caplog):
+        def raising(*args, **kwargs):
+            raise ValueError("no\nroom")
+
+        monkeypatch.setattr(figures, "draw_one", drawing)
+        (tmp_path / "report.html").write_text("of an earlier run")
+        monkeypatch.setattr(sys.modules["lidar_sampling.evaluation.publish"], "report", raising)
+        publish(lines(), tmp_path)
+        assert "report.html: ValueError: no room" in caplog.messages[0]
+        assert not (tmp_path / "report.html").exists()
+        assert all((tmp_path / name).stat().st_size for name in (*self.TABLES, "figures/tags.svg"))
+
+    @pytest.mark.parametrize("content", ["{", "\xff", "3"])
+    def test_of_run_json_names_it_and_the_mend(self, tmp_path, monkeypatch, caplog, content):
+        monkeypatch.setattr(figures, "draw_one", drawing)
+        (tmp_path / "run.json").write_text(content, encoding="latin-1")
+        publish(lines("a"), tmp_path)
+        (message,) = caplog.messages
+        assert re.search(
+            r"report.html: ValueError: .*run\.json (is damaged|holds no settings).*: restore it", message
+        )
+        assert (tmp_path / "table.md").exists()
+
+    def test_to_write_a_table_name_it(self, tmp_path):
+        (tmp_path / "table.csv").mkdir()
+        with pytest.raises(OSError, match=r"table\.csv"):
+            publish(lines("a"), tmp_path)
+        assert (tmp_path / "table.json").exists()
 
 
 class TestPublishing:
@@ -199,7 +368,7 @@ class TestPublishing:
             "compare", "--table", "--prompts", tmp_path / "p.txt", "--methods", "vanilla,lidar", "--out", tmp_path
         )
         assert code == 0
-        assert err == "no figures without matplotlib: pip install 'lidar-sampling[plot]'\n"
+        assert err == "lidar: no figures without matplotlib: pip install 'lidar-sampling[plot]'\n"
         assert (tmp_path / "report.html").exists()
         assert (tmp_path / "table.md").read_text().rstrip("\n") == out.rstrip("\n")
         assert not list((tmp_path / "figures").glob("*"))

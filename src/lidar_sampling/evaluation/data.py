@@ -7,8 +7,8 @@ and most a judge, which side by side would be a hundred columns that no plotting
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from .statistics import Interval
@@ -19,8 +19,9 @@ _BY_JUDGE = ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", 
 
 def tidy(rows: Sequence[Row]) -> str:
     """The rows as CSV, a line a number at full precision; what is unknown is empty."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    lines: list[str] = []
+    # Only what stands in the line's end is quoted, so it must hold the carriage return that a name may hold.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow(["method", "statistic", "judge", "tag", *Interval._fields])
     for r in rows:
         for statistic in _BY_JUDGE:
@@ -32,7 +33,7 @@ def tidy(rows: Sequence[Row]) -> str:
         writer.writerow([r.method, "diversity", "", "", *map(_known, r.diversity)])
         for key, number in r.cost.items():
             writer.writerow([r.method, key, "", "", _known(number), None, None])
-    return file.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:

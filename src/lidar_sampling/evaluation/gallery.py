@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from .comparison import Line
+from .guide import with_guide
 from .thumbnails import thumbnails
 
 MOST_IMAGES = 4  # a method and prompt
@@ -25,13 +26,14 @@ def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budg
         budget: characters that the pictures may take.
     """
     by_prompt: dict[str, dict[str, Line]] = {}
+    lines, _ = with_guide(lines)
     for line in lines:
         if "pictures" in line:
             by_prompt.setdefault(line["prompt"], {})[line["method"]] = line
     found, spent, left = [], 0, 0
     for prompt, mine in by_prompt.items():
         pictures = {m: thumbnails(folder / mine[m]["pictures"], MOST_IMAGES) for m in methods if m in mine}
-        size = sum(len(uri) for uris in pictures.values() for uri in uris)
+        size = sum(len(uri) for uris in pictures.values() for uri in uris.values())
         if size == 0:
             continue
         if spent + size > budget:
@@ -50,14 +52,17 @@ def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budg
     return f"<section><h2>Pictures</h2><p>Below each: {judges}. {note}</p>{''.join(found)}{rest}</section>"
 
 
-def _card(line: Line, uris: Sequence[str]) -> str:
-    """A method's pictures of one prompt."""
+def _card(line: Line, uris: Mapping[int, str]) -> str:
+    """A method's pictures of one prompt, by their numbers among its images."""
     rewards = list(line["rewards"].values())
-    best = int(np.argmax([-np.inf if value is None else value for value in rewards[0]]))
+    liked = [-np.inf if value is None else value for value in rewards[0]]
+    best = int(np.argmax(liked)) if any(value is not None for value in rewards[0]) else None
     shown = []
-    for k, uri in enumerate(uris):
+    for k, uri in uris.items():
+        if k >= len(liked):  # a file of another run
+            continue
         values = " · ".join(_number(of_judge[k]) for of_judge in rewards)
-        chosen = ' class="best"' if k == best and len(uris) > 1 else ""
+        chosen = ' class="best"' if k == best and len(liked) > 1 else ""
         alt = escape(f"{line['prompt']}, by {line['method']}, image {k + 1}")
         shown.append(
             f'<figure{chosen}><img loading="lazy" src="{uri}" alt="{alt}"><figcaption>{values}</figcaption></figure>'

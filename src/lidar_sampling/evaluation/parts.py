@@ -5,12 +5,16 @@ Markdown, TeX and the report show the same parts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 from .table import PEAK, Row
 
 _GIBIBYTE = 2**30
+# An underscore within a word is no mark, and an ampersand is one only before the name of a letter.
+_MARKS = re.compile(r"[\\|<`*~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|(?<=\])\(")
 _COSTS = {
     "network_evaluations": "network evaluations",
     "backward_passes": "backward passes",
@@ -32,12 +36,15 @@ class Part(NamedTuple):
 def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
     """What Markdown, TeX and the report show, each narrow enough for a page."""
     judges, base, judge = list(rows[0].mean), rows[0].method, judge_of_tags(rows)
+    guide, unguided = rows[0].guide, rows[0].unguided
+    others = [j for j in judges if j not in (guide, *unguided)]
+    mixture = f", a mixture of {' and '.join(others)}" if others else ""
     counted = costs(rows)
     found = [
         Part(
             "Rewards",
             f"{prompts} prompts, {images} images each; 95 % bootstrap intervals over prompts. Mean of the images "
-            f"returned, and the best of them by the guiding reward, {judges[0]}.",
+            f"returned, and the best of them by the guiding reward, {guide}{mixture}.",
             ["method", *(f"{j}, mean" for j in judges), *(f"{j}, best" for j in judges)],
             [[r.method, *map(str, (*r.mean.values(), *r.best.values()))] for r in rows],
         ),
@@ -52,14 +59,14 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
         found += [
             Part(
                 f"Gain over {base}",
-                f"Paired differences to {base}, and hacking: gain on {judges[0]} minus gain on the other, in "
+                f"Paired differences to {base}, and hacking: gain on {guide} minus gain on the other, in "
                 f"deviations of {base} over prompts.",
-                ["method", *(f"{j}, gain" for j in judges), *(f"{j}, hacking" for j in judges[1:])],
+                ["method", *(f"{j}, gain" for j in judges), *(f"{j}, hacking" for j in unguided)],
                 [[r.method, *map(str, (*r.gain.values(), *r.hacking.values()))] for r in rows[1:]],
             ),
             Part(
                 f"Best image beside {base}'s",
-                f"Paired differences of the best image, by {judges[0]}, to the best of {base}.",
+                f"Paired differences of the best image, by {guide}, to the best of {base}.",
                 ["method", *(f"{j}, best" for j in judges)],
                 [[r.method, *map(str, r.best_lead.values())] for r in rows[1:]],
             ),
@@ -83,9 +90,12 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
 
 
 def judge_of_tags(rows: Sequence[Row]) -> str:
-    """The judge that tags are shown of: GenEval, whose tags they are, or the first that did not guide."""
-    judges = list(rows[0].mean)
-    return "geneval" if "geneval" in judges else judges[:2][-1]
+    """The judge that tags are shown of: GenEval, whose tags they are, or the first that did not guide.
+
+    One that has no values, as GenEval has none of free prompts, is passed over.
+    """
+    judges = [*(j for j in rows[0].mean if j == "geneval"), *rows[0].unguided, rows[0].guide]
+    return next((j for j in judges if any(isfinite(row.mean[j].estimate) for row in rows)), judges[0])
 
 
 def costs(rows: Sequence[Row]) -> dict[str, str]:
@@ -113,9 +123,27 @@ def markdown(tables: Sequence[Part]) -> str:
     """
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+        return "| " + " | ".join(map(escape_markdown, cells)) + " |\n"
 
     return "\n".join(
-        f"{caption}\n\n{line(head)}|{'---|' * len(head)}\n{''.join(map(line, body))}"
+        f"{escape_markdown(caption)}\n\n{line(head)}|{'---|' * len(head)}\n{''.join(map(line, body))}"
         for _, caption, head, body in tables
     )
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return text in one line that Markdown shows as it stands, changed only where Markdown would read marks in it.
+
+    >>> print(escape_markdown("best_of|two <b> of *three*"))
+    best_of\|two \<b> of \*three\*
+    """
+    return _MARKS.sub(r"\\\g<0>", plain(text))
+
+
+def plain(text: str) -> str:
+    r"""Return text without line breaks and what else cannot be printed.
+
+    >>> plain("two\nlines\x00")
+    'two lines'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -10,10 +10,13 @@ OUT/report.html                           all of it in one file
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .._bank import write_atomically
+from .._files import write_atomically
 from . import figures
 from .comparison import Line
 from .data import records, tidy
@@ -22,13 +25,16 @@ from .report import report
 from .table import Row, shared, table
 from .tex import tex
 
+_log = logging.getLogger(__name__)
+
 
 def publish(
     lines: Sequence[Line], out: Path, *, baseline: str | None = None, command: str | None = None
 ) -> list[Row]:
     """Write tables, figures and the report of ``lines`` to ``out``; each file whole, over what was there.
 
-    Without matplotlib there are no figures.
+    The tables come first. Then each figure and the report is made for itself: one that fails is logged and left out,
+    and the rest stands. Without matplotlib there are no figures.
 
     Args:
         lines: of :func:`lidar_sampling.evaluation.compare`.
@@ -38,35 +44,66 @@ def publish(
 
     Raises:
         ValueError: as :func:`lidar_sampling.evaluation.table` does.
+        OSError: a table cannot be written.
     """
     rows = table(lines, baseline=baseline)
     tables = parts(rows, prompts=len({prompt for prompt, _ in shared(lines)}), images=lines[0]["images"])
-    drawn = figures.draw(rows) if figures.available() else {}
-    manifest = out / "run.json"
-    settings = json.loads(manifest.read_text()) if manifest.exists() else {}
-    files = {
-        "table.md": markdown(tables),
-        "table.tex": tex(tables),
-        "table.csv": tidy(rows),
-        "table.json": json.dumps(records(rows), indent=1) + "\n",
-        "report.html": report(
-            rows,
-            tables,
-            lines,
-            folder=out,
-            figures={name: figure["svg"].decode() for name, figure in drawn.items()},
-            settings=settings,
-            command=command,
-        ),
-    }
-    (out / "figures").mkdir(exist_ok=True)
-    if drawn:  # a figure of an earlier run that these rows do not make would contradict the tables
+    _write(out / "table.json", json.dumps(records(rows), indent=1) + "\n")
+    _write(out / "table.csv", tidy(rows))
+    _write(out / "table.md", markdown(tables))
+    _write(out / "table.tex", tex(tables))
+    drawn: dict[str, str] = {}
+    if figures.available():
         for name in figures.NAMES:
-            for suffix in ("svg", "png"):
-                (out / "figures" / f"{name}.{suffix}").unlink(missing_ok=True)
-    for name, figure in drawn.items():
-        for suffix, content in figure.items():
-            write_atomically(out / "figures" / f"{name}.{suffix}", content)
-    for name, text in files.items():
-        write_atomically(out / name, text.encode())
+            with _without(out / "figures", f"{name}.svg", f"{name}.png"):
+                files = figures.draw_one(name, rows)
+                if files is not None:
+                    for suffix, content in files.items():
+                        write_atomically(out / "figures" / f"{name}.{suffix}", content)
+                    drawn[name] = files["svg"].decode()
+    with _without(out, "report.html"):
+        settings = _settings(out / "run.json")
+        page = report(rows, tables, lines, folder=out, figures=drawn, settings=settings, command=command)
+        _write(out / "report.html", page)
     return rows
+
+
+@contextmanager
+def _without(folder: Path, *names: str) -> Iterator[None]:
+    """Make these files anew in this block, or go on without them: a failure is logged, and the tables stand.
+
+    What an earlier run left under their names is deleted first, since it would contradict the tables.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        what = " and ".join(str(folder / name) for name in names)
+        _log.warning("left out %s: %s", what, " ".join(f"{type(error).__name__}: {error}".split()))
+        _log.debug("the failure in full", exc_info=True)
+
+
+def _settings(manifest: Path) -> dict[str, Any]:
+    """Return how the lines were drawn, as far as the folder tells.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not manifest.exists():
+        return {}
+    try:
+        settings = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding, or of JSON
+        raise ValueError(
+            f"{manifest} is damaged ({error}): restore it, or delete it if the lines are right"
+        ) from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{manifest} holds no settings: restore it, or delete it if the lines are right")
+    return settings
+
+
+def _write(path: Path, text: str) -> None:
+    """Write text as UTF-8; half a letter, as of a file name that is not text, as an escape."""
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))

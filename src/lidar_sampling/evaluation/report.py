@@ -63,7 +63,7 @@ def report(
     """
     return _PAGE.substitute(
         title=f"{len(rows)} methods compared",
-        style=resources.files(__package__).joinpath("report.css").read_text(),
+        style=resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"),
         what=_what(tables[0].caption, settings, command),
         headline=f"<section><h2>In short</h2>{_table(headline(rows))}</section>",
         figures=_figures(figures),
@@ -74,9 +74,9 @@ def report(
 
 def headline(rows: Sequence[Row]) -> Part:
     """A table of what matters most: gain on the judges that did not guide, diversity and cost."""
-    guide, *others = rows[0].mean
     judge = judge_of_tags(rows)
-    held = [j for j in others if j != judge] or [judge]
+    held = [j for j in rows[0].unguided if j != judge and any(r.gain[j].estimate == r.gain[j].estimate for r in rows)]
+    held = held or [judge]
     counted = costs(rows)
     head = ["method", *(f"{j}, gain" for j in held), *(f"{j}, prompts won" for j in held), judge, "diversity"]
     head += counted.values()
@@ -91,7 +91,7 @@ def headline(rows: Sequence[Row]) -> Part:
         ]
         for row in rows
     ]
-    gained = f"Gains are paired differences to {rows[0].method}; {guide} guided."
+    gained = f"Gains are paired differences to {rows[0].method}; {rows[0].guide} guided."
     return Part("In short", f"{gained} In brackets 95 % intervals.", head, body)
 
 
@@ -145,7 +145,7 @@ def inline(svg: str, name: str) -> str:
     from .figures._style import INK, PAPER
 
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)

@@ -2,7 +2,8 @@
 
 Samples of a prompt share a bank, and seeds of a prompt share the prompt, so the prompt is what is resampled; tags
 weigh alike. Rewards are the mean over the images returned, and the reward of the image that the guiding reward likes
-best, which are two different promises. Rows hold numbers; text is made of them in :mod:`.parts`.
+best, which are two different promises. A mixture that guided is a judge of its own (:mod:`.guide`). Rows hold
+numbers; text is made of them in :mod:`.parts`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from .comparison import Line
+from .guide import with_guide
 from .statistics import Interval, bootstrap, interval, wins
 
 COSTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds")
@@ -22,7 +24,7 @@ PEAK = "peak_memory"
 
 @dataclass(frozen=True)
 class Row:
-    """One method. Judges are keys, the guiding reward first.
+    """One method. Judges are keys, the guiding reward first; if it is a mixture, its parts come next.
 
     Attributes:
         method: its name.
@@ -33,7 +35,8 @@ class Row:
         best_lead: judge -> paired difference of ``best`` to the baseline's.
         effect: judge -> ``gain`` in deviations of the baseline over prompts (Glass's delta).
         win: judge -> share of prompts whose mean is larger than the baseline's, ties half.
-        hacking: judge but the guide -> effect on the guiding reward minus effect on this one, paired.
+        hacking: judge that did not guide -> effect on the guiding reward minus effect on this one, paired. Neither
+            the guide nor a part of it is a key.
         tags: judge -> tag -> mean over the images returned, of the tag's prompts alone.
         diversity: of the images of a prompt.
         cost: a prompt, by the names of :class:`lidar_sampling.Cost`; ``peak_memory`` is the largest of any prompt in
@@ -53,6 +56,16 @@ class Row:
     diversity: Interval
     cost: dict[str, float]
 
+    @property
+    def guide(self) -> str:
+        """The judge that guided."""
+        return next(iter(self.mean))
+
+    @property
+    def unguided(self) -> list[str]:
+        """The judges that did not guide, alone or as a part of a mixture."""
+        return list(self.hacking)
+
 
 def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     """A row for each method, the baseline first, on the prompts and seeds that all of them have.
@@ -62,12 +75,14 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         baseline: what differences are taken to; by default the first method.
 
     Raises:
-        ValueError: no lines, or no prompt that all methods have.
+        ValueError: no lines, no prompt that all methods have, lines of different guides, or a line that lacks a judge
+            which others have.
     """
-    methods = list(dict.fromkeys(line["method"] for line in lines))
-    by_method = {m: {(x["prompt"], x["seed"]): x for x in lines if x["method"] == m} for m in methods}
-    if not methods:
+    if not lines:
         raise ValueError("there are no results to tabulate")
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    lines, (guide, parts) = with_guide(lines)
+    by_method = {m: {(x["prompt"], x["seed"]): x for x in lines if x["method"] == m} for m in methods}
     baseline = baseline or methods[0]
     if baseline not in methods:
         raise ValueError(f"no results of the baseline {baseline!r}; there are {', '.join(methods)}")
@@ -80,6 +95,7 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         seeds.setdefault(key[0], []).append(key)
     tags = [by_method[baseline][keys[0]]["tag"] for keys in seeds.values()]
     judges = list(by_method[baseline][common[0]]["rewards"])
+    _check_judges([by_method[m][key] for m in methods for key in common], judges)
 
     def column(method: str, value: Callable[[Line], float]) -> np.ndarray:
         """One number a prompt: the mean over its seeds of ``value(line)``."""
@@ -87,7 +103,6 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in rows])
 
     estimate = partial(_estimate, tags=tags)
-    guide = judges[0]
     means = {m: {j: column(m, partial(_mean, j)) for j in judges} for m in methods}
     base = means[baseline]
     best = {m: {j: column(m, partial(_best, guide, j)) for j in judges} for m in methods}
@@ -106,7 +121,7 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
                 best_lead={j: estimate(best[m][j] - best[baseline][j]) for j in judges},
                 effect={j: estimate(effects[j]) for j in judges},
                 win={j: estimate(wins(means[m][j], base[j])) for j in judges},
-                hacking={j: estimate(effects[guide] - effects[j]) for j in judges[1:]},
+                hacking={j: estimate(effects[guide] - effects[j]) for j in judges if j not in (guide, *parts)},
                 tags={j: {tag: _of_tag(means[m][j], tags, tag) for tag in dict.fromkeys(tags)} for j in judges},
                 diversity=estimate(column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"])),
                 cost=_cost([by_method[m][key] for key in common]),
@@ -129,6 +144,17 @@ def shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
     return [key for key, methods in have.items() if methods == everyone]
 
 
+def _check_judges(lines: Sequence[Line], judges: Sequence[str]) -> None:
+    """Refuse lines that were judged otherwise than the first."""
+    for line in lines:
+        if set(line["rewards"]) != set(judges):
+            raise ValueError(
+                f"the line of {line['method']}, {line['prompt']!r}, seed {line['seed']}, was judged by "
+                f"{', '.join(line['rewards'])}, others by {', '.join(judges)}: make a table only of lines that were "
+                f"judged alike"
+            )
+
+
 def _estimate(values: np.ndarray, tags: list[str]) -> Interval:
     """The mean over the prompts that have a value."""
     here = np.isfinite(values)
@@ -139,9 +165,9 @@ def _estimate(values: np.ndarray, tags: list[str]) -> Interval:
 
 
 def _deviation(values: np.ndarray) -> float:
-    """Over prompts; 1 where there is none to divide by."""
+    """Over prompts; 1 where there is none to divide by. Of equal values it is none, though it computes to 1e-17."""
     known = values[np.isfinite(values)]
-    return float(known.std()) or 1.0 if len(known) else 1.0
+    return float(known.std()) if len(known) and known.max() > known.min() else 1.0
 
 
 def _of_tag(values: np.ndarray, tags: list[str], tag: str) -> Interval:
@@ -164,7 +190,10 @@ def _mean(judge: str, line: Line) -> float:
 
 
 def _best(guide: str, judge: str, line: Line) -> float:
-    """That of the image which the guiding reward likes best."""
-    chosen = int(np.argmax([-np.inf if value is None else value for value in line["rewards"][guide]]))
+    """That of the image which the guiding reward likes best; NaN if it knows none."""
+    liked = line["rewards"][guide]
+    if all(value is None for value in liked):
+        return float("nan")
+    chosen = int(np.argmax([-np.inf if value is None else value for value in liked]))
     value = line["rewards"][judge][chosen]
     return float("nan") if value is None else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .parts import Part
+from .parts import Part, plain
 
 _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -16,6 +16,8 @@ _TEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+
+_INTERVAL = re.compile(r"(-?\d+\.\d+) (\[-?\d+\.\d+, -?\d+\.\d+\])")
 
 
 def tex(tables: Sequence[Part]) -> str:
@@ -53,7 +55,7 @@ def tex(tables: Sequence[Part]) -> str:
 
 def _cell(text: str) -> str:
     """In two lines what is an interval, or has a comma: side by side, three judges are wider than a page."""
-    if match := re.fullmatch(r"(\S+) (\[.*\])", text):
+    if match := _INTERVAL.fullmatch(text):
         return rf"\shortstack[r]{{{match[1]}\\{{\scriptsize {match[2]}}}}}"
     if ", " in text:
         return r"\shortstack[r]{" + r"\\".join(map(escape_tex, text.split(", "))) + "}"
@@ -61,9 +63,15 @@ def _cell(text: str) -> str:
 
 
 def escape_tex(text: str) -> str:
-    r"""Text that TeX sets as it stands.
+    r"""Text in one line that TeX sets as it stands.
 
     >>> print(escape_tex(r"a_b & 50 %"))
     a\_b \& 50 \%
     """
-    return re.sub(r"[&%$#_{}\\~^<>|]", lambda match: _TEX[match[0]], text)
+    return re.sub(r"^[\[*]|[&%$#_{}\\~^<>|]|-(?=-)|[?!`](?=`)|'(?=')", _escaped, plain(text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A special letter; braces keep it apart from a letter that it would form another with, or from a command."""
+    letter = match[0]
+    return _TEX.get(letter) or (f"{{{letter}}}" if letter in "[*" else f"{letter}{{}}")

@@ -12,8 +12,8 @@ NAMES = {
     "quality-cost": "Gain over the baseline against network evaluations a prompt. Filled: mean of the images "
     "returned; hollow: the best of them by the guiding reward. Dashed: the Pareto front of the means. Equal costs "
     "are drawn side by side.",
-    "hacking": "Gain on the guiding reward against gain on the others, both in deviations of the baseline over "
-    "prompts. Below the dashed diagonal a method gained more on what it was guided by.",
+    "hacking": "Gain on the guiding reward against gain on the judges that did not guide, both in deviations of the "
+    "baseline over prompts. Below the dashed diagonal a method gained more on what it was guided by.",
     "diversity": "Mean of the images returned against how different the images of a prompt are: down and left, a "
     "method gave up both.",
     "tags": "Mean of the images returned, by tag.",
@@ -34,17 +34,30 @@ def draw(rows: Sequence[Row]) -> dict[str, dict[str, bytes]]:
         rows: of :func:`lidar_sampling.evaluation.table`.
 
     Returns:
-        name -> ``svg`` and ``png`` -> content of the file, sized to be read at the width of a phone.
+        name -> as :func:`draw_one`.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    found = {name: draw_one(name, rows) for name in NAMES}
+    return {name: files for name, files in found.items() if files is not None}
+
+
+def draw_one(name: str, rows: Sequence[Row]) -> dict[str, bytes] | None:
+    """Return ``svg`` and ``png`` -> content of the file, sized to be read at the width of a phone.
+
+    Args:
+        name: of :data:`NAMES`.
+        rows: of :func:`lidar_sampling.evaluation.table`.
+
+    Returns:
+        None if ``rows`` have no numbers for this figure.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
     from . import _style
 
-    found = {}
-    for name in NAMES:
-        with _style.applied():
-            figure = import_module(f".{name.replace('-', '_')}", __name__).draw(rows)
-            if figure is not None:
-                found[name] = _style.files(figure)
-    return found
+    with _style.applied():
+        figure = import_module(f".{name.replace('-', '_')}", __name__).draw(rows)
+        return None if figure is None else _style.files(figure)

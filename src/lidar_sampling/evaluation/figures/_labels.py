@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
+from ..parts import plain
 from ._style import Look
 
 LINE = 0.155  # inches that a line of a label takes
@@ -69,7 +71,7 @@ def broken(name: str) -> str:
     'lidar+best-of-8:\nn=27,scale=3'
     """
     lines = [""]
-    for part in re.findall(r".+?[:,+@]|.+", name):
+    for part in re.findall(r".+?[:,+@]|.+", plain(name)):
         if lines[-1] and len(lines[-1]) + len(part) > _MOST:
             lines.append("")
         lines[-1] += part
@@ -88,7 +90,7 @@ def height(names: Sequence[str], least: float = 1.9) -> float:
 
 def label(ax: Axes, labels: Sequence[Label]) -> None:
     """Write the labels of points that are known; the limits of the axes must be set before."""
-    labels = [each for each in labels if each.y == each.y]
+    labels = [each for each in labels if math.isfinite(each.x) and math.isfinite(each.y)]
     inches = ax.bbox.height / ax.figure.get_dpi()
     level = ax.transAxes.inverted()
     wanted = [float(level.transform(ax.transData.transform((x, y)))[1]) for _, x, y, _ in labels]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ..parts import plain
 from ..statistics import Interval
 from ..table import Row
 
@@ -30,6 +33,7 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 8,
     "lines.markersize": 6,
     "svg.hashsalt": "lidar",
+    "text.parse_math": False,  # names and tags are text: a dollar in one is a dollar
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
 }
@@ -81,7 +85,7 @@ def panels(
             (_LEFT / _WIDTH, bottom / total, (_WIDTH - _LEFT - margin) / _WIDTH, height / total),
             sharex=axes[0] if axes and share else None,
         )
-        ax.set_title(title)
+        ax.set_title(plain(title))
         ax.tick_params(labelbottom=not share or k == len(titles) - 1)
         ax.grid(color=GREY, alpha=0.25, linewidth=0.5)
         ax.set_axisbelow(True)
@@ -105,7 +109,19 @@ def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: boo
 
 def title_of(judge: str, rows: Sequence[Row]) -> str:
     """A judge and whether it guided."""
-    return f"{judge} (guides)" if judge == next(iter(rows[0].mean)) else judge
+    if judge in rows[0].unguided:
+        return judge
+    return f"{judge} (guides)" if judge == rows[0].guide else f"{judge} (part of {rows[0].guide})"
+
+
+def measured(judges: Sequence[str], intervals: Sequence[Mapping[str, Interval]]) -> list[str]:
+    """The judges of which any of the ``intervals``, by judges, is known; others would be panels of nothing."""
+    return [judge for judge in judges if any(known(each[judge]) for each in intervals)]
+
+
+def known(interval: Interval) -> bool:
+    """Whether there is an estimate to draw."""
+    return math.isfinite(interval.estimate)
 
 
 def files(figure: Figure) -> dict[str, bytes]:
@@ -113,6 +129,8 @@ def files(figure: Figure) -> dict[str, bytes]:
     found = {}
     for kind, metadata in (("svg", {"Date": None}), ("png", None)):
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+            figure.savefig(file, format=kind, dpi=200, metadata=metadata)
         found[kind] = file.getvalue()
     return found

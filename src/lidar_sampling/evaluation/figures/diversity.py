@@ -8,17 +8,18 @@ from matplotlib.figure import Figure
 
 from ..table import Row
 from ._labels import Label, height, label, margin
-from ._style import looks, panels, point, title_of
+from ._style import known, looks, measured, panels, point, title_of
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None if no diversity was measured."""
+    """The figure; None if no diversity was measured, or none of a judge's means beside it."""
     look = looks([row.method for row in rows])
-    rows = [row for row in rows if row.diversity.estimate == row.diversity.estimate]
+    rows = [row for row in rows if known(row.diversity)]
     if not rows:
         return None
-    judges = list(rows[0].mean)
-    judges = judges[1:] or judges
+    judges = measured(rows[0].unguided or [rows[0].guide], [row.mean for row in rows])
+    if not judges:
+        return None
     names = [row.method for row in rows]
     figure, axes = panels([title_of(j, rows) for j in judges], height=height(names), margin=margin(names))
     for ax, judge in zip(axes, judges, strict=True):

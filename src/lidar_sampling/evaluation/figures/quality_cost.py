@@ -11,18 +11,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..pareto import front
+from ..parts import plain
 from ..table import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, INK, PAPER, looks, panels, point, title_of
+from ._style import GREY, INK, PAPER, looks, measured, panels, point, title_of
 
 _STEP = 0.035  # of the axis between methods of equal cost
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None if no method has a cost that a logarithm knows."""
-    judges, base, look = list(rows[0].mean), rows[0].method, looks([row.method for row in rows])
-    rows = [row for row in rows if row.cost["network_evaluations"] > 0]
-    if not rows:
+    """The figure; None if no method has a cost that a logarithm knows, or none of those a gain."""
+    base, look = plain(rows[0].method), looks([row.method for row in rows])
+    rows = [row for row in rows if 0 < row.cost["network_evaluations"] < math.inf]
+    judges = measured(list(rows[0].gain), [row.gain for row in rows]) if rows else []
+    if not judges:
         return None
     costs = [row.cost["network_evaluations"] for row in rows]
     low, high = _limits(costs)

@@ -9,22 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..families import Series, families
+from ..parts import plain
 from ..table import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, Look, looks, panels, point, title_of
+from ._style import GREY, Look, looks, measured, panels, point, title_of
 
 _LOG = 4.0  # numbers that span this factor are drawn on a logarithmic axis
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure, a panel for each number that varies and each judge; None if no number varies."""
+    """The figure, a panel for each number that varies and each judge with gains; None if there are none."""
     found = families([row.method for row in rows])
     if not found:
         return None
-    by_method = {row.method: row for row in rows}
+    by_method, base = {row.method: row for row in rows}, plain(rows[0].method)
     names = [series.name for series in found]
     look = looks(["", *names])
-    grid = [(key, judge) for key in dict.fromkeys(series.key for series in found) for judge in rows[0].gain]
+    grid = []
+    for key in dict.fromkeys(series.key for series in found):
+        methods = [method for series in found if series.key == key for _, method in series.points]
+        judges = measured(list(rows[0].gain), [by_method[method].gain for method in methods])
+        grid += [(key, judge) for judge in judges]
+    if not grid:
+        return None
     titles = [f"{title_of(judge, rows)} along {key}" for key, judge in grid]
     figure, axes = panels(titles, height=height(names), margin=margin(names), share=False)
     for ax, (key, judge) in zip(axes, grid, strict=True):
@@ -42,7 +49,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
                 for series, x, method in ends
             ],
         )
-        ax.set_ylabel(f"gain over {rows[0].method}" if len(rows[0].method) < 16 else "gain")
+        ax.set_ylabel(f"gain over {base}" if len(base) < 16 else "gain")
     axes[-1].set_xlabel("the number at *")
     return figure
 
