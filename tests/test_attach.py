@@ -4,15 +4,19 @@ import copy
 import inspect
 import math
 import pickle
+from functools import partial
 
 import diffusers
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from oracle import bank_of_four
+from PIL import Image
 from test_guidance import naive
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_sampling import BankError, GuidanceError, LookaheadBank, Space, Trace, guide, record, testing
+from lidar_sampling._hooks import Hook, attached, steps_of
 
 PIPELINES = [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl]
 SCHEDULERS = [
@@ -198,6 +202,81 @@ class TestTheClassSwap:
         assert outer.steps == 2
         assert torch.equal(outer.samples, plain)
         assert not torch.equal(guided, plain)
+
+
+class Counting(Hook):
+    """What it was told, and the steps that it saw."""
+
+    def __init__(self):
+        self.told, self.seen, self.finished = [], 0, 0
+
+    def start(self, steps):
+        self.told.append(steps)
+
+    def before(self, scheduler, arguments):
+        self.seen += 1
+        return arguments["model_output"]
+
+    def finish(self):
+        self.finished += 1
+
+
+SMALL = testing.PIPELINES["pixart-sigma"].call
+PICTURE = {"image": Image.new("RGB", (16, 16)), "strength": 0.6, "num_inference_steps": 10}
+
+
+class TestHowManySteps:
+    @pytest.mark.parametrize(
+        ("make", "call", "steps"),
+        [
+            (testing.tiny_stable_diffusion, {"num_inference_steps": 4}, 5),  # PNDM takes its second step twice
+            (testing.tiny_stable_diffusion_xl, {"num_inference_steps": 10, "denoising_end": 0.7}, 7),
+            (testing.tiny_stable_diffusion_xl, {"timesteps": [900, 600, 300]}, 3),
+            (testing.tiny_flux, {"num_inference_steps": 3, "height": 16, "width": 16}, 3),
+            (testing.PIPELINES["pixart-sigma"].make, {"num_inference_steps": 3, **SMALL}, 3),  # it does not say
+            (testing.tiny_modular_stable_diffusion_xl, {"num_inference_steps": 4}, 4),  # nor does it
+            (partial(testing.tiny_stable_diffusion, StableDiffusionImg2ImgPipeline), PICTURE, 7),
+            (partial(testing.tiny_stable_diffusion_xl, StableDiffusionXLImg2ImgPipeline), PICTURE, 6),
+        ],
+    )
+    def test_hooks_learn_at_the_first_step_how_many_the_call_takes(self, make, call, steps):
+        pipe, hook = make(), Counting()
+        with attached(pipe, hook):
+            pipe(prompt="a cat", **call)
+        assert hook.told == [steps] == [hook.seen]
+        assert hook.finished == 1
+
+    def test_of_every_call_in_the_block_and_with_hooks_around(self):
+        pipe, outer, inner = with_scheduler(testing.tiny_stable_diffusion, "DDIMScheduler"), Counting(), Counting()
+        with attached(pipe, outer):
+            pipe("a cat", num_inference_steps=2)
+            with attached(pipe.scheduler, inner):
+                pipe("a cat", num_inference_steps=3)
+            pipe("a cat", num_inference_steps=4)
+        assert outer.told == [2, 3, 4]
+        assert inner.told == [3]
+
+    def test_of_a_scheduler_alone_it_is_the_rest_of_its_timesteps(self):
+        scheduler, x = diffusers.DDIMScheduler(clip_sample=False), torch.zeros(1, 16)
+        scheduler.set_timesteps(10)
+        hook = Counting()
+        with attached(scheduler, hook):
+            for t in scheduler.timesteps[4:]:
+                scheduler.step(x, t, x)
+        assert hook.told == [6]
+
+    def test_a_timestep_that_the_scheduler_does_not_know_is_the_first(self):
+        scheduler = diffusers.DDIMScheduler(clip_sample=False)
+        scheduler.set_timesteps(10)
+        assert steps_of(None, scheduler, 7) == 10
+        assert steps_of(None, scheduler, int(scheduler.timesteps[3])) == 7
+
+    def test_nothing_is_finished_after_an_error(self):
+        pipe, hook = testing.tiny_stable_diffusion(), Counting()
+        with pytest.raises(KeyboardInterrupt), attached(pipe, hook):
+            raise KeyboardInterrupt
+        assert hook.finished == 0
+        assert type(pipe.scheduler) is diffusers.PNDMScheduler
 
 
 def with_other_scheduler(pipe):

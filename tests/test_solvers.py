@@ -5,6 +5,8 @@ import logging
 import sys
 
 import diffusers
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -131,6 +133,55 @@ class TestDPM:
         assert solver.config.flow_shift == pytest.approx(torch.tensor(0.7).exp().item())
         with pytest.raises(ValueError, match="chooses its own noise levels"):
             solver.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.25])
+
+    def test_shifts_linearly_where_the_target_does(self):
+        own = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+        solver = solvers.load("dpm:4").scheduler(own)
+        solver.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.7)
+        sigma = np.linspace(1 - 1 / 1000, 0, 5)[1:4]  # what the solver shifts
+        assert solver.sigmas[1:4].tolist() == pytest.approx(0.7 * sigma / (1 + (0.7 - 1) * sigma))
+
+    @pytest.mark.parametrize("spacing", ["karras", "exponential", "beta"])
+    def test_of_a_flow_stays_within_a_flow(self, spacing):
+        own = diffusers.FlowMatchEulerDiscreteScheduler(**{f"use_{spacing}_sigmas": True})
+        solver = solvers.load("dpm:4").scheduler(own)
+        solver.set_timesteps(4)
+        assert solver.sigmas.max() <= 1  # 157 where the setting is carried over
+        assert solver.sigmas[-1] == 0
+
+    def test_of_a_flow_noises_for_pictures_that_pipelines_start_from(self):
+        solver = solvers.load("dpm:4").scheduler(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+        own = diffusers.FlowMatchEulerDiscreteScheduler()
+        solver.set_timesteps(4)
+        own.set_timesteps(sigmas=solver.sigmas[:-1].tolist())
+        x, noise = torch.randn(2, 1, 3)
+        for scheduler in (solver, own):
+            scheduler.set_begin_index(1)
+        noised = [s.scale_noise(x, s.timesteps[1:2], noise) for s in (solver, own)]
+        torch.testing.assert_close(*noised)
+
+    @pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+    def test_draws_for_flow_pipelines_that_start_from_a_picture(self, kind):
+        pipe = getattr(diffusers, f"Flux{kind}Pipeline")(**testing.tiny_flux().components)
+        picture = PIL.Image.new("RGB", (16, 16), "red")
+        mask = {"mask_image": PIL.Image.new("L", (16, 16), 255)} if kind == "Inpaint" else {}
+        pipe.scheduler = solvers.load("dpm:4").scheduler(pipe.scheduler)
+        size = {"height": 16, "width": 16}
+        images = run(pipe, image=picture, strength=0.8, **mask, **size)
+        assert images.isfinite().all()
+
+    def test_karras_takes_the_place_of_other_spacings(self):
+        own = diffusers.EulerDiscreteScheduler(use_beta_sigmas=True)
+        assert solvers.load("dpm:4-karras").scheduler(own).config.use_karras_sigmas
+
+    def test_is_refused_where_levels_are_not_those_of_a_flow_or_a_diffusion(self):
+        inverted = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+        cosmos = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+        cosmos.register_to_config(sigma_max=80.0, sigma_min=0.002)
+        continuous = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+        for own, why in ((inverted, "levels count up"), (cosmos, "EDM levels"), (continuous, "'continuous'")):
+            with pytest.raises(ValueError, match=f"there is no DPM-Solver for .*{why}.*; use own:N"):
+                solvers.load("dpm:4").scheduler(own)
 
     def test_is_refused_where_there_is_none(self):
         pipe = testing.tiny_stable_diffusion()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,17 @@ from ._profile import timed
 
 
 class Hook:
-    """What :func:`attached` calls around every ``scheduler.step``; by default it changes nothing."""
+    """What :func:`attached` calls around every ``scheduler.step``; by default it changes nothing.
+
+    The order is ``timesteps`` when the call chooses its schedule, ``start`` at its first step, ``before`` and
+    ``after`` at each, and ``finish`` where the block ends without an error.
+    """
+
+    def start(self, steps: int) -> None:
+        """Learn how many steps this call takes, just before the first of them (:func:`steps_of`)."""
+
+    def finish(self) -> None:
+        """Learn that all is drawn; the place to refuse a run that took other steps than it promised."""
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
         """See what ``scheduler.set_timesteps`` chose; return the timesteps to take."""
@@ -74,32 +85,47 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         torch.Size([1, 4, 8, 8])
     """
     recording = Recording(on_step=on_step)
-    with attached(scheduler_of(pipe_or_scheduler), recording):
+    with attached(pipe_or_scheduler, recording):
         yield recording
 
 
 @dataclass
 class Segment(Hook):
-    """The hook under which a pipeline takes only the steps ``start`` to ``stop`` of its schedule.
+    """The hook under which a pipeline takes only one part of its schedule.
 
-    For schedulers without memory: the next segment starts from what this one returned, as ``latents``.
+    For schedulers without memory: the next segment starts from what this one returned, as ``latents``. The scheduler
+    itself keeps the whole schedule, since some look up which timestep comes next.
 
     Attributes:
-        start: first step.
-        stop: the step before which it ends; None for the end.
+        cuts: rising fractions of the steps, between 0 and 1, after each of which a part ends.
+        part: which of the ``len(cuts) + 1`` parts, from 0.
         x0: the clean prediction (B, *) of the last step that was taken.
+        ends: the steps before which parts start and end, from 0 to the number of all.
     """
 
-    start: int = 0
-    stop: int | None = None
+    cuts: Sequence[float]
+    part: int
     x0: Tensor | None = None
+    ends: list[int] = field(default_factory=list)
+    _whole: Tensor | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
-        """Those of the segment."""
-        return timesteps[self.start : self.stop]
+        """Return those of the part.
+
+        Raises:
+            ValueError: a part has no step.
+        """
+        steps = len(timesteps)
+        self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
+        if not all(a < b for a, b in pairwise(self.ends)):
+            raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
+        self._whole = timesteps
+        return timesteps[self.ends[self.part] : self.ends[self.part + 1]]
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Keep what the model thinks the clean sample is."""
+        if self._whole is not None:  # by now the pipeline has taken its part
+            scheduler.timesteps = self._whole
         output = arguments["model_output"]
         level = noise_level(scheduler, arguments["timestep"])
         self.x0 = clean_prediction(level, output, arguments["sample"])
@@ -107,25 +133,63 @@ class Segment(Hook):
 
 
 _HOOKS = "_lidar_sampling_hooks"
+_NEW = "_lidar_sampling_new"  # the hooks that have not learned how many steps this call takes
+_PIPE = "_lidar_sampling_pipe"  # whose call it is
 _TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
+_OURS = (_HOOKS, _NEW, _PIPE, _TIMES)
 
 
 @contextmanager
-def attached(scheduler: Any, hook: Hook) -> Iterator[None]:
-    """Let ``hook`` see, and change, every step that ``scheduler`` takes inside the block."""
-    base, outer = type(scheduler), scheduler.__dict__.get(_HOOKS)
+def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
+    """Let ``hook`` see, and change, every step that the scheduler takes inside the block.
+
+    Args:
+        pipe_or_scheduler: a pipeline, which knows how many steps it takes, or its scheduler alone.
+        hook: what is called.
+    """
+    scheduler = scheduler_of(pipe_or_scheduler)
+    state = scheduler.__dict__
+    outer, pipe = state.get(_HOOKS), state.get(_PIPE)
+    base = type(scheduler)
     if outer is None:
         scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
-    scheduler.__dict__[_HOOKS] = (*(outer or ()), hook)
+    state[_HOOKS] = (*(outer or ()), hook)
+    state[_NEW] = (*state.get(_NEW, ()), hook)
+    if pipe_or_scheduler is not scheduler:
+        state[_PIPE] = pipe_or_scheduler
     try:
         yield
+        hook.finish()
     finally:
         if outer is None:
-            del scheduler.__dict__[_HOOKS]
-            scheduler.__dict__.pop(_TIMES, None)
+            for name in _OURS:
+                state.pop(name, None)
             scheduler.__class__ = base
         else:
-            scheduler.__dict__[_HOOKS] = outer
+            state[_HOOKS], state[_PIPE] = outer, pipe
+            state[_NEW] = tuple(other for other in state.get(_NEW, ()) if other is not hook)
+
+
+def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
+    """Return how many steps a call takes that stands at its first one.
+
+    Diffusers' pipelines say so themselves, after strength (image to image) and denoising_end have cut the schedule.
+    Of those that do not, such as modular ones, it is the rest of the scheduler's timesteps from the first on.
+
+    Args:
+        pipe: the pipeline; None where the scheduler is driven without one.
+        scheduler: after ``set_timesteps``.
+        timestep: of the first step.
+    """
+    told = getattr(pipe, "num_timesteps", None)
+    if isinstance(told, int):
+        return told
+    _, times = scheduler.__dict__.get(_TIMES, (None, scheduler.timesteps))
+    first = timestep.to(times.device) if isinstance(timestep, Tensor) else timestep
+    if times.dim() == 1 and isinstance(first, Tensor):  # some give each sample its own, all alike
+        first = first.flatten()[0]
+    here = (times == first).flatten(1).all(1) if times.dim() > 1 else times == first
+    return len(times) - int(here.nonzero()[0]) if here.any() else len(times)
 
 
 @functools.cache
@@ -137,7 +201,11 @@ def _hooked(base: type) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         hooks = self.__dict__.get(_HOOKS, ())
-        call.arguments["timestep"] = _on_host(self, call.arguments["timestep"])
+        call.arguments["timestep"] = timestep = _on_host(self, call.arguments["timestep"])
+        if new := self.__dict__.pop(_NEW, ()):
+            steps = steps_of(self.__dict__.get(_PIPE), self, timestep)
+            for hook in new:
+                hook.start(steps)
         with timed("guidance"):
             for hook in hooks:
                 call.arguments["model_output"] = hook.before(self, call.arguments)
@@ -157,14 +225,15 @@ def _hooked(base: type) -> type:
     @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
-        for hook in self.__dict__.get(_HOOKS, ()):
+        self.__dict__[_NEW] = hooks = self.__dict__.get(_HOOKS, ())
+        for hook in hooks:
             self.timesteps = hook.timesteps(self.timesteps)
         self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
     def __reduce__(self: Any) -> Any:  # noqa: N807
-        return _plain, (base, {key: value for key, value in self.__dict__.items() if key not in (_HOOKS, _TIMES)})
+        return _plain, (base, {key: value for key, value in self.__dict__.items() if key not in _OURS})
 
     members = {
         "step": step,

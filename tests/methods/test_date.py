@@ -105,7 +105,7 @@ class TestDATE:
     def test_refusals(self):
         with pytest.raises(ValueError, match="DATE needs the gradient of the reward"):
             DATE().draw(make(reward="jpeg-compressibility"), PROMPTS, images=1, seed=0)
-        with pytest.raises(ValueError, match=r"every at least 1, got 0\.1 and 0"):
+        with pytest.raises(ValueError, match="every must be at least 1, got 0"):
             DATE(every=0)
         flux = LiDAR(testing.tiny_flux(), reward="brightness", steps=2, pipe_kwargs={"height": 16, "width": 16})
         with pytest.raises(TypeError, match="FluxPipeline has no plain latents"):

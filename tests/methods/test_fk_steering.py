@@ -1,5 +1,6 @@
-"""FK steering follows the tilted law on a perfect model, whatever the potential."""
+"""FK steering follows the tilted law in one form, whatever the potential, and its released code in the other."""
 
+import math
 from contextlib import nullcontext
 
 import diffusers
@@ -26,8 +27,8 @@ class TestFKSteering:
         scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
 
         count = populations or 2048 // k
-        how = FKSteering(reward_scale=self.LAMBDA, floor=-10.0, **settings)
-        particles = Particles(how, smooth_reward(bank), self.STEPS, list(range(count)))
+        how = FKSteering(**{"reward_scale": self.LAMBDA, "floor": -10.0, "form": "paper", **settings})
+        particles = Particles(how, smooth_reward(bank), list(range(count)))
         lidar = guide(scheduler, bank, scale=1.0, reward_scale=guided, window=(1.0, 0.0)) if guided else nullcontext()
         with lidar, attached(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=count * k, steps=self.STEPS)
@@ -55,8 +56,9 @@ class TestFKSteering:
         law, _ = self.endpoints(1)
         assert total_variation(law, torch.full((4,), 0.25)) < 0.05
 
-    def test_resampling_when_it_pays_converges_too(self):
-        law, _ = self.endpoints(256, potential="difference", adaptive=True)
+    @pytest.mark.parametrize("potential", ["difference", "max"])
+    def test_resampling_when_it_pays_converges_too(self, potential):
+        law, _ = self.endpoints(256, potential=potential, adaptive=True)
         assert total_variation(law, self.target()) < 0.08
 
     def test_of_the_guided_sampler_converges_to_the_product_of_both_tilts(self):
@@ -101,3 +103,93 @@ class TestFKSteering:
             FKSteering().draw(make(reward=Mixture({"brightness": 1.0})), PROMPTS, images=2, seed=0)
         with pytest.raises(TypeError, match="no plain latents"):
             decode(testing.tiny_flux(), torch.zeros(1, 16, 16))
+
+
+def released(settings, rewards, generator, k=4):
+    """The released rule for one population, written out with loops: which particles go on after each look.
+
+    Args:
+        settings: FKSteering in the form of the code.
+        rewards: rewards[look][lineage], by the particle that each started as.
+        generator: of the draws.
+        k: particles.
+    """
+    past, product, lineages, chosen = [settings.floor] * k, [1.0] * k, list(range(k)), []
+    for look, of_lineage in enumerate(rewards):
+        last = look == len(rewards) - 1
+        memory, weights = [], []
+        for i, lineage in enumerate(lineages):
+            r = of_lineage[lineage]
+            memory.append({"max": max(r, past[i]), "sum": r + past[i], "rt": r, "difference": r}[settings.potential])
+            telescopes = settings.potential == "difference"
+            weight = math.exp(settings.reward_scale * (r - past[i] if telescopes else memory[i]))
+            weights.append(weight / product[i] if last and not telescopes else weight)
+        size = sum(weights) ** 2 / sum(w * w for w in weights)
+        shares = torch.tensor(weights, dtype=torch.float64)
+        drawn = torch.multinomial(shares / shares.sum(), k, replacement=True, generator=generator).tolist()
+        if (settings.adaptive or last) and size >= k / 2:
+            drawn = list(range(k))
+        else:
+            product = [product[i] * weights[i] for i in drawn]
+        past, lineages = [memory[i] for i in drawn], [lineages[i] for i in drawn]
+        chosen.append(drawn)
+    return chosen
+
+
+class TestReleasedRule:
+    """Against the rule restated, at five looks at fixed rewards."""
+
+    @pytest.mark.parametrize("potential", ["max", "sum", "rt", "difference"])
+    @pytest.mark.parametrize("adaptive", [False, True])
+    def test_who_goes_on(self, potential, adaptive):
+        how = FKSteering(potential, reward_scale=1.5, adaptive=adaptive)
+        stayed = resampled = 0
+        for seed in range(20):
+            table = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            expected = released(how, table.tolist(), torch.Generator().manual_seed(seed))
+            particles, lineages = Particles(how, None, [seed]), list(range(4))
+            particles.start(10)
+            for look, step in enumerate((2, 4, 6, 8, 9)):
+                particles._step = step
+                chosen = particles._resample(table[look, lineages][None]).tolist()
+                assert chosen == expected[look], (seed, look)
+                lineages = [lineages[i] for i in chosen]
+                stayed += chosen == [0, 1, 2, 3]
+                resampled += chosen != [0, 1, 2, 3]
+        assert stayed > 5
+        assert resampled > 5
+
+    def test_the_last_step_leaves_equal_weights_alone_and_the_paper_does_not(self):
+        """Rewards that grow too little to pay for the loss of a resampling: ess is at least half."""
+        r = torch.tensor([[0.0, 0.1, 0.2, 0.3]], dtype=torch.float64)
+        for form, stays in (("code", True), ("paper", False)):
+            particles = Particles(FKSteering("rt", 1.0, form=form), None, [0])
+            particles.start(10)
+            particles._step = particles._last
+            assert (particles._resample(r).tolist() == [0, 1, 2, 3]) is stays
+
+    @pytest.mark.parametrize(("form", "expected"), [("code", [3.0, 3.0]), ("paper", [0.0, 1.0])])
+    def test_the_last_numerator_is_the_maximum_in_the_code_and_the_reward_in_the_paper(self, form, expected):
+        """Both particles have been at 3; now they are at 0 and 1."""
+        seen = []
+        particles = Particles(FKSteering("max", 1.0, adaptive=True, form=form), None, [0])
+        particles.start(10)
+        particles._step = 2
+        particles._resample(torch.full((1, 2), 3.0, dtype=torch.float64))  # equal weights: all stay, and 3 is kept
+        particles._step = particles._last
+        multinomial = torch.multinomial
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "multinomial", lambda w, *a, **k: seen.append(w) or multinomial(w, *a, **k))
+            particles._resample(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+        torch.testing.assert_close(seen[0], torch.tensor(expected, dtype=torch.float64).softmax(0))
+
+    @pytest.mark.parametrize(("potential", "expected"), [("max", 5.0), ("sum", 7.0)])
+    @pytest.mark.parametrize("form", ["code", "paper"])
+    def test_looks_that_resampled_nothing_are_kept(self, form, potential, expected):
+        particles = Particles(FKSteering(potential, 1.0, adaptive=True, form=form), None, [0])
+        particles.start(10)
+        for step, r in ((2, 5.0), (4, 2.0)):
+            particles._step = step
+            particles._resample(torch.full((1, 3), r, dtype=torch.float64))
+        assert particles._kept.tolist() == [[expected] * 3]
+        assert particles._log_product.tolist() == [[0.0] * 3]  # a weight that was not used is none

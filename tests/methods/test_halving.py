@@ -3,11 +3,12 @@
 import diffusers
 import pytest
 import torch
+from oracle import SD, bank_of_four, model_output
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
 from lidar_sampling._decode import decode
-from lidar_sampling._hooks import Segment, attached
+from lidar_sampling._hooks import Hook, Segment, attached
 from lidar_sampling.methods import Halving
 
 
@@ -18,19 +19,53 @@ class TestHalving:
         lidar = make(make_pipe=make_pipe, steps=6, eta=0.0)
         whole = lidar.sample(PROMPTS, 2, 1)
         latents = None
-        for start, stop in ((0, 2), (2, 5), (5, None)):
+        for k in range(3):  # steps 0 and 1, 2 to 4, and the last
             rows = {} if latents is None else {"latents": latents}
-            with attached(lidar.pipe.scheduler, Segment(start, stop)):
-                part = lidar.sample(PROMPTS, 2, 1, rows=rows, decoded=stop is None)
+            with attached(lidar.pipe.scheduler, Segment((1 / 3, 5 / 6), k)):
+                part = lidar.sample(PROMPTS, 2, 1, rows=rows, decoded=k == 2)
             latents = part.latents.flatten(0, 1)
         torch.testing.assert_close(part.images, whole.images, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("name", "times"),
+        [
+            ("DDIMScheduler", None),
+            ("DDPMScheduler", None),
+            ("DDPMScheduler", [900, 760, 640, 400, 220, 80]),
+            ("LCMScheduler", None),
+            ("LCMScheduler", [899, 779, 659, 419, 239, 99]),  # among those that it was distilled at
+            ("TCDScheduler", None),
+            ("TCDScheduler", [900, 760, 640, 400, 220, 80]),
+        ],
+    )
+    def test_segments_join_to_the_whole_of_every_scheduler(self, name, times):
+        """With one stream of noise, of schedulers too that look up which timestep comes next."""
+        bank = bank_of_four().samples
+
+        def run(*hooks):
+            scheduler = getattr(diffusers, name)(**SD, clip_sample=False)
+            g = torch.Generator().manual_seed(0)
+            x, taken = torch.randn(8, 16, generator=g), []
+            for hook in hooks:
+                with attached(scheduler, hook):
+                    scheduler.set_timesteps(**({"timesteps": times} if times else {"num_inference_steps": 6}))
+                    for t in scheduler.timesteps:
+                        taken.append(int(t))
+                        output = model_output(scheduler, x, bank, t)
+                        x = scheduler.step(output, t, x, generator=g)[0]
+            return x, taken
+
+        whole, steps = run(Hook())
+        parts, joined = run(*(Segment((1 / 3, 5 / 6), k) for k in range(3)))
+        assert joined == steps
+        torch.testing.assert_close(parts, whole)
 
     def test_keeps_the_seeds_that_look_best(self):
         """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""
         lidar = make(steps=4, eta=0.0)
         halved = Halving(n=8, keep_at=(0.5,)).draw(lidar, PROMPTS, images=4, seed=1)
         whole = lidar.sample(PROMPTS, 8, 1)
-        hook = Segment(0, 2)
+        hook = Segment((0.5,), 0)
         with attached(lidar.pipe.scheduler, hook):
             lidar.sample(PROMPTS, 8, 1, decoded=False)
         looks = testing.brightness(images=decode(lidar.pipe, hook.x0), prompts=[]).view(2, 8)
@@ -55,6 +90,6 @@ class TestHalving:
         with pytest.raises(ValueError, match="1 to the 2 that reach the end, got 3"):
             Halving(n=8).draw(make(), PROMPTS, images=3, seed=0)
         with pytest.raises(ValueError, match="rising fractions that differ in 5 steps"):
-            Halving(n=8, keep_at=(0.5, 1.0)).draw(make(), PROMPTS, images=1, seed=0)
+            Halving(n=8, keep_at=(0.45, 0.5)).draw(make(), PROMPTS, images=1, seed=0)
         with pytest.raises(ValueError, match="EulerDiscreteScheduler would not follow"):
             Halving(n=8).draw(make("EulerDiscreteScheduler"), PROMPTS, images=1, seed=0)

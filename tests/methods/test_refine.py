@@ -29,5 +29,5 @@ class TestRefine:
         assert kept.cost["sampling"].network_evaluations == 12 * 2 * 2
         lone = lidar.judge(Refine(n=4, steps=2).draw(lidar, PROMPTS, images=2, seed=1))
         assert kept.rewards["brightness"].mean() > lone.rewards["brightness"].mean()
-        with pytest.raises(ValueError, match=r"strength in \(0, 1\], got 20, 10, 1 and 0.0"):
+        with pytest.raises(ValueError, match=r"strength must be in \(0, 1\], got 0.0"):
             Refine(strength=0.0)

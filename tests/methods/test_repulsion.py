@@ -70,7 +70,7 @@ class TestRepulsion:
         torch.testing.assert_close(mixed.images, strong.draw(lidar, PROMPTS, images=2, seed=1).images)
         with pytest.raises(ValueError, match="at most n = 6, the size of the bank, got 7"):
             replace(method, worst=7).draw(lidar, PROMPTS, images=1, seed=0)
-        with pytest.raises(ValueError, match="worst at least 1"):
+        with pytest.raises(ValueError, match="worst must be at least 1, got 0"):
             replace(method, worst=0)
 
     def test_of_packed_latents(self):

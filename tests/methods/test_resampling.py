@@ -13,17 +13,24 @@ from lidar_sampling.methods.fk_steering import Particles
 from lidar_sampling.methods.steered import Resampled
 
 
+def looks(hook, settings, steps):
+    """The steps at which a hook looks, of so many."""
+    hook = hook(settings, None, [0])
+    hook.start(steps)
+    return hook._times
+
+
 class TestResamplingSteps:
     @pytest.mark.parametrize("steps", [10, 20, 25, 50, 100])
     def test_a_fifth_divides_the_windows_of_the_defaults(self, steps):
         fifths = [steps // 5 * i for i in range(1, 5)]
-        assert Particles(FKSteering(), None, steps, [0])._times == {*fifths, steps - 1}
-        assert Resampled(Steered(), None, steps, [0])._times == set(fifths[:3])
+        assert looks(Particles, FKSteering(), steps) == {*fifths, steps - 1}
+        assert looks(Resampled, Steered(), steps) == set(fifths[:3])
 
     def test_none_is_past_the_end_where_the_window_does_not_divide(self):
         settings = {"start": 0.2, "end": 0.8, "every": 0.35}  # 0.2, 0.55, and 0.9 is past it
-        assert Particles(FKSteering(**settings), None, 20, [0])._times == {4, 11, 19}
-        assert Resampled(Steered(**settings), None, 20, [0])._times == {4, 11}
+        assert looks(Particles, FKSteering(**settings), 20) == {4, 11, 19}
+        assert looks(Resampled, Steered(**settings), 20) == {4, 11}
 
     @given(st.integers(1, 100), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
     def test_are_the_nearest_to_their_fractions(self, steps, start, end, every):

@@ -104,5 +104,5 @@ class TestRollout:
         assert efr_cost.network_evaluations <= cost.network_evaluations + 24 * 4 * 5 * 2 * 4
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="several rollouts need several steps, got 2 of 1"):
+        with pytest.raises(ValueError, match="several rollouts need several rollout_steps, got 2 rollouts of 1 step"):
             SVDD(4, rollouts=2)

@@ -46,7 +46,7 @@ class TestSteered:
         torch.testing.assert_close(lone.latents[0], many.latents[1], rtol=1e-4, atol=1e-4)
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match=r"ess in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"ess must be in \(0, 1\], got 0.0"):
             Steered(ess=0.0)
         with pytest.raises(ValueError, match="images must be 1 to n = 2, got 3"):
             Steered(2).draw(make(), PROMPTS, images=3, seed=0)

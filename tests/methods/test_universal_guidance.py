@@ -160,5 +160,5 @@ class TestUniversalGuidance:
             UniversalGuidance().draw(make(reward="jpeg-compressibility"), PROMPTS, images=1, seed=0)
         with pytest.raises(ValueError, match="recurrence must be at least 1, got 0"):
             UniversalGuidance(recurrence=0)
-        with pytest.raises(ValueError, match=r"backward_rate above it, got 15.0, 1 and 0"):
+        with pytest.raises(ValueError, match="backward_rate must be above 0, got 0"):
             UniversalGuidance(backward_steps=1, backward_rate=0)

@@ -207,7 +207,7 @@ def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
     if name in _SPLITS:
         found = glyph.prompts(_SPLITS[name])
     else:
-        lines = o.read_prompts(None, Path(prompts))
+        lines = o.read_metadata(None, Path(prompts))
         found = [{"tag": "", **(parse(line["prompt"]) or {}), **line} for line in lines]
     if tags is not None:
         wanted = tags.split(",")

@@ -89,7 +89,7 @@ def generate(
             return lidar.guided(texts, images, seed, None, progress)
         return other.draw(lidar, texts, images=images, seed=seed)
 
-    _run(options, o.read_prompts(prompts, prompts_file), store=banks, method=method, draw=draw)
+    _run(options, o.read_metadata(prompts, prompts_file), store=banks, method=method, draw=draw)
 
 
 def guide(
@@ -125,7 +125,7 @@ def guide(
     options = dict(locals())
     from .._contents import contents, digest
 
-    lines = o.read_prompts(prompts, prompts_file)
+    lines = o.read_metadata(prompts, prompts_file)
     found = _find_banks(banks, [line["prompt"] for line in lines])
 
     def draw(lidar: LiDAR, some: list[str], progress: Progress | None) -> Result:

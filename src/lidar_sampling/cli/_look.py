@@ -34,8 +34,7 @@ def look(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw and score banks of lookahead samples: phase 1 alone, to be used by 'lidar guide'."""
-    lines = o.read_prompts(prompts, prompts_file)
-    texts = [line["prompt"] for line in lines]
+    texts = o.read_prompts(prompts, prompts_file)
     rows = []
     with o.progress_bar(quiet=quiet) as (label, progress):
         lidar = o.load_sampler(
@@ -53,7 +52,7 @@ def look(
             guidance_scale=guidance_scale,
             store=out,
         )
-        lidar.check_prompts(lines)
+        lidar.check_prompts(texts)
         lidar, store = lidar.with_prompts(texts), lidar.store
         for index, prompt in enumerate(texts):
             label(f"{index + 1}/{len(texts)}")

@@ -105,7 +105,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
-def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Return the texts of the prompts of the command line and of a file."""
+    return [line["prompt"] for line in read_metadata(prompts, file)]
+
+
+def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
     """Return the prompts of the command line and of a file, each with what the file says of it."""
     from .._prompts import read_prompts
 

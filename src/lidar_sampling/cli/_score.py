@@ -12,7 +12,7 @@ import typer
 from .._files import natural_order
 from .._media import read_picture as read_picture
 from .._media import read_sample
-from .._prompts import read_lines, read_prompts
+from .._prompts import read_lines
 from . import _options as o
 from ._screen import console, print_json, shown
 
@@ -50,7 +50,7 @@ def score(
         raise typer.BadParameter(f"--reward {again[0]} is given twice: leave one out")
     places = _pictures(images)
     files = [file for found in places.values() for file in found]
-    prompts = _prompts(places, _given(prompt, prompts_file))
+    prompts = _prompts(places, o.read_metadata(prompt, prompts_file) if prompt or prompts_file else [])
     judges = {name: rewards.load(name, device=o.device_of(device), dtype=o.dtype_of(dtype)) for name in reward}
     for judge in judges.values():
         rewards.check_prompts(judge, prompts)
@@ -113,13 +113,6 @@ def metadata_line(picture: Path) -> dict[str, Any]:
         problem = f"has {len(lines)} prompts" if lines else "is empty"
         raise ValueError(f"{path} {problem}: it must have one, of what {picture.name} should show")
     return lines[0]
-
-
-def _given(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
-    """The prompts of the command line and of a file."""
-    if any(not text.strip() for text in prompts or ()):
-        raise typer.BadParameter("a prompt must not be empty")
-    return [{"prompt": text} for text in prompts or ()] + (read_prompts(file) if file is not None else [])
 
 
 def _prompts(places: dict[Path, list[Path]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -40,10 +40,40 @@ def hooked(
     @contextmanager
     def around(batch: Sequence[Item]) -> Iterator[None]:
         hooks.append(make(batch))
-        with attached(lidar.pipe.scheduler, hooks[-1]):
+        with attached(lidar.pipe, hooks[-1]):
             yield
 
     return around, hooks
+
+
+def check_reached(who: str, taken: int, promised: int) -> None:
+    """Refuse, for the method ``who``, a run that took another number of steps than the pipeline promised.
+
+    Raises:
+        ValueError: it did.
+    """
+    if taken != promised:
+        raise ValueError(
+            f"{who} was set for the {promised} steps that the pipeline promised, and it took {taken}: leave out what "
+            "cuts its schedule short, such as denoising_end"
+        )
+
+
+def in_steps(lidar: LiDAR, steps: int | None, **changes: Any) -> dict[str, Any]:
+    """Return the arguments of the target's call with ``changes``, in so many steps where a method names a number.
+
+    A number names the scheduler's own spacing, so timesteps and sigmas of the call are left out then.
+
+    >>> from lidar_sampling import testing
+    >>> pipe = testing.tiny_stable_diffusion()
+    >>> lidar = LiDAR(pipe, reward="brightness", steps=2, pipe_kwargs={"timesteps": [9, 5]})
+    >>> [in_steps(lidar, steps).get("timesteps") for steps in (None, 3)], in_steps(lidar, 3)["num_inference_steps"]
+    ([[9, 5], None], 3)
+    """
+    if steps is None:
+        return lidar.arguments(**changes)
+    call = lidar.arguments(num_inference_steps=steps, **changes)
+    return {name: value for name, value in call.items() if name not in ("timesteps", "sigmas")}
 
 
 def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:

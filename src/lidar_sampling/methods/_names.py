@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
+from .._values import check_settings, read_named
 from ..solvers import load as load_solver
 from ._face import Method
 from .beam_search import BeamSearch
@@ -142,9 +142,9 @@ def load(name: str) -> Method:
     """
     base, *settings = re.split(r"[:,](?=\w+=)", name)
     method = _named(base)
-    changes = dict(setting.split("=", 1) for setting in settings)
     try:
-        return _changed(method, {field: _value(text) for field, text in changes.items()}) if changes else method
+        changes = read_named(settings, name)
+        return _changed(method, changes) if changes else method
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -158,23 +158,11 @@ def split(names: str) -> list[str]:
     return re.split(r",(?!\w+=)", names)
 
 
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
 def _changed(method: Any, changes: dict[str, Any]) -> Any:
     """``method`` with other fields; best-of-N, whose number is in its name, passes them on to what it selects of."""
     if is_dataclass(inner := getattr(method, "method", None)):
         return replace(method, method=_changed(inner, changes))
-    known = {field.name: str(field.type) for field in fields(method)}
-    for name, value in changes.items():
-        if name not in known:
-            raise ValueError(f"{type(method).__name__} has no {name!r}; it has {', '.join(sorted(known))}")
-        if isinstance(value, str) and "str" not in known[name] and "Literal" not in known[name]:
-            raise ValueError(f"{name} must be {known[name]}, got {value!r}")
+    check_settings(type(method).__name__, changes, get_type_hints(type(method)))
     return replace(method, **changes)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .._draw import Item, draw, seed_of
 from .._levels import noise_level
 from .._sampler import LiDAR
+from ._face import in_steps
 
 
 class Rollout:
@@ -65,7 +66,7 @@ class Rollout:
             for item in self.items
             for k in range(self.samples)
         ]
-        call = self.lidar.arguments(num_inference_steps=len(times), timesteps=times)
+        call = {**in_steps(self.lidar, len(times)), "timesteps": times}
         drawn = draw(
             self._pipe,
             items,

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .._draw import Item
-from .._hooks import Hook, check_memoryless
+from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields, check_population, check_start
 from ._face import charged, hooked, rewards_of_predictions
 from ._resampling import rows
 from ._rollout import Rollout
@@ -39,11 +40,7 @@ class BeamSearch:
     lookahead: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.beams, self.candidates, self.lookahead) < 1:
-            raise ValueError(
-                "beams, candidates and lookahead must be at least 1, got "
-                f"{self.beams}, {self.candidates} and {self.lookahead}"
-            )
+        check_fields(self, beams="[1, inf)", candidates="[1, inf)", lookahead="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` best beams of a prompt, best first.
@@ -52,10 +49,13 @@ class BeamSearch:
         many decodes and reward calls as candidates. (The released code keeps one beam.)
 
         Raises:
-            ValueError: more images than beams, a scheduler that remembers earlier steps, or a mixture that cannot
+            ValueError: more images than beams; a scheduler that remembers earlier steps, or one without noise, under
+                which candidates are alike; a call that ends before the samples are clean; or a mixture that cannot
                 score loose images.
         """
-        check_memoryless(lidar.pipe.scheduler, "beam search goes on from some of many proposals")
+        check_population(lidar, "beam search", "goes on from some of many proposals", copies=self.candidates > 1)
+        if self.lookahead > 1:
+            check_start(lidar, "beam search with lookahead")
         if not 1 <= images <= self.beams:
             raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
         together = self.beams * self.candidates

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields
 from ._face import Method, best
 
 
@@ -26,6 +27,11 @@ class BestOf:
 
     method: Method
     n: int
+
+    def __post_init__(self) -> None:
+        check_fields(self, n="[1, inf)")
+        if not callable(getattr(self.method, "draw", None)):
+            raise TypeError(f"method must be a method such as Vanilla(), got {self.method!r}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` best of ``n`` samples a prompt, best first; it costs ``n`` reward calls a prompt more."""

@@ -29,8 +29,9 @@ from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields, check_noise, check_whole
 from ._ddim import check_ddim, noise_like, transition
-from ._face import charged, check_comparable, check_differentiable, differentiable_rewards, hooked
+from ._face import charged, check_comparable, check_differentiable, check_reached, differentiable_rewards, hooked
 from ._resampling import rows, ssp
 
 
@@ -50,11 +51,7 @@ class DAS:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.reward_scale >= 0 and self.gamma > 0 and 0 <= self.threshold <= 1):
-            raise ValueError(
-                "reward_scale must be at least 0, gamma above it and threshold 0 to 1, got "
-                f"{self.reward_scale}, {self.gamma} and {self.threshold}"
-            )
+        check_fields(self, reward_scale="[0, inf)", gamma="(0, inf)", threshold="[0, 1]")
 
     def temper(self, step: int, steps: int) -> float:
         """The temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
@@ -67,11 +64,14 @@ class DAS:
         released code returns the particle of the largest weight.)
 
         Raises:
-            ValueError: the reward says that it is not differentiable, or a sampler that is not DDIM with noise.
+            ValueError: the reward says that it is not differentiable; a sampler that is not DDIM with noise; or a
+                pipeline that takes other steps than those of the settings, over which the temper is defined.
         """
         check_differentiable(lidar, "DAS")
         check_comparable(lidar)
         check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
+        check_whole(lidar, "DAS")
+        check_noise(lidar, "DAS")
 
         def tempered(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
@@ -91,7 +91,7 @@ class Tempered(Hook):
     Args:
         settings: how.
         rewards: from clean predictions (B, *) to rewards (B,), differentiable.
-        steps: steps in all.
+        steps: steps of the temper, which must be those of the call.
         seeds: of the resampling, one a population.
 
     Attributes:
@@ -106,13 +106,25 @@ class Tempered(Hook):
         self._step = 0
         self._log_weights = torch.zeros(len(seeds), 1, dtype=torch.float64)  # (P, k), without this step's tilt
 
+    def start(self, steps: int) -> None:
+        """Refuse a call in other steps than the temper is made for."""
+        if steps != self.steps:
+            raise ValueError(
+                f"DAS goes from pure noise to the end in the {self.steps} steps of the settings, and the pipeline "
+                f"takes {steps}: set steps={steps} if it starts from pure noise, as image-to-image does not"
+            )
+
+    def finish(self) -> None:
+        """Refuse a run whose last step, at which weights are final, was not taken."""
+        check_reached("DAS", self._step, self.steps)
+
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of ``model_output``."""
         output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
         sigma = transition(scheduler, timestep, arguments.get("eta", 0.0)).noise
         last = self._step == self.steps - 1
         if not (sigma > 0 or last):
-            raise ValueError("DAS proposes along the noise of the sampler, which has none: set eta above 0")
+            raise ValueError("DAS proposes along the noise of the sampler, and this step has none: set eta above 0")
         rewards = self.rewards(clean_prediction(noise_level(scheduler, timestep), output, sample))
         self.evaluations += len(sample)
         g = torch.zeros_like(sample)

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from .._cost import denoisers
 from .._draw import Item, constant_weights
+from .._hooks import Hook, attached
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields
 from ._face import charged, check_differentiable, differentiable_rewards
 
 
@@ -42,8 +44,7 @@ class DATE:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not self.rho >= 0 or self.every < 1:
-            raise ValueError(f"rho must be at least 0 and every at least 1, got {self.rho} and {self.every}")
+        check_fields(self, rho="[0, inf)", every="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt.
@@ -53,17 +54,26 @@ class DATE:
 
         Raises:
             ValueError: the reward says that it is not differentiable.
-            TypeError: a pipeline without one network for both branches, or without plain latents.
+            TypeError: a pipeline without one network for both branches, or without plain latents; or one that cuts
+                its schedule at both ends.
         """
         check_differentiable(lidar, "DATE")
         module, scale = _denoiser(lidar.pipe), _guidance_scale(lidar)
+
+        def first() -> int:
+            """The step that the pipeline starts at: image to image leaves out those before it."""
+            whole = len(lidar.pipe.scheduler.timesteps)
+            told = getattr(lidar.pipe, "num_timesteps", None)
+            cut_at_the_end = lidar.arguments().get("denoising_end") is not None
+            return whole - told if isinstance(told, int) and not cut_at_the_end else 0
+
         updates: list[Embedding] = []
 
         @contextmanager
         def adapted(batch: Sequence[Item]) -> Iterator[None]:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
-            updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale))
-            with constant_weights(lidar.pipe), updates[-1]:
+            updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
+            with constant_weights(lidar.pipe), attached(lidar.pipe, updates[-1]), updates[-1]:
                 yield
 
         result = lidar.sample(list(prompts), images, seed, around=adapted)
@@ -71,8 +81,10 @@ class DATE:
         return charged(result, looks, backward_passes=looks)
 
 
-class Embedding:
+class Embedding(Hook):
     """Inside a with-block, the forward of a denoiser that adapts the text embedding it is called with.
+
+    As a hook it makes sure that the scheduler takes the steps that the predictions were read at.
 
     Args:
         settings: how.
@@ -81,6 +93,7 @@ class Embedding:
         rewards: from clean predictions (B, *) to rewards (B,), differentiable.
         count: B.
         guidance_scale: of classifier-free guidance.
+        first: tells, when the denoiser is called first, at which of the scheduler's timesteps it stands.
 
     Attributes:
         shift: what was added to the embeddings so far (B, tokens, channels); 0 before the first update.
@@ -95,12 +108,14 @@ class Embedding:
         rewards: Callable[[Tensor], Tensor],
         count: int,
         guidance_scale: float,
+        first: Callable[[], int] = lambda: 0,
     ) -> None:
         self.settings, self.module, self.scheduler, self.rewards = settings, module, scheduler, rewards
         self.count, self.guidance_scale = count, guidance_scale
         self.shift: Tensor | float = 0.0
         self.evaluations = 0
         self._calls, self._again = 0, False
+        self._first, self._offset = first, 0
         self._own = module.__dict__.get("forward")
         self._forward = module.forward
 
@@ -117,15 +132,18 @@ class Embedding:
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if self._again:
             return self._forward(*args, **kwargs)
+        if self._calls == 0:
+            self._offset = self._first()
         step, c = self._calls, kwargs["encoder_hidden_states"]
+        at = step + self._offset
         self._calls += 1
         rows = len(c)
-        if rows not in (self.count, 2 * self.count) or step >= len(self.scheduler.timesteps):
+        if rows not in (self.count, 2 * self.count) or at >= len(self.scheduler.timesteps):
             raise TypeError(
                 "DATE needs a pipeline that calls its network once a step, with both branches of guidance"
             )
         free, bound = slice(rows - self.count), slice(rows - self.count, None)
-        level = noise_level(self.scheduler, self.scheduler.timesteps[step])
+        level = noise_level(self.scheduler, self.scheduler.timesteps[at])
         if step % self.settings.every or level.sigma == 0 or level.slope == 0:
             kwargs["encoder_hidden_states"] = torch.cat([c[free], c[bound] + self.shift])
             return self._forward(*args, **kwargs)
@@ -134,7 +152,7 @@ class Embedding:
         guided = rows > self.count
         unconditional = self._forward(*_part(args, free, rows), **_part(kwargs, free, rows))[0] if guided else None
         args, kwargs = _part(args, bound, rows), _part(kwargs, bound, rows)
-        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._scaling(step)
+        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._scaling(at)
         embedding = (c[bound] + self.shift).detach().requires_grad_()
         with torch.enable_grad():
             output = self._forward(*args, **{**kwargs, "encoder_hidden_states": embedding})[0]
@@ -155,8 +173,15 @@ class Embedding:
             self._again = False
         return result if unconditional is None else _with_sample(result, torch.cat([unconditional, result[0]]))
 
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Refuse a step at another timestep than the one that the prediction was read at."""
+        at = self._calls - 1 + self._offset
+        if not torch.as_tensor(arguments["timestep"]).eq(self.scheduler.timesteps[at].cpu()).all():
+            raise TypeError("DATE needs a pipeline that leaves out steps at one end of its schedule, not at both")
+        return arguments["model_output"]
+
     def _scaling(self, step: int) -> float:
-        """What the scheduler multiplied the sample by for the network."""
+        """What the scheduler multiplied the sample by for the network at that of its timesteps."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return 1.0
         return float(self.scheduler.scale_model_input(torch.ones(()), self.scheduler.timesteps[step]))

@@ -6,9 +6,19 @@ r of its clean prediction, and the population is resampled by the weights G (tab
     difference  G = exp(lambda (r_t - r_prev))        sum  G = exp(lambda (r_t + all before))
     max         G = exp(lambda max(r_t, all before))  rt   G = exp(lambda r_t)
 
-The last step corrects for what was weighed before: there G is exp(lambda r) over the product of a particle's earlier
-weights, so that the population follows the law tilted by exp(lambda r) as k grows, whatever the potential. The law
-is the sampler's own, or that of LiDAR ("SMC + LiDAR" of the LiDAR paper's table 8).
+The last step divides by what was weighed before, the product P of a particle's earlier weights. There are two forms:
+
+    paper  always resamples, by G = exp(lambda r) / P. As k grows the population follows the law tilted by
+           exp(lambda r), whatever the potential. The law is the sampler's own, or that of LiDAR ("SMC + LiDAR" of the
+           LiDAR paper's table 8).
+    code   what the released code does: by G = exp(lambda M) / P, with the running maximum or sum M for max and sum,
+           and only where the effective sample size falls below k / 2. It follows no law that can be stated: where
+           nothing is resampled at the end, the last weights are left out.
+
+The released code (https://github.com/zacharyhorvitz/Fk-Diffusion-Steering, 9413005) also cuts every weight at 1e10,
+so that exp does not overflow. Here weights are kept as logarithms, which cannot, and nothing is cut: the cut would
+depend on where the reward has its zero, and would make all particles alike once lambda M is above 23. With
+ImageReward, which is at most 2, and lambda = 10 the sum alone reaches it.
 """
 
 from __future__ import annotations
@@ -21,27 +31,31 @@ import torch
 from torch import Tensor
 
 from .._draw import Item
-from .._hooks import Hook, check_memoryless
+from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import charged, hooked, rewards_of_predictions
+from ._checks import check_fields, check_population
+from ._face import charged, check_reached, hooked, rewards_of_predictions
 from ._resampling import check_window, resampling_steps, rows
 
 
 @dataclass(frozen=True)
 class FKSteering:
-    """FK steering with the published settings for images (its repository's launch.sh).
+    """FK steering with the published settings for images (its repository's launch.sh), as released.
 
     Attributes:
         potential: how a particle is weighed.
         reward_scale: lambda of the weights, in 1 / reward.
         start: first step of resampling, as a fraction of all.
-        end: no such step is later, but for the last of all, which always resamples.
+        end: no such step is later, but for the last of all.
         every: fraction of all steps between two.
-        adaptive: resample only where the effective sample size falls below half the particles. (The published code
-            may skip the last step so too, which leaves its weights out.)
+        adaptive: resample only where the effective sample size falls below half the particles. The last step does so
+            in the form of the code whatever this says, and never in that of the paper.
         floor: the reward before the first, which ``max`` cannot fall below.
+        form: ``"code"`` as released, or ``"paper"``, which follows the tilted law. They differ in the last step, and
+            in what ``difference`` is measured from after a look at which nothing was resampled: in the code that
+            look, in the paper the last one at which something was.
         guided: steer the guided sampler, which costs a bank a prompt, instead of the plain one.
     """
 
@@ -52,22 +66,25 @@ class FKSteering:
     every: float = 0.2
     adaptive: bool = False
     floor: float = 0.0
+    form: Literal["code", "paper"] = "code"
     guided: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, reward_scale="[0, inf)", floor="(-inf, inf)")
         check_window(self.start, self.end, self.every)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.
 
         Raises:
-            ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead.
+            ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead; one without
+                noise, under which copies stay alike; or a call that ends before the samples are clean.
         """
-        check_memoryless(lidar.pipe.scheduler, "FK steering resamples particles")
+        check_population(lidar, "FK steering", "resamples particles", copies=images > 1)
 
         def particles(batch: Sequence[Item]) -> Particles:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
-            return Particles(self, rewards, lidar.settings.steps, [item.seed for item in batch[::images]])
+            return Particles(self, rewards, [item.seed for item in batch[::images]])
 
         around, populations = hooked(lidar, particles)
         how: Any = {"around": around, "together": images}
@@ -84,24 +101,25 @@ class Particles(Hook):
     Args:
         settings: how.
         rewards: from clean predictions (B, *) to rewards (B,).
-        steps: steps in all.
         seeds: of the resampling, one a population.
 
     Attributes:
         evaluations: clean predictions that were rewarded so far.
     """
 
-    def __init__(
-        self, settings: FKSteering, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: FKSteering, rewards: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
         self.settings, self.rewards, self.evaluations = settings, rewards, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        looks = resampling_steps(steps, start=settings.start, end=settings.end, every=settings.every)
-        self._times = looks | {steps - 1}
-        self._last, self._step = steps - 1, 0
+        self._times: set[int] = set()
+        self._last = self._step = 0
         self._kept: Tensor | float = settings.floor  # r_prev, the maximum or the sum so far (P, k)
         self._log_product: Tensor | float = 0.0  # of the weights that were used so far (P, k)
         self._survivors: Tensor | None = None
+
+    def start(self, steps: int) -> None:
+        """Choose the steps at which to look, among those that this call takes."""
+        how, self._last = self.settings, steps - 1
+        self._times = resampling_steps(steps, start=how.start, end=how.end, every=how.every) | {self._last}
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Weigh the particles by their clean predictions, where it is time to."""
@@ -118,9 +136,13 @@ class Particles(Hook):
         """Let survivors take the places of the others."""
         return previous if self._survivors is None else previous[self._survivors.to(previous.device)]
 
+    def finish(self) -> None:
+        """Refuse a run whose last step, at which weights are settled, was not taken."""
+        check_reached("FK steering", self._step, self._last + 1)
+
     def _resample(self, r: Tensor) -> Tensor:
         """The rows (B,) that go on, of rewards (P, k)."""
-        how, last = self.settings, self._step == self._last
+        how, last, paper = self.settings, self._step == self._last, self.settings.form == "paper"
         before, product = (
             torch.as_tensor(value, dtype=r.dtype).expand_as(r) for value in (self._kept, self._log_product)
         )
@@ -128,19 +150,20 @@ class Particles(Hook):
         if how.potential == "difference":
             log_weights = how.reward_scale * (r - before)
         elif last:
-            log_weights = how.reward_scale * r - product
+            log_weights = how.reward_scale * (r if paper else kept) - product
         else:
             log_weights = how.reward_scale * kept
         weights = log_weights.softmax(1)
         count = r.shape[1]
-        enough = 0.5 * count if how.adaptive and not last else torch.inf
-        stays = weights.square().sum(1, keepdim=True).reciprocal() >= enough
+        may_stay = not paper if last else how.adaptive
+        stays = weights.square().sum(1, keepdim=True).reciprocal() >= (0.5 * count if may_stay else torch.inf)
         drawn = [
             torch.multinomial(row, count, replacement=True, generator=generator)
             for row, generator in zip(weights, self._generators, strict=True)
         ]
         chosen = torch.stack(drawn)
-        self._kept = torch.where(stays, before, kept.gather(1, chosen))
+        seen = before if paper and how.potential == "difference" else kept  # after a look that resampled nothing
+        self._kept = torch.where(stays, seen, kept.gather(1, chosen))
         self._log_product = torch.where(stays, product, (product + log_weights).gather(1, chosen))
         chosen = torch.where(stays, torch.arange(count), chosen)
         return rows(chosen, count)

@@ -7,8 +7,7 @@ https://arxiv.org/abs/1502.07943; for diffusion as progressive seed pruning, htt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from .._cost import metered
 from .._decode import pictures
-from .._draw import Item, seed_of
-from .._hooks import Segment, attached, check_memoryless
+from .._draw import seed_of
+from .._hooks import Segment
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import best
+from ._checks import check_fields, check_population, check_start
+from ._face import best, hooked, in_steps
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class Halving:
     Attributes:
         n: seeds a prompt at the start, at least as many as images are wanted.
         keep_at: fractions of the steps after which half of the seeds are dropped.
-        steps: denoising steps; None takes those of the settings.
+        steps: denoising steps; None takes those of the sampler's call.
     """
 
     n: int = 16
     keep_at: tuple[float, ...] = (0.25, 0.5)
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, n="[1, inf)", steps="[1, inf)")
+        if not self.keep_at or not all(a < b for a, b in pairwise([0.0, *self.keep_at, 1.0])):
+            raise ValueError(f"keep_at must be rising fractions between 0 and 1, got {self.keep_at}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt, the best of those that reach the end.
@@ -44,67 +49,42 @@ class Halving:
         It costs the steps of every seed as far as it gets, and a decode and a reward call each time it is looked at.
 
         Raises:
-            ValueError: more images than reach the end, or a scheduler whose memory would stay with the dropped.
+            ValueError: more images than reach the end, drops that fall on one step, a scheduler whose memory would
+                stay with the dropped, or a call that ends before the samples are clean.
+            TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
-        check_memoryless(lidar.pipe.scheduler, "successive halving goes on with some of the samples")
-        steps = lidar.settings.steps if self.steps is None else self.steps
-        stops = [round(fraction * steps) for fraction in self.keep_at]
-        if not all(a < b for a, b in pairwise([0, *stops, steps])):
-            raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {self.keep_at}")
-        end = self.n >> len(stops)
+        check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
+        check_start(lidar, "successive halving")
+        end = self.n >> len(self.keep_at)
         if not 1 <= images <= end:
             raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
-        result, x0 = self._segment(lidar, prompts, self.n, seed, steps, 0, stops[0], None)
+        result, hooks = self._segment(lidar, prompts, self.n, 0, seed, None)
         cost, latents = result.cost["sampling"], result.latents
-        for start, stop in pairwise([*stops, steps]):
+        for part in range(1, len(self.keep_at) + 1):
             with metered(lidar.pipe, "lookahead") as looking:
+                x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
                 looks = pictures(lidar.pipe, x0, lidar.batch_size).cpu().unflatten(0, latents.shape[:2])
             looking.decodes = len(x0)
             kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)
             cost += looking + selection
-            result, x0 = self._segment(
-                lidar,
-                prompts,
-                kept.latents.shape[1],
-                seed,
-                steps,
-                start,
-                None if stop == steps else stop,
-                kept.latents,
-            )
+            noise = seed_of(seed, f"step {hooks[0].ends[part]}", "", 0)  # that no earlier segment has met
+            result, hooks = self._segment(lidar, prompts, kept.latents.shape[1], part, noise, kept.latents)
             cost, latents = cost + result.cost["sampling"], result.latents
         kept, selection = best(lidar, result, images)
         return replace(kept, seed=seed, cost={"sampling": cost + selection})
 
     def _segment(
-        self,
-        lidar: LiDAR,
-        prompts: Sequence[str],
-        alive: int,
-        seed: int,
-        steps: int,
-        start: int,
-        stop: int | None,
-        latents: Tensor | None,
-    ) -> tuple[Result, Tensor]:
-        """Steps ``start`` to ``stop`` of ``alive`` samples a prompt, and their clean predictions (P alive, *)."""
-        predictions: list[Tensor] = []
-
-        @contextmanager
-        def segment(batch: Sequence[Item]) -> Iterator[None]:
-            hook = Segment(start, stop)
-            with attached(lidar.pipe.scheduler, hook):
-                yield
-            if hook.x0 is not None:
-                predictions.append(hook.x0.cpu())
-
+        self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None
+    ) -> tuple[Result, list[Segment]]:
+        """Part ``part`` of the schedule of ``alive`` samples a prompt, and its hooks, one a batch."""
+        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part))
         result = lidar.sample(
             list(prompts),
             alive,
-            seed_of(seed, f"step {start}", "", 0) if start else seed,  # noise that no earlier segment has met
-            around=segment,
-            call=lidar.arguments(num_inference_steps=steps),
+            seed,
+            around=around,
+            call=in_steps(lidar, self.steps),
             rows={} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)},
-            decoded=stop is None,
+            decoded=part == len(self.keep_at),
         )
-        return result, torch.cat(predictions)
+        return result, hooks

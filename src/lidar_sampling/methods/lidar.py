@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 from .._result import Result
 from .._sampler import LiDAR
+from ..solvers import load
+from ._checks import check_fields
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Guided:
     reward_scale: float | None = None
     steps: int | None = None
     lookahead: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, n="[1, inf)", scale="[0, inf)", reward_scale="[0, inf)", steps="[1, inf)")
+        if self.lookahead is not None:
+            load(self.lookahead)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` guided samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once."""

@@ -24,6 +24,7 @@ from .._draw import Item, items_of
 from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields, check_start
 from ._face import check_comparable, guiding_scores
 
 
@@ -45,11 +46,7 @@ class NoiseSearch:
     eta: float | None = 0.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 0 or self.neighbours < 1 or not -1 <= self.cosine <= 1:
-            raise ValueError(
-                "rounds must be at least 0, neighbours at least 1 and cosine -1 to 1, got "
-                f"{self.rounds}, {self.neighbours} and {self.cosine}"
-            )
+        check_fields(self, rounds="[0, inf)", neighbours="[1, inf)", cosine="[-1, 1]", eta="[0, 1]")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The best samples of ``images`` searches a prompt; each costs ``1 + rounds * neighbours`` samples.
@@ -58,9 +55,10 @@ class NoiseSearch:
 
         Raises:
             ValueError: a mixture that is standardised over a bank.
-            TypeError: the pipeline takes no ``latents``.
+            TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
         check_comparable(lidar)
+        check_start(lidar, "noise search")
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:
             call["eta"] = self.eta

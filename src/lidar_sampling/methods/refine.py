@@ -7,6 +7,7 @@ each start, of which the best are kept, it is best-of-N on both sides of the noi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,8 @@ from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import load
-from ._face import best
+from ._checks import check_fields
+from ._face import best, in_steps
 from .best_of import BestOf
 from .vanilla import Vanilla
 
@@ -25,7 +27,8 @@ class Refine:
 
     Attributes:
         n: few-step samples a prompt.
-        steps: denoising steps from there.
+        steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, where no schedule has
+            just so many after its cut.
         strength: how far they are noised, 0 to 1.
         offspring: refinements of each of the best; the best of all are kept.
         solver: the few-step solver; None takes the lookahead of the settings.
@@ -38,11 +41,9 @@ class Refine:
     solver: str | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.steps < 1 or self.offspring < 1 or not 0 < self.strength <= 1:
-            raise ValueError(
-                "n, steps and offspring must be at least 1 and strength in (0, 1], got "
-                f"{self.n}, {self.steps}, {self.offspring} and {self.strength}"
-            )
+        check_fields(self, n="[1, inf)", steps="[1, inf)", strength="(0, 1]", offspring="[1, inf)")
+        if self.solver is not None:
+            load(self.solver)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps * offspring`` an image.
@@ -55,7 +56,8 @@ class Refine:
         starts = BestOf(Vanilla(solver=solver), self.n).draw(lidar, prompts, images=images, seed=seed)
         again = AutoPipelineForImage2Image.from_pipe(lidar.pipe)
         # Image-to-image pipelines take their share of the steps: strength of them.
-        call = lidar.arguments(num_inference_steps=round(self.steps / self.strength), strength=self.strength)
+        whole = next(count for count in itertools.count(self.steps) if int(count * self.strength) >= self.steps)
+        call = in_steps(lidar, whole, strength=self.strength)
         call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
         rows = {"image": starts.latents.flatten(0, 1).repeat_interleave(self.offspring, 0)}
         noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself

@@ -26,6 +26,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
+from ._checks import check_fields
 from ._face import hooked
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
@@ -76,7 +77,7 @@ class SafeDenoiser(Repelling):
     beta: float = 0.05
 
     def __post_init__(self) -> None:
-        _check(self.scale, self.worst, "beta", self.beta)
+        check_fields(self, scale="[0, inf)", worst="[1, inf)", beta="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
         """What to add to the clean prediction (*), of members (K, *).
@@ -106,7 +107,7 @@ class Spell(Repelling):
     radius: float = 100.0
 
     def __post_init__(self) -> None:
-        _check(self.scale, self.worst, "radius", self.radius)
+        check_fields(self, scale="[0, inf)", worst="[1, inf)", radius="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
         """What to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
@@ -142,10 +143,3 @@ class Repulsion(Hook):
         rows = zip(sample.float(), x0.float(), self.members, strict=True)
         delta = torch.stack([self.shift(x_t, x, worst.to(x), level) for x_t, x, worst in rows])
         return (output + level.slope * delta).to(output.dtype)
-
-
-def _check(scale: float, worst: int, name: str, strength: float) -> None:
-    if not (scale >= 0 and worst >= 1 and strength > 0):
-        raise ValueError(
-            f"scale must be at least 0, worst at least 1 and {name} above 0, got {scale}, {worst} and {strength}"
-        )

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from .._draw import Item
-from .._hooks import Hook, check_memoryless
+from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import best, charged, hooked, rewards_of_predictions
+from ._checks import check_fields, check_population
+from ._face import best, charged, check_reached, hooked, in_steps, rewards_of_predictions
 from ._resampling import check_window, resampling_steps, rows, ssp
 
 
@@ -38,7 +39,7 @@ class Steered:
         start: first step of resampling, as a fraction of all.
         end: no such step is later.
         every: fraction of all steps between two.
-        steps: denoising steps; None takes those of the settings.
+        steps: denoising steps; None takes those of the sampler's call.
     """
 
     n: int = 12
@@ -49,9 +50,8 @@ class Steered:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, n="[1, inf)", ess="(0, 1]", steps="[1, inf)")
         check_window(self.start, self.end, self.every)
-        if self.n < 1 or not 0 < self.ess <= 1:
-            raise ValueError(f"n must be at least 1 and ess in (0, 1], got {self.n} and {self.ess}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` best of ``n`` samples a prompt; it costs their steps.
@@ -60,19 +60,19 @@ class Steered:
 
         Raises:
             ValueError: more images than samples, a scheduler that remembers earlier steps, whose memory would stay
-                with the dropped, or a mixture that cannot score loose images.
+                with the dropped, or one without noise, under which copies stay alike; a call that ends before the
+                samples are clean; or a mixture that cannot score loose images.
         """
-        check_memoryless(lidar.pipe.scheduler, "steered best-of-N resamples")
+        check_population(lidar, "steered best-of-N", "resamples", copies=self.n > 1 and self.ess < 1)
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
-        steps = lidar.settings.steps if self.steps is None else self.steps
 
         def resampled(batch: Sequence[Item]) -> Resampled:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
-            return Resampled(self, rewards, steps, [item.seed for item in batch[:: self.n]])
+            return Resampled(self, rewards, [item.seed for item in batch[:: self.n]])
 
         around, hooks = hooked(lidar, resampled)
-        call = lidar.arguments(num_inference_steps=steps)
+        call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=self.n, call=call)
         many = charged(many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images)
@@ -85,20 +85,26 @@ class Resampled(Hook):
     Args:
         settings: how.
         rewards: from clean predictions (B, *) to rewards (B,).
-        steps: steps in all.
         seeds: of the resampling, one a population.
 
     Attributes:
         evaluations: clean predictions that were rewarded so far.
     """
 
-    def __init__(
-        self, settings: Steered, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: Steered, rewards: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
         self.settings, self.rewards, self.evaluations = settings, rewards, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._times = resampling_steps(steps, start=settings.start, end=settings.end, every=settings.every)
-        self._step = 0
+        self._times: set[int] = set()
+        self._step = self._steps = 0
+
+    def start(self, steps: int) -> None:
+        """Choose the steps at which to look, among those that this call takes."""
+        how, self._steps = self.settings, steps
+        self._times = resampling_steps(steps, start=how.start, end=how.end, every=how.every)
+
+    def finish(self) -> None:
+        """Refuse a run of other steps than those that the looks were chosen for."""
+        check_reached("steered best-of-N", self._step, self._steps)
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Resample, where it is time to; each row goes on with its own noise."""

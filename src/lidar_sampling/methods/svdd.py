@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .._draw import Item
-from .._hooks import Hook, check_memoryless
+from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields, check_population, check_start
 from ._face import charged, hooked, rewards_of_predictions
 from ._resampling import rows
 from ._rollout import Rollout
@@ -51,13 +52,9 @@ class SVDD:
     rollouts: int = 1
 
     def __post_init__(self) -> None:
-        if self.m < 1 or not self.temperature >= 0:
-            raise ValueError(f"m must be at least 1 and temperature at least 0, got {self.m} and {self.temperature}")
-        if self.rollouts < 1 or self.rollout_steps < 1 or (self.rollout_steps == 1 < self.rollouts):
-            raise ValueError(
-                "rollouts and rollout_steps must be at least 1, and several rollouts need several steps, got "
-                f"{self.rollouts} of {self.rollout_steps}"
-            )
+        check_fields(self, m="[1, inf)", temperature="[0, inf)", rollout_steps="[1, inf)", rollouts="[1, inf)")
+        if self.rollout_steps == 1 < self.rollouts:
+            raise ValueError(f"several rollouts need several rollout_steps, got {self.rollouts} rollouts of 1 step")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs ``m`` times their steps, and a decode and a reward call a proposal.
@@ -65,9 +62,12 @@ class SVDD:
         With rollouts, ``rollouts`` decodes and reward calls, and ``rollouts * (rollout_steps - 1)`` evaluations more.
 
         Raises:
-            ValueError: a scheduler that remembers earlier steps, or a mixture that cannot score loose images.
+            ValueError: a scheduler that remembers earlier steps, or one without noise, under which proposals are
+                alike; a call that ends before the samples are clean; or a mixture that cannot score loose images.
         """
-        check_memoryless(lidar.pipe.scheduler, "SVDD goes on from one of several proposals")
+        check_population(lidar, "SVDD", "goes on from one of several proposals", copies=self.m > 1)
+        if self.rollout_steps > 1:
+            check_start(lidar, "SVDD with rollouts")
 
         def proposals(batch: Sequence[Item]) -> Proposals:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])

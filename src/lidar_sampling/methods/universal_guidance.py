@@ -28,6 +28,7 @@ from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
+from ._checks import check_fields
 from ._ddim import Transition, check_ddim, noise_like, transition
 from ._face import charged, check_differentiable, differentiable_rewards, hooked
 
@@ -50,13 +51,9 @@ class UniversalGuidance:
     recurrence: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.reward_scale >= 0 and self.backward_steps >= 0 and self.backward_rate > 0):
-            raise ValueError(
-                "reward_scale and backward_steps must be at least 0 and backward_rate above it, got "
-                f"{self.reward_scale}, {self.backward_steps} and {self.backward_rate}"
-            )
-        if self.recurrence < 1:
-            raise ValueError(f"recurrence must be at least 1, got {self.recurrence}")
+        check_fields(
+            self, reward_scale="[0, inf)", backward_steps="[0, inf)", backward_rate="(0, inf)", recurrence="[1, inf)"
+        )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt.
@@ -65,7 +62,8 @@ class UniversalGuidance:
         backward ``backward_steps`` decodes and reward calls.
 
         Raises:
-            ValueError: the reward says that it is not differentiable, or recurrence with another scheduler than DDIM.
+            ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
+                or in a part of the schedule.
         """
         check_differentiable(lidar, "universal guidance")
         if self.recurrence > 1:
@@ -96,13 +94,23 @@ class Gradient(Hook):
 
     def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
         self.settings, self.total, self.evaluations = settings, total, 0
-        self._steps = 0
+        self._steps = self._schedule = 0
         self._generator: Any = None
         self._back: Transition | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
         """Every one as often as the step is taken."""
-        return timesteps.repeat_interleave(self.settings.recurrence)
+        repeated = timesteps.repeat_interleave(self.settings.recurrence)
+        self._schedule = len(repeated)
+        return repeated
+
+    def start(self, steps: int) -> None:
+        """Refuse recurrence in a part of the schedule: the pipeline cut it after the timesteps were repeated."""
+        if self.settings.recurrence > 1 and steps != self._schedule:
+            raise ValueError(
+                f"recurrence repeats the whole schedule of {self._schedule} steps, and the pipeline takes {steps} of "
+                "them: set recurrence=1, or leave out strength, denoising_start and denoising_end"
+            )
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Shift the prediction; for forward guidance the sample is a leaf of the graph of ``model_output``."""

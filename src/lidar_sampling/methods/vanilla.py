@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import Solver, running
+from ._checks import check_fields
+from ._face import in_steps
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,19 @@ class Vanilla:
     """Plain sampling.
 
     Attributes:
-        steps: denoising steps; None takes those of the sampler's settings.
-        solver: a few-step solver instead of the pipeline's own scheduler; with it ``steps`` is the solver's.
+        steps: denoising steps; None takes those of the sampler's call.
+        solver: a few-step solver instead of the pipeline's own scheduler, which brings steps of its own.
     """
 
     steps: int | None = None
     solver: Solver | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, steps="[1, inf)")
+        if self.solver is not None and not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a Solver, such as solvers.load('dpm:5'), got {self.solver!r}")
+        if self.solver is not None and self.steps is not None:
+            raise ValueError(f"{self.solver.name} brings steps of its own: leave out steps={self.steps}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs steps a sample, twice with classifier-free guidance."""
@@ -29,5 +38,4 @@ class Vanilla:
             with running(self.solver, pipe):
                 call = self.solver.arguments(lidar.arguments())
                 return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
-        steps = lidar.settings.steps if self.steps is None else self.steps
-        return lidar.sample(list(prompts), images, seed, call=lidar.arguments(num_inference_steps=steps))
+        return lidar.sample(list(prompts), images, seed, call=in_steps(lidar, self.steps))

@@ -1,0 +1,144 @@
+"""What methods refuse before anything is drawn: wrong settings, and samplers that they cannot follow."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from .._hooks import check_memoryless
+from .._sampler import LiDAR
+from .._settings import takes_eta
+from .._values import check_settings
+
+
+def check_fields(settings: Any, **ranges: str) -> None:
+    """Refuse a dataclass whose fields have values of another type than their annotations, or out of their range.
+
+    Args:
+        settings: the dataclass.
+        **ranges: field -> interval, as mathematics writes it; None passes where the annotation allows it.
+
+    Raises:
+        ValueError: the message names the field, the value and what is expected.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Threshold:
+        ...     share: float = 0.5
+        >>> check_fields(Threshold(2.0), share="[0, 1]")
+        Traceback (most recent call last):
+        ValueError: share must be in [0, 1], got 2.0
+    """
+    what, values = type(settings).__name__, {field.name: getattr(settings, field.name) for field in fields(settings)}
+    check_settings(what, values, get_type_hints(type(settings)))
+    for name, interval in ranges.items():
+        if values[name] is not None and not _inside(values[name], interval):
+            raise ValueError(f"{name} must be {_in_words(interval, values[name])}, got {values[name]}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _in_words(interval: str, value: float) -> str:
+    low, high = interval[1:-1].split(", ")
+    if low == "-inf":
+        return "finite"
+    if high != "inf":
+        return f"in {interval}"
+    words = f"{'at least' if interval[0] == '[' else 'above'} {low}"
+    return words if math.isfinite(value) else f"finite and {words}"
+
+
+def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) -> None:
+    """Refuse a sampler under which samples cannot go on from one another to a clean end.
+
+    Args:
+        lidar: draws.
+        who: the method, for the message.
+        what: it does to the samples, for the message.
+        copies: whether several samples go on from one.
+
+    Raises:
+        ValueError: a scheduler that remembers earlier steps, a call that ends before the sample is clean, or copies
+            that no noise parts.
+    """
+    check_memoryless(lidar.pipe.scheduler, f"{who} {what}")
+    check_whole(lidar, who)
+    if copies:
+        check_noise(lidar, who)
+
+
+def check_whole(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, a call that ends before the sample is clean.
+
+    Raises:
+        ValueError: it does.
+    """
+    end = lidar.arguments().get("denoising_end")
+    if end is not None and end < 1:
+        raise ValueError(
+            f"{who} chooses by samples that end clean, and denoising_end={end} stops before: leave it out"
+        )
+
+
+def check_noise(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, a scheduler whose steps add no noise.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if step_eta(lidar) == 0:
+        raise ValueError(
+            f"{who} needs a sampler with noise, and {type(lidar.pipe.scheduler).__name__} with eta=0 has none: "
+            "set eta above 0"
+        )
+
+
+def step_eta(lidar: LiDAR) -> float:
+    """Return the eta that reaches the scheduler's step; NaN where its steps take none.
+
+    It is that of the call, or else the pipeline's default, or else the step's own.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> from lidar_sampling import testing
+        >>> pipe = testing.tiny_stable_diffusion()
+        >>> pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+        >>> step_eta(LiDAR(pipe, reward="brightness", eta=0.5))
+        0.5
+    """
+    if not takes_eta(lidar.pipe.scheduler):
+        return math.nan
+    own = inspect.signature(type(lidar.pipe.scheduler).step).parameters["eta"].default
+    eta = lidar.arguments().get("eta", _parameters(lidar.pipe).get("eta", own))
+    return float(own if eta is None else eta)
+
+
+def check_start(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, a pipeline that does not start from the latents that it is given.
+
+    Raises:
+        TypeError: it takes none, or starts from a picture.
+    """
+    pipe, known = lidar.pipe, _parameters(lidar.pipe)
+    if "latents" not in known:
+        raise TypeError(f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} takes no latents")
+    if "strength" in known and "image" in lidar.arguments():
+        raise TypeError(
+            f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} starts from a picture: use a "
+            "pipeline from text alone"
+        )
+
+
+def _parameters(pipe: Any) -> dict[str, Any]:
+    """The names of the arguments that ``pipe`` can be called with, and their defaults."""
+    blocks = getattr(pipe, "blocks", None)
+    if blocks is not None:
+        return {parameter.name: parameter.default for parameter in blocks.inputs}
+    return {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
