@@ -132,6 +132,14 @@ def test_a_lookahead_takes_its_own_steps_whatever_the_target_takes():
     assert result.trace.seen == 4
 
 
+def test_progress_reaches_its_end_when_a_picture_takes_part_of_the_steps():
+    pipe, seen = testing.tiny_stable_diffusion(StableDiffusionImg2ImgPipeline), []
+    lidar = sampler(pipe, image=Image.new("RGB", (16, 16)), strength=0.5)
+    lidar("a cat", images=2, progress=lambda phase, done, total: seen.append((phase, done / total)))
+    assert [done for phase, done in seen if phase == "lookahead"][-1] == 1
+    assert [done for phase, done in seen if phase == "sampling"][-1] == 1
+
+
 def test_a_result_says_how_it_was_sampled():
     pipe = testing.tiny_stable_diffusion()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)

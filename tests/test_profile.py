@@ -94,3 +94,16 @@ def test_arguments_are_tiled_to_another_size():
     assert tiled[1]["a"].shape == (5, 1)
     assert tiled[1]["b"] is None
     assert tiled[2] == "same"
+
+
+def test_the_clock_is_that_of_the_pipelines_device():
+    from lidar_sampling import _profile
+
+    pipe = testing.tiny_stable_diffusion()
+    with profiled():
+        assert _profile._current.get().device is None
+        LiDAR(pipe, reward="brightness", n=2, steps=2).look("a cat")
+        assert _profile._current.get().device == pipe.device
+    with profiled("meta"):  # what was said stands
+        LiDAR(pipe, reward="brightness", n=2, steps=2).look("a cat")
+        assert _profile._current.get().device.type == "meta"

@@ -1,5 +1,6 @@
 """Settings that come with a model: whole, by name, and nothing that a scheduler would leave out without a word."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
@@ -100,6 +101,35 @@ class TestPrecision:
 
     def test_is_measured(self):
         assert 0 < _precision.seconds(torch.float32) < 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"n": 4.5}, r"n must be int, got 4\.5"),
+        ({"n": True}, "n must be int, got True"),
+        ({"steps": "5"}, "steps must be int, got '5'"),
+        ({"scale": "big"}, "scale must be float, got 'big'"),
+        ({"reward_scale": -5.0}, r"reward_scale must be finite and at least 0, got -5\.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite, got nan"),
+        ({"window": (0.2, 1.0)}, r"window must be \(start, end\)"),
+        ({"batch_size": 2.0}, r"batch_size must be a whole number, got 2\.0"),
+    ],
+)
+def test_settings_of_another_type_or_range_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        LiDAR(testing.tiny_stable_diffusion(), reward="brightness", **setting)
+
+
+def test_numbers_of_numpy_are_numbers():
+    lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=np.int64(2), scale=np.float32(1.5))
+    assert (lidar.settings.n, lidar.settings.scale) == (2, 1.5)
+
+
+@pytest.mark.parametrize("call", [{"images": 2.5}, {"images": "2"}, {"seed": "a"}, {"seed": 0.5}])
+def test_counts_and_seeds_are_whole_numbers(call):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=2)("a cat", **call)
 
 
 def test_two_judges_of_one_name_are_refused():

@@ -97,19 +97,19 @@ def draw(
     unknown = [name for name in (*call, *rows) if name not in known]
     if unknown:
         raise TypeError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}")
-    steps = call["num_inference_steps"]
     done = 0
 
-    def report(step: int, size: int) -> None:
+    def report(step: int, size: int, total: int) -> None:
         if progress is not None:
-            progress(done + size * min(1.0, step / steps))
+            progress(done + size * min(1.0, step / max(1, total)))
 
     def run(groups: Sequence[int]) -> Drawn:
         chosen = slice(groups[0] * together, (groups[-1] + 1) * together)
         batch = items[chosen]
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
         context = around(batch) if around else nullcontext()
-        with _quiet(pipe), context, record(pipe, on_step=lambda step: report(step, len(batch))) as recording:
+        with _quiet(pipe), context, record(pipe) as recording:
+            recording.on_step = lambda step: report(step, len(batch), recording.total)
             images = (_call_with_graph if differentiable else _call)(
                 pipe,
                 prompt=[item.prompt for item in batch],

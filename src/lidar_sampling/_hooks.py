@@ -54,12 +54,18 @@ class Recording(Hook):
     Attributes:
         samples: what ``scheduler.step`` returned last (B, *), in units of clean latents: the space of banks.
         steps: number of steps so far.
-        on_step: called with that number after each step.
+        total: number of steps that this call takes, once the first is reached.
+        on_step: called with the number of steps so far after each step.
     """
 
     samples: Tensor | None = None
     steps: int = 0
+    total: int = 0
     on_step: Callable[[int], None] | None = None
+
+    def start(self, steps: int) -> None:
+        """Keep how many steps this call takes."""
+        self.total = steps
 
     def after(self, scheduler: Any, previous: Tensor) -> Tensor:
         """Keep the sample that the scheduler returned."""

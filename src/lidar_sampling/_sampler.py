@@ -29,6 +29,7 @@ from ._preview import load_preview
 from ._result import Result
 from ._settings import GLYPH, Settings, preset, settings_for, takes_eta
 from ._space import space_of
+from ._values import accepts
 from .rewards import Reward, name_of, score
 from .rewards.mixture import Mixture
 from .solvers import Solver, lookahead_pipeline
@@ -122,8 +123,7 @@ class LiDAR:
                 f"two judges are called {twice[0]!r}, and results go by name: give each a name attribute of its own"
             )
         warn_if_emulated(getattr(self.pipe, "dtype", torch.float32), device)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_whole("batch_size", batch_size, least=1)
         if preview is not None:
             check_preview(preview, pipe)
         if rescore < 0 or (rescore and preview is None):
@@ -333,6 +333,7 @@ class LiDAR:
         self, prompts: list[str], seed: int, progress: Progress | None = None
     ) -> tuple[list[LookaheadBank], Cost]:
         """Banks of prompts that were checked, and what they cost."""
+        _check_whole("seed", seed)
         return look(
             self.lookahead_pipeline(self._solver),
             prompts,
@@ -373,8 +374,8 @@ class LiDAR:
             call: its arguments, if not the target's :meth:`arguments`.
             **how: ``rows``, ``together``, ``differentiable`` and ``decoded`` of :func:`lidar_sampling._draw.draw`.
         """
-        if images < 1:
-            raise ValueError(f"images must be at least 1, got {images}")
+        _check_whole("images", images, least=1)
+        _check_whole("seed", seed)
         pipe = pipe or self.pipe
         call = per_prompt(pipe, call or self.arguments(), prompts)
         items = items_of(prompts, images, seed, "target")
@@ -474,6 +475,14 @@ class LiDAR:
             )
         _log.warning("eta=%s of the settings is left out: a step of %s takes none", eta, name)
         self.settings = replace(self.settings, eta=None)
+
+
+def _check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Refuse what is not a whole number of at least ``least``."""
+    if not accepts(int, value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:

@@ -6,7 +6,9 @@ import inspect
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
+
+from ._values import check_settings
 
 _PAPER = "Kim et al. 2026 (arXiv 2602.03211), appendix B.1"
 
@@ -40,6 +42,7 @@ class Settings:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
+        check_settings("Settings", vars(self), get_type_hints(Settings))
         for name in ("steps", "n"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -47,6 +50,8 @@ class Settings:
             check_strength(name, getattr(self, name))
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, got {self.eta}")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         check_window(self.window)
 
 

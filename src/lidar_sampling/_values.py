@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,8 +110,8 @@ def accepts(annotation: Any, value: Any) -> bool:
         given = isinstance(value, list | tuple)
         return given and (not inner or all(accepts(inner[0], item) for item in value))
     if annotation in (int, float):
-        numbers = (int,) if annotation is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        kind = numbers.Integral if annotation is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
     if annotation in (bool, str, dict, list, tuple):
         return isinstance(value, annotation)
     return True

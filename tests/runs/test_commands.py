@@ -120,6 +120,13 @@ class TestMetadata:
         file.write_text(json.dumps({**MINE, "include": [{"class": "cat", "count": 1}]}) + "\n")
         assert "choose another --out, or the metadata that it was drawn with" in failure(lidar(*run))
 
+    def test_of_two_kinds_for_one_prompt_is_refused_before_drawing(self, lidar, tmp_path):
+        other = {**MINE, "include": [{"class": "cat", "count": 1}]}
+        (tmp_path / "two.jsonl").write_text(f"{json.dumps(MINE)}\n{json.dumps(other)}\n")
+        run = ["compare", "--prompts", tmp_path / "two.jsonl", "--methods", "vanilla", "--out", tmp_path / "r"]
+        assert "comes twice, with two metadata" in failure(lidar(*run))
+        assert not list((tmp_path / "r").glob("results-*"))
+
     def test_that_cannot_be_judged_is_refused_before_drawing(self, lidar, tmp_path):
         wrong = {**MINE, "include": [{"class": "dog", "count": "1"}]}
         (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong) + "\n")
@@ -160,6 +167,13 @@ def test_a_folder_of_one_variant_is_found_by_itself(lidar, tmp_path):
     testing.tiny_stable_diffusion().to(torch.float16).save_pretrained(tmp_path / "m", variant="fp16")
     model = ["--model", tmp_path / "m", "--reward", "brightness", "--device", "cpu"]
     assert lidar("generate", "a cat", *model, *FAST, "--out", tmp_path / "out")[0] == 0
+
+
+def test_a_preset_and_a_scheduler_are_one_too_many(lidar, tiny, tmp_path):
+    both = ["--preset", "paper-sd15", "--scheduler", "DDPMScheduler"]
+    assert "--preset brings its scheduler" in failure(
+        lidar("generate", "a cat", *tiny, *both, "--out", tmp_path / "o")
+    )
 
 
 def test_a_preset_is_said_in_the_settings(lidar, tiny, tmp_path):

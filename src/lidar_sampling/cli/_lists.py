@@ -11,10 +11,10 @@ from ._screen import print_json, shown
 
 
 def models(json: o.Json = False) -> None:
-    """List the models with defaults of their own; any other diffusers pipeline works with cautious ones."""
-    from .._settings import DEFAULTS, GLYPH
+    """List the models with defaults of their own, and the presets; any other pipeline works with cautious defaults."""
+    from .._settings import DEFAULTS, GLYPH, PRESETS
 
-    rows = {"glyph": asdict(GLYPH), **{name: asdict(row) for name, row in DEFAULTS.items()}}
+    rows = {name: asdict(row) for name, row in {"glyph": GLYPH, **DEFAULTS, **PRESETS}.items()}
     with shown(saved=False):
         if json:
             print_json(rows)

@@ -214,6 +214,10 @@ def load_sampler(
     from .._settings import preset as find_preset
 
     quieten()
+    if preset is not None and scheduler is not None:
+        raise typer.BadParameter(
+            "--preset brings its scheduler: leave out --scheduler, or set the numbers one by one"
+        )
     levers, make, arguments = read_levers(fast), read_scheduler(scheduler), read_call(call)
     _check_early(model, arguments)
     options = {} if preset is None else {"settings": find_preset(preset)}

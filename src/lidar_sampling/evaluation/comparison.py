@@ -65,6 +65,7 @@ def compare(
     rank, number = shard
     check_shard(rank, number)
     lidar.check_prompts(prompts)
+    _check_twice(prompts)
     claim(out, lidar, images)
     lidar = lidar.with_prompts([metadata["prompt"] for metadata in prompts])
     path = out / f"results-{rank}.jsonl"
@@ -114,6 +115,14 @@ def claim(out: Path, lidar: LiDAR, images: int) -> None:
     if "identity" not in before:
         raise ValueError(f"{manifest} is of an older version, which did not say what drew the lines: {mend}")
     agree(out, before["identity"], now, mend, "drawn")
+
+
+def _check_twice(prompts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a prompt that comes twice and asks for two things: lines are known by their prompt."""
+    asks: dict[str, Any] = {}
+    for metadata in prompts:
+        if asks.setdefault(metadata["prompt"], _asks(metadata)) != _asks(metadata):
+            raise ValueError(f"{metadata['prompt']!r} comes twice, with two metadata: compare them in two folders")
 
 
 def _same_prompt(out: Path, line: Line, metadata: Mapping[str, Any]) -> None:

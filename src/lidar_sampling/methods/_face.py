@@ -17,7 +17,7 @@ from .._draw import Item
 from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
-from ..rewards import name_of, score
+from ..rewards import ask, name_of, score
 from ..rewards.mixture import Mixture
 
 
@@ -88,8 +88,7 @@ def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Te
 
 def differentiable_rewards(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
     """As :func:`rewards_of_predictions`, through which gradients flow."""
-    reward: Any = lidar.reward
-    return lambda x0: reward(images=decode(lidar.pipe, x0), prompts=prompts)
+    return lambda x0: ask(lidar.reward, images=decode(lidar.pipe, x0), prompts=prompts)
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:

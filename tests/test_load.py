@@ -1,0 +1,43 @@
+"""Folders of weights: the variant that is there, and damage by its file."""
+
+import pytest
+import torch
+
+from lidar_sampling import LiDAR, testing
+from lidar_sampling._load import load_pipeline, only_variant
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"], None),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"], "fp16"),
+        (["transformer/diffusion_pytorch_model.bf16-00001-of-00002.safetensors"], "bf16"),
+        (["transformer/diffusion_pytorch_model-00001-of-00002.safetensors"], None),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"], None),
+        (["unet/diffusion_pytorch_model.bin"], None),
+        ([], None),
+    ],
+)
+def test_the_only_variant_is_found(tmp_path, files, variant):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert only_variant(tmp_path) == variant
+
+
+def test_of_several_variants_one_must_be_named(tmp_path):
+    pipe = testing.tiny_stable_diffusion().to(torch.float16)
+    for variant in ("fp16", "mine"):
+        pipe.save_pretrained(tmp_path, variant=variant)
+    with pytest.raises(ValueError, match="holds the variants fp16, mine: name one as variant"):
+        LiDAR.from_pretrained(tmp_path, reward="brightness")
+    assert LiDAR.from_pretrained(tmp_path, reward="brightness", variant="mine").pipe.unet is not None
+
+
+def test_a_pointer_among_the_weights_is_named(tmp_path):
+    testing.tiny_stable_diffusion().save_pretrained(tmp_path)
+    file = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1794\n")
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors is a pointer of Git LFS"):
+        load_pipeline(tmp_path, dtype=torch.float32)
