@@ -90,17 +90,25 @@ class TestRuns:
 
     def test_help_others_when_their_own_share_is_done(self, tmp_path):
         draw = {"out": tmp_path, "images": 2, "help_others": True}
-        lines = list(compare(sampler(), PROMPTS, chosen("vanilla"), shard=(1, 2), **draw))
-        assert [line["prompt"] for line in lines] == ["a dog", "two cats", "a cat"]
         method = counted(methods.Vanilla())
-        assert list(compare(sampler(), PROMPTS, {"vanilla": method}, shard=(0, 2), **draw)) != []
-        assert method.draws == 0
+        lines = list(compare(sampler(), PROMPTS, {"vanilla": method}, shard=(1, 2), **draw))
+        assert [line["prompt"] for line in lines] == ["a dog", "two cats", "a cat"]
+        assert len(list(compare(sampler(), PROMPTS, {"vanilla": method}, shard=(0, 2), **draw))) == 3
+        assert method.draws == 3
 
     @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
     def test_have_a_rank_among_their_number(self, tmp_path, shard):
         with pytest.raises(ValueError, match="RANK must be 0 to WORLD_SIZE - 1"):
             next(compare(sampler(), PROMPTS, chosen("vanilla"), out=tmp_path / "out", shard=shard))
         assert not (tmp_path / "out").exists()
+
+    def test_by_another_method_of_the_same_name_are_refused(self, tmp_path):
+        list(compare(sampler(), PROMPTS[:1], {"mine": methods.load("best-of-2")}, out=tmp_path, images=1))
+        with pytest.raises(ValueError, match="holds lines of 'mine' with other settings than it has now"):
+            list(compare(sampler(), PROMPTS, {"mine": methods.load("best-of-3")}, out=tmp_path, images=1))
+        assert (
+            len(list(compare(sampler(), PROMPTS, {"mine": methods.load("best-of-2")}, out=tmp_path, images=1))) == 3
+        )
 
     def test_name_a_line_that_is_damaged(self, tmp_path):
         (line,) = compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path, images=1)

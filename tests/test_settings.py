@@ -60,6 +60,12 @@ class TestPresets:
         )
         assert torch.equal(by_name("a cat", images=2).images, by_hand("a cat", images=2).images)
 
+    def test_of_another_kind_of_model_are_refused(self):
+        with pytest.raises(
+            ValueError, match="sample with DDIMScheduler, which cannot follow the schedule of FluxPip"
+        ):
+            LiDAR(testing.tiny_flux(), reward="brightness", settings="paper-sd15")
+
     def test_that_are_not_there_are_refused(self):
         with pytest.raises(ValueError, match="no preset 'paper'; there are paper-sd15, paper-sdxl"):
             LiDAR(testing.tiny_stable_diffusion(), reward="brightness", settings="paper")

@@ -486,13 +486,26 @@ def _check_whole(name: str, value: Any, least: int | None = None) -> None:
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:
-    """``pipe``, or a twin of it that samples with the scheduler of that class in diffusers."""
-    if name is None or type(pipe.scheduler).__name__ == name:
+    """``pipe``, or a twin of it that samples with the scheduler of that class in diffusers.
+
+    Raises:
+        ValueError: there is no such scheduler, or the model was not trained with a noise schedule of its kind.
+    """
+    own = pipe.scheduler
+    if name is None or type(own).__name__ == name:
         return pipe
     import diffusers
 
-    twin, cls = copy(pipe), getattr(diffusers, name)
-    twin.scheduler = cls.from_config(pipe.scheduler.config, clip_sample=False)
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise ValueError(f"diffusers has no scheduler {name!r}")
+    if "beta_schedule" not in own.config:
+        raise ValueError(
+            f"these settings sample with {name}, which cannot follow the schedule of {type(pipe).__name__} "
+            f"({type(own).__name__}): set the numbers one by one"
+        )
+    twin = copy(pipe)
+    twin.scheduler = cls.from_config(own.config, clip_sample=False)
     return twin
 
 

@@ -118,7 +118,7 @@ class TestMetadata:
         assert line["rewards"]["geneval"] in ([0.0], [1.0])
         assert line["asks"] == {"include": MINE["include"]}
         file.write_text(json.dumps({**MINE, "include": [{"class": "cat", "count": 1}]}) + "\n")
-        assert "choose another --out, or the metadata that it was drawn with" in failure(lidar(*run))
+        assert "choose another --out" in failure(lidar(*run))
 
     def test_of_two_kinds_for_one_prompt_is_refused_before_drawing(self, lidar, tmp_path):
         other = {**MINE, "include": [{"class": "cat", "count": 1}]}

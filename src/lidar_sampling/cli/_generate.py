@@ -89,7 +89,7 @@ def generate(
             return lidar.guided(texts, images, seed, None, progress)
         return other.draw(lidar, texts, images=images, seed=seed)
 
-    _run(options, o.read_metadata(prompts, prompts_file), store=banks, method=method, draw=draw)
+    _run(options, o.read_metadata(prompts, prompts_file), store=banks, method=method, draw=draw, drawn_by=other)
 
 
 def guide(
@@ -132,7 +132,7 @@ def guide(
         return lidar.guided(some, images, seed, [found[prompt] for prompt in some], progress)
 
     guided_by = {prompt: [digest(bank.samples), contents(dict(bank.rewards))] for prompt, bank in found.items()}
-    _run(options, lines, store=None, method="lidar", draw=draw, banks=guided_by)
+    _run(options, lines, store=None, method="lidar", draw=draw, drawn_by=guided_by)
 
 
 def _find_banks(places: list[Path], prompts: list[str]) -> dict[str, LookaheadBank]:
@@ -161,9 +161,10 @@ def _run(
     store: Path | None,
     method: str,
     draw: Callable[[LiDAR, list[str], Progress | None], Result],
-    banks: dict[str, Any] | None = None,
+    drawn_by: Any = None,
 ) -> None:
     """Draw the prompts into the folder as the options of the command line say, and report."""
+    from .._contents import contents
     from .._profile import profiled
     from ..rewards import RewardError
     from ..runs import identity
@@ -184,7 +185,8 @@ def _run(
         lidar.check_prompts(lines)
         lidar = lidar.with_prompts(prompts)
         beside = options["beside_vanilla"]
-        same = identity(lidar, prompts=lines, method=method, images=images, seed=seed, vanilla=beside, banks=banks)
+        how = {"method": method, "drawn_by": contents(drawn_by, "method")}
+        same = identity(lidar, prompts=lines, **how, images=images, seed=seed, vanilla=beside)
         folder = Folder(out, arguments, identity=same, resume=options["resume"], overwrite=options["overwrite"])
         finished = {index: folder.finished(index) for index in range(len(prompts))}
         entries = {index: entry for index, entry in finished.items() if entry is not None}

@@ -11,7 +11,7 @@ from ._screen import print_json, shown
 
 
 def models(json: o.Json = False) -> None:
-    """List the models with defaults of their own, and the presets; any other pipeline works with cautious defaults."""
+    """List the models with defaults of their own, and the presets; other pipelines work with cautious defaults."""
     from .._settings import DEFAULTS, GLYPH, PRESETS
 
     rows = {name: asdict(row) for name, row in {"glyph": GLYPH, **DEFAULTS, **PRESETS}.items()}

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._contents import OpaqueError, contents, key
 from .._cost import Cost
 from .._files import naming, natural_order, write_atomically
 from .._geneval import parse
@@ -67,6 +68,10 @@ def compare(
     lidar.check_prompts(prompts)
     _check_twice(prompts)
     claim(out, lidar, images)
+    drawn_by = {name: _settings(method) for name, method in methods.items()}
+    done = _lines(out)
+    for old in done.values():
+        _check_line(out, old, prompts, drawn_by)
     lidar = lidar.with_prompts([metadata["prompt"] for metadata in prompts])
     path = out / f"results-{rank}.jsonl"
     numbered = list(enumerate(prompts))
@@ -74,8 +79,7 @@ def compare(
     total, count = len(mine) * len(seeds) * len(methods), 0
     for seed in seeds:
         for index, metadata in mine:
-            # What other shards wrote in the meantime counts too.
-            done = {_key(line): line for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))}
+            done = _lines(out) if number > 1 else done  # what other shards wrote in the meantime counts too
             taken = {line.get("pictures") for line in done.values()}
             for name, method in methods.items():
                 line = done.get((metadata["prompt"], seed, name))
@@ -84,14 +88,14 @@ def compare(
                         progress(count, total, f"{name}: {metadata['prompt']}")
                     drawn = method.draw(lidar, [metadata["prompt"]], images=images, seed=seed)
                     result = lidar.judge(drawn, [metadata])
-                    line = _line(lidar, result, metadata, seed, name)
+                    line = {**_line(lidar, result, metadata, seed, name), "drawn_by": drawn_by[name]}
                     place = f"pictures/{index:05d}/{name.replace('/', '-')}"
                     # A folder that went on with another list of prompts holds another prompt's pictures there.
                     if seed == seeds[0] and index < pictures and place not in taken:
                         _keep(result, out / place)
                         line["pictures"] = place
                     append(path, line)
-                _same_prompt(out, line, metadata)
+                    done[_key(line)] = line
                 count += 1
                 yield line
 
@@ -125,14 +129,35 @@ def _check_twice(prompts: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"{metadata['prompt']!r} comes twice, with two metadata: compare them in two folders")
 
 
-def _same_prompt(out: Path, line: Line, metadata: Mapping[str, Any]) -> None:
-    """Refuse a line whose pictures were judged by other metadata of the same prompt."""
-    now = _asks(metadata)
-    if line.get("asks") != now:
+def _check_line(
+    out: Path, line: Line, prompts: Sequence[Mapping[str, Any]], drawn_by: Mapping[str, str | None]
+) -> None:
+    """Refuse a line that was judged by other metadata, or drawn by a method of the same name with other settings.
+
+    Raises:
+        ValueError: it was; the message names the prompt or the method.
+    """
+    name, other = line["method"], "choose another --out"
+    own = [metadata for metadata in prompts if metadata["prompt"] == line["prompt"]]
+    if own and line.get("asks") != (now := _asks(own[0])):
+        raise ValueError(f"{out} holds {line['prompt']!r} judged by {line.get('asks')}, now it is {now}: {other}")
+    if name in drawn_by and line.get("drawn_by") != drawn_by[name]:
         raise ValueError(
-            f"{out} holds {line['prompt']!r} judged by {line.get('asks')}, now it is {now}: "
-            f"choose another --out, or the metadata that it was drawn with"
+            f"{out} holds lines of {name!r} with other settings than it has now: {other}, or another name"
         )
+
+
+def _settings(method: Method) -> str | None:
+    """What tells a method from another of the same name; None where that cannot be told."""
+    try:
+        return key(contents(method))[:32]
+    except OpaqueError:
+        return None
+
+
+def _lines(out: Path) -> dict[tuple[str, int, str], Line]:
+    """Return what ``out`` holds, by prompt, seed and method."""
+    return {_key(line): line for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))}
 
 
 def _asks(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
