@@ -153,3 +153,54 @@ def test_lists_of_references_are_one_value():
         def __call__(self, prompt, image): ...
 
     assert per_prompt(Edit(), {"image": [1, 2]}, ["a"]) == {"image": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"height": [16]}, "height must be int or None, got"),
+        ({"height": 0}, "height must be at least 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"negative_prompt": [1, 2]}, "negative_prompt must be list"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite, got nan"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(**call)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, 1.5, float("nan")])
+def test_a_strength_is_above_0_and_at_most_1(strength):
+    with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
+        sampler(
+            testing.tiny_stable_diffusion(StableDiffusionImg2ImgPipeline),
+            image=torch.rand(1, 3, 16, 16),
+            strength=strength,
+        )
+
+
+def test_one_prompt_with_two_pictures_is_refused():
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    lidar = sampler(testing.tiny_stable_diffusion(StableDiffusionImg2ImgPipeline), image=[red, blue])
+    with pytest.raises(ValueError, match="'a' comes twice, with two values of image"):
+        lidar.vanilla(["a", "a"], images=1)
+
+
+@pytest.mark.parametrize("settings", [{"clip_sampel": False}, {"clip_sample": "no"}])
+def test_settings_that_a_solvers_scheduler_has_not_are_refused(settings):
+    from lidar_sampling.solvers import Solver
+
+    lidar = LiDAR(
+        testing.tiny_stable_diffusion(),
+        **{**TINY, "lookahead": Solver("mine", 2, scheduler="DDIMScheduler", settings=settings)},
+    )
+    with pytest.raises(ValueError, match=r"mine: DDIMScheduler(: clip_sample must be bool| has no 'clip_sampel')"):
+        lidar.look("a cat")
+
+
+def test_metadata_belongs_to_its_prompts():
+    lidar = sampler()
+    result = lidar.sample(["a cat"], 1, 0)
+    with pytest.raises(ValueError, match="metadata must be of the prompts, in their order"):
+        lidar.judge(result, [{"prompt": "a dog"}])

@@ -6,8 +6,9 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
+from ._contents import contents
 from ._values import accepts, annotations_of, spelt
 
 TARGET_ONLY = ("timesteps", "sigmas", "denoising_end")
@@ -25,6 +26,7 @@ _OWN = {  # what the sampler sets for every batch -> what to use instead
     "batch_size": "give it batch_size=",
 }
 _TEXT = re.compile(r"prompt_\d|negative_prompt(_\d)?")
+_COUNTS = ("height", "width", "num_frames", "num_inference_steps")
 _PICTURES = ("image", "mask_image", "control_image", "init_image")
 # Pipelines that read a list of pictures as one picture per sample; others take several references for each sample.
 _PAIRED = re.compile("Img2Img|Inpaint|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet")
@@ -61,10 +63,27 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is set by the sampler: give texts instead, for example as negative_prompt")
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{cls.__name__} takes no argument {name!r}{hint}")
-        if isinstance(value, bool | int | float | str) and not accepts(hints.get(name, Any), value):
-            raise ValueError(f"{cls.__name__}: {name} must be {spelt(hints[name])}, got {value!r}")
+            mend = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.__name__} takes no argument {name!r}{mend}")
+        hint: Any = hints.get(name, Any)
+        if _TEXT.fullmatch(name) and isinstance(value, list | tuple):
+            hint = list[str]  # one per prompt
+        checked = value is not None and (_is_plain(value) or _is_scalar(hint) or hint == list[str])
+        if checked and not accepts(hint, value):
+            raise ValueError(f"{cls.__name__}: {name} must be {spelt(hint)}, got {value!r}")
+        if name in _COUNTS and value is not None and value < 1:
+            raise ValueError(f"{cls.__name__}: {name} must be at least 1, got {value}")
+        if name in ("strength", "denoising_end") and value is not None and not 0 < value <= 1:
+            raise ValueError(f"{cls.__name__}: {name} must be above 0 and at most 1, got {value}")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _is_scalar(hint: Any) -> bool:
+    """Whether an annotation allows numbers and texts alone."""
+    return all(one in (bool, int, float, str, type(None)) for one in (get_args(hint) or [hint]))
 
 
 def per_prompt(pipe: Any, call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +105,7 @@ def _of_prompts(pipe: Any, name: str, value: Any, prompts: Sequence[str]) -> Any
         raise ValueError(f"{name} holds {len(value)} values for {len(prompts)} prompts: give one, or one per prompt")
     found = PerPrompt(zip(prompts, value, strict=True))
     for prompt, own in zip(prompts, value, strict=True):
-        if found[prompt] is not own and isinstance(own, str) and found[prompt] != own:
+        if found[prompt] is not own and contents(found[prompt]) != contents(own):
             raise ValueError(f"{prompt!r} comes twice, with two values of {name}: draw them one after the other")
     return found
 

@@ -13,9 +13,12 @@ import functools
 import hashlib
 import json
 import math
+import os
+import pickle
 import sys
 import types
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_BLOCK = 1 << 17  # words of 8 bytes that are summed at a time: what a core's cache holds
-_MIX = -7046029254386353131  # 2**64 over the golden ratio, as a signed number
-_TORCH = frozenset(vars(nn.Module()))  # what every module has of torch: parameters, buffers, hooks
-_NAMES = ("_name_or_path", "name_or_path", "_commit_hash")  # where a configuration was loaded from
+_TORCH = frozenset(vars(nn.Module())) - {"training"}  # what every module has of torch: parameters, buffers, hooks
 
 
 class OpaqueError(ValueError):
@@ -62,29 +62,28 @@ def key(value: Any) -> str:
 
 @torch.no_grad()
 def digest(tensor: Tensor) -> str:
-    """Return a checksum of type, shape and every element, computed where the tensor is.
+    """Return the SHA-256 of type, shape and every element, 32 hexadecimal digits; the same on every device.
 
-    One element that changes always changes it; it is no defence against somebody who wants a collision.
+    Raises:
+        OpaqueError: its elements are not here (sequential offload), or not one number each (sparse, quantized).
 
     >>> digest(torch.zeros(3)) == digest(torch.zeros(3)) != digest(torch.zeros(4))
     True
     """
     if tensor.device.type == "meta":
         raise OpaqueError("weights that are elsewhere (sequential offload) cannot be compared")
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    data = flat.view(torch.uint8)
-    words = (nn.functional.pad(data, (0, -len(data) % 8)) if len(data) % 8 else data).view(torch.int64)
-    place = 2 * torch.arange(_BLOCK, device=words.device) + 1
-    rows = 128 if words.device.type == "cuda" else 1
-    sums = []
-    for part in words.split(rows * _BLOCK):
-        padded = nn.functional.pad(part, (0, -len(part) % _BLOCK)) if len(part) > _BLOCK else part
-        block = padded.view(-1, min(len(padded), _BLOCK)) if len(padded) else padded.view(0, 1)
-        mixed = (block ^ (block >> 32)) * _MIX
-        mixed = (mixed ^ (mixed >> 29)) * place[: block.shape[1]]
-        sums.append(mixed.sum(1))
-    numbers = torch.cat(sums).cpu().tolist() if sums else []
-    return key([str(tensor.dtype), list(tensor.shape), numbers])[:32]
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise OpaqueError(f"a {tensor.layout} tensor of {tensor.dtype} cannot be compared")
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()[:32]
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The digest of each; the hash runs outside of Python's lock, so cores share the work."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
 
 def pipeline_contents(pipe: Any) -> dict[str, Any]:
@@ -111,25 +110,26 @@ def pipeline_contents(pipe: Any) -> dict[str, Any]:
 class _Reader:
     """Reads nested values; ``lenient`` takes the class alone of what cannot be told."""
 
-    def __init__(self, *, lenient: bool = False) -> None:
+    def __init__(self, *, lenient: bool = False, within: _Reader | None = None) -> None:
         self.lenient = lenient
-        self._inside: list[int] = []
+        self._inside: list[int] = within._inside if within else []
+        self._modules: dict[int, str] = within._modules if within else {}  # one that is held twice is read once
 
     def read(self, value: Any, name: str) -> Any:
-        if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) in (type(None), bool, int, str):
             return value
         if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
+            return int(value) if value.is_integer() else value if math.isfinite(value) else str(value)
         if isinstance(value, Tensor):
-            return f"tensor {digest(value)}"
-        if isinstance(value, np.ndarray | np.generic):
-            return self._array(np.asarray(value), name)
+            return "elsewhere" if self.lenient and value.device.type == "meta" else f"tensor {digest(value)}"
+        if isinstance(value, np.ndarray):
+            return self._array(value, name)
         if isinstance(value, bytes | bytearray):
             return f"bytes {hashlib.sha256(value).hexdigest()}"
-        if isinstance(value, Path | enum.Enum | torch.dtype | torch.device | complex | range | slice | type):
+        if isinstance(value, Path | enum.Enum | torch.dtype | torch.device | complex | range | slice):
             return f"{_class(value)} {value}"
-        if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
-            return f"{getattr(value, '__module__', '')} {value.__name__}"
         if id(value) in self._inside:
             return "itself"
         self._inside.append(id(value))
@@ -139,16 +139,28 @@ class _Reader:
             self._inside.pop()
 
     def _inner(self, value: Any, name: str) -> Any:
+        if isinstance(value, types.BuiltinFunctionType):
+            owner = value.__self__
+            held = None if owner is None or isinstance(owner, types.ModuleType) else self.read(owner, name)
+            return [str(value.__module__), value.__qualname__, held]
+        if isinstance(value, type):
+            return [_class(value), {} if _of_a_package(value) else self._class_body(value, name)]
+        if isinstance(value, types.ModuleType):
+            return value.__name__
         if isinstance(value, nn.Module):
-            return f"{type(value).__qualname__} {key(self._module(value, name))[:32]}"
-        if hasattr(value, "fingerprint") and not isinstance(value, type):  # it says itself what decides
+            value = getattr(value, "_orig_mod", value)  # what was compiled
+            if id(value) not in self._modules:
+                self._modules[id(value)] = key(self._module(value, name))[:32]
+            return f"{type(value).__qualname__} {self._modules[id(value)]}"
+        if hasattr(value, "fingerprint"):  # it says itself what decides
             return [_class(value), self.read(value.fingerprint, f"{name}.fingerprint")]
-        if isinstance(value, Mapping):
-            kept = sorted(value.items(), key=lambda item: str(item[0]))
-            return {str(k): self.read(v, f"{name}[{k!r}]") for k, v in kept}
-        if isinstance(value, list | tuple):
+        own = not _of_a_package(type(value))
+        if isinstance(value, Mapping) and not own:
+            kept = {k if isinstance(k, str) else f"{_class(k)} {k}": v for k, v in value.items()}
+            return {k: self.read(v, f"{name}[{k!r}]") for k, v in sorted(kept.items())}
+        if isinstance(value, list | tuple) and not own:
             return [self.read(item, f"{name}[{k}]") for k, item in enumerate(value)]
-        if isinstance(value, set | frozenset):
+        if isinstance(value, set | frozenset) and not own:
             return sorted((self.read(item, name) for item in value), key=json.dumps)
         if isinstance(value, functools.partial):
             return ["partial", *(self.read(part, name) for part in (value.func, value.args, value.keywords))]
@@ -156,9 +168,15 @@ class _Reader:
             return [self.read(value.__self__, name), self.read(value.__func__, name)]
         if isinstance(value, types.FunctionType):
             return self._function(value, name)
-        return self._object(value, name)
+        if isinstance(value, staticmethod | classmethod):
+            return self.read(value.__func__, name)
+        if isinstance(value, property):
+            return [self.read(part, name) for part in (value.fget, value.fset)]
+        return self._own(value, name) if own else self._object(value, name)
 
     def _array(self, array: np.ndarray, name: str) -> Any:
+        if isinstance(array, np.ma.MaskedArray):
+            return [self.read(array.filled(0), name), self.read(np.ma.getmaskarray(array), name)]
         if array.dtype.hasobject:
             return self.read(array.tolist(), name)
         data = np.ascontiguousarray(array)
@@ -166,54 +184,101 @@ class _Reader:
 
     def _module(self, module: nn.Module, name: str) -> Any:
         """Weights, and what else decides: strengths and switches of adapters, processors, tiling, caches, hooks."""
-        inside = _Reader(lenient=True)
-        inside._inside = self._inside
+        inside = _Reader(lenient=True, within=self)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         parts = []
         for path, part in module.named_modules():
-            held = {k: v for k, v in vars(part).items() if k not in _TORCH and _decides(k, v)}
+            own = not _of_a_package(type(part))
+            held = {k: v for k, v in vars(part).items() if k not in _TORCH and (own or _decides(k))}
+            held = {k: v for k, v in held.items() if not isinstance(v, nn.Module) and k not in _SAME}
+            if "forward" in vars(part) and not _moved_or_compiled(part):
+                held["forward"] = part.forward
             if caching := getattr(getattr(part, "_diffusers_hook", None), "hooks", None):  # layers that are skipped
-                held["hooks"] = {k: [_class(hook), getattr(hook, "config", None)] for k, hook in caching.items()}
+                held["hooks"] = {k: [_class(h), _public(h)] for k, h in caching.items() if "offload" not in k}
             hooks = [h for kind in ("_forward_pre_hooks", "_forward_hooks") for h in getattr(part, kind).values()]
-            outer = [_class(h) for h in hooks if _class(h).split(".")[0] not in _HARMLESS]
-            parts.append([path, _class(part), inside.read(_without_names(held), f"{name}.{path}"), outer])
+            held["own hooks"] = [h for h in hooks if _module_of(h).split(".")[0] not in _HARMLESS]
+            if isinstance(part, torch.jit.ScriptModule):
+                held["code"] = getattr(part, "code", "")
+            body = inside._class_body(type(part), name) if own else {}
+            parts.append([path, _class(part), inside.read(_without_names(held), f"{name}.{path}"), body])
         try:
-            weights = {k: digest(v) for k, v in tensors.items()}
+            return [_digests(tensors), parts]
         except OpaqueError as error:
             raise OpaqueError(f"{name}: {error}") from None
-        return [weights, parts]
 
     def _function(self, function: types.FunctionType, name: str) -> Any:
-        """Its code, what it closes over, its defaults, and what it uses of its module."""
+        """Its code, what it closes over, its defaults, and what it uses of its module and of others of one's own."""
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        used = {n: function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__}
+        names = _names(function.__code__)
+        used = {n: function.__globals__[n] for n in names if n in function.__globals__}
+        for module in [v for v in used.values() if isinstance(v, types.ModuleType) and not _of_a_package(v)]:
+            used |= {f"{module.__name__}.{n}": vars(module)[n] for n in names if n in vars(module)}
         own = {n: v for n, v in used.items() if not _of_a_package(v)}
-        parts = {"defaults": [function.__defaults__, function.__kwdefaults__], "closure": cells, "uses": own}
+        parts = {
+            "defaults": [function.__defaults__, function.__kwdefaults__],
+            "closure": cells,
+            "uses": own,
+            "attributes": vars(function),
+        }
         return ["function", _code(function.__code__), self.read(parts, f"{function.__qualname__} ({name})")]
+
+    def _own(self, value: Any, name: str) -> Any:
+        """An object of a class of one's own: the code of the class, and all that the object holds."""
+        held = dict(getattr(value, "__dict__", {}))
+        for cls in type(value).__mro__:
+            slots = vars(cls).get("__slots__", ())
+            held |= {
+                n: getattr(value, n) for n in ([slots] if isinstance(slots, str) else slots) if hasattr(value, n)
+            }
+        items: Any = None
+        if isinstance(value, Mapping):
+            items = dict(value)
+        elif isinstance(value, list | tuple | set | frozenset):
+            items = list(value)
+        body = self._class_body(type(value), name)
+        return [_class(value), body, self.read(held, name), self.read(items, name)]
+
+    def _class_body(self, cls: type, name: str) -> Any:
+        own = [base for base in cls.__mro__ if not _of_a_package(base)]
+        body = {f"{base.__qualname__}.{k}": v for base in own for k, v in vars(base).items() if k not in _BODY}
+        return _Reader(lenient=True, within=self).read(body, name)
 
     def _object(self, value: Any, name: str) -> Any:
         if hasattr(value, "mode") and hasattr(value, "tobytes"):  # a Pillow image
-            return [_class(value), value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()[:32]]
+            value = value.convert("RGBA") if value.mode in ("P", "PA") else value
+            return ["picture", value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()[:32]]
         if hasattr(value, "get_vocab"):
             return [_class(value), self._tokenizer(value)]
-        if isinstance(getattr(value, "config", None), Mapping):  # schedulers and processors of diffusers
-            return [_class(value), self.read(_without_names(value.config), name)]
+        if isinstance(getattr(value, "config", None), Mapping):  # schedulers, processors and guiders of diffusers
+            return [_class(value), self.read(_without_names(value.config), name), self._beside_config(value, name)]
         if callable(getattr(value, "to_dict", None)):  # configurations and processors of transformers
             parts = [getattr(value, part, None) for part in ("tokenizer", "image_processor", "chat_template")]
             return [_class(value), self.read(_without_names(value.to_dict()), name), self.read(parts, name)]
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return [_class(value), self.read(fields, name)]
-        if type(value).__module__.split(".")[0] not in _STANDARD and hasattr(value, "__dict__"):
-            own = [cls for cls in type(value).__mro__ if not _of_a_package(cls)]
-            methods = {name: function for cls in own for name, function in _methods(cls).items()}
-            return [_class(value), self.read(methods, name), self.read(vars(value), name)]
+        if _package(value) in sys.stdlib_module_names:  # locks and files refuse; dates and patterns do not
+            try:
+                return [_class(value), hashlib.sha256(pickle.dumps(value, 4)).hexdigest()[:32]]
+            except Exception:
+                pass
+        elif hasattr(value, "__dict__") and _package(value) != "torch":
+            return [_class(value), self.read(vars(value), name)]
         if self.lenient:
             return _class(value)
         raise OpaqueError(f"{name} is a {type(value).__name__}, whose contents cannot be compared")
 
+    def _beside_config(self, value: Any, name: str) -> Any:
+        """What an object with a configuration holds beside it; of a scheduler not what a run leaves there."""
+        if hasattr(value, "set_timesteps"):
+            held = {k: v for k, v in vars(value).items() if k in ("_shift", "alphas_cumprod")}
+        else:
+            held = {k: v for k, v in vars(value).items() if not k.startswith("_") or k == "_enabled"}
+        return _Reader(lenient=True, within=self).read(held, name)
+
     def _tokenizer(self, tokenizer: Any) -> Any:
-        settings = {k: getattr(tokenizer, k, None) for k in ("model_max_length", "chat_template")}
+        sides = ("model_max_length", "chat_template", "padding_side", "truncation_side")
+        settings = {k: getattr(tokenizer, k, None) for k in sides}
         special = {k: str(v) for k, v in getattr(tokenizer, "special_tokens_map", {}).items()}
         fast = getattr(tokenizer, "backend_tokenizer", None)
         # A call leaves its padding and truncation in the fast tokenizer.
@@ -222,9 +287,29 @@ class _Reader:
         return [key([sorted(tokenizer.get_vocab().items()), special, whole])[:32], self.read(settings, "tokenizer")]
 
 
-# Objects of these are told by nothing that they carry: locks, files, threads, generators.
 _HARMLESS = ("lidar_sampling", "accelerate", "diffusers", "transformers", "torch")  # hooks of these watch or move
-_STANDARD = ("builtins", "_thread", "threading", "_io", "io", "socket", "subprocess", "torch", "weakref", "queue")
+_SAME = (  # attributes of modules that do not change what is computed
+    "forward",
+    "_old_forward",
+    "_hf_hook",
+    "use_slicing",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
+    "hf_device_map",
+)
+_BODY = ("__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__", "_abc_impl")
+_LEFT_OUT = (  # where a configuration was loaded from, by which version, and what saving adds
+    "_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "_diffusers_version",
+    "transformers_version",
+    "_use_default_values",
+    "_class_name",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
 
 
 def _class(value: Any) -> str:
@@ -232,30 +317,41 @@ def _class(value: Any) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _decides(name: str, value: Any) -> bool:
+def _module_of(function: Any) -> str:
+    return str(getattr(function, "__module__", None) or type(function).__module__)
+
+
+def _package(value: Any) -> str:
+    return str(type(value).__module__).split(".")[0]
+
+
+def _decides(name: str) -> bool:
     """Whether an attribute of a module may decide what it computes; most private ones are its caches."""
-    if isinstance(value, nn.Module) or name in ("forward", "_old_forward", "_hf_hook"):
-        return False
-    return not name.startswith("_") or name in ("_active_adapter", "_disable_adapters", "_internal_dict")
+    known = ("_active_adapter", "_disable_adapters", "_internal_dict", "_cache_config")
+    return not name.startswith("_") or name in known
 
 
-def _without_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without where it was loaded from, and by which version."""
-    left_out = (*_NAMES, "_diffusers_version", "transformers_version", "_use_default_values")
-    return {
-        name: _without_names(value) if name == "_internal_dict" and isinstance(value, Mapping) else value
-        for name, value in config.items()
-        if name not in left_out
-    }
+def _moved_or_compiled(module: nn.Module) -> bool:
+    """Whether ``forward`` was replaced by what moves weights or compiles, and computes the same."""
+    registry = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
+    wrapped = hasattr(module.forward, "_torchdynamo_orig_callable") or hasattr(module, "_hf_hook")
+    return wrapped or bool(registry)
+
+
+def _public(value: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(value).items() if k[0] != "_" and isinstance(v, bool | int | float | str | tuple)}
+
+
+def _without_names(config: Any) -> Any:
+    """A configuration, and those inside it, without where it was loaded from and what saving adds."""
+    if not isinstance(config, Mapping):
+        return config
+    return {name: _without_names(value) for name, value in config.items() if name not in _LEFT_OUT}
 
 
 def _code(code: types.CodeType) -> Any:
     constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
     return [hashlib.sha256(code.co_code).hexdigest()[:32], list(code.co_names), constants]
-
-
-def _methods(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if isinstance(value, types.FunctionType)}
 
 
 def _constant(value: Any) -> str:
@@ -268,15 +364,16 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _of_a_package(value: Any) -> bool:
-    """Whether a function or class comes from an installed package, whose version stands for its code."""
+    """Whether a function, class or module comes from an installed package, whose version stands for its code."""
     if isinstance(value, types.ModuleType):
-        return True
-    if not isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        module: Any = value
+    elif isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        module = sys.modules.get(value.__module__ or "")
+    else:
         return False
-    module = sys.modules.get(value.__module__ or "")
-    file = getattr(module, "__file__", None)
-    return (file is None and module is not sys.modules["__main__"]) or "site-packages" in (file or "") or _ours(value)
-
-
-def _ours(value: Any) -> bool:
-    return str(value.__module__).split(".")[0] == __name__.split(".")[0]
+    name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None) or ""
+    if name == "__main__":
+        return False
+    first = name.split(".")[0]
+    known = (*sys.stdlib_module_names, __name__.split(".")[0])
+    return module is None or not file or first in known or "site-packages" in file or "dist-packages" in file

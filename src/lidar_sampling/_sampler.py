@@ -105,19 +105,30 @@ class LiDAR:
         if lookahead is not None:
             changes["lookahead"] = lookahead.name if isinstance(lookahead, Solver) else lookahead
         found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
+        if not isinstance(found, Settings):
+            raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
         self.settings = replace(found, **changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
+        if isinstance(metrics, str):
+            raise TypeError(f"metrics must be a list of rewards, got {metrics!r}: give [{metrics!r}]")
+        if not isinstance(overlap, bool):
+            raise TypeError(f"overlap must be True or False, got {overlap!r}")
         self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
         self.pipe_kwargs = dict(pipe_kwargs or {})
         check_call(self.pipe, self.pipe_kwargs)
         self._check_eta("eta" in changes)
+        self.taken(self.arguments())  # what the call sets otherwise is checked as settings are
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
         for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
-            if not callable(value):
-                raise TypeError(f"{name} must be callable or a known name, got {value!r}")
-        names = [name_of(judge) for judge in (*self.parts, *self.metrics)]
+            if not callable(value) or isinstance(value, type):
+                raise TypeError(f"{name} must be callable or a known name, and no class, got {value!r}")
+        for metric in self.metrics:
+            if isinstance(metric, Mixture) and metric.calibration is None:
+                raise ValueError(f"the metric {metric.name!r} is a mixture over a bank: give it a calibration")
+        judges: list[Reward] = [self.reward] if isinstance(self.reward, Mixture) else []
+        names = [name_of(judge) for judge in (*judges, *self.parts, *self.metrics)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"two judges are called {twice[0]!r}, and results go by name: give each a name attribute of its own"
@@ -126,6 +137,7 @@ class LiDAR:
         _check_whole("batch_size", batch_size, least=1)
         if preview is not None:
             check_preview(preview, pipe)
+        _check_whole("rescore", rescore)
         if rescore < 0 or (rescore and preview is None):
             raise ValueError(f"rescore must be at least 0, and wants a preview, got {rescore}")
         if rescore:
@@ -401,7 +413,7 @@ class LiDAR:
             rewards={},
             cost={"sampling": sampling},
             seed=seed,
-            settings=self._taken(call),
+            settings=self.taken(call),
             sampling_rate=getattr(getattr(self.pipe, "vae", None), "sampling_rate", None),
         )
 
@@ -420,7 +432,10 @@ class LiDAR:
     ) -> tuple[dict[str, Tensor], Cost]:
         """Scores (P, m) by the names of the judges."""
         flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
-        texts = [prompt for prompt in metadata or result.prompts for _ in range(shape[1])]
+        asked: Sequence[Any] = result.prompts if metadata is None else metadata
+        if metadata is not None and [line.get("prompt") for line in metadata] != result.prompts:
+            raise ValueError(f"metadata must be of the prompts, in their order: got {metadata} for {result.prompts}")
+        texts = [prompt for prompt in asked for _ in range(shape[1])]
         with metered(self.pipe, "scoring") as scoring:
             rewards = {
                 name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
@@ -454,8 +469,8 @@ class LiDAR:
         given = {name: value for name, value in own.items() if value is not None}
         return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
 
-    def _taken(self, call: Mapping[str, Any]) -> Settings:
-        """The settings with what the call says otherwise."""
+    def taken(self, call: Mapping[str, Any]) -> Settings:
+        """The settings with what the arguments of a call say otherwise."""
         names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
 

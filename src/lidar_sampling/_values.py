@@ -25,10 +25,19 @@ def read_value(text: str) -> Any:
     """
     for reader in (json.loads, ast.literal_eval):
         try:
-            return reader(text)
+            value = reader(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
+        return value if _is_json(value) else text  # Python's sets, bytes and ellipses mean nothing here
     return text
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(inner) for name, inner in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def read_named(texts: Iterable[str], option: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lidar_sampling import LiDAR, testing
 from lidar_sampling.rewards import Mixture
 from lidar_sampling.runs import agree, identity, read_json
 from lidar_sampling.runs._identity import difference
+from lidar_sampling.solvers import Solver
 
 
 def sampler(pipe=None, **options):
@@ -71,3 +72,33 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"images": ')
     with pytest.raises(ValueError, match=r"run\.json is damaged .*: remove it, or choose another --out"):
         read_json(tmp_path / "run.json")
+
+
+def twin(solver):
+    return identity(sampler(lookahead=solver))
+
+
+def test_solvers_of_one_name_are_told_apart():
+    base = twin(Solver("mine", 2))
+    others = [
+        Solver("mine", 4),
+        Solver("mine", 2, guidance_scale=1.0),
+        Solver("mine", 2, call={"negative_prompt": "x"}),
+        Solver("mine", 2, pipeline=scaled()),
+        Solver("mine", 2, scheduler=lambda own: type(own).from_config(own.config)),
+    ]
+    assert all(difference(base, twin(other))[0].startswith("solver.") for other in others)
+    assert twin(Solver("mine", 2)) == base
+
+
+def test_what_would_be_taken_anyway_may_be_said():
+    same = identity(sampler())
+    assert identity(sampler(pipe_kwargs={"guidance_rescale": 0.0})) == same
+    assert identity(sampler(pipe_kwargs={"num_inference_steps": 5})) == same
+
+
+def test_a_shift_that_was_set_counts():
+    pipe = testing.tiny_stable_diffusion_3()
+    before = identity(sampler(pipe))
+    pipe.scheduler.set_shift(9.0)
+    assert difference(before, identity(sampler(pipe)))[0].startswith("model.scheduler")

@@ -108,6 +108,7 @@ def compare(
                 **settings,
             )
             lidar.check_prompts(metadata)
+            lidar = lidar.with_prompts([line["prompt"] for line in metadata])
             claim(out, lidar, images)
 
             def show(done: int, total: int, what: str) -> None:
@@ -138,9 +139,9 @@ def compare(
             return
     elif budget is not None:
         names = settled(out / "budget.json", budget, names, _undrawn)
-    wanted = {line["prompt"] for line in metadata}
+    wanted = {line["prompt"]: line.get("tag", "") for line in metadata}
     lines = [
-        line
+        {**line, "tag": wanted[line["prompt"]]}  # as the prompts are tagged today
         for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))
         if line["method"] in names and line["prompt"] in wanted and line["seed"] < seeds
     ]
@@ -191,7 +192,7 @@ def _budget(text: str | None) -> tuple[float, str]:
         return float("inf"), ""
     number, unit = (text[:-1], "seconds") if text.endswith("s") else (text, "network_evaluations")
     try:
-        if (limit := float(number)) > 0:
+        if 0 < (limit := float(number)) < float("inf"):
             return limit, unit
     except ValueError:
         pass
@@ -201,19 +202,18 @@ def _budget(text: str | None) -> tuple[float, str]:
 def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
     """The prompts that the options name, as GenEval metadata."""
     from .. import glyph
-    from .._geneval import parse
 
     name, _, count = prompts.partition(":")
-    if name in _SPLITS:
-        found = glyph.prompts(_SPLITS[name])
-    else:
-        lines = o.read_metadata(None, Path(prompts))
-        found = [{"tag": "", **(parse(line["prompt"]) or {}), **line} for line in lines]
+    found = glyph.prompts(_SPLITS[name]) if name in _SPLITS else o.read_metadata(None, Path(prompts))
     if tags is not None:
-        wanted = tags.split(",")
-        found = [line for line in found if line["tag"] in wanted]
-        if not found:
-            raise typer.BadParameter(f"--tags {tags}: {prompts} has no prompts of these tags")
+        wanted = [tag.strip() for tag in tags.split(",")]
+        known = dict.fromkeys(str(line.get("tag", "")) for line in found)
+        if missing := [tag for tag in wanted if tag not in known]:
+            raise typer.BadParameter(
+                f"--tags: {prompts} has no prompts of these tags: {', '.join(map(repr, missing))}; "
+                f"it has {', '.join(map(repr, known))}"
+            )
+        found = [line for line in found if line.get("tag", "") in wanted]
     if name not in _SPLITS or not count:
         return found
     kinds = len({line["tag"] for line in found})

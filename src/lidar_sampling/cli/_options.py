@@ -111,7 +111,12 @@ def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
 
 
 def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
-    """Return the prompts of the command line and of a file, each with what the file says of it."""
+    """Return the prompts of the command line and of a file, each with what it asks for.
+
+    That is what the file says; where it neither includes nor excludes anything, what GenEval's templates read in the
+    text.
+    """
+    from .._geneval import parse
     from .._prompts import read_prompts
 
     found: list[dict[str, Any]] = [{"prompt": text} for text in prompts or ()]
@@ -121,7 +126,9 @@ def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict
         found += read_prompts(file)
     if not found:
         raise typer.BadParameter("give at least one prompt, in quotes, or --prompts FILE")
-    return found
+    return [
+        line if {"include", "exclude"} & set(line) else {**(parse(line["prompt"]) or {}), **line} for line in found
+    ]
 
 
 def read_call(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -161,7 +168,7 @@ def read_levers(text: str | None) -> dict[str, dict[str, Any]]:
             options["reward_dtype"] = dtype_of("bfloat16")
         elif name == "preview":
             options["preview"] = value or "tiny"
-        elif name == "rescore" and value.isdigit():
+        elif name == "rescore" and value.isascii() and value.isdecimal():
             options["rescore"] = int(value)
         else:
             known = ", ".join([*_LEVERS, "half-reward", "preview", "rescore=K"])
@@ -187,11 +194,18 @@ def read_scheduler(text: str | None) -> Callable[[Any], Any] | None:
 
     name, _, settings = text.partition(":")
     cls: Any = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin) and hasattr(cls, "from_config")):
         raise typer.BadParameter(f"--scheduler names no scheduler of diffusers: {name!r}")
     changes = read_named(filter(None, re.split(r",(?=\w+=)", settings)), "--scheduler")
     check_settings(name, changes, annotations_of(cls.__init__))
-    return lambda own: cls.from_config(own.config, **changes)
+
+    def make(own: Any) -> Any:
+        try:
+            return cls.from_config(own.config, **changes)
+        except Exception as error:  # diffusers' own words do not name the option
+            raise ValueError(f"--scheduler {text} cannot be made: {error}") from None
+
+    return make
 
 
 def load_sampler(

@@ -81,7 +81,7 @@ def check_whole(lidar: LiDAR, who: str) -> None:
         ValueError: it does.
     """
     end = lidar.arguments().get("denoising_end")
-    if end is not None and end < 1:
+    if end is not None and not end >= 1:
         raise ValueError(
             f"{who} chooses by samples that end clean, and denoising_end={end} stops before: leave it out"
         )

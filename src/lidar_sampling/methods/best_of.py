@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields
+from ._checks import check_fields, check_whole
 from ._face import Method, best
 
 
@@ -37,6 +37,7 @@ class BestOf:
         """The ``images`` best of ``n`` samples a prompt, best first; it costs ``n`` reward calls a prompt more."""
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_whole(lidar, "best-of-N")
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
         kept, selection = best(lidar, many, images)
         return replace(kept, cost={**many.cost, "selection": selection})

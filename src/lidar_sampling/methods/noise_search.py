@@ -24,7 +24,7 @@ from .._draw import Item, items_of
 from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_start
+from ._checks import check_fields, check_start, check_whole
 from ._face import check_comparable, guiding_scores
 
 
@@ -58,6 +58,7 @@ class NoiseSearch:
             TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
         check_comparable(lidar)
+        check_whole(lidar, "noise search")
         check_start(lidar, "noise search")
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:

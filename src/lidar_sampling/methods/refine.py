@@ -15,7 +15,7 @@ from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import load
-from ._checks import check_fields
+from ._checks import check_fields, check_whole
 from ._face import best, in_steps
 from .best_of import BestOf
 from .vanilla import Vanilla
@@ -52,6 +52,7 @@ class Refine:
         """
         from diffusers import AutoPipelineForImage2Image
 
+        check_whole(lidar, "refinement")
         solver = load(self.solver or lidar.settings.lookahead, lidar.pipe)
         starts = BestOf(Vanilla(solver=solver), self.n).draw(lidar, prompts, images=images, seed=seed)
         again = AutoPipelineForImage2Image.from_pipe(lidar.pipe)

@@ -7,9 +7,11 @@ device, number of processes, and levers that compute the same.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .._contents import OpaqueError, contents, key, pipeline_contents
 from .._sampler import LiDAR
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
+from ..solvers import Solver
 
 
 def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
@@ -28,7 +31,8 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
         lidar: the sampler.
         **more: what else decides, such as ``images`` or ``seed``.
     """
-    settings = {name: value for name, value in asdict(lidar.settings).items() if name != "source"}
+    taken = lidar.taken(lidar.arguments())
+    settings = {name: value for name, value in asdict(taken).items() if name != "source"}
     reward = lidar.reward
     mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
     return _plain(
@@ -36,8 +40,8 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
             **more,
             **settings,
             "precision": str(lidar.pipe.dtype).removeprefix("torch."),
-            "solver": lidar.solver.provenance(),
-            "call": _told(lidar.pipe_kwargs, "call"),
+            "solver": _solver(lidar.solver),
+            "call": _told(_unusual(lidar), "call"),
             "reward": {"name": name_of(reward), **mixed},
             "judges": {name_of(judge): _short(judge) for judge in (*lidar.parts, *lidar.metrics)},
             "preview": [None if lidar.preview is None else _short(lidar.preview), lidar.rescore],
@@ -87,6 +91,29 @@ def difference(before: Any, now: Any, field: str = "") -> tuple[str, Any, Any]:
             if before.get(name) != now.get(name) or (name in before) != (name in now):
                 return difference(before.get(name), now.get(name), f"{field}.{name}" if field else name)
     return field, before, now
+
+
+def _unusual(lidar: LiDAR) -> dict[str, Any]:
+    """The arguments of the call that are not settings, and not what the pipeline would take anyway."""
+    defaults = {p.name: p.default for p in inspect.signature(lidar.pipe.__call__).parameters.values()}
+    settings = ("num_inference_steps", "guidance_scale", "eta")
+    own = {name: v for name, v in lidar.pipe_kwargs.items() if name not in settings}
+    return {name: v for name, v in own.items() if not (_is_plain(v) and name in defaults and defaults[name] == v)}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _solver(solver: Solver) -> dict[str, Any]:
+    """The solver's fields; of weights that were given their contents, and not where they lie."""
+    own = {field.name: getattr(solver, field.name) for field in fields(solver)}
+    weights = solver.weights
+    if isinstance(weights, str | Path) and Path(weights).is_file():
+        own[str(solver.kind)] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    elif solver.kind == "pipeline" and hasattr(weights, "components"):
+        own["pipeline"] = _model(weights)
+    return {name: _told(value, name) for name, value in own.items()}
 
 
 def _model(pipe: Any) -> dict[str, Any]:

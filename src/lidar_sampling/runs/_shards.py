@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from .._values import accepts
+
 _T = TypeVar("_T")
 
 
@@ -37,7 +39,7 @@ def check_shard(rank: int, number: int) -> None:
     Raises:
         ValueError: it is outside.
     """
-    if number < 1 or not 0 <= rank < number:
+    if not (accepts(int, rank) and accepts(int, number)) or number < 1 or not 0 <= rank < number:
         raise ValueError(
             f"RANK must be 0 to WORLD_SIZE - 1, got RANK {rank} of WORLD_SIZE {number}: "
             f"a job array that counts from 1 needs RANK one less"

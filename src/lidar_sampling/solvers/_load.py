@@ -19,6 +19,7 @@ from typing import Any
 from .._cost import denoisers
 from .._hub import Published, load_state_dict
 from .._load import load_pipeline
+from .._values import annotations_of, check_settings
 from ._solver import Solver
 from .presets import FLUX, PRESETS, SANA, SD, SD3, SDXL
 
@@ -136,14 +137,16 @@ def running(solver: Solver, pipe: Any) -> Iterator[None]:
 def _scheduler(solver: Solver, own: Any) -> Any:
     if callable(solver.scheduler):
         return solver.scheduler(own)
-    if solver.scheduler is None:
-        return type(own).from_config(own.config, **solver.settings)
     import diffusers
 
-    cls = getattr(diffusers, solver.scheduler, None)
+    cls = type(own) if solver.scheduler is None else getattr(diffusers, solver.scheduler, None)
     if cls is None:
         raise ValueError(f"{solver.name}: diffusers has no scheduler {solver.scheduler!r}")
-    return cls.from_config(own.config, **solver.settings)
+    check_settings(f"{solver.name}: {cls.__name__}", solver.settings, annotations_of(cls.__init__))
+    made = cls.from_config(own.config, **solver.settings)
+    if solver.scheduler is None and hasattr(own, "set_shift"):  # a shift that was set is not in the configuration
+        made.set_shift(own.shift)
+    return made
 
 
 def _with_lora(solver: Solver, pipe: Any) -> Any:

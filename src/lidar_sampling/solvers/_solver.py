@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from .._call import TARGET_ONLY
 from .._hub import Published
+from .._values import check_settings
 
 _KINDS = ("lora", "denoiser", "pipeline")
 
@@ -55,6 +57,10 @@ class Solver:
     note: str = ""
 
     def __post_init__(self) -> None:
+        known = {"name": str, "steps": int, "guidance_scale": float | None, "lora_scale": float}
+        check_settings("Solver", {name: getattr(self, name) for name in known}, known)
+        if not all(math.isfinite(number) for number in (self.guidance_scale or 0.0, self.lora_scale)):
+            raise ValueError(f"{self.name}: guidance_scale and lora_scale must be finite")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.timesteps is not None and len(self.timesteps) != self.steps:
