@@ -287,14 +287,6 @@ class Net(torch.nn.Module):
         self._k = k
 
 
-def attributed(k):
-    def reward(*, images, prompts):
-        return images.mean((1, 2, 3))
-
-    reward.k = k
-    return reward
-
-
 def palette(shade):
     picture = Image.new("P", (4, 4))
     picture.putpalette([shade] * 768)
@@ -308,7 +300,6 @@ def palette(shade):
         (Counted, Doubled),
         (Slots(1), Slots(2)),
         (Net(1), Net(2)),
-        (attributed(1), attributed(2)),
         (palette(0), palette(255)),
         ({1: 2}, {"1": 2}),
         ({"a": 1}.get, {"a": 2}.get),

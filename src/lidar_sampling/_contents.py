@@ -214,12 +214,7 @@ class _Reader:
         for module in [v for v in used.values() if isinstance(v, types.ModuleType) and not _of_a_package(v)]:
             used |= {f"{module.__name__}.{n}": vars(module)[n] for n in names if n in vars(module)}
         own = {n: v for n, v in used.items() if not _of_a_package(v)}
-        parts = {
-            "defaults": [function.__defaults__, function.__kwdefaults__],
-            "closure": cells,
-            "uses": own,
-            "attributes": vars(function),
-        }
+        parts = {"defaults": [function.__defaults__, function.__kwdefaults__], "closure": cells, "uses": own}
         return ["function", _code(function.__code__), self.read(parts, f"{function.__qualname__} ({name})")]
 
     def _own(self, value: Any, name: str) -> Any:

@@ -26,6 +26,7 @@ from ._levels import check
 from ._lookahead import look
 from ._precision import warn_if_emulated
 from ._preview import load_preview
+from ._prompts import check_prompt
 from ._result import Result
 from ._settings import GLYPH, Settings, preset, settings_for, takes_eta
 from ._space import space_of
@@ -533,4 +534,5 @@ def _as_prompts(prompts: str | Sequence[str]) -> list[str]:
             raise TypeError(f"a prompt must be a string, got {type(text).__name__}")
         if not text.strip():
             raise ValueError("a prompt must not be empty")
+        check_prompt(text)
     return texts

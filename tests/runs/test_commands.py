@@ -116,7 +116,7 @@ class TestMetadata:
         assert lidar(*run)[0] == 0
         (line,) = map(json.loads, (tmp_path / "r/results-0.jsonl").open(encoding="utf-8"))
         assert line["rewards"]["geneval"] in ([0.0], [1.0])
-        assert line["asks"] == {"include": MINE["include"]}
+        assert line["asks"] == {"include": MINE["include"], "note": [1]}
         file.write_text(json.dumps({**MINE, "include": [{"class": "cat", "count": 1}]}) + "\n")
         assert "choose another --out" in failure(lidar(*run))
 

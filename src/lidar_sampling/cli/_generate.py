@@ -190,7 +190,7 @@ def _run(
         folder = Folder(out, arguments, identity=same, resume=options["resume"], overwrite=options["overwrite"])
         finished = {index: folder.finished(index) for index in range(len(prompts))}
         entries = {index: entry for index, entry in finished.items() if entry is not None}
-        missing = [index for index in range(len(prompts)) if index not in entries]
+        missing, before = [index for index in range(len(prompts)) if index not in entries], len(entries)
 
         def put(group: list[int]) -> None:
             texts, metadata = [prompts[index] for index in group], [lines[index] for index in group]
@@ -207,9 +207,11 @@ def _run(
                 for index, error in _each(put, group):
                     unreadable[prompts[index]] = error
                     warn(f"{prompts[index]!r} is left out: {error}")
+                if len(entries) == before:  # not one came through: the fault is not in the prompts
+                    break
     if unreadable:  # the others are there, and the run can be resumed
-        prompt, error = next(iter(unreadable.items()))
-        raise RewardError(f"{len(unreadable)} of {len(prompts)} prompts are not in {out}, first {prompt!r}: {error}")
+        (prompt, error), left = next(iter(unreadable.items())), len(prompts) - len(entries)
+        raise RewardError(f"{left} of {len(prompts)} prompts are not in {out}, first {prompt!r}: {error}")
     with after_drawing(out):
         whole = report(lidar, arguments, [entries[index] for index in range(len(prompts))])
         if profile is not None and profile.seconds:  # of a run that was finished already there is none

@@ -117,11 +117,13 @@ def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict
     text.
     """
     from .._geneval import parse
-    from .._prompts import read_prompts
+    from .._prompts import check_prompt, read_prompts
 
     found: list[dict[str, Any]] = [{"prompt": text} for text in prompts or ()]
     if any(not line["prompt"].strip() for line in found):
         raise typer.BadParameter("a prompt must not be empty")
+    for line in found:
+        check_prompt(line["prompt"])
     if file is not None:
         found += read_prompts(file)
     if not found:
