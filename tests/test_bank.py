@@ -236,3 +236,17 @@ def test_the_header_is_json(tmp_path):
         header = json.loads(file.metadata()["header"])
     assert header["prompt"] == "a cat"
     assert header["space"]["shape"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+    ],
+)
+def test_what_is_no_bank_says_what_it_is(tmp_path, content, message):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(BankError, match=rf"a\.safetensors {message}"):
+        LookaheadBank.load(tmp_path / "a.safetensors")

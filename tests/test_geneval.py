@@ -1,5 +1,6 @@
 """GenEval's captions and rules, against hand-worked cases and, where it is given, GenEval's own file."""
 
+import itertools
 import json
 import os
 
@@ -272,3 +273,59 @@ def test_judges_check_metadata_and_read_it():
             check_prompts(judge, [{**dogs(count="2"), "prompt": "my dogs"}])
     with pytest.raises(ValueError, match="as many, got 1 and 2"):
         Judge()(images=torch.zeros(1, 3, 128, 128), prompts=["a photo of a dog"] * 2)
+
+
+CAT_LINE = {"class": "cat", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "message"),
+    [
+        ([{**DOG_LINE, "count": 2}], [{**DOG_LINE, "count": 2}], "includes 2 of 'dog' and excludes 2 or more"),
+        ([{**DOG_LINE, "count": 2}], [DOG_LINE], "includes 2 of 'dog' and excludes 1 or more"),
+        ([DOG_LINE, {**DOG_LINE, "position": ["left of", 0]}], [], "places 'dog' relative to 'dog'"),
+        ([{**DOG_LINE, "color": "red"}, {**DOG_LINE, "color": "blue", "count": 2}], [], "'dog' in red and in blue"),
+        (
+            [DOG_LINE, {**CAT_LINE, "position": ["left of", 0]}, {**CAT_LINE, "position": ["right of", 0]}],
+            [],
+            "places 'cat' left of 'dog' and 'dog' left of 'cat'|places 'dog' left of 'cat' and 'cat' left of 'dog'",
+        ),
+        ([DOG_LINE, {**CAT_LINE, "position": ["above", 0]}, {**DOG_LINE, "position": ["above", 1]}], [], "above"),
+    ],
+)
+def test_metadata_that_no_picture_can_meet_is_refused(include, exclude, message):
+    metadata = {"tag": "mine", "include": include, "exclude": exclude}
+    with pytest.raises(ValueError, match=f"no picture can be right by this GenEval metadata: it .*({message})"):
+        asked(metadata)
+    boxes = ((0, 0, 9, 9), (50, 0, 59, 9), (0, 50, 9, 59), (50, 50, 59, 59))
+    for colors in itertools.product(("red", "blue"), repeat=2):
+        for placed in itertools.permutations(boxes, 3):
+            found = [
+                Detection(name, score, box, color)
+                for name, score, box, color in zip(
+                    ("dog", "dog", "cat"), (0.95, 0.94, 0.95), placed, (*colors, None), strict=True
+                )
+            ]
+            assert not verdict(found, metadata)
+
+
+def test_metadata_that_some_picture_meets_stays():
+    for include, exclude in (
+        ([{**DOG_LINE, "count": 2}], [{**DOG_LINE, "count": 3}]),
+        ([{**DOG_LINE, "color": "red"}, {**DOG_LINE, "count": 3}], []),
+        ([DOG_LINE, {**CAT_LINE, "position": ["left of", 0]}, {**CAT_LINE, "position": ["above", 0]}], []),
+    ):
+        metadata = {"tag": "mine", "include": include, "exclude": exclude}
+        assert asked(metadata) == metadata
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo of a dog left of a dog",
+        "a photo of a red dog and a blue dog",
+        "a photo of two dogs and three dogs",
+    ],
+)
+def test_a_text_that_the_rules_cannot_judge_has_no_metadata(prompt):
+    assert parse(prompt) is None

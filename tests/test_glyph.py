@@ -5,7 +5,7 @@ import torch
 
 from lidar_sampling import solvers
 from lidar_sampling._decode import decode
-from lidar_sampling.glyph import DATA, load_tiny_decoder
+from lidar_sampling.glyph import DATA, Judge, load_tiny_decoder
 
 
 def test_it_is_the_model_that_was_measured(glyph_lidar):
@@ -115,3 +115,24 @@ def test_tiny_decoder_is_tiny_and_only_decodes(tiny):
     with pytest.raises(TypeError, match=r"encode with the vae of glyph\.load_pipeline"):
         tiny.encode(torch.zeros(1, 3, 128, 128))
     assert load_tiny_decoder(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x * 255).to(torch.uint8), "got torch.uint8"),
+        (lambda x: x * 2 - 1, r"give \(images \+ 1\) / 2"),
+        (lambda x: x * 255, "give images / 255"),
+        (lambda x: x * float("nan"), "NaN or infinity"),
+        (lambda x: x[:, :1], "repeat the one channel"),
+        (lambda x: x[..., :64, :64], r"judges pictures \(B, 3, 128, 128\), got \(1, 3, 64, 64\)"),
+        (lambda x: x[:, None], r"got \(1, 1, 3, 128, 128\)"),
+    ],
+)
+def test_the_judge_refuses_what_it_was_not_made_for(change, message):
+    judge, image = Judge(), torch.rand(1, 3, 128, 128)
+    assert judge(images=image.half(), prompts=["a photo of a dog"]).shape == (1,)
+    with pytest.raises(ValueError, match=message):
+        judge(images=change(image), prompts=["a photo of a dog"])
+    with pytest.raises(ValueError, match="got the text 'a'"):
+        judge(images=image, prompts="a")

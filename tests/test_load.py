@@ -5,6 +5,7 @@ import torch
 
 from lidar_sampling import LiDAR, testing
 from lidar_sampling._load import load_pipeline, only_variant
+from lidar_sampling._preview import load_preview
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,48 @@ def test_a_pointer_among_the_weights_is_named(tmp_path):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1794\n")
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors is a pointer of Git LFS"):
         load_pipeline(tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", r"model_index\.json has no _class_name, as that of a pipeline does: download it again"),
+        (b"{}", r"model_index\.json has no _class_name"),
+        (b'{"_class_name": ', r"model_index\.json is not JSON .*: download it again"),
+        (b"", r"model_index\.json is empty: download it again"),
+        (b"version https://git-lfs.github.com", r"model_index\.json is a pointer of Git LFS"),
+        (None, r"is no folder of a pipeline: it holds no model_index\.json"),
+    ],
+)
+def test_a_pipeline_without_a_good_index(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "model_index.json").write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=message) as refused:
+        load_pipeline(tmp_path, dtype=torch.float32)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_folder_of_a_pipeline(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors is a file: give the folder of a pipeline, which holds model"
+    ):
+        load_pipeline(tmp_path / "a.safetensors", dtype=torch.float32)
+    with pytest.raises(FileNotFoundError, match=r"no folder of a pipeline at .*nowhere"):
+        load_pipeline(tmp_path / "nowhere", dtype=torch.float32)
+
+
+def test_what_is_no_small_autoencoder(tmp_path):
+    pipe = testing.tiny_stable_diffusion()
+    pipe.save_pretrained(tmp_path / "pipe")
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("pipe", "pipe is a pipeline: give the folder of a small autoencoder"),
+        ("pipe/vae", "vae is an AutoencoderKL: give an AutoencoderTiny"),
+        ("a.safetensors", r"a\.safetensors is a file: give the folder of a small autoencoder, which holds config"),
+        ("empty", r"is no folder of a small autoencoder: it holds no config\.json"),
+        ("nowhere", "no folder of a small autoencoder at .*nowhere"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            load_preview(tmp_path / name, pipe)

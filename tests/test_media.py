@@ -1,6 +1,8 @@
 """Pictures where they enter: the range that rewards are written for, and one reader of files."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -133,3 +135,41 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there():
     with pytest.raises(FileNotFoundError):
         read_picture("nowhere.png")
+
+
+def png_of(depth, kind, row, transparent=b""):
+    """A PNG of one pixel, written by hand, for what Pillow does not write."""
+
+    def chunk(name, content):
+        whole = name + content
+        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, depth, kind, 0, 0, 0)),
+            chunk(b"tRNS", transparent) if transparent else b"",
+            chunk(b"IDAT", zlib.compress(b"\0" + row)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_channel_are_refused_in_any_mode(kind, channels):
+    with pytest.raises(ValueError, match=r"^x (has 16 bits a channel|has pixels of mode I;16).*: save it with 8"):
+        read_picture(png_of(16, kind, b"\x12\x34" * channels), name="x")
+    if kind in (0, 2):
+        with pytest.raises(ValueError, match=r"save it with 8"):
+            read_picture(png_of(16, kind, b"\x12\x34" * channels, b"\x12\x34" * channels), name="x")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_level_that_is_transparent_is_white_at_any_depth(depth):
+    most = 2**depth - 1
+    for level in range(most + 1):
+        pixel = bytes([level << (8 - depth)])
+        for clear in {0, level, most}:
+            picture = read_picture(png_of(depth, 0, pixel, struct.pack(">H", clear)))
+            expected = 1.0 if level == clear else level / most
+            torch.testing.assert_close(picture, torch.full((3, 1, 1), expected), rtol=0, atol=1e-6)

@@ -1,11 +1,15 @@
 """Mixtures and ensembles: the mathematics, and the way through both phases."""
 
+import json
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidar_sampling import BankError, LiDAR, LookaheadBank, testing
+from lidar_sampling import BankError, LiDAR, LookaheadBank, RewardError, testing
 from lidar_sampling.rewards import Ensemble, Mixture, check_prompts, score
 from lidar_sampling.rewards.ocr import OCR
 
@@ -96,11 +100,15 @@ def test_a_mixture_without_a_calibration_scores_no_loose_images():
     ("arguments", "message"),
     [
         ({"weights": {}}, "at least one reward"),
-        ({"weights": {"brightness": float("nan")}}, "weight of 'brightness' must be finite, got nan"),
+        ({"weights": {"brightness": float("nan")}}, "weight of 'brightness' must be a finite number, got nan"),
         ({"weights": {"brightnes": 1.0}}, "did you mean 'brightness'"),
         ({"weights": {"brightness": 1.0}, "calibration": {}}, "calibration lacks 'brightness'"),
         ({"weights": {"brightness": 1.0}, "calibration": {"brightness": (0.0, 0.0)}}, "std above 0"),
         ({"weights": {"red": 1.0}, "rewards": [red, red]}, "named apart"),
+        ({"weights": {"red": 1.0}, "rewards": [red], "name": "red"}, "must not be named as its part 'red'"),
+        ({"weights": {"brightness": "0.5"}}, "must be a finite number, got '0.5'"),
+        ({"weights": {"brightness": None}}, "must be a finite number, got None"),
+        ({"weights": {"brightness": 1.0}, "calibration": {"brightness": 3.0}}, "std above 0, got 3.0"),
         ({"weights": {"red": 1.0}, "rewards": [red, blue]}, "have weights"),
     ],
 )
@@ -193,3 +201,95 @@ def test_metadata_passes_through_to_the_part_that_reads_it():
     assert not Ensemble([red, blue]).reads_metadata
     assert Mixture({"judge": 1.0}, rewards=[judge]).reads_metadata
     assert score(Ensemble([judge, judge]), images=images(1), prompts=[line]).item() == 3
+
+
+def of_the_batch(*, images, prompts):
+    return images.mean()
+
+
+@pytest.mark.parametrize(
+    ("part", "got"),
+    [
+        (of_the_batch, r"\(5,\), got \(\)"),
+        (lambda *, images, prompts: images.mean().reshape(1), r"\(5,\), got \(1,\)"),
+        (lambda *, images, prompts: images.mean((1, 2, 3))[:, None], r"got \(5, 1\)"),
+        (lambda *, images, prompts: images.mean((1, 2, 3))[1:], r"got \(4,\)"),
+        (lambda *, images, prompts: None, "a tensor, got NoneType"),
+        (lambda *, images, prompts: images.mean((1, 2, 3)) + 1j, "real numbers, got torch.complex64"),
+        (lambda *, images, prompts: images.mean((1, 2, 3)) / 0, "returned inf for image 0 of 5"),
+    ],
+)
+def test_each_part_gives_one_number_an_image(part, got):
+    part.__name__ = "part"
+    mixture = Mixture({"red": 1.0, "part": 1.0}, rewards=[red, part], calibration={"red": (0, 1), "part": (0, 1)})
+    for whole in (mixture, Ensemble([red, part], "min"), Ensemble([part, part])):
+        for ask in (whole, lambda **given: score(whole, **given)):  # noqa: B023
+            with pytest.raises(RewardError, match=f"^reward 'part' (must return )?.*{got}"):
+                ask(images=images().clamp(0.01), prompts=["a cat"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "prompts", "message"),
+    [
+        (lambda x: (x * 255).to(torch.uint8), ["a"] * 5, "got torch.uint8"),
+        (lambda x: x * 2 - 1, ["a"] * 5, r"give \(images \+ 1\) / 2"),
+        (lambda x: x * 255, ["a"] * 5, "give images / 255"),
+        (lambda x: x * float("nan"), ["a"] * 5, "NaN or infinity"),
+        (lambda x: x[:, :1], ["a"] * 5, "repeat the one channel"),
+        (lambda x: x, ["a"] * 2, "as many, got 5 and 2"),
+        (lambda x: x, "abcde", "got the text 'abcde'"),
+    ],
+)
+def test_what_is_no_batch_is_refused_where_parts_are_asked(change, prompts, message):
+    mixture = Mixture({"red": 1.0}, rewards=[red], calibration={"red": (0, 1)})
+    for reward in (mixture, Ensemble([red, blue])):
+        with pytest.raises(ValueError, match=message):
+            reward(images=change(images()), prompts=prompts)
+
+
+class Whole:
+    """A reward of videos: how many frames it sees."""
+
+    modality, name = "video", "whole"
+
+    def __call__(self, *, images, prompts):
+        assert images.dim() == 5
+        return torch.full((len(images),), float(images.shape[1]))
+
+
+def test_a_video_reaches_each_part_as_the_part_reads_it():
+    videos = torch.rand(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    of_frames = videos[:, :, 0].mean((1, 2, 3))
+    mixture = Mixture(
+        {"whole": 2.0, "red": 1.0}, rewards=[Whole(), red], calibration={"whole": (0, 1), "red": (0, 1)}
+    )
+    for reward, expected in (
+        (mixture, 10 + of_frames),
+        (Ensemble([Whole(), red]), (5 + of_frames) / 2),
+        (Ensemble([mixture, Ensemble([Whole(), Whole()])], "min"), torch.tensor([5.0, 5.0])),
+    ):
+        assert reward.modality == "video"
+        torch.testing.assert_close(score(reward, images=videos, prompts=["a cat"] * 2), expected)
+    assert Ensemble([red, blue]).modality == "image"
+    found = score(Ensemble([red, red]), images=videos, prompts=["a cat"] * 2)
+    torch.testing.assert_close(found, of_frames)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), Fraction(1, 2), torch.tensor(0.5), np.array(0.5)])
+def test_weights_and_calibration_become_plain_numbers(number):
+    mixture = Mixture({"red": number}, rewards=[red], calibration={"red": (number, number)})
+    assert json.dumps([mixture.weights, mixture.calibration]) == '[{"red": 0.5}, {"red": [0.5, 0.5]}]'
+    mixture = Mixture({"red": 1}, rewards=[red], calibration={"red": np.array([0.5, 0.25], np.float32)})
+    assert json.dumps([mixture.weights, mixture.calibration]) == '[{"red": 1.0}, {"red": [0.5, 0.25]}]'
+
+
+def test_a_mixture_over_a_bank_is_no_part():
+    loose = Mixture({"red": 1.0}, rewards=[red])
+    for make in (
+        lambda: Ensemble([loose, red]),
+        lambda: Mixture({"mixture": 1.0}, rewards=[loose], name="outer"),
+    ):
+        with pytest.raises(
+            ValueError, match="'mixture' is standardised over a bank, so it cannot be a part: give it"
+        ):
+            make()

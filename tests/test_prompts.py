@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidar_sampling._prompts import read_lines, read_prompts
+from lidar_sampling._prompts import check_prompt, read_lines, read_prompts
 
 CAT = {"tag": "mine", "include": [{"class": "cat", "count": 2}], "prompt": "my cats"}
 
@@ -33,6 +33,28 @@ CAT = {"tag": "mine", "include": [{"class": "cat", "count": 2}], "prompt": "my c
         ("array.json", b'[{"prompt": "a cat"},\n "a dog"]', ["a cat", "a dog"]),
         ("emoji.jsonl", b'{"prompt": "\\ud83d\\ude00"}', ["\U0001f600"]),
         ("braces.txt", b"{a cat} on a mat\n", ["{a cat} on a mat"]),
+        (
+            "syntax.txt",
+            b'[cat:dog:0.5]\n[1]\n{red|blue} cat\n["OPEN"] on a sign\n((cat))\n["a", b]\n"a cat"\n42\nnull\n',
+            [
+                "[cat:dog:0.5]",
+                "[1]",
+                "{red|blue} cat",
+                '["OPEN"] on a sign',
+                "((cat))",
+                '["a", b]',
+                '"a cat"',
+                "42",
+                "null",
+            ],
+        ),
+        ("number.txt", b"42\n", ["42"]),
+        ("joined.txt", b"\xef\xbb\xbfa cat\n\xef\xbb\xbfa dog\n\xef\xbb\xbf\n", ["a cat", "a dog"]),
+        (
+            "joined.jsonl",
+            b'\xef\xbb\xbf{"prompt": "a cat"}\n\xef\xbb\xbf{"prompt": "a dog"}',
+            ["a cat", "a dog"],
+        ),
     ],
 )
 def test_prompts_are_read_as_they_were_meant(tmp_path, name, content, expected):
@@ -70,6 +92,18 @@ def test_prompts_are_read_as_they_were_meant(tmp_path, name, content, expected):
             r"expected a JSON array of objects or of texts \(one object a line",
         ),
         ("b.json", b'{"prompt": "a"}\n{"prompt": "b"}', "one object a line is"),
+        ("b.txt", b'["a cat", "a dog"]', "is JSON, and would be drawn as text: call it .json"),
+        ("b.txt", b'[\n "a cat",\n "a dog"\n]\n', "is JSON"),
+        ("b.txt", b'{\n "prompt": "a cat"\n}', "is JSON"),
+        ("b.txt", b'[\n "a cat",\n]\n', "line 1 looks like JSON or Python"),
+        ("b.txt", b'a cat\n["a dog", "a bird",]', "line 2 looks like JSON or Python"),
+        ("b.txt", b'{"prompt": "a cat"},\n', "line 1 looks like JSON or Python"),
+        ("b.txt", b"{'prompt': 'a cat'}", "line 1 looks like JSON or Python"),
+        ("b.txt", b'[{"prompt": "a ca', "line 1 looks like JSON or Python"),
+        ("b.CSV", b"prompt,tag\na cat,x\n", "is a table: write one prompt a line as .txt"),
+        ("b.tsv", b"a cat\tx\n", "is a table"),
+        ("b.txt", b"a cat\n\xe2\x80\x8b\n", 'line 2: "prompt" must be a text that is not empty'),
+        ("b.jsonl", b'{"prompt": "\\u200b"}', "must be a text that is not empty"),
         (
             "b.txt",
             b'a cat\n{"prompt": "a cat"}',
@@ -96,9 +130,38 @@ def test_lines_of_an_empty_file_are_none(tmp_path):
     assert read_lines(tmp_path / "metadata") == []
 
 
+BLANK = set("\u115f\u1160\u2800\u3164\uffa0")  # letters that show nothing
+
+
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=4))
 def test_any_text_comes_back_from_json_lines(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("prompts") / "a.jsonl"
-    kept = [text for text in texts if text.strip()]
+    kept = [text for text in texts if any(c.isprintable() and c != " " for c in text) and not set(text) & BLANK]
     path.write_bytes("".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in kept).encode())
     assert [line["prompt"] for line in read_lines(path)] == kept
+
+
+@pytest.mark.parametrize("text", ["a cat", "\u732b", "\U0001f408\u200d\u2b1b", ".", "\ufeffa", "a\u200bb", "e\u0301"])
+def test_what_can_be_drawn(text):
+    check_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "a text that is not empty"),
+        (" \n\t", "not empty"),
+        ("\u200b", "not empty"),
+        ("\ufeff \u2060\u200d", "not empty"),
+        ("\x1b\x07", "not empty"),
+        ("\u3164\u2800", "not empty"),
+        ("a\0", "a NUL or half a character"),
+        ("a \ud83d", "a NUL or half a character"),
+        (3, "not empty, got 3"),
+        (None, "not empty, got null"),
+        (b"a cat", "not empty"),
+    ],
+)
+def test_what_cannot_be_drawn(prompt, message):
+    with pytest.raises(ValueError, match=f"^a prompt .*{message}"):
+        check_prompt(prompt)

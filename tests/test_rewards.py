@@ -1,8 +1,12 @@
 """Rewards: the registry, how they are asked, the batching, and CLIP against transformers' own processor."""
 
+from decimal import Decimal
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from lidar_sampling import RewardError, rewards
@@ -225,10 +229,82 @@ def test_a_reward_refuses_prompts_before_anything_is_drawn():
         rewards.check_prompts(reader, [METADATA])
 
 
-def test_what_is_no_refusal_of_a_prompt_is_not_dressed_as_one():
+@pytest.mark.parametrize("error", [OSError("no disk"), KeyError("no disk"), AssertionError("no disk")])
+def test_a_check_that_fails_is_named_and_not_dressed_as_a_refusal(error):
     class Broken(Listening):
         def check(self, prompts):
-            raise OSError("no disk")
+            raise error
 
-    with pytest.raises(OSError, match=r"^no disk$"):
-        rewards.check_prompts(Broken(), ["a cat"])
+    found = f"^reward 'listening' failed to check the prompt 'a cat': {type(error).__name__}: .*no disk"
+    for reward in (Broken(), rewards.Ensemble([Broken(), Broken()])):
+        with pytest.raises(ValueError, match=found):
+            rewards.check_prompts(reward, ["a cat"])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda means: means.numpy()[::-1][::-1][::1],
+        lambda means: means.numpy()[::-1].copy()[::-1],
+        lambda means: means.numpy().astype(">f4"),
+        lambda means: np.array([float(mean) for mean in means], object),
+        lambda means: [Decimal(float(mean)) for mean in means],
+        lambda means: list(means),
+        lambda means: means.double(),
+    ],
+)
+def test_numbers_of_any_kind_are_taken(returned):
+    images = pictures(4, 8)
+    found = rewards.score(
+        lambda *, images, prompts: returned(images.mean((1, 2, 3))), images=images, prompts=["x"] * 4
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, images.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_whole_numbers_of_frames_have_a_mean(kind, frames):
+    videos = torch.zeros(2, frames, 3, 4, 4)
+    videos[0] = 1
+    found = rewards.score(
+        lambda *, images, prompts: images.amax((1, 2, 3)).to(kind), images=videos, prompts=["a cat"] * 2
+    )
+    assert found.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(2, dtype=torch.complex64), "real numbers, got torch.complex64"),
+        (np.zeros(2, np.complex64), "real numbers, got torch.complex64"),
+        (["1", "2"], "must return a tensor, got list"),
+        (np.array(["1", "2"], object), "must return a tensor, got ndarray"),
+        ({"a": 1}, "must return a tensor, got dict"),
+        (None, "must return a tensor, got NoneType"),
+        ([Decimal(1)], r"\(2,\), got \(1,\)"),
+    ],
+)
+def test_what_is_not_one_number_an_image(returned, message):
+    for shape in ((2, 3, 4, 4), (2, 1, 3, 4, 4)):
+        with pytest.raises(RewardError, match=message):
+            rewards.score(lambda *, images, prompts: returned, images=torch.zeros(shape), prompts=["a cat"] * 2)
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "vqascore", "geneval"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file: give the folder that holds it"):
+        rewards.load(f"{name}:{file}")
+    file.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a pointer of Git LFS"):
+        rewards.load(f"{name}:{file}")
+
+
+def test_another_checkpoint_is_named(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors is no aesthetic predictor: a head has weights layers"):
+        rewards.load(f"aesthetic:{tmp_path / 'other.safetensors'}")
+    with pytest.raises(ValueError, match="is a folder: give the file of weights itself"):
+        rewards.load(f"aesthetic:{tmp_path}")

@@ -184,6 +184,89 @@ def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
         assert message in " ".join(failure(lidar("score", tmp_path / f"{k:05d}", "--reward", "brightness")).split())
 
 
+def a_run(folder, *, lacks=()):
+    """Two prompts in GenEval's layout: black samples, with white pictures beside them."""
+    for k in range(2):
+        for name, color in (("samples", "black"), ("vanilla", "white")):
+            (folder / f"{k:05d}" / name).mkdir(parents=True)
+            Image.new("RGB", (128, 128), color).save(folder / f"{k:05d}" / name / "0000.png")
+        if k not in lacks:
+            line = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
+            (folder / f"{k:05d}" / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    Image.new("RGB", (128, 128), "white").save(folder / "grid.png")
+    return folder
+
+
+def test_of_a_run_the_samples_are_taken_whatever_folder_is_named(lidar, tmp_path, monkeypatch):
+    run = a_run(tmp_path / "runs" / "a")
+    a_run(tmp_path / "runs" / "b")
+    for place, count in ((run, 2), (run / "00000", 1), (run / "00000" / "samples", 1), (tmp_path / "runs", 4)):
+        for where in (place, "."):
+            monkeypatch.chdir(place)
+            for prompt in ([], ["--prompt", "x"]):
+                found = scores(lidar("score", where, *prompt, "--reward", "brightness", "--json"))
+                assert [row["brightness"] for row in found["images"]] == [0] * count
+            assert scores(lidar("evaluate", where, "--json"))["pictures"] == count
+    found = scores(lidar("score", run / "00000" / "vanilla", "--reward", "brightness", "--json"))
+    assert found["mean"]["brightness"] == 1  # what is asked for by its name
+
+
+def test_a_prompt_without_its_metadata_is_named_and_not_left_out(lidar, tmp_path):
+    run = a_run(tmp_path, lacks=[1])
+    for command in (["score", run, "--reward", "brightness"], ["evaluate", run]):
+        err = "".join(failure(lidar(*command)).replace("│", "").split())
+        assert f"thereisno{run / '00001' / 'metadata.jsonl'}" in err
+    found = scores(lidar("score", run, "--prompt", "x", "--reward", "brightness", "--json"))
+    assert len(found["images"]) == 2
+
+
+def test_names_that_begin_with_a_dot_are_no_pictures(lidar, tmp_path):
+    numbered(tmp_path, "1.png")
+    (tmp_path / "._1.png").write_bytes(b"of a Mac")
+    numbered(tmp_path / ".ipynb_checkpoints", "255.png")
+    found = scores(lidar("score", tmp_path, "--prompt", "x", "--reward", "brightness", "--json"))
+    assert [os.path.basename(row["file"]) for row in found["images"]] == ["1.png"]
+
+
+def test_a_picture_counts_once(lidar, tmp_path):
+    (file,) = numbered(tmp_path / "d", "1.png")
+    (tmp_path / "d" / "2.png").symlink_to(file)
+    run = a_run(tmp_path / "run")
+    (run / "00000" / "samples" / "0001.png").symlink_to(run / "00000" / "samples" / "0000.png")
+    for command in (
+        ["score", tmp_path / "d", "--prompt", "x", "--reward", "brightness"],
+        ["score", tmp_path / "d" / ".." / "d" / "1.png", file, "--prompt", "x", "--reward", "brightness"],
+        ["evaluate", run],
+    ):
+        assert "are the same picture, and would count twice" in " ".join(failure(lidar(*command)).split())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.png", "1.jpg"], "same number"),
+        (["1.png", "2.png", "1.0.png"], "same number"),
+        (["0.5.png", "0.25.png"], "by numbers with a point or a minus sign"),
+        (["-2.png", "-1.png", "0.png"], "by numbers with a point or a minus sign"),
+        (["x_-2.png", "x_-1.png"], "by numbers with a point or a minus sign"),
+        (["1.png", "2.png"], None),
+        (["sd1.5-1.png", "sd1.5-2.png", "sd1.5-10.png"], None),
+        (["img-1.png", "img-2.png", "img-10.png"], None),
+        (["0.25.png", "0.50.png"], None),
+    ],
+)
+def test_numbers_that_may_be_read_in_two_ways_order_no_prompts(lidar, tmp_path, names, message):
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "p.txt").write_text("".join(f"prompt {k}\n" for k in range(len(names))))
+    result = lidar("score", tmp_path, "--prompts", tmp_path / "p.txt", "--reward", "brightness", "--json")
+    if message:
+        assert "".join(message.split()) in "".join(failure(result).replace("│", "").split())
+    else:
+        assert [os.path.basename(row["file"]) for row in scores(result)["images"]] == names
+    assert scores(lidar("score", tmp_path, "--prompt", "x", "--reward", "brightness", "--json"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

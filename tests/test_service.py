@@ -335,3 +335,17 @@ def test_it_sees_what_lidar_score_sees(url, tmp_path):
 def test_its_address_and_name_tell_a_remote_reward_apart():
     assert RemoteReward("http://a", "x", timeout=3).fingerprint == RemoteReward("http://a/", "x").fingerprint
     assert RemoteReward("http://a", "x").fingerprint != RemoteReward("http://a", "y").fingerprint
+
+
+def test_pictures_and_prompts_are_checked_before_they_travel(url):
+    remote = rewards.load(f"{url}/red")
+    for images, prompts, message in (
+        (pictures(2) * 255, ["a", "b"], "give images / 255"),
+        (pictures(2) * 2 - 1, ["a", "b"], r"give \(images \+ 1\) / 2"),
+        (pictures(2) * float("nan"), ["a", "b"], "NaN or infinity"),
+        (pictures(2)[:, :1], ["a", "b"], "repeat the one channel"),
+        (pictures(2), "ab", "got the text 'ab'"),
+        (pictures(4), ["a", "b"], "as many, got 4 and 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            remote(images=images, prompts=prompts)

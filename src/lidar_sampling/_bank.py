@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ._files import write_atomically
+from ._hub import why_no_weights
 from ._space import Space
 
 _FORMAT = "lidar-sampling.bank"
@@ -222,8 +223,8 @@ class LookaheadBank:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no bank at {path}")
-        with open(path, "rb"):  # a permission error says more than safetensors would
-            pass
+        if why := why_no_weights(Path(path)):  # whose permission error says more than safetensors would
+            raise BankError(f"{path} {why}")
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}

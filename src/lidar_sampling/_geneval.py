@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -91,6 +93,8 @@ _JOINED = re.compile(rf" (and|{'|'.join(RELATIONS)}) ")
 def parse(prompt: str) -> dict[str, Any] | None:
     """Metadata of a prompt in one of the templates, or None for any other prompt.
 
+    The rules cannot judge a prompt that wants one class in two ways, such as a red dog and a blue dog: it has none.
+
     >>> parse("a photo of a dog right of a teddy bear")["include"][1]["position"]
     ['right of', 0]
     >>> parse("an oil painting") is None
@@ -118,7 +122,7 @@ def parse(prompt: str) -> dict[str, Any] | None:
     found = {"tag": tag, "include": objects, "prompt": prompt}
     if counted:
         found["exclude"] = [_object(o["class"], None, o["count"] + 1) for o in objects]
-    return found
+    return None if _contradiction(found) else found
 
 
 def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
@@ -129,7 +133,7 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: metadata that no picture can be judged by: it has no tag, names a class, a colour, a relation or a
             setting that GenEval does not know, a count that is not a positive integer, or a position relative to
-            anything but an object before it.
+            anything but an object before it; or it contradicts itself, so that no picture can be right.
 
     >>> asked({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
     Traceback (most recent call last):
@@ -150,6 +154,8 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
         for place, item in enumerate(prompt[key]):
             _check_object(item, key, place)
     if any(prompt[key] for key in lists):
+        if why := _contradiction(prompt):
+            raise ValueError(f"no picture can be right by this GenEval metadata: {why}")
         return dict(prompt)
     text = prompt.get("prompt", "")
     if not isinstance(text, str):
@@ -194,6 +200,45 @@ def _check_object(item: Any, key: str, place: int) -> None:
             f"the position of {item['class']!r} in GenEval metadata must name an earlier object of include by its "
             f"index ({earlier}), got {index!r}"
         )
+
+
+def _contradiction(metadata: Mapping[str, Any]) -> str | None:
+    """Why no picture can be right by metadata whose objects are checked, or None.
+
+    Of a class the rules of :func:`verdict` look at the surest objects, so two objects of one class are the same ones.
+    """
+    include, exclude = (metadata.get(key, []) for key in ("include", "exclude"))
+    for item in include:
+        for other in exclude:
+            if item["class"] == other["class"] and item["count"] >= other["count"]:
+                return (
+                    f"it includes {item['count']} of {item['class']!r} and excludes {other['count']} or more: "
+                    "exclude a larger count"
+                )
+    colors: dict[str, str] = {}
+    for item in include:
+        if "color" in item and colors.setdefault(item["class"], item["color"]) != item["color"]:
+            return (
+                f"it includes {item['class']!r} in {colors[item['class']]} and in {item['color']}, which to the "
+                "rules are the same objects: give them one colour"
+            )
+    for after, before in (("right of", "left of"), ("below", "above")):
+        follows: dict[str, set[str]] = {}
+        for item in include:
+            if "position" in item:
+                relation, index = item["position"]
+                pair = item["class"], include[index]["class"]
+                if pair[0] == pair[1]:
+                    return f"it places {pair[0]!r} relative to {pair[0]!r}, which to the rules are the same objects"
+                if relation in (after, before):
+                    late, early = pair if relation == after else pair[::-1]
+                    follows.setdefault(late, set()).add(early)
+        try:
+            TopologicalSorter(follows).prepare()
+        except CycleError as error:
+            round_ = " and ".join(f"{a!r} {before} {b!r}" for a, b in pairwise(error.args[1]))
+            return f"it places {round_}"
+    return None
 
 
 def _hint(given: Any, known: Sequence[str]) -> str:

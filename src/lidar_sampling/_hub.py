@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +65,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, cut off or a pointer, or holds something else; the message names it and the mend.
+        ValueError: it is a folder, empty, cut off or a pointer, or holds something else; the message names it and
+            the mend.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the file of weights itself")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if why := why_no_weights(path):
@@ -118,6 +123,39 @@ def why_no_model(folder: Path, error: Exception) -> str | None:
     if pickles and not isinstance(error, OSError):
         return f"{folder} holds {pickles[0]}, which {_why_unreadable(error)}"
     return None
+
+
+def check_folder(name: str | Path, index: str, what: str) -> dict[str, Any] | None:
+    """Return the JSON object in file ``index`` of a model's folder; None for what can only be a hub id.
+
+    Args:
+        name: a path or a hub id.
+        index: the file that every such folder has.
+        what: the model is, for errors.
+
+    Raises:
+        FileNotFoundError: the path leads nowhere, or the folder lacks the file.
+        ValueError: it is a file, or ``index`` is not a JSON object with a ``_class_name``; the message has the mend.
+    """
+    path = Path(name)
+    if path.is_file():
+        problem = why_no_weights(path) or f"is a file: give the folder of {what}, which holds {index}"
+        raise ValueError(f"{path} {problem}")
+    if not path.is_dir():
+        if str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1:
+            raise FileNotFoundError(f"no folder of {what} at {name}")
+        return None
+    if not (path / index).is_file():
+        raise FileNotFoundError(f"{path} is no folder of {what}: it holds no {index}")
+    if why := why_no_weights(path / index):
+        raise ValueError(f"{path / index} {why}")
+    try:
+        found = json.loads((path / index).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path / index} is not JSON ({error}): download it again") from None
+    if not isinstance(found, dict) or not isinstance(found.get("_class_name"), str):
+        raise ValueError(f"{path / index} has no _class_name, as that of {what} does: download it again")
+    return found
 
 
 _OF_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt")

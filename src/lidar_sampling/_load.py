@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._hub import why_no_model
+from ._hub import check_folder, why_no_model
 
 
 def load_pipeline(
@@ -27,6 +27,7 @@ def load_pipeline(
     """
     from diffusers import DiffusionPipeline
 
+    check_folder(name, "model_index.json", "a pipeline")
     if variant is None and Path(name).is_dir():
         variant = only_variant(Path(name))
     return load_model(DiffusionPipeline, name, dtype=dtype, variant=variant, revision=revision)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import wave
 import zlib
@@ -64,6 +65,20 @@ def check_pictures(images: Tensor) -> None:
         raise ValueError(f"{what} must lie in {span}, got values from {low:.4g} to {high:.4g}: {mend}")
 
 
+def check_batch(images: Tensor, prompts: Any) -> None:
+    """Refuse images that :func:`check_pictures` refuses, and prompts that are not a list of as many.
+
+    Raises:
+        TypeError: as :func:`check_pictures`.
+        ValueError: as :func:`check_pictures`, or for the prompts.
+    """
+    check_pictures(images)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
+    if len(images) != len(prompts):
+        raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+
+
 def _mend_of_shape(images: Tensor) -> str:
     """What to do about a shape that is none of those that are known; nothing where we cannot tell."""
     if images.dim() == 3:
@@ -119,11 +134,15 @@ def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool
     try:
         with Image.open(file, formats=formats) as image:
             count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photograph and its preview
-            refused = None
+            refused, stored = None, _stored(image)
             if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
                 refused = f"has pixels of mode {image.mode}: save it with 8 bits a channel"
+            elif _DEEP.search(stored):  # Pillow cuts them, and misses their transparency
+                refused = f"has 16 bits a channel ({stored}): save it with 8"
             elif count > 1 and not moving:
                 refused = f"holds {count} pictures, not one: save each to a file of its own"
+            if stored in _SCALES and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= _SCALES[stored]  # Pillow scales the pixels alone
             seen = [image] if count == 1 else ImageSequence.Iterator(image)
             frames = [] if refused else [_over_white(frame) for frame in seen]
     except UnidentifiedImageError:
@@ -136,6 +155,18 @@ def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool
     if refused:
         raise ValueError(f"{name} {refused}")
     return frames
+
+
+_DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits a pixel
+_SCALES = {"L;2": 85, "L;4": 17}  # from a grey level of 2 or 4 bits to one of 8
+
+
+def _stored(image: Any) -> str:
+    """How the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
+    for _, _, _, arguments in getattr(image, "tile", ()):
+        first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        return first if isinstance(first, str) else ""
+    return ""
 
 
 def _over_white(image: Any) -> Tensor:

@@ -11,9 +11,11 @@ characters that Python calls line ends may stand in a prompt.
 
 from __future__ import annotations
 
+import ast
 import codecs
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """Return the prompts of a file, and what it says of each.
 
     Args:
-        path: a file; its ending, in any case, tells which kind it is, and any other ending is that of text.
+        path: a file; its ending, in any case, tells which kind it is, and any other ending is that of text, but for
+            those of tables, which are refused.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,11 +42,40 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        raise ValueError(f"{path} is a table: write one prompt a line as .txt, or one JSON object a line as .jsonl")
     reader = {".jsonl": _from_lines, ".json": _from_array}.get(kind, _from_text)
     found = list(reader(path, read_text(path)))
     if not found:
         raise ValueError(f"{path} is empty: give it at least one prompt")
     return found
+
+
+def check_prompt(prompt: Any) -> None:
+    r"""Refuse what cannot be drawn as a prompt.
+
+    Raises:
+        ValueError: it is not a text, shows nothing, or holds a NUL or half a character.
+
+    >>> check_prompt("a cat")
+    >>> check_prompt("\u200b")
+    Traceback (most recent call last):
+    ValueError: a prompt must be a text that is not empty, got "\u200b"
+    """
+    if why := _why_no_prompt(prompt):
+        raise ValueError(f"a prompt {why}")
+
+
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and the empty cell of Braille, which are letters
+
+
+def _why_no_prompt(prompt: Any) -> str | None:
+    if isinstance(prompt, str):
+        if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+            return f"holds a NUL or half a character, got {_shown(prompt)}: leave it out"
+        if any(c not in _BLANK and unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in prompt):
+            return None
+    return f"must be a text that is not empty, got {_shown(prompt)}"
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -80,14 +112,22 @@ def read_text(path: str | Path) -> str:
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """The lines that hold something, and their numbers from 1."""
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        line = line.lstrip("\ufeff")  # files that were joined have their marks within
         if line.strip():
             yield number, line
 
 
 def _from_text(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    if _is_json(text):
+        raise ValueError(f"{path} is JSON, and would be drawn as text: call it .json")
     for number, line in _lines(text):
         if line.lstrip().startswith("{") and _is_object(line):
             raise ValueError(f"{path}, line {number} is a JSON object, and would be drawn as text: call it .jsonl")
+        if _is_nearly_json(line):
+            raise ValueError(
+                f"{path}, line {number} looks like JSON or Python, and would be drawn as text: write one prompt a "
+                f"line, or JSON in a .json or .jsonl file; got {_cut(line.strip())}"
+            )
         yield _checked({"prompt": line.strip()}, f"{path}, line {number}")
 
 
@@ -135,10 +175,8 @@ def _checked(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, dict) or "prompt" not in item:
         raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_shown(item)}')
     prompt = item["prompt"]
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f'{where}: "prompt" must be a text that is not empty, got {_shown(prompt)}')
-    if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise ValueError(f'{where}: "prompt" holds a NUL or half a character, got {_shown(prompt)}: leave it out')
+    if why := _why_no_prompt(prompt):
+        raise ValueError(f'{where}: "prompt" {why}')
     return item
 
 
@@ -149,9 +187,35 @@ def _is_object(line: str) -> bool:
         return False
 
 
+def _is_json(text: str) -> bool:
+    """Whether the whole of a text is an object over several lines, or an array of what prompts are written as."""
+    try:
+        found = json.loads(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    lines = isinstance(found, dict) and len(text.strip().splitlines()) > 1
+    return lines or (isinstance(found, list) and any(isinstance(item, str | dict | list) for item in found))
+
+
+_NEARLY = re.compile(r"""\s*([\[{]\s*$|\[?\s*\{\s*("[^"]*"|'[^']*')\s*:)""")
+
+
+def _is_nearly_json(line: str) -> bool:
+    """Whether a line begins JSON that is damaged, goes on, or is Python's: a prompt may well begin with a bracket."""
+    if _NEARLY.match(line):
+        return True
+    if not line.lstrip().startswith("["):
+        return False
+    try:
+        found = ast.literal_eval(line.strip().rstrip(","))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return False
+    return isinstance(found, list) and any(isinstance(item, str | dict | list) for item in found)
+
+
 def _shown(value: Any) -> str:
     """``value`` as JSON, for a message."""
-    return _cut(json.dumps(value))
+    return _cut(json.dumps(value, default=repr))
 
 
 def _cut(text: str) -> str:

@@ -83,6 +83,34 @@ class TestRewards:
         with pytest.raises(ValueError, match=r"is no reward|has no function"):
             m.load_property(name)
 
+    @pytest.mark.parametrize("name", ["ring_count", "Ring-Count", "QED"])
+    def test_the_nearest_name_is_told(self, name):
+        near = name.lower().replace("_", "-")
+        with pytest.raises(ValueError, match=f"{name!r} is no reward: did you mean {near!r}"):
+            m.load_property(name)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("raise SystemExit(0)", "SystemExit: 0"),
+            ("1 / 0", "ZeroDivisionError"),
+            ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+            ("def f(:", "SyntaxError"),
+        ],
+    )
+    def test_a_module_that_cannot_be_imported_is_named(self, tmp_path, monkeypatch, content, message):
+        (tmp_path / "odd_rewards.py").write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(RewardError, match=f"^importing the reward odd_rewards:f raised {message}"):
+            m.load_property("odd_rewards:f")
+
+    def test_a_reward_that_ends_the_program_is_named(self):
+        def leave(molecule):
+            raise SystemExit(3)
+
+        with pytest.raises(RewardError, match="the reward mine of CC raised SystemExit: 3"):
+            m.MoleculeReward(leave, TOKENIZER, name="mine")(m.encode(TOKENIZER, ["CC"]))
+
     def test_no_molecule_gets_the_floor(self):
         reward = m.reward("qed", invalid=-0.5)
         tokens = torch.cat([m.encode(TOKENIZER, ["CC"]), torch.full((2, 32), 3), m.encode(TOKENIZER, ["C("])[:1]])

@@ -10,7 +10,7 @@ import typer
 
 from .._geneval import asked
 from . import _options as o
-from ._score import inside, metadata_line, metadata_of, read_picture
+from ._score import check_once, inside, metadata_line, metadata_of, read_picture
 from ._screen import print_json, shown
 
 Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
@@ -21,7 +21,6 @@ JudgeName = Annotated[
         "mask2former: Mask2Former and CLIP, for photographs of any size (2 GB, downloaded once)."
     ),
 ]
-_SIDE = 128  # pixels that the embedded detector was trained on
 
 
 def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None, json: o.Json = False) -> None:
@@ -39,9 +38,16 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
     o.quieten()
-    files = [file for file in inside(folder) if metadata_of(file).is_file()]
-    if not files:
+    files = inside(folder)
+    lacking = [file for file in files if not metadata_of(file).is_file()]
+    if len(lacking) == len(files):
         raise typer.BadParameter(f"{folder} holds no pictures in GenEval's layout (NUMBER/samples/*.png)")
+    if lacking:
+        raise typer.BadParameter(
+            f"there is no {metadata_of(lacking[0])} to say what {lacking[0].name} should show: put it back, or take "
+            "its folder away"
+        )
+    check_once(files)
     place = o.device_of(device)
     decide = glyph.Judge(device=place) if judge == "glyph" else rewards.load("geneval", device=place)
     lines = {file.parent: _metadata(file) for file in files}
@@ -49,10 +55,11 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
     for file in files:
         line = lines[file.parent]
         picture = read_picture(file)
-        if judge == "glyph" and picture.shape[1:] != (_SIDE, _SIDE):
+        if judge == "glyph" and picture.shape[1:] != (glyph.SIDE, glyph.SIDE):
             size = " x ".join(map(str, picture.shape[1:]))
             raise typer.BadParameter(
-                f"glyph's detector judges pictures of {_SIDE} x {_SIDE}, {file} has {size}: --judge mask2former"
+                f"glyph's detector judges pictures of {glyph.SIDE} x {glyph.SIDE}, {file} has {size}: "
+                "--judge mask2former"
             )
         (verdict,) = decide(images=picture[None], prompts=[line]).tolist()
         verdicts.setdefault(file.parent, []).append(verdict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,22 +85,42 @@ def _pictures(places: Sequence[Path]) -> dict[Path, list[Path]]:
         found[place] = inside(place) if place.is_dir() else [place]
         if not found[place]:
             raise typer.BadParameter(f"{place} holds no pictures ({', '.join(_ENDINGS)})")
+    check_once([file for files in found.values() for file in files])
     return found
+
+
+def check_once(files: Sequence[Path]) -> None:
+    """Refuse a picture that is there twice, by a link or by two of the places."""
+    seen: dict[Path, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.resolve(), file)
+        if other is not file:
+            raise typer.BadParameter(f"{other} and {file} are the same picture, and would count twice: leave one out")
 
 
 def inside(folder: Path) -> list[Path]:
     """Return the pictures in ``folder``, by the numbers in their names.
 
-    They are the samples of a run in GenEval's layout, or else all pictures, however deep.
+    They are the samples of runs in GenEval's layout if there are any, whether or not each has its metadata, or else
+    all pictures, however deep. What begins with a dot, or lies in what does, is not looked at.
     """
-    samples = [file for file in folder.glob("[0-9]*/samples/*") if metadata_of(file).is_file()]
-    pictures = [file for file in samples or folder.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file()]
+    pictures = [
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _ENDINGS
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    ]
+    samples = [file for file in pictures if file.absolute().parent.name == "samples"]
+    if any(metadata_of(file).is_file() for file in samples):
+        pictures = samples
     return sorted(pictures, key=lambda file: (natural_order(file.relative_to(folder)), str(file)))
 
 
 def metadata_of(picture: Path) -> Path:
     """Where GenEval's layout says what ``picture`` should show."""
-    return picture.parent.parent / "metadata.jsonl"
+    folder = picture.parent if picture.parent.name else picture.parent.absolute()
+    return folder.parent / "metadata.jsonl"
 
 
 def metadata_line(picture: Path) -> dict[str, Any]:
@@ -127,8 +149,9 @@ def _prompts(places: dict[Path, list[Path]], given: list[dict[str, Any]]) -> lis
         return given
     for file in files:
         if not metadata_of(file).is_file():
-            metadata = metadata_of(file)
-            raise typer.BadParameter(f"give --prompt: there is no {metadata} to say what {file.name} should show")
+            raise typer.BadParameter(
+                f"give --prompt: there is no {metadata_of(file)} to say what {file.name} should show"
+            )
     return [metadata_line(file) for file in files]
 
 
@@ -141,11 +164,19 @@ def _check_order(places: dict[Path, list[Path]]) -> None:
                 f"the pictures in {place} lie in {len(folders)} folders, such as {folders[0]} and {folders[1]}, "
                 "which have no order: score each folder with its own prompts, or leave them to its metadata.jsonl"
             )
+        for order in (natural_order, _decimal_order):
+            seen: dict[Any, Path] = {}
+            for file in found:
+                if (other := seen.setdefault(order(file.stem), file)) is not file:
+                    raise typer.BadParameter(
+                        f"{other} and {file} have the same number, so the prompts have no order: rename one, "
+                        "or name the pictures one by one"
+                    )
         for one, other in pairwise(found):
-            if natural_order(one.name) == natural_order(other.name):
+            if _decimal_order(one.stem) > _decimal_order(other.stem):
                 raise typer.BadParameter(
-                    f"{one} and {other} have the same number, so the prompts have no order: rename one, "
-                    "or name the pictures one by one"
+                    f"{one} comes before {other} by whole numbers and after it by numbers with a point or a minus "
+                    "sign, so the prompts have no order: name the pictures one by one"
                 )
     named = [place for place, found in places.items() if found == [place]]
     if named == sorted(named, key=str) != sorted(named, key=lambda file: natural_order(str(file))):
@@ -154,6 +185,14 @@ def _check_order(places: dict[Path, list[Path]]) -> None:
             f"{named[first].name} comes before {named[first + 1].name}, as a shell sorts names, so the prompts may "
             "belong to others: give the folder, whose pictures are taken by their numbers"
         )
+
+
+_DECIMAL = re.compile(r"((?:(?<![^_=\s])-)?[0-9]+(?:\.[0-9]+)?)")
+
+
+def _decimal_order(stem: str) -> tuple[str | Decimal, ...]:
+    """The key of :func:`natural_order`, but that a number may have a minus sign and a point."""
+    return tuple(Decimal(part) if k % 2 else part for k, part in enumerate(_DECIMAL.split(stem)))
 
 
 def _print(rows: list[dict[str, Any]], mean: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._geneval import asked, verdict
+from .._media import check_batch
 from ._detector import Detector as Detector
 from ._prompts import generate_hard_prompts as generate_hard_prompts
 from ._prompts import generate_prompts as generate_prompts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 DATA = Path(__file__).parent / "data"
+SIDE = 128  # pixels of a picture, which the detector was trained on
 
 
 def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
@@ -90,10 +92,15 @@ class Judge:
         """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
 
         Raises:
-            ValueError: images and prompts are not as many, or metadata cannot be judged.
+            ValueError: images are of another type, range or size, or not as many as prompts, or metadata cannot be
+                judged.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+        check_batch(images, prompts)
+        if images.shape[1:] != (3, SIDE, SIDE):
+            raise ValueError(
+                f"glyph's detector judges pictures (B, 3, {SIDE}, {SIDE}), got {tuple(images.shape)}: "
+                "judge others by the reward 'geneval'"
+            )
         metadata = [asked(prompt) for prompt in prompts]
         found = self.detector.detect(images)
         return torch.tensor(

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,27 @@ def ask(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Any:
     return reward(images=images.clone(), prompts=as_read(reward, prompts))
 
 
+def ask_part(part: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Return the scores (B,) float32 of a reward that is a part of another, as :func:`ask` has them.
+
+    A reward of images sees a video by its frames.
+
+    Raises:
+        RewardError: it returned something else than one number an image, or an infinite one; the message names it.
+
+    Example:
+        >>> def of_the_batch(*, images, prompts):
+        ...     return images.mean()
+        >>> ask_part(of_the_batch, images=torch.ones(2, 3, 2, 2), prompts=["a cat", "a dog"])
+        Traceback (most recent call last):
+        lidar_sampling.rewards._score.RewardError: reward 'of_the_batch' must return one number an image, (2,), got ()
+    """
+    see = _seen(part) if images.dim() == 5 else partial(ask, part)
+    scores = _one_each(see(images=images, prompts=prompts), len(images), name_of(part))
+    _check_finite(scores, name_of(part), allow_nan=True)  # the smallest of several would hide infinity
+    return scores
+
+
 def as_read(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
     """Return the prompts as ``reward`` reads them: copies of metadata if it ``reads_metadata``, else their texts.
 
@@ -84,7 +107,7 @@ def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
     It does so by its method ``check(prompts)``; a reward without one reads every prompt.
 
     Raises:
-        ValueError: it refuses one; the message names the reward and the prompt.
+        ValueError: it refuses one, or its check fails; the message names the reward and the prompt.
 
     Example:
         >>> from lidar_sampling.rewards.ocr import OCR
@@ -96,11 +119,15 @@ def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
     for prompt in as_read(reward, prompts):
         try:
             check([prompt])
-        except _UnreadableError:  # of a part
+        except (_UnreadableError, torch.OutOfMemoryError, MemoryError):  # the first is of a part
             raise
-        except ValueError as error:
+        except Exception as error:
             shown = prompt if isinstance(prompt, str) else prompt.get("prompt", prompt)
-            raise _UnreadableError(f"reward {name_of(reward)!r} cannot read the prompt {shown!r}: {error}") from error
+            if isinstance(error, ValueError):
+                problem = f"cannot read the prompt {shown!r}: {error}"
+            else:
+                problem = f"failed to check the prompt {shown!r}: {type(error).__name__}: {error}"
+            raise _UnreadableError(f"reward {name_of(reward)!r} {problem}") from error
 
 
 def score(
@@ -140,8 +167,7 @@ def score(
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(texts)}")
     _check(images)
     name = name_of(reward)
-    by_frames = images.dim() == 5 and getattr(reward, "modality", "image") != "video"
-    see = partial(_frame_mean if by_frames else ask, reward)
+    see = _seen(reward) if images.dim() == 5 else partial(ask, reward)
 
     def call(indices: Sequence[int]) -> Tensor:
         chosen = slice(indices[0], indices[-1] + 1)
@@ -154,7 +180,7 @@ def score(
         try:
             with torch.no_grad(), timed("reward", len(asked), again):
                 result = see(images=some, prompts=asked)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError, RewardError):  # of a part, which names it
             raise
         except Exception as error:
             raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
@@ -188,12 +214,18 @@ def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Seque
     return values
 
 
-def _frame_mean(reward: Reward, *, images: Tensor, prompts: list[Any]) -> Tensor:
+def _seen(reward: Reward) -> Callable[..., Any]:
+    """How ``reward`` is asked about videos: whole, or by their frames."""
+    return partial(ask if getattr(reward, "modality", "image") == "video" else _frame_mean, reward)
+
+
+def _frame_mean(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
     count = min(FRAMES, images.shape[1])
     frames = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    return torch.as_tensor(ask(reward, images=frames.flatten(0, 1), prompts=repeated)).view(-1, count).mean(1)
+    result = ask(reward, images=frames.flatten(0, 1), prompts=repeated)
+    return _one_each(result, len(repeated), name_of(reward)).view(-1, count).mean(1)
 
 
 def _check(images: Tensor) -> None:
@@ -204,15 +236,40 @@ def _check(images: Tensor) -> None:
 
 
 def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
+    scores = _one_each(result, count, name).detach().cpu()
+    _check_finite(scores, name, allow_nan)
+    return scores
+
+
+def _one_each(result: Any, count: int, name: str) -> Tensor:
+    """What reward ``name`` returned, as ``count`` numbers in float32; gradients flow on."""
     try:
-        scores = torch.as_tensor(result).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise RewardError(f"reward {name!r} must return a tensor, got {type(result).__name__}") from None
+        scores = torch.as_tensor(result)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        scores = _from_array(result, name)
+    if scores.is_complex():
+        raise RewardError(
+            f"reward {name!r} must return real numbers, got {scores.dtype}: return their .abs() or .real"
+        )
     if scores.shape != (count,):
         raise RewardError(f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}")
+    return scores.float()
+
+
+def _from_array(result: Any, name: str) -> Tensor:
+    """Numbers that torch does not take: arrays that run backwards, of another byte order, or of Python's numbers."""
+    try:
+        found = np.asarray(result)
+        if found.dtype.kind not in "biuf" and not all(isinstance(value, Number) for value in found.flat):
+            raise TypeError
+        return torch.from_numpy(found.astype(np.float32))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise RewardError(f"reward {name!r} must return a tensor, got {type(result).__name__}") from None
+
+
+def _check_finite(scores: Tensor, name: str, allow_nan: bool) -> None:
     bad = scores.isinf() if allow_nan else ~scores.isfinite()
     if bad.any():
         raise RewardError(
-            f"reward {name!r} returned {scores[bad][0].item()} for image {int(bad.nonzero()[0])} of {count}"
+            f"reward {name!r} returned {scores[bad][0].item()} for image {int(bad.nonzero()[0])} of {len(scores)}"
         )
-    return scores

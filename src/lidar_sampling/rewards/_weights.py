@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._hub import Published, load_state_dict, why_no_model
+from .._hub import Published, load_state_dict, why_no_model, why_no_weights
 
 Source = Published | str | Path
 
@@ -40,9 +40,13 @@ def load(function: Callable[..., Any], source: Source, **options: Any) -> Any:
 
     Raises:
         FileNotFoundError: the source is no folder and out of the hub's reach, or parts of it are missing.
-        ValueError: a file of the folder is empty, cut off, a pointer, or pickles objects; the message names it.
+        ValueError: it is a file, or a file of the folder is empty, cut off, a pointer, or pickles objects; the
+            message names it.
     """
     repo, revision = where(source)
+    if Path(repo).is_file():
+        problem = why_no_weights(Path(repo)) or "is a file: give the folder that holds it, with its config.json"
+        raise ValueError(f"{repo} {problem}")
     try:
         return function(repo, revision=revision, **options)
     except MemoryError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._towers import Towers
-from ._weights import CLIP_L, Source, linear_head, name_of, state_dict
+from ._weights import CLIP_L, Source, linear_head, name_of, state_dict, where
 
 
 class Aesthetic:
@@ -41,7 +41,13 @@ class Aesthetic:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name = name_of("aesthetic", model)
-        self._head = linear_head(state_dict(model)).to(device)
+        try:
+            head = linear_head(state_dict(model))
+        except ValueError as error:
+            origin = where(model)[0]
+            named = "" if origin in str(error) else f"{origin} is no aesthetic predictor: "
+            raise ValueError(f"{named}{error}") from None
+        self._head = head.to(device)
         self._towers = Towers.load(clip, device=device, dtype=dtype)
         self.networks = self._towers.networks
         wanted, given = self._head[0].in_features, self._towers.model.config.projection_dim

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from . import Reward, ask, check_prompts, load, name_of
-from ._score import Prompt
+from .._media import check_batch
+from . import Reward, check_prompts, load, name_of
+from ._score import Prompt, ask_part
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -39,8 +40,9 @@ class Mixture:
         weights, calibration: by the parts' own names, as banks know them.
 
     Raises:
-        ValueError: no weights, one that is not finite, two parts of one name, or a calibration that lacks a reward or
-            has a deviation that is not positive.
+        ValueError: no weights, one that is not finite, two parts of one name, a part named as the mixture, a
+            calibration that lacks a reward or has a deviation that is not positive, or a part that is a mixture
+            without a calibration.
 
     Example:
         >>> half = Mixture({"brightness": 0.5}, calibration={"brightness": (0.5, 0.1)})
@@ -60,16 +62,9 @@ class Mixture:
     ) -> None:
         if not weights:
             raise ValueError("weights must name at least one reward")
-        for key, weight in weights.items():
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of {key!r} must be finite, got {weight}")
-            if calibration is None:
-                continue
-            if key not in calibration:
-                raise ValueError(f"calibration lacks {key!r}; it has {', '.join(map(repr, calibration)) or 'none'}")
-            mean, std = calibration[key]
-            if not (math.isfinite(mean) and 0 < std < math.inf):
-                raise ValueError(f"the calibration of {key!r} must be (mean, std) with std above 0, got {mean, std}")
+        weights = {key: _number(weight, f"the weight of {key!r}") for key, weight in weights.items()}
+        if calibration is not None:
+            calibration = {key: _calibration_of(key, calibration) for key in weights}
         own = {name_of(reward): reward for reward in rewards}
         if len(own) < len(rewards) or not set(own) <= set(weights):
             raise ValueError(f"rewards must be named apart and have weights: got {[name_of(r) for r in rewards]}")
@@ -78,6 +73,9 @@ class Mixture:
         names = [name_of(part) for part in self.parts]  # banks know "clip:PATH" as "clip"
         if len(set(names)) < len(names):
             raise ValueError(f"parts must be named apart, got {names}: load one, set its name, pass it in rewards")
+        if name in names:
+            raise ValueError(f"a mixture must not be named as its part {name!r}: give it another name")
+        _check_parts(self.parts)
         self.name = name
         self.weights = dict(zip(names, weights.values(), strict=True))
         self.calibration = calibration and {n: calibration[key] for n, key in zip(names, weights, strict=True)}
@@ -92,6 +90,11 @@ class Mixture:
         """Whether any part does; the others get the texts."""
         return any(getattr(part, "reads_metadata", False) for part in self.parts)
 
+    @property
+    def modality(self) -> str:
+        """``"video"`` if any part sees videos whole; the others see their frames."""
+        return _modality(self.parts)
+
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that a part cannot read.
 
@@ -105,8 +108,10 @@ class Mixture:
         """Images (B, 3, H, W) in [0, 1] and B prompts to sums (B,).
 
         Raises:
-            ValueError: there is no fixed calibration.
+            ValueError: there is no fixed calibration, or images or prompts are others.
+            RewardError: a part did not return one number an image; the message names it.
         """
+        check_batch(images, prompts)
         if self.calibration is None:
             raise ValueError(
                 f"{self.name!r} is standardised over a bank: guide with it, or give calibration={{name: (mean, std)}}"
@@ -114,7 +119,7 @@ class Mixture:
         total: Any = 0.0
         for (key, weight), part in zip(self.weights.items(), self.parts, strict=True):
             mean, std = self.calibration[key]
-            total = total + weight * (torch.as_tensor(ask(part, images=images, prompts=prompts)).float() - mean) / std
+            total = total + weight * (ask_part(part, images=images, prompts=prompts) - mean) / std
         return total
 
     def on(self, bank: LookaheadBank) -> LookaheadBank:
@@ -156,6 +161,7 @@ class Ensemble:
             raise ValueError(f"how must be 'mean', 'min' or 'uncertainty', got {how!r}")
         if not 0 <= coefficient < math.inf:
             raise ValueError(f"coefficient must be finite and at least 0, got {coefficient}")
+        _check_parts(members)
         self.members, self.how, self.coefficient, self.name = list(members), how, coefficient, name
         self.networks = [network for member in members for network in getattr(member, "networks", ())]
 
@@ -169,6 +175,11 @@ class Ensemble:
         """Whether any member does; the others get the texts."""
         return any(getattr(member, "reads_metadata", False) for member in self.members)
 
+    @property
+    def modality(self) -> str:
+        """``"video"`` if any member sees videos whole; the others see their frames."""
+        return _modality(self.members)
+
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that a member cannot read.
 
@@ -179,10 +190,53 @@ class Ensemble:
             check_prompts(member, prompts)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,)."""
-        answers = [ask(member, images=images, prompts=prompts) for member in self.members]
-        scores = torch.stack([torch.as_tensor(answer).float() for answer in answers])
+        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,).
+
+        Raises:
+            ValueError: images or prompts are others.
+            RewardError: a member did not return one number an image; the message names it.
+        """
+        check_batch(images, prompts)
+        scores = torch.stack([ask_part(member, images=images, prompts=prompts) for member in self.members])
         if self.how == "min":
             return scores.amin(0)
         penalty = self.coefficient * scores.var(0, correction=0) if self.how == "uncertainty" else 0.0
         return scores.mean(0) - penalty
+
+
+def _number(value: Any, what: str) -> float:
+    """A finite number as a plain float, which results and keys can write."""
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be a finite number, got {value!r}")
+    return number
+
+
+def _calibration_of(key: str, calibration: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    if key not in calibration:
+        raise ValueError(f"calibration lacks {key!r}; it has {', '.join(map(repr, calibration)) or 'none'}")
+    wanted = f"the calibration of {key!r} must be (mean, std) with std above 0, got {calibration[key]!r}"
+    try:
+        mean, std = (_number(value, "it") for value in calibration[key])
+    except (TypeError, ValueError):
+        raise ValueError(wanted) from None
+    if std <= 0:
+        raise ValueError(wanted)
+    return mean, std
+
+
+def _check_parts(parts: Sequence[Reward]) -> None:
+    """Refuse a part that cannot score loose images."""
+    for part in parts:
+        if isinstance(part, Mixture) and part.calibration is None:
+            raise ValueError(
+                f"{part.name!r} is standardised over a bank, so it cannot be a part: "
+                "give it calibration={name: (mean, std)}"
+            )
+
+
+def _modality(parts: Sequence[Reward]) -> str:
+    return "video" if any(getattr(part, "modality", "image") == "video" for part in parts) else "image"

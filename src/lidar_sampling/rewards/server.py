@@ -50,6 +50,7 @@ def serve(
         OSError: the address cannot be listened on.
 
     Example:
+        >>> import torch
         >>> from lidar_sampling.rewards import load
         >>> with serve([load("brightness")], port=0) as url:
         ...     load(f"{url}/brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])

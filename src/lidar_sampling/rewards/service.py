@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._media import to_pil
+from .._media import check_batch, to_pil
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,12 @@ class RemoteReward:
         return {"service": self.url, "reward": self.name}
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,), on the CPU."""
+        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,), on the CPU.
+
+        Raises:
+            ValueError: images or prompts are others.
+        """
+        check_batch(images, prompts)
         pictures = [_png(image) for image in images.detach().float().cpu()]
         answer = self._post({"reward": self.name, "prompts": list(prompts), "images": pictures})
         scores = answer.get("scores") if isinstance(answer, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -38,6 +39,7 @@ def load_property(name: str) -> Property:
 
     Raises:
         ValueError: it is none of these.
+        RewardError: its module cannot be imported.
 
     Example:
         >>> load_property("ring-count")(Chem.MolFromSmiles("C1CC1"))
@@ -48,16 +50,25 @@ def load_property(name: str) -> Property:
     if name in PROPERTIES:
         return PROPERTIES[name]
     module, colon, function = name.partition(":")
-    if colon and all(part.isidentifier() for part in (*module.split("."), function)) and _importable(module):
-        found = getattr(import_module(module), function, None)
-        if not callable(found):
-            raise ValueError(f"{module} has no function {function!r}")
-        return found
+    if colon and all(part.isidentifier() for part in (*module.split("."), function)):
+        try:
+            imported = import_module(module) if _importable(module) else None
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"importing the reward {name} raised {type(error).__name__}: {error}") from error
+        if imported is not None:
+            found = getattr(imported, function, None)
+            if not callable(found):
+                raise ValueError(f"{module} has no function {function!r}")
+            return found
     with rdBase.BlockLogs():
         pattern = Chem.MolFromSmarts(name) if name else None
     if pattern is None:
+        near = get_close_matches(name.lower().replace("_", "-"), PROPERTIES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"{name!r} is no reward: name one of {', '.join(PROPERTIES)}, a SMARTS pattern, or module:function"
+            f"{name!r} is no reward: {hint}name one of {', '.join(PROPERTIES)}, a SMARTS pattern, or module:function"
         )
     return lambda molecule: float(len(molecule.GetSubstructMatches(pattern)))
 
@@ -104,7 +115,7 @@ class MoleculeReward:
             given = self.value(molecule)
         except MemoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends itself would end the run without a word
             raise RewardError(f"the reward {self.name} of {smiles} raised {type(error).__name__}: {error}") from error
         try:
             value = float("nan") if isinstance(given, str | bytes) else float(given)
