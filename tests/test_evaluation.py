@@ -1,11 +1,14 @@
 """Comparisons: resumable, sharded, and with intervals that mean what they say."""
 
 import json
+from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cli import failure, lidar, tiny
@@ -40,6 +43,7 @@ def chosen(*names):
 def counted(method):
     class Counted:
         draws = 0
+        fingerprint = method  # how often it drew is no setting
 
         def draw(self, *args, **kwargs):
             Counted.draws += 1
@@ -117,6 +121,113 @@ class TestRuns:
             path.write_text(json.dumps(line) + f"\n{damaged}\n")
             with pytest.raises(ValueError, match=r"results-0\.jsonl, line 2 is damaged: remove it"):
                 read(path)
+
+    WHOLE: ClassVar = {
+        "prompt": "a cat",
+        "tag": "one",
+        "seed": 0,
+        "method": "m",
+        "images": 2,
+        "guide": {"name": "both", "weights": {"r": 1.5}, "calibration": {"r": [0.0, 2.5e-3]}},
+        "rewards": {"r": [1.0, None], "clip": [-0.5, 2e-7]},
+        "diversity": 0.25,
+        "cost": dict.fromkeys(("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds"), 1.5),
+        "drawn_by": "0f",
+        "pictures": "pictures/\u00e9/\\",
+    }
+
+    @given(st.integers(1, len(json.dumps(WHOLE)) - 1))
+    @example(1)
+    def test_pass_over_exactly_the_beginnings_of_a_line(self, tmp_path_factory, end):
+        path = tmp_path_factory.mktemp("r") / "results-0.jsonl"
+        text = json.dumps(self.WHOLE)
+        path.write_text(f"{text[:end]}\n{text}\n{text[:end]}")
+        assert read(path) == [self.WHOLE]
+        for damaged in (f"{text[:end]}{text}", f"{text}{text[:end]}", f"<<<<<<< {text[:end]}", text[end:]):
+            path.write_text(f"{text}\n{damaged}\n")
+            with pytest.raises(ValueError, match=r"results-0\.jsonl, line 2 is damaged: remove it"):
+                read(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"prompt": None}, "its 'prompt' must be text"),
+            ({"seed": "0"}, "its 'seed' must be a whole number"),
+            ({"seed": True}, "its 'seed' must be a whole number"),
+            ({"method": ["m"]}, "its 'method' must be text"),
+            ({"images": 0}, "its 'images' must be a whole number of at least 1"),
+            ({"images": 3}, "it has 3 images but 2 rewards of 'r'"),
+            ({"rewards": {}}, "its 'rewards' must be lists"),
+            ({"rewards": {"r": 1.0}}, "its 'rewards' must be lists"),
+            ({"rewards": {"r": ["1", 2]}}, "its 'rewards' must be lists"),
+            ({"rewards": {"r": [float("nan"), 2]}}, "its 'rewards' must be lists"),
+            ({"rewards": {"r": [10**400, 2]}}, "its 'rewards' must be lists"),
+            ({"diversity": "much"}, "its 'diversity' must be"),
+            ({"cost": {"seconds": 1}}, "its 'cost' must be numbers, by network_evaluations"),
+            ({"cost": None}, "its 'cost' must be numbers"),
+            ({"tag": None}, "its 'tag' must be text"),
+            ({"tag": ["one"]}, "its 'tag' must be text"),
+            ({"guide": "r"}, "its 'guide' must be a name"),
+            ({"guide": {"name": "m", "weights": {"r": "1"}}}, "its 'guide' must be a name"),
+            (
+                {"guide": {"name": "m", "weights": {"r": 1}, "calibration": {"r": [0, 0]}}},
+                "its 'guide' must be a name",
+            ),
+            ({"pictures": 3}, "its 'pictures' must be text"),
+        ],
+    )
+    def test_say_what_is_wrong_with_a_line(self, tmp_path, change, message):
+        path = tmp_path / "results-0.jsonl"
+        path.write_text(json.dumps(self.WHOLE) + "\n" + json.dumps({**self.WHOLE, "method": "n", **change}) + "\n")
+        with pytest.raises(ValueError, match=rf"results-0\.jsonl, line 2 is damaged: remove it, .*; {message}"):
+            read(path)
+
+    @pytest.mark.parametrize("field", [f for f in WHOLE if f not in ("guide", "drawn_by", "pictures")])
+    def test_say_what_a_line_lacks(self, tmp_path, field):
+        path = tmp_path / "results-0.jsonl"
+        path.write_text(json.dumps({k: v for k, v in self.WHOLE.items() if k != field}))
+        with pytest.raises(ValueError, match=f"it has no '{field}'"):
+            read(path)
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"\x00\x01\xff\xfe", '{"prompt": 1}'.encode("utf-16"), b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
+    )
+    def test_name_a_file_that_is_none(self, tmp_path, content):
+        path = tmp_path / "results-0.jsonl"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"results-0\.jsonl, line 1 is damaged: remove it") as failed:
+            read(path)
+        assert len(str(failed.value)) < 300
+
+    def test_that_are_published_can_be_read(self):
+        for path in sorted((Path(__file__).parent.parent / "docs/results").rglob("results-*.jsonl")):
+            assert len(read(path)) == len(path.read_text().splitlines())
+
+    def test_that_came_twice_count_once_and_the_first(self, tmp_path):
+        first, second = self.WHOLE, {**self.WHOLE, "rewards": {"r": [5.0, 5.0], "clip": [5.0, 5.0]}}
+        for rank, one in enumerate((first, second)):
+            (tmp_path / f"results-{rank}.jsonl").write_text(json.dumps(one) + "\n")
+        assert read(*sorted(tmp_path.iterdir())) == [first]
+        assert table([first, second])[0].mean["r"].estimate == 1.0
+
+    def test_in_memory_are_those_that_are_read(self, tmp_path):
+        """A table of lines of which some were drawn now and some before; weights may be any numbers."""
+        mixture = Mixture(
+            {"brightness": Fraction(1, 3)}, calibration={"brightness": (np.float32(0.5), torch.tensor(0.25))}
+        )
+        draw = {"out": tmp_path, "images": 1}
+        list(compare(sampler(reward=mixture), PROMPTS[:1], chosen("vanilla"), **draw))
+        lines = list(compare(sampler(reward=mixture), PROMPTS[:2], chosen("vanilla"), **draw))
+        assert lines == read(tmp_path / "results-0.jsonl")
+        assert lines[0]["guide"] == lines[1]["guide"]
+        assert table(lines)[0].guide == "mixture"
+
+    @pytest.mark.parametrize("tag", [None, ["one"]])
+    def test_of_tags_that_are_no_text_are_not_drawn(self, tmp_path, tag):
+        with pytest.raises(ValueError, match="the tag of 'a cat' is "):
+            next(compare(sampler(), [{"prompt": "a cat", "tag": tag}], chosen("vanilla"), out=tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
 
     def test_hold_prompts_with_any_line_end_of_unicode(self, tmp_path):
         prompts = [{"prompt": "a cat\u2028on a mat"}]
@@ -253,6 +364,9 @@ class TestTables:
     def test_refusals(self, lines, message):
         with pytest.raises(ValueError, match=message):
             table(lines)
+        for tag in (None, ["t"]):
+            with pytest.raises(ValueError, match=r"the line of a, 'p', seed 0, has the tag .* not text"):
+                table([line("p", "a", [1.0], [1.0], tag=tag)])
         if lines:
             with pytest.raises(ValueError, match="no results of the baseline 'z'"):
                 table(lines, baseline="z")
@@ -340,6 +454,12 @@ class TestGuides:
     def test_that_differ_are_refused(self, change, message):
         with pytest.raises(ValueError, match=message):
             table([line("p", "a", [1.0], [1.0]), {**line("p", "b", [1.0], [1.0]), **change}])
+
+    def test_in_other_types_are_the_same(self):
+        one = mixed([line("p", "a", [1.0], [1.0])], {"guide": [0.0, 2.0]}, guide=0.5)
+        weights, calibration = {"guide": Fraction(1, 2)}, {"guide": (torch.tensor(0), np.float32(2))}
+        other = mixed([line("p", "b", [3.0], [1.0])], calibration, **weights)
+        assert [row.mean["mix"].estimate for row in table([*one, *other])] == [0.25, 0.75]
 
     def test_that_cannot_be_are_refused(self):
         one = line("p", "a", [1.0], [1.0])
@@ -458,6 +578,28 @@ class TestBudgets:
         assert settled(file, "30s", ["best-of-N", "x"], str) == ["best-of-7", "x"]
         with pytest.raises(ValueError, match="has the budget 30s, not 40"):
             settled(file, "40", ["x"], str)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "[]",
+            "{}",
+            "null",
+            '"30s"',
+            "[" * 100_000,
+            '{"budget": "30s"}',
+            '{"budget": 30, "names": {}}',
+            '{"budget": "30s", "names": []}',
+            '{"budget": "30s", "names": {"best-of-N": 7}}',
+            '{"budget": "30s", "names": {"best-of-N": "vanilla"}}',
+            '{"budget": "30s", "names": {"best-of-N@10": "best-of-9"}}',
+        ],
+    )
+    def test_that_are_damaged_are_named(self, tmp_path, content):
+        (tmp_path / "budget.json").write_text(content)
+        with pytest.raises(ValueError, match=r"budget\.json is damaged \(.*\): remove it, and") as failed:
+            settled(tmp_path / "budget.json", "30s", ["best-of-N"], str)
+        assert len(str(failed.value)) < 300
 
 
 class TestCommand:

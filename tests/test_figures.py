@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,7 @@ from lidar_sampling.evaluation.pareto import front
 
 pytest.importorskip("matplotlib")
 from lidar_sampling.evaluation.figures import _style
-from lidar_sampling.evaluation.figures._labels import spread
+from lidar_sampling.evaluation.figures._labels import broken, spread
 from lidar_sampling.evaluation.report import inline
 
 NUMBERS = st.floats(-5, 5).map(lambda x: round(x, 1))
@@ -194,6 +195,33 @@ class TestFigures:
         names = [f"lidar+best-of-{k}:n={k},scale=12.5,reward_scale=100" for k in range(30)]
         found = figures.draw(table([line(p, m, [1.0], [2.0]) for p in "pq" for m in names]))
         assert set(found) >= {"quality-cost", "hacking", "diversity"}
+
+    @pytest.mark.parametrize("letters", [60, 200, 5000])
+    def test_of_names_without_a_break_are_drawn(self, letters):
+        """Of methods, judges and tags; a name in the margin takes no more than its room."""
+        lines = [
+            line(p, m + "x" * letters + n, [1.0], [2.0], tag=p * letters)
+            for p in "pq"
+            for m, n in (("a", ""), ("b", ":n=1"), ("b", ":n=2"))
+        ]
+        for one in lines:
+            one["rewards"] = {f"{judge}{'y' * letters}": values for judge, values in one["rewards"].items()}
+            one["guide"] = {"name": "z" * letters, "weights": dict.fromkeys(list(one["rewards"])[:1], 1.0)}
+        rows = table(lines)
+        assert {"quality-cost", "hacking", "diversity", "tags"} <= set(figures.draw(rows))
+        for row in rows:
+            written = broken(row.method).split("\n")
+            assert max(map(len, written)) <= 16
+            assert len(written) <= 8
+
+    def test_a_title_keeps_what_guided(self, monkeypatch):
+        monkeypatch.setattr(_style, "files", lambda figure: [ax.get_title(loc="left") for ax in figure.axes])
+        lines = [line(p, m, [1.0], [None]) for p in "pq" for m in "ab"]
+        for one in lines:
+            one["rewards"] = {"first" + 60 * "x" + "last": one["rewards"]["guide"]}
+        (title,) = figures.draw(table(lines))["quality-cost"]
+        assert re.fullmatch(r"first.*\u2026.*last \(guides\)", title)
+        assert len(title) <= 48
 
     def test_matplotlib_is_imported_when_drawing(self):
         code = "import lidar_sampling.evaluation, sys; sys.exit('matplotlib' in sys.modules)"

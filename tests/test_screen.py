@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,18 @@ from test_cli import lidar, tiny
 
 from lidar_sampling.cli import _doctor, _look, _molecules, _report
 from lidar_sampling.cli._grid import draw_grid
-from lidar_sampling.cli._screen import after_drawing, attempt, close_quietly, console, one_line, print_json, shown
+from lidar_sampling.cli._screen import (
+    after_drawing,
+    attempt,
+    close_quietly,
+    console,
+    echo,
+    one_line,
+    print_json,
+    shown,
+    visible,
+    warn,
+)
 
 __all__ = ["lidar", "tiny"]  # fixtures
 MARKS = ("a photo [/INST] of a cat", "a [/]", "[cat|dog] in a park", "[red]a[/red] :cat: 3")
@@ -91,6 +103,49 @@ class TestText:
         read = json.loads(out.getvalue(), parse_constant=raising(AssertionError("not JSON")))
         assert read[1] is None
 
+    EVIL = "a \x1b[2J\x9b31m\x07 cat \u202e"
+    SHOWN = r"a \x1b[2J\x9b31m\x07 cat \u202e"
+
+    @pytest.mark.parametrize("terminal", [False, True])
+    def test_holds_no_control_characters(self, capsys, terminal, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "120")
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        for show in (console().print, echo):
+            show(self.EVIL)
+            assert capsys.readouterr().out == f"{self.SHOWN}\n"
+        warn(self.EVIL)
+        assert capsys.readouterr().err == f"lidar: {self.SHOWN}\n"
+        _report.print_table(whole(f"{self.EVIL}\nb"))
+        out = capsys.readouterr().out
+        assert f"{self.SHOWN} b" in out
+        assert not set(re.sub(r"\x1b\[[0-9;]*m", "", out)) & set("\x1b\x9b\x07\u202e")  # but for rich's own styles
+
+    def test_of_the_bar_holds_no_control_characters(self):
+        from rich.progress import Progress, TextColumn
+
+        stream, screen = io.StringIO(), console()
+        screen.file = stream
+        with Progress(TextColumn("{task.description}", markup=False), console=screen) as bar:
+            bar.add_task(self.EVIL, total=1)
+        written = stream.getvalue().strip()  # cut to the letters that were counted before
+        assert written.startswith("a \\x1b[2J")
+        assert self.SHOWN.startswith(written)
+
+    @given(st.text())
+    def test_that_is_visible_stays(self, text):
+        shown = visible(text)
+        assert visible(shown) == shown
+        assert all(c.isprintable() or c not in shown for c in text if ord(c) < 160 and c not in "\n\t")
+
+    @pytest.mark.parametrize("columns", ["0", "1", "39"])
+    def test_is_whole_on_a_screen_without_width(self, columns, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", columns)
+        _report.print_table(whole("a cat"))
+        out = capsys.readouterr().out
+        for text in ("a cat", "lidar", "0.50", "network", "1.0"):
+            assert text in out
+
 
 class TestShowing:
     @pytest.mark.parametrize("error", [ValueError("a bug\nin two lines"), OSError(errno.ENOSPC, "disk full")])
@@ -122,6 +177,20 @@ class TestShowing:
             print("x")
         assert "No space left on device" in capsys.readouterr().err
         with on(open("/dev/full", "w")), pytest.raises(OSError, match="No space left"), shown(saved=False):
+            print("x")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell of its own")
+    @pytest.mark.parametrize("command", ["rewards", "--version"])
+    def test_to_a_stdout_that_is_closed_is_a_failure(self, command):
+        run = subprocess.run(
+            ["sh", "-c", f'"$0" -m lidar_sampling.cli {command} >&-', sys.executable], capture_output=True, text=True
+        )
+        assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+        assert "stdout is closed" in run.stderr
+
+    def test_of_what_is_saved_needs_no_stdout(self, monkeypatch):
+        monkeypatch.setattr(sys, "stdout", None)
+        with shown():
             print("x")
 
     def test_is_stopped_by_ctrl_c(self):
@@ -214,6 +283,19 @@ class TestStatus:
         with pytest.raises(SystemExit) as stop:
             _main("doctor")
         assert stop.value.code == 1
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell of its own")
+    @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"])
+    @pytest.mark.parametrize("options", ["--colour", "--debug --colour"])
+    def test_of_wrong_use_is_2_where_stderr_is_full_or_closed(self, stderr, options):
+        command = f'"$0" -m lidar_sampling.cli doctor {options} {stderr}'
+        run = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True)
+        assert (run.returncode, run.stdout) == (2, b"")
+
+    def test_of_wrong_use_shows_no_control_characters(self, lidar):
+        code, out, err = lidar("doctor", "--\x1b[2J")
+        assert (code, out) == (2, "")
+        assert "No such option: --\\x1b[2J" in err
 
     def test_of_a_finished_look_is_0_whatever_is_shown(self, lidar, tiny, monkeypatch, tmp_path):
         monkeypatch.setattr(_look, "print_json", raising(UnicodeEncodeError("charmap", "🐱", 0, 1, "undefined")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -21,7 +22,7 @@ from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
 from ._score import score
-from ._screen import close_quietly, escape_unknown_letters, one_line, warn
+from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
 from ._serve import serve
 
 app = typer.Typer(
@@ -58,7 +59,8 @@ def _before_any(
     if version:
         from .. import __version__
 
-        typer.echo(__version__)
+        with shown(saved=False):
+            typer.echo(__version__)
         raise typer.Exit
 
 
@@ -79,10 +81,11 @@ def _run(arguments: list[str], debug: bool) -> int:
         status = typer.main.get_command(app).main(arguments, prog_name="lidar", standalone_mode=False) or 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong use, in typer's own words
-            error.show()
+            show_usage(error)
             return error.exit_code
-        if debug:
-            traceback.print_exc()
+        if debug and sys.stderr is not None:
+            with suppress(OSError, ValueError):  # it is full or closed
+                traceback.print_exc()
         warn(one_line(error))
         cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1

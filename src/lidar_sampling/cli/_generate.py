@@ -188,7 +188,8 @@ def _run(
         how = {"method": method, "drawn_by": contents(drawn_by, "method")}
         same = identity(lidar, prompts=lines, **how, images=images, seed=seed, vanilla=beside)
         folder = Folder(out, arguments, identity=same, resume=options["resume"], overwrite=options["overwrite"])
-        finished = {index: folder.finished(index) for index in range(len(prompts))}
+        names = list(dict.fromkeys([*(["vanilla"] if beside else []), method]))
+        finished = {index: folder.finished(index, prompt, names) for index, prompt in enumerate(prompts)}
         entries = {index: entry for index, entry in finished.items() if entry is not None}
         missing, before = [index for index in range(len(prompts)) if index not in entries], len(entries)
 

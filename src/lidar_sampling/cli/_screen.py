@@ -8,9 +8,11 @@ line on stderr and nothing else.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,16 +24,51 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Of ASCII and of Latin 1, and those that turn the direction of what follows.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_LEAST_WIDTH, _UNKNOWN_WIDTH = 40, 80
+
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that prints text as it stands: brackets, colons and numbers mean nothing to it."""
-    from rich.console import Console
+    """Return a console that prints text as it stands: brackets, colons and numbers mean nothing to it.
+
+    Control characters are shown as escapes. A width that holds no table, such as COLUMNS=0 says, counts as unknown.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:  # rich would end the process, with status 1
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+        def render_str(self, text: str, **options: Any) -> Text:  # before it is measured
+            return super().render_str(visible(text), **options)
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):  # what is no string, such as the bar's description
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    plain = Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if plain.width < _LEAST_WIDTH:
+        plain.width = _UNKNOWN_WIDTH
+    return plain
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with its control characters as escapes, so that a terminal does nothing but show it.
+
+    Line ends and tabs stay.
+
+    >>> print(visible("a \x1b[2J cat"))
+    a \x1b[2J cat
+    """
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def echo(text: str) -> None:
+    """Print a line of plain text, which a prompt or a name may be part of, on stdout."""
+    typer.echo(visible(text))
 
 
 def print_json(value: Any) -> None:
@@ -53,9 +90,14 @@ def shown(*, saved: bool = True) -> Iterator[None]:
 
     Args:
         saved: whether files hold what is printed. Where they do not, only a reader that went away (``| head``) is
-            forgiven: a list that a full disk cut off is not done.
+            forgiven: a list that a full disk cut off is not done, nor one for which there is no stdout.
+
+    Raises:
+        OSError: nothing is saved, and stdout is full or closed.
     """
     try:
+        if sys.stdout is None and not saved:  # closed before Python started, which then prints nothing
+            raise OSError(errno.EBADF, "stdout is closed, so nothing can be printed: open it, or use > FILE")
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -96,7 +138,7 @@ def after_drawing(out: Path) -> Iterator[None]:
 def warn(text: str) -> None:
     """Print a line on stderr, if that is possible."""
     with suppress(OSError, ValueError):  # it is full, gone or closed
-        typer.echo(f"lidar: {text}", err=True)
+        typer.echo(visible(f"lidar: {text}"), err=True)
 
 
 def one_line(error: Exception) -> str:
@@ -104,6 +146,14 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def show_usage(error: Any) -> None:
+    """Print, in typer's own words, how a command is used and what was wrong, if stderr can be written."""
+    text = io.StringIO()
+    error.show(file=text)
+    with suppress(OSError, ValueError):
+        typer.echo(visible(text.getvalue()), err=True, nl=False)
 
 
 def escape_unknown_letters() -> None:

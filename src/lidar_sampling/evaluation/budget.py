@@ -18,6 +18,8 @@ from .._sampler import LiDAR
 from ..methods import load
 from ..runs import read_json
 
+_N = r"\bN\b"  # where a number stands in a name
+
 
 def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
     """``names`` with their numbers: those that ``file`` remembers of this budget, and what ``find`` gives for others.
@@ -25,9 +27,9 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
     A run that goes on, or whose table is made again, so draws what it drew before, even if seconds are what counts.
 
     Raises:
-        ValueError: ``file`` is of another budget.
+        ValueError: ``file`` is of another budget, or damaged.
     """
-    known: dict[str, Any] = read_json(file) if file.exists() else {"budget": budget, "names": {}}
+    known: dict[str, Any] = _known(file) if file.exists() else {"budget": budget, "names": {}}
     if known["budget"] != budget:
         raise ValueError(f"{file.parent} has the budget {known['budget']}, not {budget}: choose another --out")
     found = {name: known["names"].get(name) or find(name) for name in names}
@@ -35,6 +37,17 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
     everything = {"budget": budget, "names": {**known["names"], **found}}
     write_atomically(file, (json.dumps(everything, indent=1) + "\n").encode())
     return list(found.values())
+
+
+def _known(file: Path) -> dict[str, Any]:
+    """Return what ``file`` remembers, if each name in it is one with a number for its N."""
+    mend = "remove it, and the numbers are found again"
+    known = read_json(file, {"budget": str, "names": dict}, mend=mend)
+    for name, found in known["names"].items():
+        numbered = "[0-9]+".join(map(re.escape, re.split(_N, name)))
+        if not isinstance(found, str) or not (found == name or re.fullmatch(numbered, found)):
+            raise ValueError(f"{file} is damaged ({name!r} is not {found!r}): {mend}")
+    return known
 
 
 def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, unit: str) -> str:
@@ -84,4 +97,4 @@ def with_number(name: str, n: int) -> str:
     >>> with_number("best-of-N@10", 7)
     'best-of-7@10'
     """
-    return re.sub(r"\bN\b", str(n), name)
+    return re.sub(_N, str(n), name)

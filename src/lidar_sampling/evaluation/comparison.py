@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .._contents import OpaqueError, contents, key
 from .._cost import Cost
-from .._files import naming, natural_order, write_atomically
+from .._files import natural_order, write_atomically
 from .._geneval import parse
 from .._media import save_sample
 from .._result import Result
@@ -29,8 +28,11 @@ from ..methods import Method
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
 from ..runs import agree, check_shard, identity, order, read_json
-
-Line = dict[str, Any]
+from .lines import Line as Line
+from .lines import append as append
+from .lines import key as key_of
+from .lines import plain_guide
+from .lines import read as read
 
 
 def compare(
@@ -61,18 +63,20 @@ def compare(
         progress: called with (lines done, lines in all, what is under way).
 
     Raises:
-        ValueError: a rank out of range, prompts that a judge cannot read, or ``out`` was drawn otherwise.
+        ValueError: a rank out of range, prompts that a judge cannot read, a tag that is not text, or ``out`` is
+            damaged or was drawn otherwise.
     """
     rank, number = shard
     check_shard(rank, number)
     lidar.check_prompts(prompts)
+    _check_tags(prompts)
     _check_twice(prompts)
+    lidar = lidar.with_prompts([metadata["prompt"] for metadata in prompts])
     claim(out, lidar, images)
     drawn_by = {name: _settings(method) for name, method in methods.items()}
     done = _lines(out)
     for old in done.values():
         _check_line(out, old, prompts, drawn_by)
-    lidar = lidar.with_prompts([metadata["prompt"] for metadata in prompts])
     path = out / f"results-{rank}.jsonl"
     numbered = list(enumerate(prompts))
     mine = order(numbered, rank, number) if help_others else numbered[rank::number]
@@ -95,7 +99,7 @@ def compare(
                         _keep(result, out / place)
                         line["pictures"] = place
                     append(path, line)
-                    done[_key(line)] = line
+                    done[key_of(line)] = line
                 count += 1
                 yield line
 
@@ -147,6 +151,13 @@ def _check_line(
         )
 
 
+def _check_tags(prompts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a tag that is not text: tables are made by tag."""
+    for metadata in prompts:
+        if not isinstance(tag := metadata.get("tag", ""), str):
+            raise ValueError(f"the tag of {metadata['prompt']!r} is {tag!r}: give text, or leave the tag out")
+
+
 def _settings(method: Method) -> str | None:
     """What tells a method from another of the same name; None where that cannot be told."""
     try:
@@ -157,48 +168,14 @@ def _settings(method: Method) -> str | None:
 
 def _lines(out: Path) -> dict[tuple[str, int, str], Line]:
     """Return what ``out`` holds, by prompt, seed and method."""
-    return {_key(line): line for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))}
+    return {key_of(line): line for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))}
 
 
 def _asks(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """What metadata asks for beyond what the prompt itself says; None if nothing."""
-    asks = {name: metadata[name] for name in ("include", "exclude") if name in metadata}
+    asks = {name: value for name, value in metadata.items() if name not in ("prompt", "tag")}
     own = parse(metadata["prompt"]) or {}
     return asks if asks and any(own.get(name) != value for name, value in asks.items()) else None
-
-
-def read(*paths: Path) -> list[Line]:
-    """The lines of result files; a last line that a killed run cut off is left out, to be drawn again.
-
-    Raises:
-        ValueError: another line is damaged; the message names the file and the line.
-    """
-    lines = []
-    for path in paths:
-        texts = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        for number, text in enumerate(texts, 1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-                line["prompt"], line["seed"], line["method"], line["rewards"]
-            except (ValueError, KeyError, TypeError) as error:
-                cut = isinstance(error, json.JSONDecodeError) and (error.pos >= len(text) or not text.endswith("}"))
-                if cut:
-                    continue
-                raise ValueError(f"{path}, line {number} is damaged: remove it, and it is drawn again") from None
-            lines.append(line)
-    return lines
-
-
-def append(path: Path, line: Line) -> None:
-    """Write a line of its own, also behind one that a killed run cut off."""
-    with naming(path), path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
 
 
 def diversity(features: Tensor) -> float:
@@ -232,22 +209,22 @@ def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, 
             judge: [v if math.isfinite(v) else None for v in values[0].tolist()]
             for judge, values in result.rewards.items()
         },
-        "diversity": spread,
+        "diversity": spread if spread is None or math.isfinite(spread) else None,
         "cost": vars(cost),
     }
 
 
 def _guide(reward: Any) -> dict[str, Any]:
-    """What guided: a reward by its name, or a mixture with what makes its sum of the parts."""
-    mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
-    return {"name": name_of(reward), **mixed}
+    """Return what guided: a reward by its name, or a mixture with what makes its sum of the parts.
+
+    Values are those that JSON gives back, so that a line in memory equals the line that is read.
+    """
+    if not isinstance(reward, Mixture):
+        return {"name": name_of(reward)}
+    return plain_guide({"name": name_of(reward), "weights": reward.weights, "calibration": reward.calibration})
 
 
 def _keep(result: Result, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k, sample in enumerate(result.images[0]):
         save_sample(sample, folder / f"{k:04d}", sampling_rate=result.sampling_rate)
-
-
-def _key(line: Line) -> tuple[str, int, str]:
-    return line["prompt"], line["seed"], line["method"]

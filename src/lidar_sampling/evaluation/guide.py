@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .comparison import Line
+from .lines import Line, once, plain_guide
 
 
 class Guide(NamedTuple):
@@ -35,7 +35,8 @@ def with_guide(lines: Sequence[Line]) -> tuple[list[Line], Guide]:
 
     The guide of lines that name none, which older versions wrote, is their first judge. A mixture without a
     calibration is standardised by the mean and deviation of each part over the images of all methods at one prompt
-    and seed, so that methods are measured on one scale. A deviation of 0 counts as 1.
+    and seed, so that methods are measured on one scale. A deviation of 0 counts as 1. Of two lines of one prompt,
+    seed and method the first counts.
 
     Args:
         lines: at least one, of :func:`lidar_sampling.evaluation.compare`.
@@ -51,14 +52,15 @@ def with_guide(lines: Sequence[Line]) -> tuple[list[Line], Guide]:
         >>> found["rewards"]["both"], guide
         ([9.0, -9.0], Guide(name='both', parts=('clip', 'hps')))
     """
+    lines = once(lines)
     entry = _one_entry(lines)
     guide = Guide(entry["name"], tuple(entry.get("weights") or ()))
     for line in lines:
         if len({len(values) for values in line["rewards"].values()}) != 1:
-            raise ValueError(f"{_place(line)} has not as many rewards of each judge: remove it, and draw it again")
+            raise ValueError(f"{place(line)} has not as many rewards of each judge: remove it, and draw it again")
         for judge in guide.parts or (guide.name,):
             if judge not in line["rewards"]:
-                raise ValueError(f"{_place(line)} was guided by {judge!r} but has no rewards of it: draw it again")
+                raise ValueError(f"{place(line)} was guided by {judge!r} but has no rewards of it: draw it again")
         if guide.parts and guide.name in line["rewards"]:
             raise ValueError(f"{guide.name!r} is both the mixture that guided and a judge: give one another name")
     scales = None if entry.get("calibration") else _scales(lines, guide.parts)
@@ -79,7 +81,7 @@ def _one_entry(lines: Sequence[Line]) -> dict[str, Any]:
     for line in lines:
         if (other := _entry(line)) != first:
             raise ValueError(
-                f"{_place(lines[0])} was guided by {_spelt(first)}, {_place(line)} by {_spelt(other)}: make a table "
+                f"{place(lines[0])} was guided by {_spelt(first)}, {place(line)} by {_spelt(other)}: make a table "
                 f"only of lines with one guide"
             )
     return first
@@ -87,7 +89,7 @@ def _one_entry(lines: Sequence[Line]) -> dict[str, Any]:
 
 def _entry(line: Line) -> dict[str, Any]:
     named = line.get("guide") or {"name": next(iter(line["rewards"]))}
-    return {key: value for key, value in named.items() if value is not None}
+    return {key: value for key, value in plain_guide(named).items() if value is not None}
 
 
 def _spelt(entry: Mapping[str, Any]) -> str:
@@ -104,7 +106,8 @@ def _spelt(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']} ({', '.join(parts)})" if parts else entry["name"]
 
 
-def _place(line: Line) -> str:
+def place(line: Line) -> str:
+    """Return which line it is, for a message."""
     return f"the line of {line['method']}, {line['prompt']!r}, seed {line['seed']},"
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from .._files import write_atomically
 from . import figures
-from .comparison import Line
 from .data import records, tidy
+from .lines import Line
 from .parts import markdown, parts
 from .report import report
 from .table import Row, shared, table
@@ -95,7 +95,7 @@ def _settings(manifest: Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding, or of JSON
+    except (ValueError, RecursionError) as error:  # of the encoding, or of JSON
         raise ValueError(
             f"{manifest} is damaged ({error}): restore it, or delete it if the lines are right"
         ) from None

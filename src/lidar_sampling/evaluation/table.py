@@ -14,12 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from .comparison import Line
-from .guide import with_guide
+from .guide import place, with_guide
+from .lines import COSTS, Line
+from .lines import PEAK as PEAK
 from .statistics import Interval, bootstrap, interval, wins
-
-COSTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds")
-PEAK = "peak_memory"
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,14 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         baseline: what differences are taken to; by default the first method.
 
     Raises:
-        ValueError: no lines, no prompt that all methods have, lines of different guides, or a line that lacks a judge
-            which others have.
+        ValueError: no lines, no prompt that all methods have, lines of different guides, a line that lacks a judge
+            which others have, or one whose tag is not text.
     """
     if not lines:
         raise ValueError("there are no results to tabulate")
+    for line in lines:
+        if not isinstance(tag := line.get("tag"), str):
+            raise ValueError(f'{place(line)} has the tag {tag!r}, which is not text: give it a tag, or "" for none')
     methods = list(dict.fromkeys(line["method"] for line in lines))
     lines, (guide, parts) = with_guide(lines)
     by_method = {m: {(x["prompt"], x["seed"]): x for x in lines if x["method"] == m} for m in methods}

@@ -65,19 +65,35 @@ def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: 
     """
     if before != now:
         field, old, new = difference(before, now)
-        raise ValueError(f"{place} was {verb} with {field}={_shown(old)}, now it is {_shown(new)}: {mend}")
+        raise ValueError(
+            f"{place} was {verb} with {field or 'identity'}={_shown(old)}, now it is {_shown(new)}: {mend}"
+        )
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run.
+def read_json(
+    path: Path, needs: Mapping[str, type] | None = None, *, mend: str = "remove it, or choose another --out"
+) -> dict[str, Any]:
+    """Return the object that a JSON file of a run holds.
+
+    Args:
+        path: the file.
+        needs: fields that it must have -> what JSON makes of each, such as ``{"names": dict}``.
+        mend: what to do about a file that is damaged, for the message.
 
     Raises:
-        ValueError: it is damaged; the message names the file.
+        ValueError: it is damaged; the message names the file, what is wrong and the mend.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, or choose another --out") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {mend}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds {_shown(found)}, not a JSON object): {mend}")
+    for field, kind in (needs or {}).items():
+        if not isinstance(found.get(field), kind):
+            told = f"its {field!r} is {_shown(found[field])}" if field in found else f"it has no {field!r}"
+            raise ValueError(f"{path} is damaged ({told}): {mend}")
+    return found
 
 
 def difference(before: Any, now: Any, field: str = "") -> tuple[str, Any, Any]:

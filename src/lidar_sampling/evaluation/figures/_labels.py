@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from ..parts import plain
-from ._style import Look
+from ._style import Look, shortened
 
 LINE = 0.155  # inches that a line of a label takes
 _LETTER = 0.072  # inches of one of its letters
 _MOST = 16  # letters of a line
+_LINES = 6  # lines' worth of letters of a label
 
 
 class Label(NamedTuple):
@@ -65,16 +66,19 @@ def _bottom(members: list[int], wanted: Sequence[float], sizes: Sequence[float],
 
 
 def broken(name: str) -> str:
-    r"""The name in lines short enough for the margin, broken where its parts end.
+    r"""The name in lines short enough for the margin, broken where its parts end, or within a part that is too long.
+
+    Of a name that takes more than a few lines the middle is left out.
 
     >>> broken("lidar+best-of-8:n=27,scale=3")
     'lidar+best-of-8:\nn=27,scale=3'
     """
     lines = [""]
-    for part in re.findall(r".+?[:,+@]|.+", plain(name)):
-        if lines[-1] and len(lines[-1]) + len(part) > _MOST:
-            lines.append("")
-        lines[-1] += part
+    for part in re.findall(r".+?[:,+@]|.+", shortened(plain(name), _MOST * _LINES)):
+        for piece in (part[k : k + _MOST] for k in range(0, len(part), _MOST)):
+            if lines[-1] and len(lines[-1]) + len(piece) > _MOST:
+                lines.append("")
+            lines[-1] += piece
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ INK, PAPER, GREY = "#1b1c1d", "#fefefe", "#85888c"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = "osD^vPX"  # as long as no divisor of the colours: 42 looks before one comes again
 _WIDTH, _LEFT, _TOP, _BOTTOM = 4.2, 0.74, 0.32, 0.5  # inches: at 390 pixels, type of 9 points is 11.6 pixels high
+_TITLE = 48  # letters that fit above a panel
 _RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -85,7 +86,7 @@ def panels(
             (_LEFT / _WIDTH, bottom / total, (_WIDTH - _LEFT - margin) / _WIDTH, height / total),
             sharex=axes[0] if axes and share else None,
         )
-        ax.set_title(plain(title))
+        ax.set_title(shortened(plain(title), _TITLE))
         ax.tick_params(labelbottom=not share or k == len(titles) - 1)
         ax.grid(color=GREY, alpha=0.25, linewidth=0.5)
         ax.set_axisbelow(True)
@@ -109,9 +110,22 @@ def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: boo
 
 def title_of(judge: str, rows: Sequence[Row]) -> str:
     """A judge and whether it guided."""
+    name, guide = (shortened(plain(each), _TITLE // 3) for each in (judge, rows[0].guide))
     if judge in rows[0].unguided:
         return judge
-    return f"{judge} (guides)" if judge == rows[0].guide else f"{judge} (part of {rows[0].guide})"
+    return f"{name} (guides)" if judge == rows[0].guide else f"{name} (part of {guide})"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return ``text``, or its beginning and its end with dots between them, of ``most`` letters.
+
+    >>> shortened("abcdefghij", 7)
+    'abcd…ij'
+    """
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 3
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
 
 
 def measured(judges: Sequence[str], intervals: Sequence[Mapping[str, Interval]]) -> list[str]:

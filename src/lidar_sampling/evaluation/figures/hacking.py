@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..parts import plain
 from ..table import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, INK, known, looks, measured, panels, point
+from ._style import GREY, INK, known, looks, measured, panels, point, shortened
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
@@ -35,5 +35,5 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         points = [(r.method, r.effect[guide].estimate, r.effect[judge].estimate) for r in rows]
         label(ax, [Label(method, x, y, look[method]) for method, x, y in points])
         ax.set_ylabel("gain / deviation")
-    axes[-1].set_xlabel(plain(f"gain on {guide} (guides) / deviation"))
+    axes[-1].set_xlabel(f"gain on {shortened(plain(guide), 24)} (guides) / deviation")
     return figure

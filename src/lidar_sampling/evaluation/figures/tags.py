@@ -10,7 +10,7 @@ from ..parts import judge_of_tags, plain
 from ..statistics import Interval
 from ..table import Row
 from ._labels import LINE, broken
-from ._style import GREY, known, looks, point
+from ._style import GREY, known, looks, point, shortened
 
 _WIDTH, _ROW, _GAP = 4.2, LINE * 1.15, 0.4
 
@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         box = ((left + across * (width + 0.2)) / _WIDTH, bottom / total, width / _WIDTH, height / total)
         ax = figure.add_axes(box, sharex=first)
         first = first or ax
-        ax.set_title(plain(tag))
+        ax.set_title(shortened(plain(tag), 20))
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), names if across == 0 else [""] * len(rows), fontsize=8.5, linespacing=0.9)
         ax.tick_params(axis="y", length=0)
@@ -54,5 +54,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         if share:
             ax.set_xlim(0, 1.02)
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    figure.text(left / _WIDTH, 0.08 / total, plain(f"{judge}, mean of the images returned"), fontsize=9)
+    figure.text(
+        left / _WIDTH, 0.08 / total, f"{shortened(plain(judge), 24)}, mean of the images returned", fontsize=9
+    )
     return figure
