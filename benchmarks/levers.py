@@ -25,7 +25,8 @@ from torch import Tensor
 from benchmarks.peers.clock import now
 from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, accelerate, glyph, rewards
-from lidar_sampling.evaluation.comparison import append, read
+from lidar_sampling.evaluation.lines import append
+from lidar_sampling.evaluation.lines import read_objects as read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
 NONE = "none"

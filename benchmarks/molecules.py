@@ -23,7 +23,8 @@ import torch
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
-from lidar_sampling.evaluation.comparison import append, read
+from lidar_sampling.evaluation.lines import append
+from lidar_sampling.evaluation.lines import read_objects as read
 
 FORMS = ("token-independent", "single-site", "joint")
 LOOKAHEAD, STEPS = 8, 32

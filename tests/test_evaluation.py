@@ -43,7 +43,6 @@ def chosen(*names):
 def counted(method):
     class Counted:
         draws = 0
-        fingerprint = method  # how often it drew is no setting
 
         def draw(self, *args, **kwargs):
             Counted.draws += 1

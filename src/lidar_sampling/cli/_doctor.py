@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import typer
 
 from . import _options as o
-from ._screen import print_json, shown
+from ._screen import echo, print_json, shown
 
 
 def doctor(json: o.Json = False) -> None:
@@ -19,7 +19,7 @@ def doctor(json: o.Json = False) -> None:
             print_json(rows)
         else:
             for row in rows:
-                typer.echo(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
+                echo(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
 

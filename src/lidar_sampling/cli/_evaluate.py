@@ -11,7 +11,7 @@ import typer
 from .._geneval import asked
 from . import _options as o
 from ._score import check_once, inside, metadata_line, metadata_of, read_picture
-from ._screen import print_json, shown
+from ._screen import echo, print_json, shown
 
 Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
 JudgeName = Annotated[
@@ -79,8 +79,8 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
             print_json(result)
             return
         for tag, rate in result["tags"].items():
-            typer.echo(f"{tag:16s} {rate}")
-        typer.echo(f"{'overall':16s} {result['overall']}   ({len(files)} pictures of {len(names)} prompts)")
+            echo(f"{tag:16s} {rate}")
+        echo(f"{'overall':16s} {result['overall']}   ({len(files)} pictures of {len(names)} prompts)")
 
 
 def _metadata(picture: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _options as o
-from ._screen import after_drawing, attempt, print_json, shown, warn
+from ._screen import after_drawing, attempt, echo, print_json, shown, warn
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -230,7 +230,7 @@ def _run(
             print_table(whole)
             if "profile" in whole:
                 print_profile(whole["profile"])
-            typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+            echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
 def _each(put: Callable[[list[int]], None], group: list[int]) -> Iterator[tuple[int, RewardError]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import _options as o
-from ._screen import print_json, shown
+from ._screen import echo, print_json, shown
 
 Out = Annotated[Path, typer.Option(help="Folder of banks; those that it has already are not drawn again.")]
 
@@ -73,7 +73,7 @@ def look(
             print_json(rows)
             return
         for row in rows:
-            typer.echo(
+            echo(
                 f"{row['prompt']}: n {row['n']}, {row['reward']} mean {row['mean']:.2f}, best {row['best']:.2f}, "
                 f"{row['file']}"
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _options as o
-from ._screen import after_drawing, attempt, print_json, shown
+from ._screen import after_drawing, attempt, echo, print_json, shown
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -139,13 +139,13 @@ def molecules(
         if json:
             print_json(whole)
             return
-        typer.echo(f"{'':8s} {'valid':>6s} {'unique':>6s} {'novel':>6s} {reward + ', valid':>18s} {'novel':>8s}")
+        echo(f"{'':8s} {'valid':>6s} {'unique':>6s} {'novel':>6s} {reward + ', valid':>18s} {'novel':>8s}")
         for phase in ("vanilla", "lidar"):
             s = whole[phase]["summary"]
             means = ["-" if s[key] is None else f"{s[key]:.3f}" for key in ("reward", "reward_novel")]
             counts = f"{s['valid']:6d} {s['unique_molecules']:6d} {s['novel']:6d}"
-            typer.echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
-        typer.echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+            echo(f"{phase:8s} {counts} {means[0]:>18s} {means[1]:>8s}")
+        echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
 def _read(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,9 @@ def _check_tags(prompts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _settings(method: Method) -> str | None:
-    """What tells a method from another of the same name; None where that cannot be told."""
+    """The fields that tell a method from another of the same name; None where that cannot be told."""
     try:
-        return key(contents(method))[:32]
+        return key(contents(method))[:32] if is_dataclass(method) else None
     except OpaqueError:
         return None
 
