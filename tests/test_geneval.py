@@ -328,4 +328,4 @@ def test_metadata_that_some_picture_meets_stays():
     ],
 )
 def test_a_text_that_the_rules_cannot_judge_has_no_metadata(prompt):
-    assert parse(prompt) is None
+    assert asked(prompt) is None

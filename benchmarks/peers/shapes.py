@@ -18,11 +18,12 @@ import torch
 from diffusers import AutoencoderTiny
 
 from lidar_sampling import LiDAR, glyph
-from lidar_sampling._settings import GLYPH, Settings, settings_for
+from lidar_sampling._settings import GLYPH, PRESETS, Settings
 from lidar_sampling.rewards import Reward
 from lidar_sampling.rewards import load as load_reward
 from lidar_sampling.rewards.image_reward import CONTEXT, ImageReward
 
+_PAPER = {"StableDiffusionPipeline": PRESETS["paper-sd15"], "StableDiffusionXLPipeline": PRESETS["paper-sdxl"]}
 _BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _TOKENS = 77
 
@@ -104,7 +105,7 @@ class Shape:
 
     def sampler(self, pipe: Any, reward: Reward, **changes: Any) -> LiDAR:
         """The library's sampler over ``pipe`` with the settings of this shape."""
-        return LiDAR(pipe, reward=reward, settings=self.settings or settings_for(pipe), **changes)
+        return LiDAR(pipe, reward=reward, settings=self.settings or _PAPER[type(pipe).__name__], **changes)
 
 
 def half(device: torch.device) -> torch.dtype:

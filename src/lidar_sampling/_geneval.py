@@ -93,8 +93,6 @@ _JOINED = re.compile(rf" (and|{'|'.join(RELATIONS)}) ")
 def parse(prompt: str) -> dict[str, Any] | None:
     """Metadata of a prompt in one of the templates, or None for any other prompt.
 
-    The rules cannot judge a prompt that wants one class in two ways, such as a red dog and a blue dog: it has none.
-
     >>> parse("a photo of a dog right of a teddy bear")["include"][1]["position"]
     ['right of', 0]
     >>> parse("an oil painting") is None
@@ -122,7 +120,7 @@ def parse(prompt: str) -> dict[str, Any] | None:
     found = {"tag": tag, "include": objects, "prompt": prompt}
     if counted:
         found["exclude"] = [_object(o["class"], None, o["count"] + 1) for o in objects]
-    return None if _contradiction(found) else found
+    return found
 
 
 def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
@@ -140,7 +138,7 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     ValueError: unknown class 'dgo' in GenEval metadata; did you mean 'dog'?
     """
     if isinstance(prompt, str):
-        return parse(prompt)
+        return _judgeable(prompt)
     if not isinstance(prompt, Mapping):
         raise ValueError(f"expected a prompt or GenEval metadata, got {prompt!r}")
     lists = [key for key in ("include", "exclude") if key in prompt]
@@ -160,7 +158,13 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     text = prompt.get("prompt", "")
     if not isinstance(text, str):
         raise ValueError(f"the prompt of GenEval metadata must be a string, got {text!r}")
-    return parse(text)
+    return _judgeable(text)
+
+
+def _judgeable(text: str) -> dict[str, Any] | None:
+    """What :func:`parse` reads; None where it wants one class in two ways, such as a red dog and a blue dog."""
+    found = parse(text)
+    return None if found and _contradiction(found) else found
 
 
 _KEYS = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}

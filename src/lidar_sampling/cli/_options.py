@@ -116,7 +116,7 @@ def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict
     That is what the file says; where it neither includes nor excludes anything, what GenEval's templates read in the
     text.
     """
-    from .._geneval import parse
+    from .._geneval import asked
     from .._prompts import check_prompt, read_prompts
 
     found: list[dict[str, Any]] = [{"prompt": text} for text in prompts or ()]
@@ -129,7 +129,7 @@ def read_metadata(prompts: Sequence[str] | None, file: Path | None) -> list[dict
     if not found:
         raise typer.BadParameter("give at least one prompt, in quotes, or --prompts FILE")
     return [
-        line if {"include", "exclude"} & set(line) else {**(parse(line["prompt"]) or {}), **line} for line in found
+        line if {"include", "exclude"} & set(line) else {**(asked(line["prompt"]) or {}), **line} for line in found
     ]
 
 
