@@ -149,7 +149,7 @@ class TestRewards:
             raise KeyError("lost")
 
         tokens = m.encode(TOKENIZER, ["CC"])
-        with pytest.raises(RewardError, match="reward 'odd' failed, KeyError: 'lost'"):
+        with pytest.raises(RewardError, match="reward 'odd' raised KeyError: 'lost'"):
             TokenLiDAR(m.load_model(), reward=odd).score(tokens)
 
     def test_the_floor_is_a_number_of_float32(self):
