@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks.peers.clock import now
 from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, accelerate, glyph, rewards
-from lidar_sampling.evaluation.lines import append
-from lidar_sampling.evaluation.lines import read_objects as read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.runs._lines import append
+from lidar_sampling.runs._lines import read_objects as read
 
 NONE = "none"
 JUDGES = ("glyph", "glyph-heldout", "geneval")

@@ -23,8 +23,8 @@ import torch
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
-from lidar_sampling.evaluation.lines import append
-from lidar_sampling.evaluation.lines import read_objects as read
+from lidar_sampling.runs._lines import append
+from lidar_sampling.runs._lines import read_objects as read
 
 FORMS = ("token-independent", "single-site", "joint")
 LOOKAHEAD, STEPS = 8, 32

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from lidar_sampling import LiDAR, LookaheadBank, glyph
 from lidar_sampling._decode import pictures
-from lidar_sampling.evaluation.lines import append
-from lidar_sampling.evaluation.lines import read_objects as read
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
+from lidar_sampling.runs._lines import append
+from lidar_sampling.runs._lines import read_objects as read
 
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 IMAGES, EQUAL_COST = 4, 9

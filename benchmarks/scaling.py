@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.peers.clock import now
 from lidar_sampling import Cost, LiDAR, glyph
-from lidar_sampling.evaluation.lines import append
-from lidar_sampling.evaluation.lines import read_objects as read
+from lidar_sampling.runs._lines import append
+from lidar_sampling.runs._lines import read_objects as read
 
 SWEEPS: dict[str, list[int]] = {
     "n": [3, 16, 64, 256, 1024, 4096],

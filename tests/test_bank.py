@@ -200,7 +200,9 @@ class TestStore:
     def test_does_not_believe_a_file_name(self, tmp_path):
         store = BankStore(tmp_path)
         cat, dog = make(), make(prompt="a dog")
-        os.rename(store.put(dog), store.path(cat.prompt, cat.key))
+        place = store.path(cat.prompt, cat.key)
+        place.parent.mkdir(exist_ok=True)
+        os.rename(store.put(dog), place)
         with pytest.raises(BankError, match="holds the bank of 'a dog'"):
             store.get(cat.prompt, cat.key)
 

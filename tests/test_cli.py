@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from lidar_sampling import LookaheadBank, testing
-from lidar_sampling.cli import _options, main
+from lidar_sampling.cli import main
+from lidar_sampling.runs import _machine
 
 FAST = ["--n", "4", "--steps", "4", "--images", "2", "--scale", "1", "--reward-scale", "5"]
 LOOK = ["--n", "4"]
@@ -62,7 +63,7 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 300
     result = json.loads((out / "result.json").read_text())
-    assert result["arguments"]["prompts"] == prompts
+    assert result["job"]["prompts"] == prompts
     assert result["mean"]["lidar"]["network_evaluations"] == 2 * (4 * 5 + 2 * 5)
     assert result["settings"]["n"] == 4
     assert len(result["prompts"][1]["trace"]) == 4
@@ -162,7 +163,7 @@ class TestAnOutputFolder:
 
     def test_that_cannot_be_written_is_named(self, lidar, tiny, tmp_path):
         (tmp_path / "file").write_text("")
-        err = failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "file" / "out"), status=1)
+        err = failure(lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path / "file" / "out"))
         assert "file" in err
         assert "Not a directory" in err
 
@@ -246,7 +247,7 @@ class TestSpeed:
 
     @pytest.mark.parametrize("there", [True, False])
     def test_auto_is_a_precision_of_the_machine(self, lidar, tiny, tmp_path, monkeypatch, there):
-        monkeypatch.setattr(_options, "_computes_in_bfloat16", lambda device: there)
+        monkeypatch.setattr(_machine, "_computes_in_bfloat16", lambda device: there)
         code, _, err = lidar("generate", "a cat", *tiny, *FAST, "--out", tmp_path, "--dtype", "auto")
         assert code == 0, err
         dtype = json.loads((tmp_path / "run.json").read_text())["dtype"]

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from test_cli import lidar, tiny
 
-from lidar_sampling.cli import _doctor, _look, _molecules, _report
-from lidar_sampling.cli._grid import draw_grid
+from lidar_sampling.cli import _doctor, _molecules, _report
 from lidar_sampling.cli._screen import (
     after_drawing,
     attempt,
@@ -29,6 +28,7 @@ from lidar_sampling.cli._screen import (
     visible,
     warn,
 )
+from lidar_sampling.runs._grid import draw_grid
 
 __all__ = ["lidar", "tiny"]  # fixtures
 MARKS = ("a photo [/INST] of a cat", "a [/]", "[cat|dog] in a park", "[red]a[/red] :cat: 3")
@@ -298,7 +298,7 @@ class TestStatus:
         assert "No such option: --\\x1b[2J" in err
 
     def test_of_a_finished_look_is_0_whatever_is_shown(self, lidar, tiny, monkeypatch, tmp_path):
-        monkeypatch.setattr(_look, "print_json", raising(UnicodeEncodeError("charmap", "🐱", 0, 1, "undefined")))
+        monkeypatch.setattr(_report, "print_json", raising(UnicodeEncodeError("charmap", "🐱", 0, 1, "undefined")))
         arguments = ("look", MARKS[0], *tiny, "--n", "2", "--lookahead", "dpm:2", "--out", tmp_path / "[b]")
         code, out, err = lidar(*arguments, "--json")
         assert (code, out) == (0, "")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lidar_sampling import testing
 from lidar_sampling._values import accepts, annotations_of, check_settings, read_named, read_value
-from lidar_sampling.cli import _options
+from lidar_sampling.runs import Job, _levers
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -78,12 +78,12 @@ class TestScheduler:
 
     @pytest.mark.parametrize("spelt", ["False", "false"])
     def test_a_flag_that_is_off_is_off(self, pipe, spelt):
-        _options.set_scheduler(pipe, f"EulerDiscreteScheduler:rescale_betas_zero_snr={spelt}")
-        assert pipe.scheduler.config.rescale_betas_zero_snr is False
+        scheduler = _levers.read_scheduler(f"EulerDiscreteScheduler:rescale_betas_zero_snr={spelt}")(pipe.scheduler)
+        assert scheduler.config.rescale_betas_zero_snr is False
 
     def test_lists_keep_their_commas(self, pipe):
-        _options.set_scheduler(pipe, "DDIMScheduler:trained_betas=[0.1, 0.2],num_train_timesteps=2,clip_sample=False")
-        assert pipe.scheduler.config.trained_betas == [0.1, 0.2]
+        text = "DDIMScheduler:trained_betas=[0.1, 0.2],num_train_timesteps=2,clip_sample=False"
+        assert _levers.read_scheduler(text)(pipe.scheduler).config.trained_betas == [0.1, 0.2]
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -100,6 +100,4 @@ class TestScheduler:
     )
     def test_what_it_has_not_is_refused_before_a_model_is_loaded(self, text, message):
         with pytest.raises(Exception, match=message):
-            _options.load_sampler(
-                "/nowhere", reward="brightness", device="cpu", dtype="float32", batch_size=1, scheduler=text
-            )
+            Job(prompts=("a cat",), model="/nowhere", reward="brightness", scheduler=text)

@@ -267,13 +267,20 @@ class BankStore:
         self.directory = Path(directory)
 
     def path(self, prompt: str, key: str) -> Path:
-        """Where the bank of ``prompt`` with content address ``key`` lies or would lie."""
-        return self.directory / f"{_sha256(prompt)[:16]}-{key[:32]}.safetensors"
+        """Return where the bank of ``prompt`` with content address ``key`` lies or would lie.
+
+        That is in one of 256 folders, since those of a million files are slow. A bank that an older version wrote
+        lies beside them.
+        """
+        name = f"{_sha256(prompt)[:16]}-{key[:32]}.safetensors"
+        old = self.directory / name
+        return old if old.exists() else self.directory / name[:2] / name
 
     def put(self, bank: LookaheadBank) -> Path:
         """Write ``bank``; of two processes that write the same key, the later one's file stays, whole."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        return bank.save(self.path(bank.prompt, bank.key))
+        path = self.path(bank.prompt, bank.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return bank.save(path)
 
     def get(self, prompt: str, key: str) -> LookaheadBank | None:
         """The bank of ``prompt`` with content address ``key``, or None.
@@ -290,8 +297,9 @@ class BankStore:
         return bank
 
     def find(self, prompt: str) -> list[Path]:
-        """The files of all banks of ``prompt``, sorted by name."""
-        return sorted(self.directory.glob(f"{_sha256(prompt)[:16]}-*.safetensors"))
+        """Return the files of all banks of ``prompt``, sorted by name."""
+        name = f"{_sha256(prompt)[:16]}-*.safetensors"
+        return sorted([*self.directory.glob(name), *self.directory.glob(f"{name[:2]}/{name}")])
 
 
 def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBank]:

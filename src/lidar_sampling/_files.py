@@ -2,29 +2,88 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write ``content`` to ``path`` by way of a file beside it, so that no reader ever sees half of it."""
+    with writing(path) as file:
+        file.write(content)
+    return Path(path)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file whose content becomes that of ``path`` when the block ends; if it fails, ``path`` stays."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:  # name the file that was meant, not the one beside it
+        if error.filename not in (None, str(part)):
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
-    return path
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON to ``path``, whole or not at all."""
+    return write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_once(path: str | Path, content: bytes) -> bool:
+    """Write ``content`` to ``path``, whole, unless there is such a file: of several processes one succeeds.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    path = Path(path)
+    if path.exists():
+        return False
+    part = write_atomically(path.with_name(f".{path.name}.{secrets.token_hex(4)}.once"), content)
+    try:
+        os.link(part, path)  # unlike a rename, it never takes the place of a file
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        with suppress(FileExistsError), open(path, "xb") as file:
+            file.write(content)
+            return True
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a folder that cannot be written, or made, before anything is drawn for it. It is not made.
+
+    Raises:
+        ValueError: the message names the folder and what is wrong.
+    """
+    there = Path(path)
+    while not there.exists() and not there.is_symlink() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be written ({there}: Not a directory): choose another --out")
+    try:
+        probe = there / f".{secrets.token_hex(8)}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
 
 
 def natural_order(path: str | Path) -> tuple[str | int, ...]:

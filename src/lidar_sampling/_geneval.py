@@ -123,6 +123,15 @@ def parse(prompt: str) -> dict[str, Any] | None:
     return found
 
 
+def with_asked(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompt's line with what it asks for: what it says, or else what the templates read in its text.
+
+    >>> with_asked({"prompt": "a photo of a dog", "id": 3})["include"]
+    [{'class': 'dog', 'count': 1}]
+    """
+    return dict(line) if {"include", "exclude"} & set(line) else {**(asked(line["prompt"]) or {}), **line}
+
+
 def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     """What a prompt asks for: metadata asks for what it includes and excludes, a text for what :func:`parse` reads.
 

@@ -66,11 +66,16 @@ def check_prompt(prompt: Any) -> None:
         raise ValueError(f"a prompt {why}")
 
 
+LONGEST = 20_000
+"""Characters of a prompt; encoders cut off what is far shorter."""
+
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and the empty cell of Braille, which are letters
 
 
 def _why_no_prompt(prompt: Any) -> str | None:
     if isinstance(prompt, str):
+        if len(prompt) > LONGEST:
+            return f"has {len(prompt)} characters, and text encoders read some hundred: give at most {LONGEST}"
         if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
             return f"holds a NUL or half a character, got {_shown(prompt)}: leave it out"
         if any(c not in _BLANK and unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in prompt):

@@ -146,6 +146,7 @@ class LiDAR:
         self.preview, self.rescore, self.overlap = preview, rescore, overlap
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
         self._lookaheads: list[tuple[Solver, Any]] = []
+        self._progress: Progress | None = None
 
     @classmethod
     def from_pretrained(
@@ -230,6 +231,19 @@ class LiDAR:
         """
         twin = copy(self)
         twin.pipe_kwargs = per_prompt(self.pipe, self.pipe_kwargs, prompts)
+        return twin
+
+    def with_progress(self, progress: Progress | None) -> LiDAR:
+        """Return the same sampler, which tells ``progress`` of every step whoever draws with it.
+
+        That is how any method of :mod:`lidar_sampling.methods` reports, and how it is stopped: by what ``progress``
+        raises.
+
+        Args:
+            progress: called with (phase, samples done, samples in all) after every step.
+        """
+        twin = copy(self)
+        twin._progress = progress
         return twin
 
     def look(
@@ -347,6 +361,7 @@ class LiDAR:
     ) -> tuple[list[LookaheadBank], Cost]:
         """Banks of prompts that were checked, and what they cost."""
         _check_whole("seed", seed)
+        progress = progress or self._progress
         return look(
             self.lookahead_pipeline(self._solver),
             prompts,
@@ -389,7 +404,7 @@ class LiDAR:
         """
         _check_whole("images", images, least=1)
         _check_whole("seed", seed)
-        pipe = pipe or self.pipe
+        pipe, progress = pipe or self.pipe, progress or self._progress
         call = per_prompt(pipe, call or self.arguments(), prompts)
         items = items_of(prompts, images, seed, "target")
         pixels: list[Tensor] = []

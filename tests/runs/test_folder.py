@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lidar_sampling.cli._folder import Folder
 from lidar_sampling.runs import agree, read_json
+from lidar_sampling.runs._folder import Folder
 
 WRONG = ["[]", "null", "3", '"run"', "[" * 100_000, "{", "\x00"]
 

@@ -21,6 +21,7 @@ from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
+from ._run import run
 from ._score import score
 from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
 from ._serve import serve
@@ -35,6 +36,7 @@ for command in (
     generate,
     look,
     guide,
+    run,
     molecules,
     compare,
     evaluate,

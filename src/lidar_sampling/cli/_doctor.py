@@ -32,7 +32,7 @@ def _outcome(check: Callable[[], str]) -> dict[str, object]:
 
 
 def _versions() -> str:
-    from ._report import versions
+    from ..runs._summary import versions
 
     return ", ".join(f"{name} {number}" for name, number in versions().items())
 
@@ -73,8 +73,9 @@ def _attachment() -> str:
 
     from .. import testing
     from .._attach import guide
+    from ..runs import quieten
 
-    o.quieten()
+    quieten()
     pipe = testing.tiny_stable_diffusion()
 
     def run() -> torch.Tensor:
@@ -90,7 +91,9 @@ def _attachment() -> str:
 
 
 def _embedded_model() -> str:
-    lidar = o.load_sampler("glyph", reward=None, device="cpu", dtype="float32", batch_size=16, steps=10)
+    from ..runs import Job, load
+
+    lidar = load(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))
     scores = lidar.vanilla("a photo of a cat", images=2).rewards
     return "draws a cat: " + ", ".join(f"{name} {values.mean():.2f}" for name, values in scores.items())
 

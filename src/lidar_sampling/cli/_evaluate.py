@@ -37,7 +37,9 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
         raise typer.BadParameter(f"--judge must be glyph or mask2former, got {judge!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
-    o.quieten()
+    from ..runs import device_of, quieten
+
+    quieten()
     files = inside(folder)
     lacking = [file for file in files if not metadata_of(file).is_file()]
     if len(lacking) == len(files):
@@ -48,7 +50,7 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
             "its folder away"
         )
     check_once(files)
-    place = o.device_of(device)
+    place = device_of(device)
     decide = glyph.Judge(device=place) if judge == "glyph" else rewards.load("geneval", device=place)
     lines = {file.parent: _metadata(file) for file in files}
     verdicts: dict[Path, list[float]] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _options as o
+from ._progress import progress_bar
 from ._screen import after_drawing, attempt, echo, print_json, shown
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ def molecules(
         from ._drawing import grid
     except ImportError as error:
         raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
-    from .._files import write_atomically
-    from ._folder import Folder, write_json
+    from .._files import write_atomically, write_json
+    from ..runs import quieten
+    from ..runs._folder import Folder
 
-    o.quieten()
+    quieten()
     sys.path.append(os.getcwd())  # where module:function of a reward may lie
     value = m.reward(reward, invalid=invalid)
     model: Any = m.load_model()
@@ -103,7 +105,7 @@ def molecules(
     else:
         arguments |= {"n": len(members), "lookahead_steps": members.provenance.get("steps")}
     Folder(out, arguments, resume=None, overwrite=overwrite)
-    with o.progress_bar(quiet=quiet) as (_, update):
+    with progress_bar(quiet=quiet) as update:
         vanilla = lidar.vanilla(samples, seed=seed, progress=update)
         guided = lidar(samples, seed=seed, bank=members, progress=update)
 

@@ -1,46 +1,14 @@
-"""What a run reports: ``result.json`` and the table on the screen."""
+"""What a run shows on the screen when it is done."""
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from ._screen import console
+from ..runs._summary import summary
+from ._screen import console, echo, print_json
 
-if TYPE_CHECKING:
-    from .._sampler import LiDAR
-
-_PACKAGES = ("lidar-sampling", "torch", "diffusers", "transformers")
 _MOST_PROMPTS = 10
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what is drawn."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-
-
-def report(lidar: LiDAR, arguments: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of ``result.json``: how the run was made, each prompt, and the means."""
-    return {
-        "versions": versions(),
-        "arguments": arguments,
-        "settings": asdict(lidar.settings),
-        "mean": {name: summary([entry[name] for entry in entries]) for name in entries[0]["methods"]},
-        "prompts": entries,
-    }
-
-
-def summary(parts: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Means of one method over prompts: each reward over all images, costs a prompt."""
-    row: dict[str, float | None] = {}
-    for reward in parts[0]["rewards"]:
-        values = [v for part in parts for v in part["rewards"][reward] if v is not None]
-        row[reward] = sum(values) / len(values) if values else None
-    for cost in ("network_evaluations", "reward_calls", "seconds"):
-        row[cost] = sum(phase[cost] for part in parts for phase in part["cost"].values()) / len(parts)
-    return row
 
 
 def print_table(whole: dict[str, Any]) -> None:
@@ -66,10 +34,10 @@ def print_table(whole: dict[str, Any]) -> None:
     for entry in whole["prompts"][:_MOST_PROMPTS]:
         for k, name in enumerate(whole["mean"]):
             add("" if k else " ".join(entry["prompt"].split()), name, summary([entry[name]]))
-    if len(whole["prompts"]) > 1:
+    if (count := whole.get("count", len(whole["prompts"]))) > 1:
         table.add_section()
         for k, (name, row) in enumerate(whole["mean"].items()):
-            add("" if k else f"mean of {len(whole['prompts'])} prompts", name, row)
+            add("" if k else f"mean of {count} prompts", name, row)
     console().print(table)
 
 
@@ -96,3 +64,20 @@ def print_profile(profile: dict[str, Any]) -> None:
         f"{profile['seconds']:.2f} s; the same work at its best, measured now: {profile['ideal']:.2f} s, "
         f"ratio {profile['ratio']:.2f}"
     )
+
+
+def print_banks(records: Sequence[dict[str, Any]], *, json: bool) -> None:
+    """Print what each bank holds, a row per reward, and which file it is."""
+    rows = [
+        {"prompt": each["prompt"], "n": each["n"], "reward": name, **values, "file": each["file"]}
+        for each in records
+        for name, values in each["rewards"].items()
+    ]
+    if json:
+        print_json(rows)
+        return
+    for row in rows:
+        echo(
+            f"{row['prompt']}: n {row['n']}, {row['reward']} mean {row['mean']:.2f}, best {row['best']:.2f}, "
+            f"{row['file']}"
+        )

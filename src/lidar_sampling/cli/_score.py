@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .._files import natural_order
+from .._geneval import with_asked
 from .._media import read_picture as read_picture
 from .._media import read_sample
 from .._prompts import read_lines
@@ -46,14 +47,17 @@ def score(
     samples are scored, not its grid or what lies in vanilla/.
     """
     from .. import rewards
+    from ..runs import device_of, dtype_of, quieten
 
-    o.quieten()
+    quieten()
     if again := [name for k, name in enumerate(reward) if name in reward[:k]]:
         raise typer.BadParameter(f"--reward {again[0]} is given twice: leave one out")
     places = _pictures(images)
     files = [file for found in places.values() for file in found]
-    prompts = _prompts(places, o.read_metadata(prompt, prompts_file) if prompt or prompts_file else [])
-    judges = {name: rewards.load(name, device=o.device_of(device), dtype=o.dtype_of(dtype)) for name in reward}
+    prompts = _prompts(
+        places, [with_asked(line) for line in o.read_prompts(prompt, prompts_file)] if prompt or prompts_file else []
+    )
+    judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():
         rewards.check_prompts(judge, prompts)
     rows: list[dict[str, Any]] = [

@@ -24,9 +24,10 @@ def serve(
     """Serve rewards until Ctrl-C; use one elsewhere as --reward http://HOST:PORT/NAME."""
     from ..rewards import load
     from ..rewards.server import serve as serving
+    from ..runs import device_of, dtype_of, quieten
 
-    o.quieten()
-    rewards = [load(name, device=o.device_of(device), dtype=o.dtype_of(dtype)) for name in names]
+    quieten()
+    rewards = [load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
     with serving(rewards, host=host, port=port) as url:
         typer.echo(f"serving {', '.join(names)} at {url}", err=True)
         threading.Event().wait()

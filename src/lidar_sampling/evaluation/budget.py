@@ -1,68 +1,107 @@
 """Equal compute: a method's number, found so that a prompt costs what the budget allows.
 
-A name may hold a capital N where a number would stand: ``best-of-N@10``, ``halving-N``, ``vanilla@N``. What a prompt
-costs is affine in it, so two small runs tell the line, and the largest N within the budget is on it.
+A name may hold a capital N where a number would stand: ``best-of-N@10``, ``halving-N``, ``vanilla@N``. Methods say
+what a prompt costs, and it rises with N, so the largest N within the budget is found without drawing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from .._cost import Cost
-from .._files import write_atomically
+from .._files import natural_order, write_once
+from .._forecast import Rates
 from .._sampler import LiDAR
-from ..methods import load
-from ..runs import read_json
+from ..methods import load, with_number
+from ..runs import Job, read_json
+from ..runs.job import read_budget
 
 _N = r"\bN\b"  # where a number stands in a name
 
 
-def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
-    """``names`` with their numbers: those that ``file`` remembers of this budget, and what ``find`` gives for others.
+def settle(job: Job, out: Path, lidar: LiDAR | None) -> Job:
+    """Return the Job with the numbers that its budget allows; the same Job if it has no budget.
 
-    A run that goes on, or whose table is made again, so draws what it drew before, even if seconds are what counts.
+    The numbers are kept in ``out``, so that every process of a run, and a run that goes on, draws the same methods.
+
+    Args:
+        job: a comparison.
+        out: its folder.
+        lidar: what the methods draw with, to find numbers that ``out`` does not hold yet; None if it must hold all.
+
+    Raises:
+        ValueError: ``out`` is of another budget, or damaged; or the budget is too small for a method.
+    """
+    if job.budget is None:
+        return job
+    limit, unit = read_budget(job.budget)
+
+    def find(name: str) -> str:
+        if with_number(name, 1) == name:
+            return name
+        if lidar is None:
+            raise ValueError(f"nothing was drawn of {name} with this budget: draw it first, without --table")
+        return within(lidar, name, limit, prompt=job.text(0), images=job.images, unit=unit)
+
+    return replace(job, methods=settled(out / "budget.json", job.budget, job.methods, find), budget=None)
+
+
+def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
+    """Return ``names`` with their numbers: those that are known of this budget, and what ``find`` gives for others.
+
+    The first process to find a number writes it, and all others take it, even where seconds decide and each would
+    find another. Numbers that are found later go to files beside ``file``: ``budget-1.json``, ...
 
     Raises:
         ValueError: ``file`` is of another budget, or damaged.
     """
-    known: dict[str, Any] = _known(file) if file.exists() else {"budget": budget, "names": {}}
-    if known["budget"] != budget:
-        raise ValueError(f"{file.parent} has the budget {known['budget']}, not {budget}: choose another --out")
-    found = {name: known["names"].get(name) or find(name) for name in names}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    everything = {"budget": budget, "names": {**known["names"], **found}}
-    write_atomically(file, (json.dumps(everything, indent=1) + "\n").encode())
-    return list(found.values())
+    while True:
+        known: dict[str, str] = {}
+        files = [file, *sorted(file.parent.glob(f"{file.stem}-*{file.suffix}"), key=natural_order)]
+        for there in files:
+            if there.exists():
+                known |= _known(there, budget)
+        missing = [name for name in names if name not in known]
+        if not missing:
+            return [known[name] for name in names]
+        found = {name: find(name) for name in missing}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        place = file.with_name(f"{file.stem}-{len(files)}{file.suffix}") if file.exists() else file
+        write_once(place, (json.dumps({"budget": budget, "names": found}, indent=1) + "\n").encode())
 
 
-def _known(file: Path) -> dict[str, Any]:
-    """Return what ``file`` remembers, if each name in it is one with a number for its N."""
+def _known(file: Path, budget: str) -> dict[str, str]:
+    """Return the numbers in ``file``, if it is of this budget and each name in it is one with a number for its N."""
     mend = "remove it, and the numbers are found again"
     known = read_json(file, {"budget": str, "names": dict}, mend=mend)
     for name, found in known["names"].items():
         numbered = "[0-9]+".join(map(re.escape, re.split(_N, name)))
         if not isinstance(found, str) or not (found == name or re.fullmatch(numbered, found)):
             raise ValueError(f"{file} is damaged ({name!r} is not {found!r}): {mend}")
-    return known
+    if known["budget"] != budget:
+        raise ValueError(f"{file.parent} has the budget {known['budget']}, not {budget}: choose another --out")
+    return known["names"]
 
 
 def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, unit: str) -> str:
     """``name`` with the largest number for its N that a prompt may cost; the name itself if it has none.
 
+    Counts are what the method says it costs, so nothing is drawn; for seconds one small batch is measured.
+
     Args:
         lidar: what the method is to draw with.
         name: of a method, as :func:`lidar_sampling.methods.load` knows it.
         budget: what ``images`` samples of a prompt may cost.
-        prompt: drawn twice to find out.
+        prompt: of the batch that is measured.
         images: samples a prompt.
         unit: the field of :class:`lidar_sampling.Cost` that counts, such as ``network_evaluations`` or ``seconds``.
 
     Raises:
-        ValueError: not even the smallest number is within the budget.
+        ValueError: not even the smallest number is within the budget, or the budget is not finite.
 
     Example:
         >>> from lidar_sampling import testing
@@ -72,29 +111,59 @@ def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, 
     """
     if with_number(name, 1) == name:
         return name
+    if not math.isfinite(budget):
+        raise ValueError(f"a budget must be finite, got {budget:g}")
+    rates = Rates.measure(lidar, prompt, images=images) if unit == "seconds" else None
 
     def cost(n: int) -> float:
-        result = load(with_number(name, n)).draw(lidar, [prompt], images=images, seed=0)
-        return float(getattr(sum(result.cost.values(), Cost()), unit))
+        told = load(with_number(name, n)).cost(lidar, images=images)
+        return float(getattr(told, unit)) if rates is None else rates.seconds(told)
 
-    # Halving returns a quarter of what it starts with, so this many are enough for any method.
-    least, more = 4 * images, 8 * images
-    if unit == "seconds":
-        cost(least)  # the first run warms up
+    def fits(n: int) -> bool:
+        try:
+            return cost(n) <= budget
+        except ValueError:  # more than the method can take, as more steps than the scheduler has
+            return False
+
+    least = _least(cost, 8 * images)
+    more = max(8 * images, 2 * least)
     low, high = cost(least), cost(more)
-    each = (high - low) / (more - least)
-    if not each > 0:
+    if not high > low:
         raise ValueError(f"{name} does not cost more {unit} with a larger N ({low:g} and {high:g})")
-    n = least + int((budget - low) // each)
-    if n < 1:
-        raise ValueError(f"a budget of {budget:g} {unit} a prompt is too small for {name}: {low:g} for N = {least}")
-    return with_number(name, n)
+    if low > budget:
+        raise ValueError(
+            f"a budget of {budget:g} {unit} a prompt is too small for {name}: {low:g} for N = {least}, the smallest "
+            f"that gives images={images}"
+        )
+    return with_number(name, _largest(fits, least))
 
 
-def with_number(name: str, n: int) -> str:
-    """``name`` with ``n`` for its N.
+def _least(cost: Callable[[int], float], most: int) -> int:
+    """Return the smallest number that the method takes, such as one as large as the images that are wanted.
 
-    >>> with_number("best-of-N@10", 7)
-    'best-of-7@10'
+    Raises:
+        ValueError: it takes none up to ``most``.
     """
-    return re.sub(_N, str(n), name)
+    for n in range(1, most):
+        try:
+            cost(n)
+        except ValueError:
+            continue
+        return n
+    cost(most)
+    return most
+
+
+def _largest(fits: Callable[[int], bool], low: int) -> int:
+    """Return the largest number that fits, by doubling and bisection; ``low`` fits, and all below the largest do.
+
+    >>> _largest(lambda n: 3 * n <= 100, 1)
+    33
+    """
+    high = 2 * low
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runs._lines import Line
 from .guide import with_guide
-from .lines import Line
 from .thumbnails import thumbnails
 
 MOST_IMAGES = 4  # a method and prompt

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .lines import Line, once, plain_guide
+from ..runs._lines import Line, once, plain_guide
 
 
 class Guide(NamedTuple):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
+from ..runs._lines import Line
 from . import figures
 from .data import records, tidy
-from .lines import Line
 from .parts import markdown, parts
 from .report import report
 from .table import Row, shared, table

@@ -10,9 +10,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..runs._lines import Line
 from .figures import NAMES
 from .gallery import gallery
-from .lines import Line
 from .parts import Part, cost, costs, judge_of_tags
 from .table import Row
 

@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
+from ..runs._lines import COSTS, Line
+from ..runs._lines import PEAK as PEAK
 from .guide import place, with_guide
-from .lines import COSTS, Line
-from .lines import PEAK as PEAK
 from .statistics import Interval, bootstrap, interval, wins
 
 

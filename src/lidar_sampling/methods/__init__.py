@@ -10,10 +10,12 @@ spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores ever
 (torch.Size([1, 1, 3, 16, 16]), 3)
 """
 
+from .._forecast import Rates as Rates
 from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import load as load
 from ._names import split as split
+from ._names import with_number as with_number
 from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS

@@ -7,6 +7,7 @@ import math
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+from .._forecast import parameters_of
 from .._hooks import check_memoryless
 from .._sampler import LiDAR
 from .._settings import takes_eta
@@ -116,7 +117,7 @@ def step_eta(lidar: LiDAR) -> float:
     if not takes_eta(lidar.pipe.scheduler):
         return math.nan
     own = inspect.signature(type(lidar.pipe.scheduler).step).parameters["eta"].default
-    eta = lidar.arguments().get("eta", _parameters(lidar.pipe).get("eta", own))
+    eta = lidar.arguments().get("eta", parameters_of(lidar.pipe).get("eta", own))
     return float(own if eta is None else eta)
 
 
@@ -126,7 +127,7 @@ def check_start(lidar: LiDAR, who: str) -> None:
     Raises:
         TypeError: it takes none, or starts from a picture.
     """
-    pipe, known = lidar.pipe, _parameters(lidar.pipe)
+    pipe, known = lidar.pipe, parameters_of(lidar.pipe)
     if "latents" not in known:
         raise TypeError(f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} takes no latents")
     if "strength" in known and "image" in lidar.arguments():
@@ -134,11 +135,3 @@ def check_start(lidar: LiDAR, who: str) -> None:
             f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} starts from a picture: use a "
             "pipeline from text alone"
         )
-
-
-def _parameters(pipe: Any) -> dict[str, Any]:
-    """The names of the arguments that ``pipe`` can be called with, and their defaults."""
-    blocks = getattr(pipe, "blocks", None)
-    if blocks is not None:
-        return {parameter.name: parameter.default for parameter in blocks.inputs}
-    return {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -14,11 +15,14 @@ from .._bank import LookaheadBank
 from .._cost import Cost
 from .._decode import decode, pictures
 from .._draw import Item
+from .._forecast import evaluations_of
 from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
+from .._values import accepts
 from ..rewards import ask, name_of, score
 from ..rewards.mixture import Mixture
+from ..solvers import Solver, running
 
 
 class Method(Protocol):
@@ -26,6 +30,13 @@ class Method(Protocol):
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for ``images`` samples of one prompt, all phases together.
+
+        Nothing is drawn, and what a store already holds is not looked up. Counts alone are known beforehand: seconds
+        and memory stay 0. What :meth:`draw` refuses before drawing is refused here too.
+        """
 
 
 H = TypeVar("H", bound=Hook)
@@ -112,9 +123,57 @@ def check_comparable(lidar: LiDAR) -> None:
         raise ValueError("this method compares rewards as it goes: give the mixture a calibration")
 
 
-def charged(result: Result, looks: int, *, backward_passes: int = 0) -> Result:
+def sampling_cost(lidar: LiDAR, images: int, *, pipe: Any = None, call: Mapping[str, Any] | None = None) -> Cost:
+    """Return what :meth:`LiDAR.sample` will count for ``images`` samples of one prompt.
+
+    Args:
+        lidar: draws.
+        images: samples.
+        pipe: another pipeline than the target.
+        call: its arguments, if not the target's.
+
+    Raises:
+        ValueError: images below 1.
+    """
+    if not accepts(int, images) or images < 1:
+        raise ValueError(f"images must be a whole number of at least 1, got {images!r}")
+    each = evaluations_of(pipe or lidar.pipe, call or lidar.arguments())
+    return Cost(network_evaluations=images * each, decodes=images)
+
+
+def solver_cost(lidar: LiDAR, solver: Solver, images: int) -> Cost:
+    """Return what ``images`` samples of one prompt by a few-step solver will count.
+
+    Its adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is, to be asked.
+    """
+    twin = copy(lidar.lookahead_pipeline(solver) if solver.kind == "pipeline" else lidar.pipe)
+    with running(solver, twin):
+        return sampling_cost(lidar, images, pipe=twin, call=solver.arguments(lidar.arguments()))
+
+
+def bank_cost(lidar: LiDAR) -> Cost:
+    """Return what the bank of one prompt will count, with the members that are decoded in full after a preview.
+
+    With several rewards those are at most so many: where rewards agree on the best, fewer are decoded.
+    """
+    n, parts = lidar.settings.n, len(lidar.parts)
+    again = min(n, min(lidar.rescore, n) * parts)
+    return solver_cost(lidar, lidar.solver, n) + Cost(decodes=again, reward_calls=(n + again) * parts)
+
+
+def selection_cost(lidar: LiDAR, count: int) -> Cost:
+    """Return what :func:`guiding_scores` of ``count`` samples will count."""
+    return Cost(reward_calls=count * len(lidar.parts))
+
+
+def looks_cost(lidar: LiDAR, looks: int, *, backward_passes: int = 0) -> Cost:
+    """Return what it costs to decode and reward so many predictions on the way; each part of a mixture is called."""
+    return Cost(backward_passes=backward_passes, decodes=looks) + selection_cost(lidar, looks)
+
+
+def charged(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
     """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
-    more = Cost(backward_passes=backward_passes, decodes=looks, reward_calls=looks)
+    more = looks_cost(lidar, looks, backward_passes=backward_passes)
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
 

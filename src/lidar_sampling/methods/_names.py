@@ -149,6 +149,15 @@ def load(name: str) -> Method:
         raise ValueError(f"{name}: {error}") from error
 
 
+def with_number(name: str, n: int) -> str:
+    """Return ``name`` with ``n`` where it has a capital N for a number.
+
+    >>> with_number("best-of-N@10", 7), with_number("vanilla", 7)
+    ('best-of-7@10', 'vanilla')
+    """
+    return re.sub(r"\bN\b", str(n), name)
+
+
 def split(names: str) -> list[str]:
     """The names in a comma-separated list, whose settings have commas too.
 

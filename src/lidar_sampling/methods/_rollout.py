@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item, draw, seed_of
+from .._forecast import rows_of, timesteps_of
 from .._levels import noise_level
 from .._sampler import LiDAR
 from ._face import in_steps
@@ -57,7 +59,7 @@ class Rollout:
         """
         self._calls += 1
         t = int(timestep)
-        times = sorted({t * b // self.steps for b in range(1, self.steps)} - {0, t}, reverse=True)
+        times = times_from(t, self.steps)
         sample, x0 = (each.repeat_interleave(self.samples, 0) for each in (sample, x0))
         if not times:
             return x0
@@ -88,3 +90,19 @@ class Rollout:
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]
         z = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
         return there.alpha * x0 + (there.sigma**2 - variance) ** 0.5 * eps + variance**0.5 * z
+
+
+def times_from(t: int, steps: int) -> list[int]:
+    """Return the timesteps of a rollout from ``t`` at which the network is asked, falling; few near the end.
+
+    >>> times_from(900, 4), times_from(2, 4)
+    ([675, 450, 225], [1])
+    """
+    return sorted({t * b // steps for b in range(1, steps)} - {0, t}, reverse=True)
+
+
+def rollout_cost(lidar: LiDAR, count: int, *, steps: int) -> Cost:
+    """Return what ``count`` rollouts side by side will count, at each of the target's steps but the first."""
+    call = lidar.arguments()
+    times = sum(len(times_from(int(t), steps)) for t in timesteps_of(lidar.pipe, call)[1:])
+    return Cost(network_evaluations=count * times * rows_of(lidar.pipe, call))

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import calls_of
 from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start
-from ._face import charged, hooked, rewards_of_predictions
+from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._resampling import rows
-from ._rollout import Rollout
+from ._rollout import Rollout, rollout_cost
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,7 @@ class BeamSearch:
                 which candidates are alike; a call that ends before the samples are clean; or a mixture that cannot
                 score loose images.
         """
-        check_population(lidar, "beam search", "goes on from some of many proposals", copies=self.candidates > 1)
-        if self.lookahead > 1:
-            check_start(lidar, "beam search with lookahead")
-        if not 1 <= images <= self.beams:
-            raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
+        self._check(lidar, images)
         together = self.beams * self.candidates
 
         def searching(batch: Sequence[Item]) -> Beams:
@@ -70,7 +68,25 @@ class BeamSearch:
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
-        return charged(result, sum(hook.evaluations for hook in hooks))
+        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt, however many of the beams are wanted."""
+        self._check(lidar, images)
+        together = self.beams * self.candidates
+        cost = sampling_cost(lidar, together)
+        if together == 1:  # nothing to choose from
+            return cost
+        looks = together * (calls_of(lidar.pipe, lidar.arguments()) - 1)
+        return cost + looks_cost(lidar, looks) + rollout_cost(lidar, together, steps=self.lookahead)
+
+    def _check(self, lidar: LiDAR, images: int) -> None:
+        check_population(lidar, "beam search", "goes on from some of many proposals", copies=self.candidates > 1)
+        check_comparable(lidar)
+        if self.lookahead > 1:
+            check_start(lidar, "beam search with lookahead")
+        if not 1 <= images <= self.beams:
+            raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
 
 
 class Beams(Hook):

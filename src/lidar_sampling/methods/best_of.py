@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_whole
-from ._face import Method, best
+from ._face import Method, best, selection_cost
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,17 @@ class BestOf:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` best of ``n`` samples a prompt, best first; it costs ``n`` reward calls a prompt more."""
-        if not 1 <= images <= self.n:
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
-        check_whole(lidar, "best-of-N")
+        self._check(lidar, images)
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
         kept, selection = best(lidar, many, images)
         return replace(kept, cost={**many.cost, "selection": selection})
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: ``n`` samples of the method, and their rewards."""
+        self._check(lidar, images)
+        return self.method.cost(lidar, images=self.n) + selection_cost(lidar, self.n)
+
+    def _check(self, lidar: LiDAR, images: int) -> None:
+        if not 1 <= images <= self.n:
+            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_whole(lidar, "best-of-N")

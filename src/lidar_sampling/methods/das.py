@@ -24,14 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import calls_of, rows_of
 from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_noise, check_whole
 from ._ddim import check_ddim, noise_like, transition
-from ._face import charged, check_comparable, check_differentiable, check_reached, differentiable_rewards, hooked
+from ._face import (
+    charged,
+    check_comparable,
+    check_differentiable,
+    check_reached,
+    differentiable_rewards,
+    hooked,
+    looks_cost,
+    sampling_cost,
+)
 from ._resampling import rows, ssp
 
 
@@ -67,11 +78,7 @@ class DAS:
             ValueError: the reward says that it is not differentiable; a sampler that is not DDIM with noise; or a
                 pipeline that takes other steps than those of the settings, over which the temper is defined.
         """
-        check_differentiable(lidar, "DAS")
-        check_comparable(lidar)
-        check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
-        check_whole(lidar, "DAS")
-        check_noise(lidar, "DAS")
+        self._check(lidar)
 
         def tempered(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
@@ -82,7 +89,32 @@ class DAS:
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
         each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
-        return charged(result, looks, backward_passes=each * gradients)
+        return charged(lidar, result, looks, backward_passes=each * gradients)
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: steps, looks at them, and gradients of all but one."""
+        self._check(lidar)
+        call = lidar.arguments()
+        steps = calls_of(lidar.pipe, call)
+        _check_steps(steps, lidar.settings.steps)
+        gradients = images * (steps - 1) * rows_of(lidar.pipe, call)
+        return sampling_cost(lidar, images) + looks_cost(lidar, images * steps, backward_passes=gradients)
+
+    def _check(self, lidar: LiDAR) -> None:
+        check_differentiable(lidar, "DAS")
+        check_comparable(lidar)
+        check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
+        check_whole(lidar, "DAS")
+        check_noise(lidar, "DAS")
+
+
+def _check_steps(steps: int, tempered: int) -> None:
+    """Refuse a run of other steps than those over which the temper is defined."""
+    if steps != tempered:
+        raise ValueError(
+            f"DAS goes from pure noise to the end in the {tempered} steps of the settings, and the pipeline "
+            f"takes {steps}: set steps={steps} if it starts from pure noise, as image-to-image does not"
+        )
 
 
 class Tempered(Hook):
@@ -108,11 +140,7 @@ class Tempered(Hook):
 
     def start(self, steps: int) -> None:
         """Refuse a call in other steps than the temper is made for."""
-        if steps != self.steps:
-            raise ValueError(
-                f"DAS goes from pure noise to the end in the {self.steps} steps of the settings, and the pipeline "
-                f"takes {steps}: set steps={steps} if it starts from pure noise, as image-to-image does not"
-            )
+        _check_steps(steps, self.steps)
 
     def finish(self) -> None:
         """Refuse a run whose last step, at which weights are final, was not taken."""

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._cost import denoisers
+from .._cost import Cost, denoisers
 from .._draw import Item, constant_weights
+from .._forecast import levels_of
 from .._hooks import Hook, attached
-from .._levels import clean_prediction, noise_level
+from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields
-from ._face import charged, check_differentiable, differentiable_rewards
+from ._face import charged, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,20 @@ class DATE:
 
         result = lidar.sample(list(prompts), images, seed, around=adapted)
         looks = sum(update.evaluations for update in updates)
-        return charged(result, looks, backward_passes=looks)
+        return charged(lidar, result, looks, backward_passes=looks)
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look an update."""
+        check_differentiable(lidar, "DATE")
+        _denoiser(lidar.pipe)
+        levels = levels_of(lidar.pipe, lidar.arguments())
+        looks = images * sum(self.updates(step, level) for step, level in enumerate(levels))
+        again = Cost(network_evaluations=looks) + looks_cost(lidar, looks, backward_passes=looks)
+        return sampling_cost(lidar, images) + again
+
+    def updates(self, step: int, level: NoiseLevel) -> bool:
+        """Whether the embedding is updated at ``step``: never where nothing is noisy, or nothing is known."""
+        return step % self.every == 0 and level.sigma != 0 and level.slope != 0
 
 
 class Embedding(Hook):
@@ -144,7 +158,7 @@ class Embedding(Hook):
             )
         free, bound = slice(rows - self.count), slice(rows - self.count, None)
         level = noise_level(self.scheduler, self.scheduler.timesteps[at])
-        if step % self.settings.every or level.sigma == 0 or level.slope == 0:
+        if not self.settings.updates(step, level):
             kwargs["encoder_hidden_states"] = torch.cat([c[free], c[bound] + self.shift])
             return self._forward(*args, **kwargs)
 

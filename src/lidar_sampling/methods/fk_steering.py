@@ -30,13 +30,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import calls_of
 from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._levels import check, clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population
-from ._face import charged, check_reached, hooked, rewards_of_predictions
+from ._face import (
+    bank_cost,
+    charged,
+    check_comparable,
+    check_reached,
+    hooked,
+    looks_cost,
+    rewards_of_predictions,
+    sampling_cost,
+)
 from ._resampling import check_window, resampling_steps, rows
 
 
@@ -80,7 +91,7 @@ class FKSteering:
             ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead; one without
                 noise, under which copies stay alike; or a call that ends before the samples are clean.
         """
-        check_population(lidar, "FK steering", "resamples particles", copies=images > 1)
+        self._check(lidar, images)
 
         def particles(batch: Sequence[Item]) -> Particles:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
@@ -92,7 +103,27 @@ class FKSteering:
             result = lidar.guided(list(prompts), images, seed, None, **how)
         else:
             result = lidar.sample(list(prompts), images, seed, **how)
-        return charged(result, sum(population.evaluations for population in populations))
+        return charged(lidar, result, sum(population.evaluations for population in populations))
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the steps of the particles and the looks at them.
+
+        Guided, a bank comes on top, whether or not a store already holds it.
+        """
+        self._check(lidar, images)
+        looks = images * len(self.looks(calls_of(lidar.pipe, lidar.arguments())))
+        bank = bank_cost(lidar) if self.guided else Cost()
+        return bank + sampling_cost(lidar, images) + looks_cost(lidar, looks)
+
+    def looks(self, steps: int) -> set[int]:
+        """Return the steps of a run of ``steps`` at which particles are weighed; the last is among them."""
+        return resampling_steps(steps, start=self.start, end=self.end, every=self.every) | {steps - 1}
+
+    def _check(self, lidar: LiDAR, images: int) -> None:
+        check_population(lidar, "FK steering", "resamples particles", copies=images > 1)
+        check_comparable(lidar)
+        if self.guided:
+            check(lidar.pipe.scheduler)
 
 
 class Particles(Hook):
@@ -118,8 +149,7 @@ class Particles(Hook):
 
     def start(self, steps: int) -> None:
         """Choose the steps at which to look, among those that this call takes."""
-        how, self._last = self.settings, steps - 1
-        self._times = resampling_steps(steps, start=how.start, end=how.end, every=how.every) | {self._last}
+        self._last, self._times = steps - 1, self.settings.looks(steps)
 
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Weigh the particles by their clean predictions, where it is time to."""

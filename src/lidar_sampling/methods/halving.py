@@ -14,14 +14,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._cost import metered
+from .._cost import Cost, metered
 from .._decode import pictures
 from .._draw import seed_of
+from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start
-from ._face import best, hooked, in_steps
+from ._face import best, hooked, in_steps, looks_cost
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,7 @@ class Halving:
                 stay with the dropped, or a call that ends before the samples are clean.
             TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
-        check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
-        check_start(lidar, "successive halving")
-        end = self.n >> len(self.keep_at)
-        if not 1 <= images <= end:
-            raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
+        self._check(lidar, images)
         result, hooks = self._segment(lidar, prompts, self.n, 0, seed, None)
         cost, latents = result.cost["sampling"], result.latents
         for part in range(1, len(self.keep_at) + 1):
@@ -72,6 +69,22 @@ class Halving:
             cost, latents = cost + result.cost["sampling"], result.latents
         kept, selection = best(lidar, result, images)
         return replace(kept, seed=seed, cost={"sampling": cost + selection})
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the steps of each seed as far as it gets, and looks."""
+        self._check(lidar, images)
+        call, segment = in_steps(lidar, self.steps), Segment(self.keep_at, 0)
+        segment.timesteps(timesteps_of(lidar.pipe, call))  # says where parts end
+        alive = [self.n >> part for part in range(len(self.keep_at) + 1)]
+        steps = sum(seeds * (b - a) for seeds, (a, b) in zip(alive, pairwise(segment.ends), strict=True))
+        return Cost(network_evaluations=steps * rows_of(lidar.pipe, call)) + looks_cost(lidar, sum(alive))
+
+    def _check(self, lidar: LiDAR, images: int) -> None:
+        check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
+        check_start(lidar, "successive halving")
+        end = self.n >> len(self.keep_at)
+        if not 1 <= images <= end:
+            raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
 
     def _segment(
         self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None

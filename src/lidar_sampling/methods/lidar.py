@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from .._cost import Cost
+from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import load
 from ._checks import check_fields
+from ._face import bank_cost, sampling_cost
 
 
 @dataclass(frozen=True)
@@ -36,5 +39,16 @@ class Guided:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` guided samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once."""
-        changes = {name: value for name, value in asdict(self).items() if value is not None}
-        return lidar.with_settings(**changes).guided(list(prompts), images, seed, None)
+        return self._set(lidar).guided(list(prompts), images, seed, None)
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: its bank, and the steps of ``images`` samples.
+
+        A bank that a store already holds costs nothing: the store is not asked.
+        """
+        twin = self._set(lidar)
+        check(twin.pipe.scheduler)
+        return bank_cost(twin) + sampling_cost(twin, images)
+
+    def _set(self, lidar: LiDAR) -> LiDAR:
+        return lidar.with_settings(**{name: value for name, value in asdict(self).items() if value is not None})

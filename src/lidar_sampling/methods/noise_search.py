@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item, items_of
 from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, guiding_scores
+from ._face import check_comparable, guiding_scores, sampling_cost, selection_cost
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class NoiseSearch:
             ValueError: a mixture that is standardised over a bank.
             TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
-        check_comparable(lidar)
-        check_whole(lidar, "noise search")
-        check_start(lidar, "noise search")
+        self._check(lidar)
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:
             call["eta"] = self.eta
@@ -97,6 +96,17 @@ class NoiseSearch:
             )
             scores, cost = torch.where(better, found, scores), cost + tried.cost["sampling"] + selection
         return replace(best, cost={"sampling": cost})
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the samples that are tried, and their rewards."""
+        self._check(lidar)
+        tried = images * (1 + self.rounds * self.neighbours)
+        return sampling_cost(lidar, tried) + selection_cost(lidar, tried)
+
+    def _check(self, lidar: LiDAR) -> None:
+        check_comparable(lidar)
+        check_whole(lidar, "noise search")
+        check_start(lidar, "noise search")
 
 
 def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) -> Tensor:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from .._cost import Cost
 from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import load
 from ._checks import check_fields, check_whole
-from ._face import best, in_steps
+from ._face import best, in_steps, sampling_cost, selection_cost
 from .best_of import BestOf
 from .vanilla import Vanilla
 
@@ -50,16 +52,9 @@ class Refine:
 
         Reward calls are ``n`` a prompt, and with offspring above 1 one a refinement.
         """
-        from diffusers import AutoPipelineForImage2Image
-
         check_whole(lidar, "refinement")
-        solver = load(self.solver or lidar.settings.lookahead, lidar.pipe)
-        starts = BestOf(Vanilla(solver=solver), self.n).draw(lidar, prompts, images=images, seed=seed)
-        again = AutoPipelineForImage2Image.from_pipe(lidar.pipe)
-        # Image-to-image pipelines take their share of the steps: strength of them.
-        whole = next(count for count in itertools.count(self.steps) if int(count * self.strength) >= self.steps)
-        call = in_steps(lidar, whole, strength=self.strength)
-        call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
+        starts = self._starts(lidar).draw(lidar, prompts, images=images, seed=seed)
+        again, call = self._again(lidar)
         rows = {"image": starts.latents.flatten(0, 1).repeat_interleave(self.offspring, 0)}
         noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself
         refined = lidar.sample(list(prompts), images * self.offspring, noise, pipe=again, call=call, rows=rows)
@@ -69,3 +64,24 @@ class Refine:
             selection = selection + choice
         cost = {"lookahead": starts.cost["sampling"], "selection": selection, **refined.cost}
         return replace(refined, seed=seed, cost=cost)
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the starts, their rewards and the refinements."""
+        check_whole(lidar, "refinement")
+        starts, refined = self._starts(lidar).cost(lidar, images=images), images * self.offspring
+        again, call = self._again(lidar)
+        chosen = selection_cost(lidar, refined) if self.offspring > 1 else Cost()
+        return starts + sampling_cost(lidar, refined, pipe=again, call=call) + chosen
+
+    def _starts(self, lidar: LiDAR) -> BestOf:
+        return BestOf(Vanilla(solver=load(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
+
+    def _again(self, lidar: LiDAR) -> tuple[Any, dict[str, Any]]:
+        """The pipeline that refines, and the arguments of its call but the starts."""
+        from diffusers import AutoPipelineForImage2Image
+
+        # Image-to-image pipelines take their share of the steps: strength of them.
+        whole = next(count for count in itertools.count(self.steps) if int(count * self.strength) >= self.steps)
+        call = in_steps(lidar, whole, strength=self.strength)
+        call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
+        return AutoPipelineForImage2Image.from_pipe(lidar.pipe), call

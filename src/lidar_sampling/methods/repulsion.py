@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._hooks import Hook
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._result import Result
@@ -27,7 +28,7 @@ from .._sampler import LiDAR
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
 from ._checks import check_fields
-from ._face import hooked
+from ._face import bank_cost, hooked, sampling_cost
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 """From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
@@ -48,8 +49,7 @@ class Repelling(ABC):
         Raises:
             ValueError: a bank that is smaller than ``worst``.
         """
-        if self.worst > lidar.settings.n:
-            raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
+        self._check(lidar)
         banks, cost = lidar.looked(list(prompts), seed, None)
         members = {}
         for bank in banks:
@@ -60,6 +60,18 @@ class Repelling(ABC):
         around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
         result = lidar.sample(list(prompts), images, seed, around=around)
         return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: its bank, and the steps of ``images`` samples.
+
+        A bank that a store already holds costs nothing: the store is not asked.
+        """
+        self._check(lidar)
+        return bank_cost(lidar) + sampling_cost(lidar, images)
+
+    def _check(self, lidar: LiDAR) -> None:
+        if self.worst > lidar.settings.n:
+            raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import calls_of
 from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population
-from ._face import best, charged, check_reached, hooked, in_steps, rewards_of_predictions
+from ._face import (
+    best,
+    charged,
+    check_comparable,
+    check_reached,
+    hooked,
+    in_steps,
+    looks_cost,
+    rewards_of_predictions,
+    sampling_cost,
+    selection_cost,
+)
 from ._resampling import check_window, resampling_steps, rows, ssp
 
 
@@ -63,9 +76,7 @@ class Steered:
                 with the dropped, or one without noise, under which copies stay alike; a call that ends before the
                 samples are clean; or a mixture that cannot score loose images.
         """
-        check_population(lidar, "steered best-of-N", "resamples", copies=self.n > 1 and self.ess < 1)
-        if not 1 <= images <= self.n:
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        self._check(lidar, images)
 
         def resampled(batch: Sequence[Item]) -> Resampled:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
@@ -74,9 +85,28 @@ class Steered:
         around, hooks = hooked(lidar, resampled)
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=self.n, call=call)
-        many = charged(many, sum(hook.evaluations for hook in hooks))
+        many = charged(lidar, many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images)
         return replace(kept, cost={**many.cost, "selection": selection})
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the steps of ``n`` samples, looks and the choice."""
+        self._check(lidar, images)
+        call = in_steps(lidar, self.steps)
+        looks = self.n * len(self.looks(calls_of(lidar.pipe, call)))
+        return sampling_cost(lidar, self.n, call=call) + looks_cost(lidar, looks) + selection_cost(lidar, self.n)
+
+    def looks(self, steps: int) -> set[int]:
+        """Return the steps of a run of ``steps`` at which the population is resampled."""
+        if self.ess == 1:
+            return set()
+        return resampling_steps(steps, start=self.start, end=self.end, every=self.every)
+
+    def _check(self, lidar: LiDAR, images: int) -> None:
+        check_population(lidar, "steered best-of-N", "resamples", copies=self.n > 1 and self.ess < 1)
+        check_comparable(lidar)
+        if not 1 <= images <= self.n:
+            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
 
 
 class Resampled(Hook):
@@ -99,8 +129,7 @@ class Resampled(Hook):
 
     def start(self, steps: int) -> None:
         """Choose the steps at which to look, among those that this call takes."""
-        how, self._steps = self.settings, steps
-        self._times = resampling_steps(steps, start=how.start, end=how.end, every=how.every)
+        self._steps, self._times = steps, self.settings.looks(steps)
 
     def finish(self) -> None:
         """Refuse a run of other steps than those that the looks were chosen for."""
@@ -109,7 +138,7 @@ class Resampled(Hook):
     def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
         """Resample, where it is time to; each row goes on with its own noise."""
         output, sample = arguments["model_output"], arguments["sample"]
-        if self._step in self._times and self.settings.ess < 1:
+        if self._step in self._times:
             x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
             self.evaluations += len(x0)
             r = self.rewards(x0).double().cpu().view(len(self._generators), -1)

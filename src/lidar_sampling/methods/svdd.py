@@ -24,15 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import calls_of
 from .._hooks import Hook
 from .._levels import clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start
-from ._face import charged, hooked, rewards_of_predictions
+from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._resampling import rows
-from ._rollout import Rollout
+from ._rollout import Rollout, rollout_cost
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,7 @@ class SVDD:
             ValueError: a scheduler that remembers earlier steps, or one without noise, under which proposals are
                 alike; a call that ends before the samples are clean; or a mixture that cannot score loose images.
         """
-        check_population(lidar, "SVDD", "goes on from one of several proposals", copies=self.m > 1)
-        if self.rollout_steps > 1:
-            check_start(lidar, "SVDD with rollouts")
+        self._check(lidar)
 
         def proposals(batch: Sequence[Item]) -> Proposals:
             rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])
@@ -81,7 +81,24 @@ class SVDD:
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
-        return charged(result, sum(hook.evaluations for hook in hooks))
+        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: ``m`` proposals a step, their rollouts and rewards."""
+        self._check(lidar)
+        proposals = images * self.m
+        cost = sampling_cost(lidar, proposals)
+        if self.m == 1:  # nothing to choose from
+            return cost
+        looks = proposals * self.rollouts * (calls_of(lidar.pipe, lidar.arguments()) - 1)
+        ends = rollout_cost(lidar, proposals * self.rollouts, steps=self.rollout_steps)
+        return cost + looks_cost(lidar, looks) + ends
+
+    def _check(self, lidar: LiDAR) -> None:
+        check_population(lidar, "SVDD", "goes on from one of several proposals", copies=self.m > 1)
+        check_comparable(lidar)
+        if self.rollout_steps > 1:
+            check_start(lidar, "SVDD with rollouts")
 
 
 class Proposals(Hook):

@@ -17,20 +17,22 @@ noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._cost import Cost
 from .._draw import Item
+from .._forecast import levels_of
 from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields
 from ._ddim import Transition, check_ddim, noise_like, transition
-from ._face import charged, check_differentiable, differentiable_rewards, hooked
+from ._face import charged, check_differentiable, differentiable_rewards, hooked, looks_cost, sampling_cost
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,7 @@ class UniversalGuidance:
             ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
                 or in a part of the schedule.
         """
-        check_differentiable(lidar, "universal guidance")
-        if self.recurrence > 1:
-            check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
+        self._check(lidar)
 
         def gradient(batch: Sequence[Item]) -> Gradient:
             rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
@@ -76,9 +76,32 @@ class UniversalGuidance:
         around, hooks = hooked(lidar, gradient)
         forward = self.reward_scale > 0
         result = lidar.sample(list(prompts), images, seed, around=around, differentiable=forward)
-        looks = sum(hook.evaluations for hook in hooks)
-        # With forward guidance every evaluation is gone back through.
-        return charged(result, looks, backward_passes=forward * result.cost["sampling"].network_evaluations)
+        looks, gradients, taken = (
+            sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients", "taken")
+        )
+        backward = result.cost["sampling"].network_evaluations * gradients // taken
+        return charged(lidar, result, looks, backward_passes=backward)
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: every step ``recurrence`` times, and looks at it."""
+        self._check(lidar)
+        taken, forward = images * self.recurrence, self.reward_scale > 0
+        levels = levels_of(lidar.pipe, lidar.arguments())
+        guided = sum(map(_is_guidable, levels))
+        network = replace(sampling_cost(lidar, taken), decodes=images)
+        looks = taken * guided * (forward + self.backward_steps)
+        backward = forward * network.network_evaluations * guided // len(levels)
+        return network + looks_cost(lidar, looks, backward_passes=backward)
+
+    def _check(self, lidar: LiDAR) -> None:
+        check_differentiable(lidar, "universal guidance")
+        if self.recurrence > 1:
+            check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
+
+
+def _is_guidable(level: NoiseLevel) -> bool:
+    """Whether something is noisy, and something is known."""
+    return level.sigma != 0 and level.alpha != 0
 
 
 class Gradient(Hook):
@@ -90,10 +113,13 @@ class Gradient(Hook):
 
     Attributes:
         evaluations: clean predictions that were rewarded so far.
+        taken: rows of all steps so far.
+        gradients: how many of them were gone back through.
     """
 
     def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
-        self.settings, self.total, self.evaluations = settings, total, 0
+        self.settings, self.total = settings, total
+        self.evaluations = self.taken = self.gradients = 0
         self._steps = self._schedule = 0
         self._generator: Any = None
         self._back: Transition | None = None
@@ -117,17 +143,19 @@ class Gradient(Hook):
         how = self.settings
         output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
         self._steps += 1
+        self.taken += len(sample)
         self._generator = arguments.get("generator")
         self._back = transition(scheduler, timestep) if self._steps % how.recurrence else None
         level = noise_level(scheduler, timestep)
         arguments["sample"] = sample.detach()
-        if level.sigma == 0 or level.alpha == 0:  # nothing is noisy, or nothing is known
+        if not _is_guidable(level):
             return output.detach()
         x0 = clean_prediction(level, output, sample)
         shift = self._ascent(x0.detach())
         if how.reward_scale > 0:
             (gradient,) = torch.autograd.grad(self.total(x0), sample)
             self.evaluations += len(sample)
+            self.gradients += len(sample)
             shift = shift + how.reward_scale * level.sigma**2 / level.alpha * gradient
         return output.detach() + (level.slope * shift).to(output.dtype)
 

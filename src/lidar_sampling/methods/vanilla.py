@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from ..solvers import Solver, running
 from ._checks import check_fields
-from ._face import in_steps
+from ._face import in_steps, sampling_cost, solver_cost
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,9 @@ class Vanilla:
                 call = self.solver.arguments(lidar.arguments())
                 return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
         return lidar.sample(list(prompts), images, seed, call=in_steps(lidar, self.steps))
+
+    def cost(self, lidar: LiDAR, *, images: int) -> Cost:
+        """Return what :meth:`draw` will count for one prompt: the steps of ``images`` samples."""
+        if self.solver is not None:
+            return solver_cost(lidar, self.solver, images)
+        return sampling_cost(lidar, images, call=in_steps(lidar, self.steps))

@@ -148,12 +148,27 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
         >>> load("brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
         tensor([1.])
     """
+    entry, model = _find(name)
+    module, function = entry.factory.split(":")
+    factory = getattr(import_module(f".{module}", __name__), function)
+    return factory(model or entry.published, device=device, dtype=dtype)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that :func:`load` does not know, without loading anything.
+
+    Raises:
+        ValueError: it does not; the message names the nearest.
+    """
+    _find(name)
+
+
+def _find(name: str) -> tuple[Entry, str]:
+    """Return the entry of ``name``, and the model that stands behind its colon."""
     base, _, model = name.partition(":")
     entry = REGISTRY.get(base)
     if entry is None or (model and not entry.takes_model):
         near = get_close_matches(name, REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}")
-    module, function = entry.factory.split(":")
-    factory = getattr(import_module(f".{module}", __name__), function)
-    return factory(model or entry.published, device=device, dtype=dtype)
+    return entry, model

@@ -1,4 +1,13 @@
-"""Which of several processes draws which prompts, as torchrun's RANK and WORLD_SIZE say."""
+"""Which of several processes draws which prompts, as torchrun's or Slurm's environment variables say.
+
+    torchrun          RANK, WORLD_SIZE, which win over all others: set them to say it yourself
+    tasks of srun     SLURM_PROCID of SLURM_NTASKS
+    a job array       (SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / SLURM_ARRAY_TASK_STEP of SLURM_ARRAY_TASK_COUNT
+    srun in an array  rank of the array * SLURM_NTASKS + SLURM_PROCID: every job of an array has the same options
+
+Slurm's names: https://slurm.schedmd.com/sbatch.html, srun.html, job_array.html. Its batch script is no task, although
+it has SLURM_PROCID=0, and SLURM_NTASKS where ``--ntasks`` was asked: only ``srun`` adds SLURM_STEP_NUM_TASKS.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +17,106 @@ from typing import TypeVar
 from .._values import accepts
 
 _T = TypeVar("_T")
+_TORCHRUN = ("RANK", "WORLD_SIZE")
+_TASKS = ("SLURM_PROCID", "SLURM_NTASKS")
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+_STEP, _LAST = "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_MAX"
+_ONE = "set RANK=0 and WORLD_SIZE=1 for one process"
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number of processes) of RANK and WORLD_SIZE; (0, 1) where neither is set.
+    """Return (rank, number of processes) of torchrun's or Slurm's variables; (0, 1) where none of them is set.
 
     Raises:
-        ValueError: one without the other, no whole numbers, or a rank outside 0 to WORLD_SIZE - 1.
+        ValueError: one without the other, no whole numbers, a rank outside 0 to the number - 1, a job array with
+            holes, or a batch script that asked for several tasks and runs outside ``srun``.
 
     >>> from_environment({"RANK": "2", "WORLD_SIZE": "4"})
     (2, 4)
+    >>> from_environment({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"})
+    (2, 4)
+    >>> array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
+    >>> from_environment({**array, "SLURM_ARRAY_TASK_STEP": "2"})
+    (2, 4)
     """
-    found = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if name in environment}
-    if not found:
+    if any(name in environment for name in _TORCHRUN):
+        rank, number = _numbers(environment, _TORCHRUN, "set both or neither")
+        check_shard(rank, number)
+        return rank, number
+    (rank, number), (task, tasks) = _of_array(environment), _of_tasks(environment)
+    return rank * tasks + task, number * tasks
+
+
+def shard_variables(environment: Mapping[str, str]) -> str:
+    """Return the names of the variables that :func:`from_environment` follows, for a line to the user; "" for none.
+
+    Raises:
+        ValueError: as :func:`from_environment`.
+
+    >>> shard_variables({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"})
+    'SLURM_PROCID, SLURM_NTASKS'
+    >>> shard_variables({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
+    ''
+    """
+    from_environment(environment)
+    if "RANK" in environment:
+        return ", ".join(_TORCHRUN)
+    names = [name for name in (*_ARRAY, _STEP) if name in environment] if _ARRAY[0] in environment else []
+    return ", ".join([*names, *(_TASKS if _of_tasks(environment)[1] > 1 else ())])
+
+
+def _of_tasks(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (rank, number) among the tasks of ``srun``; (0, 1) for a single one and outside Slurm."""
+    mend = f"begin the command with srun, or {_ONE}"
+    found = {name: environment[name] for name in _TASKS if name in environment}
+    if not found or found in ({"SLURM_PROCID": "0"}, {"SLURM_NTASKS": "1"}):  # sbatch, salloc without --ntasks
         return 0, 1
-    shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
-    if len(found) < 2:
-        raise ValueError(f"RANK and WORLD_SIZE go together, got {shown} alone: set both or neither")
-    try:
-        rank, number = (int(value) for value in found.values())
-    except ValueError:
-        raise ValueError(f"RANK and WORLD_SIZE must be whole numbers, got {shown}") from None
-    check_shard(rank, number)
+    task, tasks = _numbers(environment, _TASKS, mend)
+    if tasks < 1 or not 0 <= task < tasks:
+        raise ValueError(
+            f"SLURM_PROCID must be 0 to SLURM_NTASKS - 1, got SLURM_PROCID {task} of SLURM_NTASKS {tasks}: {mend}"
+        )
+    # Each copy of the batch script's command would take share 0, and nobody the others.
+    if tasks > 1 and task == 0 and "SLURM_JOB_ID" in environment and "SLURM_STEP_NUM_TASKS" not in environment:
+        raise ValueError(
+            f"SLURM_NTASKS is {tasks}, but this is the batch script, not one of its tasks "
+            f"(SLURM_STEP_NUM_TASKS is not set): {mend}"
+        )
+    return task, tasks
+
+
+def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (rank, number) among the jobs of a job array; (0, 1) outside one."""
+    if not any(name in environment for name in _ARRAY):
+        return 0, 1
+    task, number, first = _numbers(environment, _ARRAY, f"run in a job array, or {_ONE}")
+    step = _numbers(environment, (_STEP,))[0] if _STEP in environment else 1
+    if number < 1 or step < 1:
+        raise ValueError(
+            f"SLURM_ARRAY_TASK_COUNT and SLURM_ARRAY_TASK_STEP must be at least 1, got {number} and {step}: {_ONE}"
+        )
+    rank, between = divmod(task - first, step)
+    last = _numbers(environment, (_LAST,))[0] if _LAST in environment else first + step * (number - 1)
+    if between or not 0 <= rank < number or (last - first) // step + 1 != number:
+        raise ValueError(
+            f"SLURM_ARRAY_TASK_ID {task} has no rank among SLURM_ARRAY_TASK_COUNT {number} from {first} to {last} in "
+            f"steps of {step}: submit an array without holes, as --array=0-{number - 1}, or set RANK and WORLD_SIZE"
+        )
     return rank, number
+
+
+def _numbers(environment: Mapping[str, str], names: Sequence[str], mend: str = "") -> list[int]:
+    """Return the whole numbers of these variables, which are all set or all missing."""
+    found = {name: environment[name] for name in names if name in environment}
+    several = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
+    if len(found) < len(names):
+        raise ValueError(f"{several} go together, got {shown} alone: {mend}")
+    try:
+        return [int(value) for value in found.values()]
+    except ValueError:
+        kind = "whole numbers" if len(names) > 1 else "a whole number"
+        raise ValueError(f"{several} must be {kind}, got {shown}") from None
 
 
 def check_shard(rank: int, number: int) -> None:

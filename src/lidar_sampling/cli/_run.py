@@ -1,0 +1,228 @@
+"""``lidar run``, and what all commands that draw share: a Job is checked, carried out, and its result shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _options as o
+from ._progress import spelt, telling
+from ._screen import after_drawing, echo, print_json, shown, warn
+
+if TYPE_CHECKING:
+    from .._sampler import LiDAR
+    from ..evaluation import Row
+    from ..runs import Job
+
+JobFile = Annotated[
+    Path, typer.Argument(help="A Job as JSON (--dry-run prints one), or the result.json of a run, to make it again.")
+]
+Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent, or hold the same run.")]
+Collect = Annotated[
+    bool,
+    typer.Option("--collect", help="Draw nothing: write result.json, the grid and the tables of what is there."),
+]
+
+
+def run(
+    job: JobFile,
+    out: Out = Path("out"),
+    batch_size: Annotated[
+        int | None, typer.Option(min=0, help="Samples at a time, instead of the Job's.", show_default=False)
+    ] = None,
+    device: o.Device = None,
+    collect: Collect = False,
+    dry_run: o.DryRun = False,
+    profile: o.Profile = False,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Carry out a Job that was written down: draw again what a result.json holds, or a share of a large run.
+
+    With RANK and WORLD_SIZE set, as torchrun does, or in a job array or step of SLURM, each process takes its share
+    of the prompts first, and then what the others have not drawn yet. The last to finish writes result.json, the
+    grid and the tables.
+    """
+    from ..runs import Job
+
+    found = Job.read(job)
+    changes: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    found = replace(found, **{name: value for name, value in changes.items() if value is not None})
+    if collect:
+        _collect(found, out, json=json)
+        return
+    carry_out(
+        found,
+        out,
+        dry_run=dry_run,
+        profile=profile,
+        resume=resume,
+        overwrite=overwrite,
+        json=json,
+        quiet=quiet,
+    )
+
+
+def carry_out(
+    job: Job,
+    out: Path,
+    *,
+    dry_run: bool = False,
+    profile: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    command: str | None = None,
+) -> None:
+    """Draw a Job into ``out`` as one process of one or several, and show what came of it.
+
+    Args:
+        job: what to draw.
+        out: folder to write.
+        dry_run: only print the Job, and what it would cost.
+        profile: also say where the time went.
+        resume: go on with the run that is in ``out``.
+        overwrite: delete the run that is in ``out`` first.
+        json: print JSON instead of a table.
+        quiet: show no progress.
+        command: what was typed, for the report of a comparison.
+    """
+    from .. import runs
+    from .._files import check_writable
+    from ..evaluation.budget import settle
+
+    if dry_run:
+        _rehearse(job)
+        return
+    shard = runs.from_environment(os.environ)
+    if shard[1] > 1 and not quiet:
+        warn(f"share {shard[0] + 1} of {shard[1]}, as {runs.shard_variables(os.environ)} say")
+    with telling(quiet=quiet) as tell:
+        check_writable(out)
+        lidar = runs.load(job)
+        job = settle(job, out, lidar)
+        how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "profile": profile, "tell": tell}
+        outcome = runs.run(job, out, shard=shard, lidar=lidar, **how)
+    if shard[1] > 1:
+        _say_share(job, out, shard, complete=outcome.complete, command=command)
+        return
+    with after_drawing(out):
+        rows = _publish(job, out, command=command) if job.task == "compare" else []
+    show(job, out, outcome.result, rows, json=json)
+
+
+def _say_share(job: Job, out: Path, shard: tuple[int, int], *, complete: bool, command: str | None) -> None:
+    """Say on stderr that a share is done; of the last one also make the tables."""
+    rank, number = shard
+    if complete and job.task == "compare":
+        with after_drawing(out):
+            _publish(job, out, command=command)
+    end = f"all of it is in {out}" if complete else "others are still drawing"
+    warn(f"share {rank + 1} of {number} is done; {end if job.task != 'look' else f'its banks are in {out}'}")
+
+
+def _collect(job: Job, out: Path, *, json: bool) -> None:
+    """Write and show what a run came to whose units are all there."""
+    from ..runs import task_of
+
+    if job.task == "look":
+        raise typer.BadParameter("a folder of banks needs no --collect: it has no index")
+    if job.task == "compare":
+        tabulate(job, out, json=json)
+    else:
+        show(job, out, task_of(job, out).collect(), [], json=json)
+
+
+def tabulate(job: Job, out: Path, *, json: bool, command: str | None = None) -> None:
+    """Write and show the tables of a comparison whose lines are in ``out``."""
+    from ..evaluation.budget import settle
+
+    job = settle(job, out, None)
+    show(job, out, {}, _publish(job, out, command=command), json=json)
+
+
+def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, json: bool) -> None:
+    """Print what a run came to, and where it is."""
+    from ._report import print_banks, print_profile, print_table
+
+    if job.task == "compare":
+        from ..evaluation.data import records
+        from ..evaluation.figures import available
+
+        with shown():
+            if not available():
+                warn("no figures without matplotlib: pip install 'lidar-sampling[plot]'")
+            if json:
+                print_json(records(rows))
+            else:
+                typer.echo((out / "table.md").read_text(encoding="utf-8"))
+        return
+    with shown():
+        if job.task == "look":
+            print_banks(result["banks"], json=json)
+        elif json:
+            print_json(result)
+        else:
+            print_table(result)
+            if "profile" in result:
+                print_profile(result["profile"])
+            written = ["images", *(["grid.png"] if (out / "grid.png").exists() else []), "result.json"]
+            echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+
+
+def _publish(job: Job, out: Path, *, command: str | None) -> list[Row]:
+    """Write tables, figures and the report of the lines that a comparison asked for."""
+    from .._files import natural_order
+    from ..evaluation import publish
+    from ..evaluation.comparison import read
+
+    wanted = {line["prompt"]: line.get("tag", "") for line in job.lines()}
+    lines = [
+        {**line, "tag": wanted[line["prompt"]]}  # as the prompts are tagged today
+        for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))
+        if line["method"] in job.methods and line["prompt"] in wanted and line["seed"] in job.seeds
+    ]
+    lines.sort(key=lambda line: list(job.methods).index(line["method"]))
+    return publish(lines, out, command=command)
+
+
+def _rehearse(job: Job) -> None:
+    """Print the Job, and on stderr what it will cost, if the model is on this machine."""
+    with shown(saved=False):
+        print_json(job.to_json())
+    if job.model != "glyph" and not Path(job.model).is_dir():
+        warn(f"what it costs is not known before {job.model} is on this machine")
+        return
+    from .. import runs
+
+    lidar = runs.load(job)
+    for line in _costs(job, lidar):
+        warn(line)
+
+
+def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
+    """Return a line per method on what it will cost."""
+    from .._forecast import Rates
+    from ..methods import load
+
+    prompt, units = job.text(0), len(job) * len(job.seeds)
+    lidar = lidar.with_prompts(job.texts())
+    rates = Rates.measure(lidar, prompt)
+    lines = []
+    for name in job.methods:
+        cost = load(name).cost(lidar, images=job.images)
+        counts = {"network evaluations": cost.network_evaluations, "reward calls": cost.reward_calls}
+        said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        seconds = rates.seconds(cost)
+        lines.append(
+            f"{name}: {said} per prompt, about {spelt(seconds)} here; about {spelt(seconds * units)} for all {units}"
+        )
+    return lines

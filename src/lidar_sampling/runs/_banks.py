@@ -1,0 +1,75 @@
+"""The task ``look``: a bank of every prompt, in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._bank import BankStore
+from .._cost import Cost
+from .._sampler import LiDAR
+from .job import Job
+
+Record = dict[str, Any]
+
+
+class Banks:
+    """What ``look`` draws and keeps: a unit is the number of a prompt, its record what its bank holds."""
+
+    helps = False
+
+    def __init__(self, job: Job, out: Path) -> None:
+        self.job, self.out = job, out
+        self.units: Sequence[int] = range(len(job))
+        self._records: list[Record] = []
+
+    def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
+        """Make the sampler ready; any number of runs may share a store, whose files go by their contents."""
+        texts = self.job.texts()
+        lidar.check_prompts(texts)
+        self.lidar = lidar.with_prompts(texts)
+        self.store = self.lidar.store = BankStore(self.out)
+
+    def index(self, unit: int) -> int:
+        """Return the number of the unit's prompt."""
+        return unit
+
+    def finished(self, unit: int) -> Record | None:
+        """Return None: only drawing tells which file a bank is, and one that is there is not drawn again."""
+        return None
+
+    def fits(self, group: Sequence[int], unit: int) -> bool:
+        """Return whether a bank can be drawn together with others: each fills its own batches."""
+        return not group
+
+    def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
+        """Draw and keep the bank of one prompt, or find it in the store."""
+        (unit,) = group
+        prompt = self.job.text(unit)
+        (bank,), cost = lidar.looked([prompt], self.job.seeds[0])
+        file = str(self.store.path(prompt, bank.key))
+        rewards = {
+            name: {"mean": values.mean().item(), "best": values.max().item()} for name, values in bank.rewards.items()
+        }
+        self._records.append({"prompt": prompt, "n": len(bank), "rewards": rewards, "file": file, "cost": vars(cost)})
+        return self._records[-1:]
+
+    def cost(self, record: Record) -> Cost:
+        """Return what a record cost."""
+        return Cost(**record["cost"])
+
+    def evaluations(self, unit: int, lidar: LiDAR) -> float:
+        """Return the network evaluations that a unit will cost, unless the store has it."""
+        return 1.0
+
+    def said(self, unit: int) -> str:
+        """Return what a person calls a unit."""
+        return self.job.text(unit)
+
+    def abandon(self) -> None:
+        """Leave the store as it is."""
+
+    def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the records of the banks that this process drew or found; a store needs no index."""
+        return {"banks": self._records}

@@ -1,0 +1,278 @@
+"""The folder that ``generate`` fills, in GenEval's layout: a prompt lands in it whole, or not at all.
+
+DIR/run.json                  the Job, its settings, and what decides the samples: only the same run goes on there
+DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
+DIR/00000/samples/0000.png    images by the method (.webp for a video, .wav for audio); vanilla/ without guidance
+DIR/00000/result.json         rewards, costs and trace of the prompt
+DIR/grid.png, DIR/result.json all of it together
+
+Above 10,000 prompts there is a level more, ``DIR/0012/0012345``, since folders of a million entries are slow. Several
+processes may fill one folder: the first writes run.json, the others compare theirs with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._files import write_json, write_once
+from .._media import save_sample
+from ._identity import agree, read_json
+
+if TYPE_CHECKING:
+    from .._result import Result
+
+MOST_FLAT = 10_000
+"""Prompts whose folders lie side by side."""
+
+_PART = re.compile(r"\.[0-9]{5,}\.[0-9a-f]{8}(\.old)?\.part")  # what put writes before it is whole
+_COSTS = ("network_evaluations", "reward_calls", "seconds")  # that reports add up
+_TRIES = 3  # to write a prompt whose half-written folder another run of the same folder swept away
+
+
+class Folder:
+    """An output folder of one run, which several processes may share.
+
+    Args:
+        path: the folder.
+        manifest: what run.json says of the run beside its identity, JSON values.
+        identity: what decides its samples, of :func:`lidar_sampling.runs.identity`; None where it cannot be resumed.
+        resume: go on with a run of the same identity; None where the command cannot.
+        overwrite: delete a run that is there.
+        shared: other processes of the same run may be writing to it.
+        count: number of prompts.
+
+    Raises:
+        FileExistsError: the folder holds something and neither was asked.
+        ValueError: it holds a run that draws otherwise, or no run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        *,
+        identity: dict[str, Any] | None = None,
+        resume: bool | None,
+        overwrite: bool,
+        shared: bool = False,
+        count: int = 0,
+    ) -> None:
+        self.path, self.count = path, count
+        self._made = False  # by this process alone
+        file = path / "run.json"
+        content = manifest if identity is None else {**manifest, "identity": identity}
+        if overwrite and shared:
+            raise ValueError(f"--overwrite would delete what other processes draw: remove {path}, and start them all")
+        # A run that failed before its first prompt left its manifest alone, and nothing to lose.
+        if path.exists() and (not path.is_dir() or any(there != file for there in _contents(path))):
+            ours = file.is_file()
+            if not (resume or overwrite or (shared and ours)):
+                raise FileExistsError(
+                    f"{path} is not empty: choose another --out"
+                    + (", or --resume to finish that run" if ours and resume is not None else "")
+                    + (", or --overwrite to delete it" if ours else "")
+                )
+            if not ours:
+                raise ValueError(f"{path} holds no run of lidar, so it is left alone: choose another --out")
+            if overwrite:
+                shutil.rmtree(path)
+            elif identity is not None:
+                self._check(identity)
+                if not shared:
+                    self.sweep()
+        path.mkdir(parents=True, exist_ok=True)
+        if overwrite or identity is None:
+            write_json(file, content)
+            self._made = True
+        elif write_once(file, (json.dumps(content, indent=1) + "\n").encode()):
+            self._made = not shared
+        else:
+            self._check(identity)
+
+    def _check(self, identity: dict[str, Any]) -> None:
+        """Refuse a folder whose run draws otherwise."""
+        before = read_json(self.path / "run.json", mend="choose another --out, or --overwrite to delete the run")
+        if "identity" not in before:
+            raise ValueError(f"{self.path} was made by an older version of lidar-sampling: choose another --out")
+        agree(self.path, before["identity"], identity, "resume with the same, or choose another --out")
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written."""
+        for part in [part for part in self.path.iterdir() if _PART.fullmatch(part.name)]:
+            _remove(part)
+
+    def abandon(self) -> None:
+        """Take the manifest away again, and the folder, if this process alone made them and nothing was kept."""
+        if self._made and [there.name for there in _contents(self.path)] == ["run.json"]:
+            with suppress(OSError):
+                (self.path / "run.json").unlink()
+                self.path.rmdir()
+
+    def place(self, index: int) -> Path:
+        """Return where prompt ``index`` lies or would lie."""
+        return self.path / place_of(index, self.count)
+
+    def finished(self, index: int, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
+        """Return what :meth:`put` wrote for prompt ``index``; None if it is to be drawn, or drawn again.
+
+        Args:
+            index: number of the prompt.
+            prompt: that this run has there.
+            methods: that this run draws it by, ``vanilla`` first where it is drawn beside another.
+
+        Raises:
+            ValueError: the numbers are damaged; the message names the file.
+        """
+        return read_finished(self.path, place_of(index, self.count), prompt, methods)
+
+    def put(
+        self, index: int, method: str, result: Result, vanilla: Result | None, metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the images and numbers of one prompt by ``method``, and plain ones; return the numbers.
+
+        What is in the prompt's folder, which :meth:`finished` refused, is replaced. Where another process has
+        finished the prompt in the meantime, its numbers are returned: the same seed gives the same samples.
+
+        Raises:
+            OSError: it cannot be written; FileNotFoundError if the folder of the run was removed.
+        """
+        drawn = {"vanilla": vanilla, method: result} if vanilla is not None else {method: result}
+        for attempt in range(_TRIES):
+            if not (self.path / "run.json").exists():
+                raise FileNotFoundError(f"{self.path} was removed while the run went on: start it again")
+            try:
+                return self._put(index, result, drawn, metadata)
+            except FileNotFoundError:  # swept away by another run in this folder
+                if attempt == _TRIES - 1:
+                    raise
+        raise AssertionError  # the last attempt returned or raised
+
+    def _put(
+        self, index: int, result: Result, drawn: Mapping[str, Result], metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        name = place_of(index, self.count)
+        place, part = self.path / name, self.path / f".{index:05d}.{secrets.token_hex(4)}.part"
+        entry: dict[str, Any] = {"prompt": result.prompts[0], "folder": name, "methods": list(drawn)}
+        try:
+            part.mkdir()
+            for method, samples in drawn.items():
+                folder = "samples" if samples is result else "vanilla"
+                (part / folder).mkdir()
+                files = [
+                    save_sample(sample, part / folder / f"{k:04d}", sampling_rate=samples.sampling_rate)
+                    for k, sample in enumerate(samples.images[0])
+                ]
+                entry[method] = {
+                    "images": [f"{name}/{folder}/{file.name}" for file in files],
+                    "rewards": {reward: _numbers(values[0]) for reward, values in samples.rewards.items()},
+                    "cost": {phase: vars(cost) for phase, cost in samples.cost.items()},
+                }
+            entry["trace"] = result.trace.rows()
+            banks = result.banks[:1]  # none, where the method draws none
+            entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
+            (part / "metadata.jsonl").write_text(json.dumps(dict(metadata)) + "\n")
+            write_json(part / "result.json", entry)
+            place.parent.mkdir(exist_ok=True)
+            old = part.with_suffix(".old.part")
+            if os.path.lexists(place):
+                if (theirs := self._theirs(index, entry)) is not None:
+                    return theirs
+                os.rename(place, old)  # a folder can only take the place of an empty one
+            try:
+                os.rename(part, place)
+            except OSError:
+                if (theirs := self._theirs(index, entry)) is None:
+                    raise
+                entry = theirs
+            _remove(old)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return entry
+
+    def _theirs(self, index: int, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the numbers of a prompt that another process has finished."""
+        with suppress(ValueError):  # damaged: it is replaced
+            return self.finished(index, entry["prompt"], entry["methods"])
+        return None
+
+
+def place_of(index: int, count: int) -> str:
+    """Return the folder of prompt ``index`` of ``count``, relative to that of the run.
+
+    >>> place_of(12, 500), place_of(12345, 1_000_000)
+    ('00012', '0012/0012345')
+    """
+    return f"{index:05d}" if count <= MOST_FLAT else f"{index // 1000:04d}/{index:07d}"
+
+
+def read_finished(out: Path, name: str, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
+    """Return the numbers of the prompt in the folder ``name`` of ``out``; None if they are not all there.
+
+    Raises:
+        ValueError: the numbers are damaged; the message names the file.
+    """
+    path = out / name / "result.json"
+    if not path.is_file():
+        return None
+    entry = read_entry(path)
+    if (entry["prompt"], entry["folder"], entry["methods"]) != (prompt, name, list(methods)):
+        return None
+    files = [out / file for method in entry["methods"] for file in entry[method]["images"]]
+    return entry if all(file.is_file() and file.stat().st_size > 0 for file in files) else None
+
+
+def _contents(path: Path) -> list[Path]:
+    """Return what is in a folder, but for a manifest that another process is writing this moment."""
+    return [there for there in path.iterdir() if not there.name.startswith(".run.json.")]
+
+
+def read_entry(path: Path) -> dict[str, Any]:
+    """Return the numbers of one prompt from its ``result.json``.
+
+    Raises:
+        ValueError: they are not what :meth:`Folder.put` writes; the message names the file.
+    """
+    mend = "remove it, and the prompt is drawn again"
+    entry = read_json(path, {"prompt": str, "folder": str, "methods": list}, mend=mend)
+    names = entry["methods"]
+    if not names or not all(isinstance(name, str) and _is_drawn(entry.get(name)) for name in names):
+        raise ValueError(f"{path} is damaged (it lacks images, rewards or costs of its methods): {mend}")
+    return entry
+
+
+def _is_drawn(part: Any) -> bool:
+    """Whether ``part`` holds the names of images, a reward of each by each judge, and costs by phases."""
+    if not isinstance(part, dict) or not all(isinstance(part.get(name), dict) for name in ("rewards", "cost")):
+        return False
+    images, rewards, costs = part.get("images"), part["rewards"].values(), part["cost"].values()
+    if not isinstance(images, list) or not images or not all(isinstance(file, str) for file in images):
+        return False
+    scored = all(isinstance(row, list) and len(row) == len(images) for row in rewards)
+    counted = all(isinstance(cost, dict) and all(_is_number(cost.get(name)) for name in _COSTS) for cost in costs)
+    return scored and counted and all(each is None or _is_number(each) for row in rewards for each in row)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file, if that is possible: what is left has a name that is never read."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """JSON has no NaN: a verdict that does not apply is null."""
+    return [None if value != value else value for value in values.tolist()]

@@ -1,0 +1,64 @@
+"""What a run takes from the machine: a device, a precision that it computes in, and quiet libraries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16", "auto")
+
+
+def device_of(name: str | None) -> str:
+    """Return the device that was named, or else the machine's accelerator, or else its CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return name or (accelerator.type if accelerator else "cpu")
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what is not the name of a precision.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"--dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {name!r}")
+
+
+def dtype_of(name: str, device: str = "cpu") -> torch.dtype:
+    """Return the precision that was named; ``auto`` is the fastest of full range that ``device`` computes in.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    import torch
+
+    check_dtype(name)
+    if name == "auto":
+        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float32
+    return getattr(torch, name)
+
+
+def _computes_in_bfloat16(device: str) -> bool:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    told = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return device == "cpu" and any(ask is not None and ask() for ask in told)
+
+
+def quieten() -> None:
+    """Keep the loading bars and advice of diffusers and transformers away from the user."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    hub_logging.set_verbosity_error()  # it counts its attempts to reach the hub
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

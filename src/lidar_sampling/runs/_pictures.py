@@ -1,0 +1,189 @@
+"""The task ``generate``: pictures of every prompt, a folder each, and what all of it came to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .._bank import BankError, BankStore, LookaheadBank
+from .._contents import contents, digest
+from .._cost import Cost
+from .._files import write_json, writing
+from .._result import Result
+from .._sampler import LiDAR
+from ..methods import load as load_method
+from ._folder import Folder, place_of, read_finished
+from ._grid import draw_grid
+from ._identity import identity, read_json
+from ._summary import Means, cost_of, versions
+from .job import Job
+
+_log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+MOST_ENTRIES = 1000
+"""Prompts whose entries ``result.json`` holds itself; of more, all are lines of ``entries.jsonl``."""
+
+
+class Pictures:
+    """What ``generate`` draws and keeps: a unit is the number of a prompt, its record the entry of its folder."""
+
+    helps = True
+
+    def __init__(self, job: Job, out: Path) -> None:
+        self.job, self.out = job, out
+        self.units: Sequence[int] = range(len(job))
+        self._size, self._evaluations = 1, 0.0
+
+    def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
+        """Take the folder and make the sampler ready, or refuse before anything is drawn."""
+        job, lines = self.job, self.job.lines()
+        name = job.methods[-1]
+        method = None if name == "lidar" else load_method(name)
+        self._banks = find_banks(job.banks, job.texts()) if job.banks else None
+        drawn_by: Any = method
+        if self._banks is not None:
+            drawn_by = {
+                prompt: [digest(bank.samples), contents(dict(bank.rewards))] for prompt, bank in self._banks.items()
+            }
+        lidar.check_prompts(lines)
+        self.lidar = lidar.with_prompts(job.texts())
+        self._size = max(1, lidar.batch_size // job.images)
+        asked = {"images": job.images, "seed": job.seeds[0], "vanilla": len(job.methods) > 1}
+        how = {"method": name, "drawn_by": contents(drawn_by, "method"), **asked}
+        self.folder = Folder(
+            self.out,
+            {**job.to_json(), "settings": asdict(lidar.settings)},
+            identity=identity(self.lidar, prompts=lines, **how),
+            resume=resume,
+            overwrite=overwrite,
+            shared=shared,
+            count=len(job),
+        )
+
+    def index(self, unit: int) -> int:
+        """Return the number of the unit's prompt."""
+        return unit
+
+    def finished(self, unit: int) -> Record | None:
+        """Return the entry of a prompt that is there, whoever drew it."""
+        name = place_of(unit, len(self.units))
+        return read_finished(self.out, name, self.job.text(unit), self.job.methods)
+
+    def fits(self, group: Sequence[int], unit: int) -> bool:
+        """Return whether a prompt can be drawn together with others: never one twice."""
+        text = self.job.text(unit)
+        return len(group) < self._size and all(self.job.text(other) != text for other in group)
+
+    def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
+        """Draw, judge and keep prompts that :meth:`fits` together; return their entries."""
+        lines = [self.job.line(unit) for unit in group]
+        texts = [line["prompt"] for line in lines]
+        results = {
+            name: lidar.judge(self._drawn(name, lidar, texts), lines).split() for name in reversed(self.job.methods)
+        }
+        *_, name = self.job.methods
+        plain = results["vanilla"] if len(results) > 1 else [None] * len(group)
+        return [
+            self.folder.put(unit, name, result, vanilla, line)
+            for unit, result, vanilla, line in zip(group, results[name], plain, lines, strict=True)
+        ]
+
+    def _drawn(self, name: str, lidar: LiDAR, texts: list[str]) -> Result:
+        images, seed = self.job.images, self.job.seeds[0]
+        if name == "lidar" and self._banks is not None:
+            return lidar.guided(texts, images, seed, [self._banks[text] for text in texts])
+        return load_method(name).draw(lidar, texts, images=images, seed=seed)
+
+    def cost(self, record: Record) -> Cost:
+        """Return what a record cost to draw and judge."""
+        return sum((cost_of(record[name]["cost"]) for name in record["methods"]), Cost())
+
+    def evaluations(self, unit: int, lidar: LiDAR) -> float:
+        """Return the network evaluations that a unit will cost."""
+        if not self._evaluations:
+            methods = [load_method(name) for name in self.job.methods]
+            costs = [method.cost(lidar, images=self.job.images) for method in methods]
+            self._evaluations = sum(cost.network_evaluations for cost in costs)
+        return self._evaluations
+
+    def said(self, unit: int) -> str:
+        """Return what a person calls a unit."""
+        return self.job.text(unit)
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a run that kept nothing."""
+        self.folder.abandon()
+
+    def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write ``result.json``, ``grid.png`` and, above 1,000 prompts, ``entries.jsonl``; return the first of them.
+
+        Args:
+            extra: what else ``result.json`` is to say, such as a profile.
+
+        Raises:
+            ValueError: not every prompt is there, or the folder is of another run.
+        """
+        manifest = read_json(self.out / "run.json", {"settings": dict})
+        many, file = len(self.units) > MOST_ENTRIES, self.out / "entries.jsonl"
+        means = {name: Means() for name in self.job.methods}
+        first: list[Record] = []
+        with writing(file) if many else nullcontext() as lines:
+            for entry in self._entries():
+                for name, mean in means.items():
+                    mean.add(entry[name])
+                if lines is not None:
+                    lines.write(json.dumps(entry).encode() + b"\n")
+                if len(first) < MOST_ENTRIES:
+                    first.append(entry)
+        whole = {
+            "versions": versions(),
+            "job": self.job.to_json(),
+            "settings": manifest["settings"],
+            "mean": {name: mean.row() for name, mean in means.items()},
+            **({"entries": file.name, "count": len(self.units)} if many else {}),
+            "prompts": first,
+            **(extra or {}),
+        }
+        write_json(self.out / "result.json", whole)
+        try:
+            if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # there is no picture of a sound
+                draw_grid(self.out, first).save(self.out / "grid.png")
+        except Exception as error:  # the pictures and their numbers are there
+            _log.warning("grid.png was left out: %s", " ".join(str(error).split()))
+        return whole
+
+    def _entries(self) -> Iterator[Record]:
+        for unit in self.units:
+            entry = self.finished(unit)
+            if entry is None:
+                raise ValueError(f"{self.out} does not hold {self.said(unit)!r} of this run: finish it first")
+            yield entry
+
+
+def find_banks(places: Sequence[str], prompts: Sequence[str]) -> dict[str, LookaheadBank]:
+    """Return the one bank of each prompt, among bank files and folders of them.
+
+    Raises:
+        BankError: a prompt has no bank there, or several.
+    """
+    paths = [Path(place) for place in places]
+    named = [(path, LookaheadBank.load(path)) for path in paths if not path.is_dir()]
+    stores = [BankStore(path) for path in paths if path.is_dir()]
+    banks = {}
+    for prompt in prompts:
+        stored = [(file, LookaheadBank.load(file)) for store in stores for file in store.find(prompt)]
+        matching = [(file, bank) for file, bank in (*named, *stored) if bank.prompt == prompt]
+        if not matching:
+            raise BankError(f"no bank of {prompt!r} in {', '.join(places)}: draw one with 'lidar look'")
+        if len(matching) > 1:
+            files = ", ".join(str(file) for file, _ in matching)
+            raise BankError(f"{len(matching)} banks of {prompt!r}: name one file with --banks, of {files}")
+        banks[prompt] = matching[0][1]
+    return banks

@@ -1,0 +1,314 @@
+"""What a run is asked for, as one value: everything that draws pictures takes it from here.
+
+A :class:`Job` is plain JSON both ways, so that it can be kept beside its results, sent to another machine and drawn
+again. It is checked when it is made, before any weights are read. Its fields are called as the options of the command
+line are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast, get_type_hints
+
+from .._geneval import with_asked
+from .._prompts import check_prompt, read_prompts
+from .._settings import GLYPH, Settings, preset
+from .._values import accepts, spelt
+from ._identity import read_json
+from ._levers import read_levers, read_scheduler
+from ._machine import check_dtype
+
+SETTINGS = tuple(name for name in Settings.__dataclass_fields__ if name not in ("source", "scheduler"))
+"""The settings that a Job can set."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to draw, with what, how, and what to keep of it.
+
+    Attributes:
+        prompts: at least one: a text, or a mapping with ``"prompt"`` and what judges read beside it, such as
+            GenEval's metadata. An ``"id"`` must be unique. A path to a file of prompts is read when the Job is made.
+        task: ``generate`` keeps pictures, a folder per prompt; ``compare`` keeps lines of results, one per prompt,
+            seed and method; ``look`` keeps banks.
+        model: ``glyph``, or a path or hub id of a diffusers pipeline.
+        variant: of the weights, such as ``fp16``.
+        preset: settings by name, such as ``paper-sd15``.
+        reward: guides: a name of :mod:`lidar_sampling.rewards`, or names with weights, which make a mixture; None
+            takes the model's own.
+        metrics: names of rewards that judge and never guide; None takes the model's own.
+        methods: names of :mod:`lidar_sampling.methods`. ``generate`` takes one, or ``vanilla`` and one. With a budget
+            a name may hold ``N`` for the number that the budget allows.
+        settings: fields of :class:`lidar_sampling.Settings` that differ from the model's: ``n``, ``steps``, ...
+        images: samples per prompt, at least 1.
+        seeds: of all noise. ``generate`` and ``look`` take one.
+        call: further arguments of the pipeline, such as ``height``.
+        scheduler: another scheduler of diffusers, ``CLASS:NAME=VALUE,...``.
+        dtype: precision of the pipeline: float32, float16, bfloat16 or auto.
+        fast: levers of docs/performance.md, comma separated.
+        banks: files or folders of banks that guide, instead of banks that are drawn.
+        store: folder where banks are found and kept.
+        budget: what a prompt may cost: network evaluations as ``480``, or seconds as ``30s``.
+        pictures: prompts of the first seed whose pictures ``compare`` keeps.
+        batch_size: samples at a time; 0 takes as many as fit.
+        device: where to draw; None takes the accelerator of the machine.
+
+    Raises:
+        ValueError: a field has another type, or a value that nothing can be drawn with; the message names both.
+
+    Example:
+        >>> job = Job(prompts=["a cat"], settings={"n": 8}, images=2)
+        >>> Job.from_json(job.to_json()) == job
+        True
+        >>> Job(prompts=["a cat"], methods=["best-off-4"])
+        Traceback (most recent call last):
+        ValueError: unknown method 'best-off-4'; did you mean 'best-of-N'? ...
+    """
+
+    prompts: Sequence[str | Mapping[str, Any]] | str | Path
+    task: Literal["generate", "compare", "look"] = "generate"
+    model: str = "glyph"
+    variant: str | None = None
+    preset: str | None = None
+    reward: str | dict[str, float] | None = None
+    metrics: Sequence[str] | None = None
+    methods: Sequence[str] = ("lidar",)
+    settings: dict[str, Any] = field(default_factory=dict)
+    images: int = 4
+    seeds: Sequence[int] = (0,)
+    call: dict[str, Any] = field(default_factory=dict)
+    scheduler: str | None = None
+    dtype: str = "float32"
+    fast: str | None = None
+    banks: Sequence[str] = ()
+    store: str | None = None
+    budget: str | None = None
+    pictures: int = 12
+    batch_size: int = 16
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", _lines(self.prompts))
+        for name in ("metrics", "methods", "seeds", "banks"):
+            if isinstance(value := getattr(self, name), list | range):
+                object.__setattr__(self, name, tuple(value))
+        for name, kind in _types().items():
+            if name != "prompts" and not accepts(kind, value := getattr(self, name)):
+                raise ValueError(f"{name} must be {spelt(kind)}, got {value!r}")
+        if isinstance(self.settings.get("window"), list):
+            object.__setattr__(self, "settings", {**self.settings, "window": tuple(self.settings["window"])})
+        _check_json(self)
+        _check_drawing(self)
+        _check_methods(self)
+        _check_judges(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | str) -> Job:
+        """Return the Job that JSON values, or a text of JSON, describe.
+
+        Raises:
+            ValueError: it is no JSON object, a field is not known, or as for the class.
+
+        Example:
+            >>> Job.from_json('{"prompts": ["a cat"], "imagse": 2}')
+            Traceback (most recent call last):
+            ValueError: a Job has no field 'imagse'; did you mean 'images'?
+        """
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"a Job must be JSON ({error})") from None
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a Job must be a JSON object, got {type(value).__name__}")
+        known = [each.name for each in fields(cls)]
+        for name in value:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+                raise ValueError(f"a Job has no field {name!r}; {hint}")
+        if "prompts" not in value:
+            raise ValueError("a Job needs prompts: give it a list of texts")
+        return cls(**value)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Job:
+        """Return the Job in a file: its own, or the ``result.json`` of a run, which holds the Job that made it.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: as :meth:`from_json`; the message begins with the path.
+        """
+        path = Path(path)
+        found = read_json(path, mend="give the file of a Job, or the result.json of a run")
+        job = found["job"] if isinstance(found.get("job"), dict) else found
+        if isinstance(job.get("prompts"), str):  # beside the file that names them
+            job = {**job, "prompts": str(path.parent / job["prompts"])}
+        try:
+            return cls.from_json(job)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the Job as JSON values, every field named."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain["prompts"] = [line["prompt"] if list(line) == ["prompt"] else line for line in self._prompts]
+        return json.loads(json.dumps(plain))
+
+    def text(self, index: int) -> str:
+        """Return the text of prompt ``index``."""
+        return self._prompts[index]["prompt"]
+
+    def texts(self) -> list[str]:
+        """Return the texts of the prompts."""
+        return [line["prompt"] for line in self._prompts]
+
+    def line(self, index: int) -> dict[str, Any]:
+        """Return prompt ``index`` with what it asks for.
+
+        That is what its own mapping says; where it neither includes nor excludes anything, what GenEval's templates
+        read in the text.
+        """
+        return with_asked(self._prompts[index])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return all prompts with what they ask for."""
+        return [with_asked(line) for line in self._prompts]
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self._prompts)
+
+    @property
+    def _prompts(self) -> tuple[Mapping[str, Any], ...]:
+        return cast("tuple[Mapping[str, Any], ...]", self.prompts)  # since it was made
+
+
+def read_budget(text: str) -> tuple[float, str]:
+    """Return a budget and the field of :class:`lidar_sampling.Cost` that it counts.
+
+    Raises:
+        ValueError: it is not a positive number, or one of seconds.
+
+    >>> read_budget("480"), read_budget("30s")
+    ((480.0, 'network_evaluations'), (30.0, 'seconds'))
+    """
+    number, unit = (text[:-1], "seconds") if text.endswith("s") else (text, "network_evaluations")
+    try:
+        if 0 < (limit := float(number)) < math.inf:
+            return limit, unit
+    except ValueError:
+        pass
+    raise ValueError(f"--budget takes network evaluations as 480, or seconds as 30s; got {text!r}")
+
+
+def _types() -> dict[str, Any]:
+    return get_type_hints(Job)
+
+
+def _lines(prompts: Any) -> tuple[Mapping[str, Any], ...]:
+    """Return prompts as mappings, each checked."""
+    if isinstance(prompts, str | Path):
+        prompts = read_prompts(prompts)
+    if not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts must be a list of texts, or the path of a file of them, got {prompts!r}")
+    if not prompts:
+        raise ValueError("prompts must hold at least one prompt")
+    lines = tuple({"prompt": each} if isinstance(each, str) else each for each in prompts)
+    seen: dict[Any, str] = {}
+    for line in lines:
+        if not isinstance(line, Mapping):
+            raise ValueError(f"a prompt must be a text, or an object with a prompt, got {line!r}")
+        check_prompt(line.get("prompt"))
+        if (name := line.get("id")) is not None:
+            if not isinstance(name, str | int):
+                raise ValueError(f"an id must be a text or a whole number, got {name!r}")
+            if name in seen:
+                raise ValueError(f"two prompts have the id {name!r}: {seen[name]!r} and {line['prompt']!r}")
+            seen[name] = line["prompt"]
+    return lines
+
+
+def _check_json(job: Job) -> None:
+    """Refuse values that JSON does not know, which another machine could not be told."""
+    for name in ("prompts", "settings", "call"):
+        try:
+            json.dumps(getattr(job, name), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must hold what JSON can say ({error})") from None
+
+
+def _check_drawing(job: Job) -> None:
+    """Refuse what no sample can be drawn with."""
+    if job.images < 1:
+        raise ValueError(f"images must be at least 1, got {job.images}")
+    if job.batch_size < 0:
+        raise ValueError(f"batch_size must be at least 0, got {job.batch_size}")
+    if not job.seeds or len(set(job.seeds)) < len(job.seeds):
+        raise ValueError(f"seeds must be different whole numbers, at least one, got {list(job.seeds)}")
+    if job.task != "compare" and len(job.seeds) > 1:
+        raise ValueError(f"{job.task} takes one seed, got {list(job.seeds)}")
+    check_dtype(job.dtype)
+    read_levers(job.fast)
+    read_scheduler(job.scheduler)
+    if job.preset is not None and job.scheduler is not None:
+        raise ValueError("--preset brings its scheduler: leave out --scheduler, or set the numbers one by one")
+    found = GLYPH if job.preset is None else preset(job.preset)
+    for name in job.settings:
+        if name not in SETTINGS:
+            near = get_close_matches(name, SETTINGS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SETTINGS)}"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
+    replace(found, **job.settings)  # checks types and ranges
+    if (solver := job.settings.get("lookahead")) is not None:
+        from ..solvers import load
+
+        load(solver)
+
+
+def _check_methods(job: Job) -> None:
+    """Refuse methods that are not known, or that the task does not draw by."""
+    from ..methods import load, with_number
+
+    if not job.methods or len(set(job.methods)) < len(job.methods):
+        raise ValueError(f"methods must be different names, at least one, got {list(job.methods)}")
+    if job.budget is not None:
+        read_budget(job.budget)
+    for name in job.methods:
+        numbered = with_number(name, 64)
+        load(numbered)
+        if job.budget is None and numbered != name:
+            raise ValueError(f"{name} needs a number for its N, or a --budget that sets it")
+    if job.task == "look" and job.methods != ("lidar",):
+        raise ValueError(f"look draws banks by lidar alone, got the methods {', '.join(job.methods)}")
+    if job.task == "generate":
+        if job.methods[:-1] not in ((), ("vanilla",)):
+            raise ValueError(
+                f"generate draws by one method, or by vanilla and another, got {', '.join(job.methods)}: "
+                "compare takes any"
+            )
+        if job.budget is not None:
+            raise ValueError("a budget belongs to compare: it makes methods cost the same")
+    if job.banks and (job.task, job.methods[-1]) != ("generate", "lidar"):
+        raise ValueError("banks guide the method lidar of generate alone: leave them out")
+
+
+def _check_judges(job: Job) -> None:
+    """Refuse rewards that are not known."""
+    from .. import rewards
+
+    if isinstance(job.reward, dict):
+        if not job.reward:
+            raise ValueError("reward must name at least one reward")
+        for name, weight in job.reward.items():
+            if not accepts(float, weight) or not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} must be a finite number, got {weight!r}")
+    names = job.reward if isinstance(job.reward, dict) else [job.reward]
+    for name in (*names, *(job.metrics or ())):
+        if name is not None:
+            rewards.check_name(name)

@@ -1,0 +1,315 @@
+"""Carrying out a Job on this machine: group, draw, judge, keep, go on where a run was.
+
+A task (:class:`Pictures`, :class:`Comparison`, :class:`Banks`) says what there is to draw and how it is kept; the
+loop is the same for all of them, and for every worker on Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .._cost import Cost
+from .._files import check_writable
+from .._profile import profiled
+from .._sampler import LiDAR
+from ..rewards import RewardError
+from ._banks import Banks
+from ._comparison import Comparison
+from ._pictures import Pictures
+from ._shards import check_shard, order
+from .job import Job
+from .worker import load, on_this_machine
+
+_log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class Task(Protocol):
+    """What a Job draws and what it leaves on disk. A unit is what is drawn and kept whole, or not at all."""
+
+    units: Sequence[Any]
+    lidar: LiDAR
+    out: Path
+    helps: bool  # whether a process that is done with its own share can tell what is left of the others'
+
+    def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
+        """Take the folder and make the sampler ready, or refuse before anything is drawn."""
+
+    def index(self, unit: Any) -> int:
+        """Return the number of the unit's prompt."""
+
+    def finished(self, unit: Any) -> Record | None:
+        """Return the record of a unit that is there, whoever drew it."""
+
+    def fits(self, group: Sequence[Any], unit: Any) -> bool:
+        """Return whether a unit can be drawn together with others."""
+
+    def draw(self, group: Sequence[Any], lidar: LiDAR) -> list[Record]:
+        """Draw, judge and keep units that :meth:`fits` together; return their records."""
+
+    def cost(self, record: Record) -> Cost:
+        """Return what a record cost."""
+
+    def evaluations(self, unit: Any, lidar: LiDAR) -> float:
+        """Return the network evaluations that a unit will cost."""
+
+    def said(self, unit: Any) -> str:
+        """Return what a person calls a unit."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a run that kept nothing."""
+
+    def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write what the units come to together; return it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        done: units that are there.
+        total: units of this process.
+        what: the unit under way.
+        phase: of it: lookahead, sampling.
+        part: of that phase, 0 to 1.
+        cost: of what this process drew so far.
+        left: estimated seconds until all is there; None before the first unit is.
+    """
+
+    done: int
+    total: int
+    what: str
+    phase: str = ""
+    part: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+    left: float | None = None
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        task: what was drawn, with the sampler that drew it.
+        complete: whether every unit of the Job is there, whoever drew it; of banks, of this process.
+        result: what the task came to, if it is complete: of ``generate`` what ``result.json`` says.
+        cost: of what this process drew.
+    """
+
+    task: Task
+    complete: bool
+    result: dict[str, Any]
+    cost: Cost
+
+
+def task_of(job: Job, out: str | Path, *, rank: int = 0) -> Task:
+    """Return the task of a Job; ``rank`` names the files of this process where several write lines."""
+    if job.task == "compare":
+        return Comparison.of(job, Path(out), rank=rank)
+    return Banks(job, Path(out)) if job.task == "look" else Pictures(job, Path(out))
+
+
+def run(
+    job: Job,
+    out: str | Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    resume: bool = False,
+    overwrite: bool = False,
+    profile: bool = False,
+    tell: Tell | None = None,
+    lidar: LiDAR | None = None,
+) -> Outcome:
+    """Draw what a Job asks for and ``out`` does not hold yet, and write what all of it came to.
+
+    Args:
+        job: what to draw; a budget must be settled (:func:`lidar_sampling.evaluation.budget.settle`).
+        out: folder to write.
+        shard: (rank, number of processes). Each draws its own share of the prompts first, and then what the others
+            have not drawn yet; the last to finish writes ``result.json``.
+        resume: go on with the run that is in ``out``, if it is the same. Shards and comparisons always do.
+        overwrite: delete the run that is in ``out`` first.
+        profile: also say where the time went.
+        tell: called before each unit, after every step and after each unit.
+        lidar: the sampler, if it is loaded already.
+
+    Raises:
+        FileExistsError, ValueError: ``out`` cannot be written or holds something else.
+        RewardError: a reward failed on some prompts; the others are there.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp()) / "out"
+        >>> how = {"steps": 2, "n": 2, "lookahead": "dpm:2"}
+        >>> outcome = run(Job(prompts=["a photo of a cat"], settings=how, images=1), out)
+        >>> sorted(path.name for path in out.iterdir())
+        ['00000', 'grid.png', 'result.json', 'run.json']
+    """
+    check_shard(*shard)
+    check_writable(out)
+    job = on_this_machine(job)
+    task = task_of(job, out, rank=shard[0])
+    task.begin(lidar or load(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
+    cost = Cost()
+    try:
+        with profiled() if profile else nullcontext() as found:
+            for _, record, drawn in _work(task, share(task, shard), tell):
+                cost += task.cost(record) if drawn else Cost()
+    except BaseException:
+        task.abandon()
+        raise
+    complete = not task.helps or all(task.finished(unit) is not None for unit in task.units)
+    extra = {"profile": found.report()} if found is not None and found.seconds else {}
+    return Outcome(task, complete, task.collect(extra) if complete else {}, cost)
+
+
+def share(task: Task, shard: tuple[int, int], *, help_others: bool = True) -> list[Any]:
+    """Return the units of a task in the order in which one of several processes looks at them.
+
+    Its own share comes first; what the others leave undone comes after it, where the task can tell.
+    """
+    rank, number = shard
+    prompts = sorted({task.index(unit) for unit in task.units})
+    mine = order(prompts, rank, number) if help_others and task.helps else prompts[rank::number]
+    place = {index: k for k, index in enumerate(mine)}
+    units = [unit for unit in task.units if task.index(unit) in place]
+    return sorted(units, key=lambda unit: place[task.index(unit)])
+
+
+def work(task: Task, units: Sequence[Any], tell: Tell | None = None) -> Iterator[tuple[Any, Record]]:
+    """Draw the units that are not there yet, in full batches; yield every unit and its record, old ones first.
+
+    A unit on which a reward fails is left out and named. Where the first units all fail, the run ends there, since
+    the fault is not in the prompts.
+
+    Args:
+        task: that has begun.
+        units: of it.
+        tell: called before each unit, after every step and after each unit.
+
+    Raises:
+        RewardError: a reward failed on some units; the others are there.
+    """
+    for unit, record, _ in _work(task, units, tell):
+        yield unit, record
+
+
+def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple[Any, Record, bool]]:
+    """Do as :func:`work` does, and say of each unit whether it was drawn now."""
+    todo = []
+    for unit in units:
+        if (record := task.finished(unit)) is None:
+            todo.append(unit)
+        else:
+            yield unit, record, False
+    pace = _Pace(task, todo, len(units), tell)
+    lidar = task.lidar if tell is None else task.lidar.with_progress(pace.step)
+    failed: list[tuple[Any, RewardError]] = []
+    for group in _groups(task, todo):
+        there = [(unit, record) for unit in group if (record := task.finished(unit)) is not None]  # others drew them
+        pace.skip([unit for unit, _ in there])
+        for unit, record in there:
+            group.remove(unit)
+            yield unit, record, False
+        if not group:
+            continue
+        pace.begin(group)
+        outcomes = list(_each(task, group, lidar))
+        drawn = [(unit, outcome) for unit, outcome in outcomes if not isinstance(outcome, RewardError)]
+        for unit, outcome in outcomes:
+            if isinstance(outcome, RewardError):
+                failed.append((unit, outcome))
+                _log.warning("%r is left out: %s", task.said(unit), outcome)
+        pace.end(drawn)
+        for unit, record in drawn:
+            yield unit, record, True
+        if failed and pace.drawn == 0:
+            break
+    if failed:
+        (unit, error), missing = failed[0], sum(task.finished(unit) is None for unit in units)
+        raise RewardError(
+            f"{missing} of {len(units)} prompts are not in {task.out}, first {task.said(unit)!r}: {error}"
+        ) from error
+
+
+def _groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield units that are drawn together, so that batches are full."""
+    group: list[Any] = []
+    for unit in todo:
+        if group and not task.fits(group, unit):
+            yield group
+            group = []
+        group.append(unit)
+    if group:
+        yield group
+
+
+def _each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | RewardError]]:
+    """Draw a group; where a reward fails on one of its units, draw the others alone. Yield what came of each."""
+    try:
+        records = task.draw(group, lidar)
+    except RewardError as error:
+        if len(group) == 1:
+            yield group[0], error
+            return
+        for unit in group:
+            yield from _each(task, [unit], lidar)
+        return
+    yield from zip(group, records, strict=True)
+
+
+class _Pace:
+    """Counts what is done and what it cost, and estimates what is left from the network evaluations of each unit."""
+
+    def __init__(self, task: Task, todo: Sequence[Any], total: int, tell: Tell | None) -> None:
+        self.task, self.total, self.tell = task, total, tell
+        self.done, self.drawn, self.cost = total - len(todo), 0, Cost()
+        self.what = ""
+        self._of = (lambda unit: task.evaluations(unit, task.lidar)) if tell is not None else (lambda _: 0.0)
+        self._left, self._behind = sum(map(self._of, todo)), 0.0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def begin(self, group: Sequence[Any]) -> None:
+        """Say which units come next."""
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        self.what, self._since = self.task.said(group[0]) + more, time.monotonic()
+        self.step("", 0, 1)
+
+    def step(self, phase: str, done: float, total: int) -> None:
+        """Say how far the units under way are."""
+        if self.tell is not None:
+            part = done / total if total else 0.0
+            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.left()))
+
+    def end(self, drawn: Sequence[tuple[Any, Record]]) -> None:
+        """Count units that were drawn together."""
+        self._seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+        self._behind += sum(self._of(unit) for unit, _ in drawn)
+        self.cost = sum((self.task.cost(record) for _, record in drawn), self.cost)
+        self.drawn += len(drawn)
+        self.skip([unit for unit, _ in drawn])
+
+    def skip(self, units: Sequence[Any]) -> None:
+        """Count units that are there."""
+        self.done += len(units)
+        self._left -= sum(map(self._of, units))
+        self.step("", 0, 1)
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, as far as what was drawn tells."""
+        if not self._behind:
+            return None
+        since = time.monotonic() - self._since
+        return max(0.0, self._left * self._seconds / self._behind - since)

@@ -1,0 +1,87 @@
+"""A Job's pipeline and rewards, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, get_origin
+
+from .._call import check_call
+from .._sampler import LiDAR
+from .._settings import preset
+from .._values import annotations_of
+from ._levers import read_levers, read_scheduler
+from ._machine import device_of, dtype_of, quieten
+from .job import Job
+
+
+def on_this_machine(job: Job) -> Job:
+    """Return the Job with what the machine decides said: the precision that ``auto`` means here."""
+    if job.dtype != "auto":
+        return job
+    return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
+
+
+def load(job: Job) -> LiDAR:
+    """Return the sampler that a Job describes; settings that it leaves open are the model's.
+
+    Raises:
+        OSError, ValueError: there is no such model, or it cannot be sampled as the Job says.
+    """
+    from .._accelerate import accelerate, largest_batch
+
+    quieten()
+    levers, device = read_levers(job.fast), device_of(job.device)
+    call = _as_called(job.model, job.call)
+    reward: Any = job.reward
+    if isinstance(reward, dict):
+        from ..rewards.mixture import Mixture
+
+        dtype = {"dtype": levers["sampler"]["reward_dtype"]} if "reward_dtype" in levers["sampler"] else {}
+        reward = Mixture(reward, device=device, **dtype)
+    lidar = LiDAR.from_pretrained(
+        job.model,
+        reward=reward,
+        device=device,
+        dtype=dtype_of(job.dtype, device),
+        batch_size=job.batch_size or 1,
+        pipe_kwargs=call,
+        variant=job.variant,
+        scheduler=read_scheduler(job.scheduler),
+        store=job.store,
+        **({} if job.preset is None else {"settings": preset(job.preset)}),
+        **({} if job.metrics is None else {"metrics": job.metrics}),
+        **levers["sampler"],
+        **job.settings,
+    )
+    if levers["pipe"]:
+        accelerate(lidar.pipe, **levers["pipe"])
+    if levers["reward"]:
+        accelerate(lidar.reward, **levers["reward"])
+    if job.batch_size == 0:
+        lidar.batch_size = largest_batch(lidar, job.text(0))
+    return lidar
+
+
+def _as_called(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with tuples where the pipeline wants them, which JSON does not have.
+
+    Arguments that the pipeline does not take are refused before its weights are loaded, if its class can be told.
+    """
+    import diffusers
+
+    try:
+        name = diffusers.DiffusionPipeline.load_config(model)["_class_name"] if model != "glyph" else ""
+    except (OSError, ValueError, KeyError):  # loading says what is wrong with the model
+        return dict(call)
+    cls: Any = getattr(diffusers, name or "StableDiffusionPipeline", None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):  # a modular one says it itself
+        return dict(call)
+    check_call(cls, call)
+    hints = annotations_of(cls.__call__)
+    return {name: tuple(value) if _wants_tuple(hints.get(name), value) else value for name, value in call.items()}
+
+
+def _wants_tuple(hint: Any, value: Any) -> bool:
+    kinds = [get_origin(one) or one for one in getattr(hint, "__args__", (hint,))]
+    return isinstance(value, list) and (tuple in kinds or get_origin(hint) is tuple) and list not in kinds
