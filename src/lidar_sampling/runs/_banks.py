@@ -22,7 +22,6 @@ class Banks:
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out
         self.units: Sequence[int] = range(len(job))
-        self._records: list[Record] = []
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Make the sampler ready; any number of runs may share a store, whose files go by their contents."""
@@ -52,8 +51,7 @@ class Banks:
         rewards = {
             name: {"mean": values.mean().item(), "best": values.max().item()} for name, values in bank.rewards.items()
         }
-        self._records.append({"prompt": prompt, "n": len(bank), "rewards": rewards, "file": file, "cost": vars(cost)})
-        return self._records[-1:]
+        return [{"prompt": prompt, "n": len(bank), "rewards": rewards, "file": file, "cost": vars(cost)}]
 
     def cost(self, record: Record) -> Cost:
         """Return what a record cost."""
@@ -71,5 +69,5 @@ class Banks:
         """Leave the store as it is."""
 
     def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the records of the banks that this process drew or found; a store needs no index."""
-        return {"banks": self._records}
+        """Return what is known already: a store needs no index."""
+        return dict(extra or {})

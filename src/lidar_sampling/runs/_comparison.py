@@ -77,6 +77,9 @@ class Comparison:
             Unit(number, seed, name) for seed in seeds for number in range(len(prompts)) for name in methods
         ]
         self._evaluations: dict[str, float] = {}
+        self._lines: dict[tuple[str, int, str], Line] = {}
+        self._seen: dict[Path, int] = {}
+        self._shared = True
         self._drawn_by = {name: _settings(method) for name, method in methods.items()}
 
     @classmethod

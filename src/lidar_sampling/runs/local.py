@@ -162,15 +162,20 @@ def run(
     task = task_of(job, out, rank=shard[0])
     task.begin(lidar or load(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
     cost = Cost()
+    banks: list[Record] = []
     try:
         with profiled() if profile else nullcontext() as found:
             for _, record, drawn in _work(task, share(task, shard), tell):
                 cost += task.cost(record) if drawn else Cost()
+                if job.task == "look":
+                    banks.append(record)
     except BaseException:
         task.abandon()
         raise
     complete = not task.helps or all(task.finished(unit) is not None for unit in task.units)
-    extra = {"profile": found.report()} if found is not None and found.seconds else {}
+    extra: dict[str, Any] = {"banks": banks} if job.task == "look" else {}
+    if found is not None and found.seconds:
+        extra["profile"] = found.report()
     return Outcome(task, complete, task.collect(extra) if complete else {}, cost)
 
 
