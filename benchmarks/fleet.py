@@ -8,6 +8,8 @@ weights from shared storage of a limited bandwidth, one copy a host or one a GPU
 
     queue    a driver hands out prompts: at most `window` are with a worker, each answer takes the driver `answer` s
     shards   worker k draws the prompts k, k + GPUs, ... alone; its scheduler starts it again after a fault
+    help     a shard that is done goes through the others' prompts from the end and draws what is not finished, as
+             :func:`lidar_sampling.runs.order` has it; nothing tells it what others are drawing
 
 Three things end a worker's life: a fault of its own (exponential, `faults` per GPU-hour; it starts again from the
 host's copy), the loss of its host (exponential, `preemptions` per host-hour; another host comes after `replacement`
@@ -60,6 +62,7 @@ class Fleet:
     killers: int = _field(10, "prompts that kill their process")
     tries: int = _field(3, "tries that a prompt has")
     queue: bool = True
+    help: bool = False  # of shards
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Outcome:
     loaded: float = 0.0  # when the last worker was ready for the first time
     drawn: float = 0.0  # GPU time in prompts that were finished
     lost: float = 0.0  # GPU time in prompts that were not
+    twice: float = 0.0  # GPU time in prompts that another finished first
     restarting: float = 0.0  # GPU time from a life's end to the next life, less the time without a host
     absent: float = 0.0  # GPU time without a host
     exposed: float = 0.0  # GPU time in which a worker could fail
@@ -106,6 +110,8 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
     held: list[deque[tuple[int, float]]] = [deque() for _ in range(n)]  # with the worker: prompt, since when
     idle: dict[int, float] = {}  # workers without work, and since when
     tries: dict[int, int] = {}
+    gone: set[int] = set()  # given up
+    place = [fleet.prompts] * n  # of a shard that helps: it has looked at all prompts from here on
     driver_free, link_free, left = 0.0, 0.0, fleet.prompts
     events: list[tuple[float, int, int, int]] = []  # time, kind, worker or host, life
     absences: list[tuple[float, int]] = []  # since when hosts were lost, and with how many GPUs
@@ -115,6 +121,12 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
         nonlocal driver_free
         driver_free = max(driver_free, now) + answer
         out.driver += answer
+        while fleet.help and todo[w] and out.done[todo[w][0]]:
+            todo[w].popleft()
+        if fleet.help and not todo[w]:
+            place[w] = out.done.rfind(0, 0, place[w]) if place[w] > 0 else -1
+            if place[w] >= 0 and place[w] not in gone:
+                todo[w].append(place[w])
         while todo[w] and len(held[w]) + (current[w] >= 0) < window:
             held[w].append((todo[w].popleft(), driver_free))
         begin(w, now)
@@ -153,6 +165,7 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
                 todo[w].appendleft(prompt)
             else:
                 out.given_up.append(prompt)
+                gone.add(prompt)
                 left -= 1
 
     def offer(now: float) -> None:
@@ -175,9 +188,12 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
                 offer(now)
                 heapq.heappush(events, (now + fleet.start, READY, who, life[who]))
                 continue
-            out.done[prompt] += 1
-            out.drawn += now - began[who]
-            left -= 1
+            if out.done[prompt]:
+                out.twice += now - began[who]
+            else:
+                out.drawn += now - began[who]
+                left -= 1
+            out.done[prompt] = min(out.done[prompt] + 1, 255)
             current[who] = -1
             if held[who]:
                 begin(who, now)  # while the driver answers
@@ -222,6 +238,7 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
     out.wall = max(now, driver_free)
     out.exposed += sum(out.wall - since for since in up if since >= 0)
     out.absent = sum(number * min(fleet.replacement, out.wall - since) for since, number in absences)
+    out.twice += sum(max(out.wall - since, 0.0) for since, prompt in zip(began, current, strict=True) if prompt >= 0)
     out.restarting += sum(max(out.wall - since, 0.0) for since in died if since >= 0)
     out.idle += sum(out.wall - since for since in idle.values())
     out.tail = max((out.wall - since for since in idle.values()), default=0.0)
@@ -241,6 +258,8 @@ def _check(fleet: Fleet) -> None:
         raise ValueError(f"these must not be negative, got {wrong}")
     if fleet.copies not in ("host", "gpu"):
         raise ValueError(f"copies must be host or gpu, got {fleet.copies!r}")
+    if fleet.help and (fleet.queue or fleet.killers):
+        raise ValueError("help is for shards, without killers: a prompt's tries are not known to other shards")
     if fleet.killers > fleet.prompts:
         raise ValueError(f"killers must be at most prompts, got {fleet.killers} of {fleet.prompts}")
 
@@ -261,6 +280,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reserved, queue": {"preemptions": 0.0},
     "reserved, weights copied by each GPU": {"preemptions": 0.0, "copies": "gpu"},
     "reserved, static shards": {"preemptions": 0.0, "queue": False},
+    "reserved, static shards that help": {"preemptions": 0.0, "queue": False, "help": True, "killers": 0},
     "spot, queue": {},
     "spot, static shards": {"queue": False},
 }
@@ -268,12 +288,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def hours_table(fleet: Fleet, seed: int) -> str:
     """The simulated settings as Markdown."""
-    head = "| | GPU-hours | wall, h | all loaded, min | faults, hosts lost | lost drawing | restarting | driver busy "
-    text = head + "| tail, min | idle, GPU-hours | given up |\n" + "|---" * 11 + "|\n"
+    text = (
+        "| | GPU-hours | wall, h | all loaded, min | faults, hosts lost | lost drawing | drawn again | restarting "
+        "| driver busy | tail, min | idle, GPU-hours | given up |\n" + "|---" * 12 + "|\n"
+    )
     for name, changes in SETTINGS.items():
         settings = replace(fleet, **changes)
         out = simulate(settings, seed)
-        missing = [prompt for prompt, count in enumerate(out.done) if count != 1]
+        missing = [prompt for prompt, count in enumerate(out.done) if not (count == 1 or (settings.help and count))]
         if sorted(out.given_up) != missing:
             raise RuntimeError(f"{name}: {len(missing)} prompts not drawn once, {len(out.given_up)} given up")
         cells = [
@@ -282,6 +304,7 @@ def hours_table(fleet: Fleet, seed: int) -> str:
             f"{out.loaded / 60:.1f}",
             f"{out.faults}, {out.preempted}",
             f"{100 * out.lost / out.held:.3f} %",
+            f"{100 * out.twice / out.held:.3f} %",
             f"{100 * out.restarting / out.held:.3f} %",
             f"{100 * out.driver / out.wall:.1f} %" if settings.queue else "none",
             f"{out.tail / 60:.1f}",
@@ -413,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for item in dataclasses.fields(Fleet):
-        if item.name != "queue":
+        if item.name not in ("queue", "help"):
             option = "--" + item.name.replace("_", "-")
             text = item.metadata["help"] + (
                 "" if "default" in item.metadata["help"] else f" (default {item.default})"

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from . import testing as testing
     from ._accelerate import accelerate as accelerate
     from ._accelerate import largest_batch as largest_batch
-    from ._attach import GuidanceError as GuidanceError
-    from ._attach import Trace as Trace
-    from ._attach import guide as guide
     from ._bank import BankError as BankError
     from ._bank import BankStore as BankStore
     from ._bank import LookaheadBank as LookaheadBank
@@ -30,6 +27,9 @@ if TYPE_CHECKING:
     from ._guidance import ShiftInfo as ShiftInfo
     from ._guidance import expected_future_reward as expected_future_reward
     from ._guidance import mean_shift as mean_shift
+    from ._guide import GuidanceError as GuidanceError
+    from ._guide import Trace as Trace
+    from ._guide import guide as guide
     from ._hooks import record as record
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
@@ -47,7 +47,7 @@ _HOMES = {
     "BankError": "_bank",
     "BankStore": "_bank",
     "Cost": "_cost",
-    "GuidanceError": "_attach",
+    "GuidanceError": "_guide",
     "LiDAR": "_sampler",
     "LookaheadBank": "_bank",
     "NoiseLevel": "_levels",
@@ -56,10 +56,10 @@ _HOMES = {
     "Settings": "_settings",
     "ShiftInfo": "_guidance",
     "Space": "_space",
-    "Trace": "_attach",
+    "Trace": "_guide",
     "accelerate": "_accelerate",
     "expected_future_reward": "_guidance",
-    "guide": "_attach",
+    "guide": "_guide",
     "largest_batch": "_accelerate",
     "mean_shift": "_guidance",
     "noise_level": "_levels",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ._cost import decoders, denoisers, read_proc, text_encoders
+from ._cost import read_proc
+from ._parts import decoders, denoisers, text_encoders
 
 if TYPE_CHECKING:
     from ._sampler import LiDAR

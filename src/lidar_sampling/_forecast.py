@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ._call import TARGET_ONLY, blocks_of
-from ._cost import Cost, denoisers
+from ._cost import Cost
 from ._levels import NoiseLevel, noise_level
+from ._parts import denoisers
 from ._profile import profiled
 from ._sampler import LiDAR
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ._attach import Trace
 from ._bank import LookaheadBank
 from ._cost import Cost
+from ._guide import Trace
 from ._media import save_sample, to_pil
 from ._settings import Settings
 

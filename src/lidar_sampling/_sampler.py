@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from . import rewards as _rewards
-from ._attach import Trace, guide
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._call import check_call, per_prompt
 from ._cost import Cost, metered
 from ._decode import check_plain, check_preview
 from ._draw import Item, draw, items_of
+from ._guide import Trace, guide
 from ._hooks import scheduler_of
 from ._levels import check
 from ._lookahead import look

@@ -118,6 +118,9 @@ def accepts(annotation: Any, value: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         given = isinstance(value, list | tuple)
         return given and (not inner or all(accepts(inner[0], item) for item in value))
+    if origin is dict:
+        names, values = inner or (Any, Any)
+        return isinstance(value, dict) and all(accepts(names, k) and accepts(values, v) for k, v in value.items())
     if annotation in (int, float):
         kind = numbers.Integral if annotation is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)

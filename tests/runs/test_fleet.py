@@ -90,6 +90,17 @@ def test_every_second_of_every_gpu_has_one_name(queue):
     assert out.held == pytest.approx(out.drawn + out.lost + out.restarting + loading + (out.idle if queue else 0))
 
 
+def test_shards_that_help_meet_at_the_same_prompts():
+    fleet = replace(ROUGH, queue=False, killers=0, tries=100)
+    alone, helped = simulate(fleet), simulate(replace(fleet, help=True))
+    assert min(helped.done) == 1
+    assert helped.wall < alone.wall
+    assert helped.twice > alone.twice == 0
+    loading = 8 * sum(7 / 2 * (host + 1) + 60 for host in range(10))
+    spent = helped.drawn + helped.lost + helped.twice + helped.restarting + loading
+    assert helped.held == pytest.approx(spent)
+
+
 def test_static_shards_have_the_longer_tail():
     fleet = Fleet(prompts=20_000, gpus=50, preemptions=0)
     queue, shards = simulate(fleet), simulate(replace(fleet, queue=False))
@@ -126,6 +137,7 @@ def test_the_table_has_a_row_per_setting(capsys):
         ({"seconds": float("nan")}, "above 0"),
         ({"faults": -1.0}, "not be negative"),
         ({"copies": "disk"}, "host or gpu"),
+        ({"help": True}, "help is for shards"),
         ({"killers": 2000}, "at most prompts"),
     ],
 )

@@ -72,7 +72,7 @@ def _attachment() -> str:
     import torch
 
     from .. import testing
-    from .._attach import guide
+    from .._guide import guide
     from ..runs import quieten
 
     quieten()

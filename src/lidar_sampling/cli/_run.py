@@ -202,9 +202,10 @@ def _rehearse(job: Job) -> None:
         warn(f"what it costs is not known before {job.model} is on this machine")
         return
     from .. import runs
+    from ..evaluation.budget import settle
 
     lidar = runs.load(job)
-    for line in _costs(job, lidar):
+    for line in _costs(settle(job, None, lidar), lidar):
         warn(line)
 
 

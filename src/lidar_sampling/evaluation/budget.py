@@ -23,14 +23,14 @@ from ..runs.job import read_budget
 _N = r"\bN\b"  # where a number stands in a name
 
 
-def settle(job: Job, out: Path, lidar: LiDAR | None) -> Job:
+def settle(job: Job, out: Path | None, lidar: LiDAR | None) -> Job:
     """Return the Job with the numbers that its budget allows; the same Job if it has no budget.
 
     The numbers are kept in ``out``, so that every process of a run, and a run that goes on, draws the same methods.
 
     Args:
         job: a comparison.
-        out: its folder.
+        out: its folder; None keeps the numbers nowhere.
         lidar: what the methods draw with, to find numbers that ``out`` does not hold yet; None if it must hold all.
 
     Raises:
@@ -47,6 +47,8 @@ def settle(job: Job, out: Path, lidar: LiDAR | None) -> Job:
             raise ValueError(f"nothing was drawn of {name} with this budget: draw it first, without --table")
         return within(lidar, name, limit, prompt=job.text(0), images=job.images, unit=unit)
 
+    if out is None:
+        return replace(job, methods=[find(name) for name in job.methods], budget=None)
     return replace(job, methods=settled(out / "budget.json", job.budget, job.methods, find), budget=None)
 
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._cost import Cost, denoisers
+from .._cost import Cost
 from .._draw import Item, constant_weights
 from .._forecast import levels_of
 from .._hooks import Hook, attached
 from .._levels import NoiseLevel, clean_prediction, noise_level
+from .._parts import denoisers
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields

@@ -111,8 +111,8 @@ class Folder:
 
     def abandon(self) -> None:
         """Take the manifest away again, and the folder, if this process alone made them and nothing was kept."""
-        if self._made and [there.name for there in _contents(self.path)] == ["run.json"]:
-            with suppress(OSError):
+        with suppress(OSError):
+            if self._made and [there.name for there in _contents(self.path)] == ["run.json"]:
                 (self.path / "run.json").unlink()
                 self.path.rmdir()
 

@@ -43,8 +43,8 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
             "solver": _solver(lidar.solver),
             "call": _told(_unusual(lidar), "call"),
             "reward": {"name": name_of(reward), **mixed},
-            "judges": {name_of(judge): _short(judge) for judge in (*lidar.parts, *lidar.metrics)},
-            "preview": [None if lidar.preview is None else _short(lidar.preview), lidar.rescore],
+            "judges": {name_of(judge): short(judge) for judge in (*lidar.parts, *lidar.metrics)},
+            "preview": [None if lidar.preview is None else short(lidar.preview), lidar.rescore],
             "model": _model(lidar.pipe),
         }
     )
@@ -146,7 +146,10 @@ def _told(value: Any, name: str) -> Any:
         return str(error)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return what tells a judge or an autoencoder from others: of a judge elsewhere, that of the one it stands for."""
+    if isinstance(there := getattr(value, "stands_for", None), str):
+        return there
     try:
         return key(contents(value))[:32]
     except OpaqueError:

@@ -10,6 +10,7 @@ from .._call import check_call
 from .._sampler import LiDAR
 from .._settings import preset
 from .._values import annotations_of
+from ..rewards import Reward, name_of
 from ._levers import read_levers, read_scheduler
 from ._machine import device_of, dtype_of, quieten
 from .job import Job
@@ -22,8 +23,12 @@ def on_this_machine(job: Job) -> Job:
     return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
 
 
-def load(job: Job) -> LiDAR:
+def load(job: Job, *, judges: Mapping[str, Reward] | None = None) -> LiDAR:
     """Return the sampler that a Job describes; settings that it leaves open are the model's.
+
+    Args:
+        job: the Job.
+        judges: rewards that are loaded already, by the names that the Job has for them; the others are loaded.
 
     Raises:
         OSError, ValueError: there is no such model, or it cannot be sampled as the Job says.
@@ -32,13 +37,17 @@ def load(job: Job) -> LiDAR:
 
     quieten()
     levers, device = read_levers(job.fast), device_of(job.device)
-    call = _as_called(job.model, job.call)
+    call, given = _as_called(job.model, job.call), dict(judges or {})
     reward: Any = job.reward
+    elsewhere = [given[name] for name in (reward if isinstance(reward, dict) else [reward]) if name in given]
     if isinstance(reward, dict):
         from ..rewards.mixture import Mixture
 
         dtype = {"dtype": levers["sampler"]["reward_dtype"]} if "reward_dtype" in levers["sampler"] else {}
-        reward = Mixture(reward, device=device, **dtype)
+        weights = {name_of(given[name]) if name in given else name: weight for name, weight in reward.items()}
+        reward = Mixture(weights, rewards=elsewhere, device=device, **dtype)
+    elif elsewhere:
+        (reward,) = elsewhere
     lidar = LiDAR.from_pretrained(
         job.model,
         reward=reward,
@@ -50,13 +59,13 @@ def load(job: Job) -> LiDAR:
         scheduler=read_scheduler(job.scheduler),
         store=job.store,
         **({} if job.preset is None else {"settings": preset(job.preset)}),
-        **({} if job.metrics is None else {"metrics": job.metrics}),
+        **({} if job.metrics is None else {"metrics": [given.get(name, name) for name in job.metrics]}),
         **levers["sampler"],
         **job.settings,
     )
     if levers["pipe"]:
         accelerate(lidar.pipe, **levers["pipe"])
-    if levers["reward"]:
+    if levers["reward"] and not elsewhere:
         accelerate(lidar.reward, **levers["reward"])
     if job.batch_size == 0:
         lidar.batch_size = largest_batch(lidar, job.text(0))

@@ -16,9 +16,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .._cost import denoisers
 from .._hub import Published, load_state_dict
 from .._load import load_pipeline
+from .._parts import denoisers
 from .._values import annotations_of, check_settings
 from ._solver import Solver
 from .presets import FLUX, PRESETS, SANA, SD, SD3, SDXL

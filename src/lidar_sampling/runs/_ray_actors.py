@@ -1,0 +1,193 @@
+"""What lives in processes of Ray: workers with a Job's sampler, judges with one reward, and rewards that ask them.
+
+Actors are made from texts and numbers, never from handles: Ray can start a judge again wherever there is room. A bank
+stays in the worker that drew it, and pictures go to the folder that all share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._accelerate import accelerate
+from .._cost import Cost
+from ..rewards import RewardError, ask, check_prompts, name_of
+from ..rewards import load as load_reward
+from ._identity import short
+from ._levers import read_levers
+from ._machine import device_of, quieten
+from .job import Job
+from .local import _each, _groups, task_of
+from .worker import load, on_this_machine
+
+ANSWER = 600  # seconds that a judge may take for a batch
+
+
+class Ready(NamedTuple):
+    """What a worker says when its sampler is loaded: the prompts that it draws together, and its precision."""
+
+    size: int
+    dtype: str
+
+
+class Drawn(NamedTuple):
+    """What became of a unit: its cost, or why there is none; of a bank also its record, which no folder has."""
+
+    number: int
+    cost: Cost
+    problem: str = ""
+    record: dict[str, Any] | None = None
+
+
+class Worker:
+    """Draws units of a Job, known by their numbers, and keeps them in its folder.
+
+    Args:
+        job: as JSON.
+        out: the folder.
+        rank: names the file of a comparison's lines.
+        sign: a file in ``out`` that the driver made.
+        judges: arguments of the :class:`RayReward` of each reward that is elsewhere, by its name in the Job.
+    """
+
+    def __init__(self, job: str, out: str, rank: int, sign: str, judges: Mapping[str, Mapping[str, Any]]) -> None:
+        self._job, self._out, self._rank, self._sign, self._judges = job, Path(out), rank, sign, dict(judges)
+
+    def ready(self) -> Ready:
+        """Load the sampler and take the folder.
+
+        Raises:
+            OSError, ValueError: as :func:`lidar_sampling.runs.run`; or the folder is not that of the driver.
+        """
+        job = on_this_machine(Job.from_json(self._job))
+        if not (self._out / self._sign).exists():
+            import socket
+
+            raise ValueError(
+                f"{self._out} on {socket.gethostname()} is another folder than the driver's: "
+                "choose an --out on a disk that all hosts share"
+            )
+        lidar = load(job, judges={name: RayReward(**how) for name, how in self._judges.items()})
+        lidar.overlap = lidar.overlap or bool(self._judges)
+        self.task = task_of(job, self._out, rank=self._rank)
+        self.task.begin(lidar, shared=True)
+        together = max(1, lidar.batch_size // job.images) if job.task == "generate" else 1
+        return Ready(together, job.dtype)
+
+    def draw(self, numbers: Sequence[int]) -> list[Drawn]:
+        """Draw, judge and keep units; return what became of each."""
+        task = self.task
+        number_of = {task.units[number]: number for number in numbers}
+        found = []
+        for group in _groups(task, list(number_of)):
+            for unit, record in _each(task, group, task.lidar):
+                if isinstance(record, RewardError):
+                    found.append(Drawn(number_of[unit], Cost(), str(record)))
+                else:
+                    kept = None if task.helps else record
+                    found.append(Drawn(number_of[unit], task.cost(record), record=kept))
+        return found
+
+
+class Judge:
+    """One reward of a Job.
+
+    Args:
+        name: of the reward.
+        fast: levers of the Job, if the reward guides.
+        device: where it computes; None takes the accelerator that Ray gave.
+    """
+
+    def __init__(self, name: str, fast: str | None, device: str | None) -> None:
+        self._name, self._fast, self._device = name, fast, device
+        self._reward: Any = None
+
+    def ready(self, job: str) -> dict[str, Any]:
+        """Load the reward and let it read the prompts of a Job; return what a :class:`RayReward` says of it.
+
+        Raises:
+            OSError, ValueError: the reward cannot be loaded, or refuses a prompt.
+        """
+        reward = self._loaded()
+        check_prompts(reward, Job.from_json(job).lines())
+        return {
+            "name": name_of(reward),
+            "reads_metadata": bool(getattr(reward, "reads_metadata", False)),
+            "modality": str(getattr(reward, "modality", "image")),
+            "stands_for": short(reward),
+        }
+
+    def score(self, pictures: np.ndarray, prompts: Sequence[Any]) -> np.ndarray:
+        """Return what the reward says of pictures (B, ...) in bytes, or of audio in floats."""
+        images = torch.tensor(pictures)  # what comes from Ray's store is read-only
+        with torch.no_grad():
+            seen = images.float() / 255 if images.dtype == torch.uint8 else images
+            return torch.as_tensor(ask(self._loaded(), images=seen, prompts=prompts)).float().cpu().numpy()
+
+    def _loaded(self) -> Any:
+        if self._reward is None:  # also after Ray started the process again
+            quieten()
+            levers, device = read_levers(self._fast), device_of(self._device)
+            dtype = levers["sampler"].get("reward_dtype", torch.float32)
+            self._reward = load_reward(self._name, device=device, dtype=dtype)
+            if levers["reward"]:
+                accelerate(self._reward, **levers["reward"])
+        return self._reward
+
+
+class RayReward:
+    """A reward that a :class:`Judge` computes: one on this host if there is one, else another.
+
+    Pictures travel in 8 bits, as they would be saved: a pixel moves by at most 1/510, and a score moves with it. The
+    judge checked the prompts of the Job when it was loaded.
+
+    Args:
+        name: what results call the reward.
+        places: node of Ray -> name of the judge there.
+        reads_metadata: as the reward has it.
+        modality: as the reward has it.
+        stands_for: what tells the reward from others in the identity of a run, which can go on without judges.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self, name: str, places: Mapping[str, str], *, reads_metadata: bool, modality: str, stands_for: str
+    ) -> None:
+        self.name, self.places, self.stands_for = name, dict(places), stands_for
+        self.reads_metadata, self.modality = reads_metadata, modality
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its scores: the reward, and pictures of 8 bits."""
+        return {"reward": self.stands_for, "bits": 8}
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[Any]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], or videos or audio, and B prompts to scores (B,), on the CPU.
+
+        Raises:
+            RuntimeError: no judge answers.
+            Exception: what the reward raised.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        pictures = images.detach().float().cpu()
+        if pictures.dim() > 3:
+            pictures = (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+        here, last = ray.get_runtime_context().get_node_id(), ""
+        for node in sorted(self.places, key=lambda node: node != here):
+            try:
+                judge = ray.get_actor(self.places[node])
+                scores = ray.get(judge.score.remote(pictures.numpy(), list(prompts)), timeout=ANSWER)
+                return torch.tensor(scores)
+            except RayTaskError as error:
+                raise error.cause from None
+            except (RayError, ValueError) as error:  # lost, or slower than ANSWER; ValueError: there is none
+                last = str(error).split("\n")[0]
+        raise RuntimeError(f"none of its {len(self.places)} judges answers (the last: {last})")
