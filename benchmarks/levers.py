@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ from benchmarks.peers.clock import now
 from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, accelerate, glyph, rewards
 from lidar_sampling.evaluation.statistics import bootstrap, interval
-from lidar_sampling.runs._lines import append
-from lidar_sampling.runs._lines import read_objects as read
+from lidar_sampling.runs._lines import fill, read_objects
 
 NONE = "none"
 JUDGES = ("glyph", "glyph-heldout", "geneval")
@@ -44,26 +44,28 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
-    lines = read(path)
-    done = {(line["prompt"], line["lever"]) for line in lines}
     chosen = glyph.spread(glyph.prompts(), arguments.prompts // 6)
     names = [NONE, *arguments.levers.split(",")]
     if unknown := set(names[1:]) - set(levers(arguments.device)):
         parser.error(f"unknown lever {min(unknown)!r}; known are {', '.join(levers(arguments.device))}")
-    if any((metadata["prompt"], name) not in done for metadata in chosen for name in names):
-        makers = {NONE: lambda: plain(arguments.device), **levers(arguments.device)}
-        made = {name: prepared(makers[name]) for name in names}
-        for metadata in chosen:
-            missing = [name for name in names if (metadata["prompt"], name) not in done]
-            reference: Any = None
-            for name in [NONE, *(name for name in missing if name != NONE)] if missing else []:
-                lidar, first = made[name]
-                line, result = drawn(lidar, metadata, reference, made[NONE][0])
-                reference = reference or result
-                if name in missing:
-                    lines.append({"lever": name, "first": first, **line})
-                    append(path, lines[-1])
-                print(f"{metadata['prompt']}, {name}: {line['seconds']:.1f} s", flush=True)
+    makers = {NONE: lambda: plain(arguments.device), **levers(arguments.device)}
+    made = cache(lambda name: prepared(makers[name]))
+
+    @lru_cache(maxsize=1)
+    def of_none(prompt: str) -> tuple[dict[str, Any], Any]:
+        return drawn(made(NONE)[0], prompt, None, made(NONE)[0])
+
+    def draw(unit: Mapping[str, Any]) -> dict[str, Any]:
+        name, prompt = unit["lever"], unit["prompt"]
+        line, reference = of_none(prompt)  # beside it, so that a slow minute of the machine falls on both
+        if name != NONE:
+            line, _ = drawn(made(name)[0], prompt, reference, made(NONE)[0])
+        return {"first": made(name)[1], **line}
+
+    units = [{"lever": name, "prompt": line["prompt"], "tag": line["tag"]} for line in chosen for name in names]
+    for line in fill(path, units, draw):
+        print(f"{line['prompt']}, {line['lever']}: {line['seconds']:.1f} s", flush=True)
+    lines = read_objects(path)
     kept = arguments.out / "alone.md"
     if not kept.exists():
         kept.write_text(alone(arguments.device))
@@ -122,16 +124,14 @@ def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
     return lidar, time.perf_counter() - start
 
 
-def drawn(lidar: LiDAR, metadata: dict[str, Any], reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
+def drawn(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
     """One prompt: seconds, scores by ``judge``, and how near samples and bank are to those of ``reference``."""
     device = torch.device(lidar.pipe.device)
     start = now(device)
-    result = lidar.guided([metadata["prompt"]], 4, 0, None)
+    result = lidar.guided([prompt], 4, 0, None)
     seconds = now(device) - start
     result, cost = judge.judge(result), result.cost
     line = {
-        "prompt": metadata["prompt"],
-        "tag": metadata["tag"],
         "seconds": seconds,
         "evaluations": cost["lookahead"].network_evaluations + cost["sampling"].network_evaluations,
         **{judge: result.rewards[judge].nanmean().item() for judge in JUDGES},

@@ -23,7 +23,7 @@ import torch
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
 from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
-from lidar_sampling.runs._lines import append
+from lidar_sampling.runs._lines import fill
 from lidar_sampling.runs._lines import read_objects as read
 
 FORMS = ("token-independent", "single-site", "joint")
@@ -61,8 +61,6 @@ def main() -> None:
     }
     agree(arguments.out / "run.json", how)
     path = arguments.out / "results.jsonl"
-    lines = read(path)
-    done = {(line["reward_name"], line["method"], line["seed"]) for line in lines}
     for seed in range(arguments.seeds):
         tokens: list[torch.Tensor] = []
         for name in arguments.rewards.split(","):
@@ -74,13 +72,12 @@ def main() -> None:
                 steps=STEPS,
                 reward_scale=arguments.reward_scale,
             )
-            wanted = {m: f for m, f in methods(lidar, tokens, arguments, seed).items() if (name, m, seed) not in done}
-            for method, draw in wanted.items():
-                start = time.perf_counter()
-                line = {"reward_name": name, "method": method, "seed": seed, **judged(lidar, draw())}
-                lines.append(line)
-                append(path, line)
-                print(f"{name} {method} seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+            known = methods(lidar, tokens, arguments, seed)
+            units = [{"reward_name": name, "method": method, "seed": seed} for method in known]
+            start = time.perf_counter()
+            for line in fill(path, units, lambda unit: judged(lidar, known[unit["method"]]())):  # noqa: B023
+                print(f"{name} {line['method']} seed {seed}: {time.perf_counter() - start:.0f} s so far", flush=True)
+    lines = read(path)
     (arguments.out / "table.md").write_text(table(lines, arguments))
     draw_figure(lines, arguments.out / "figure.svg")
 

@@ -24,8 +24,7 @@ from lidar_sampling import LiDAR, LookaheadBank, glyph
 from lidar_sampling._decode import pictures
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
-from lidar_sampling.runs._lines import append
-from lidar_sampling.runs._lines import read_objects as read
+from lidar_sampling.runs._lines import fill, read_objects
 
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 IMAGES, EQUAL_COST = 4, 9
@@ -50,28 +49,22 @@ def main() -> None:
     arguments = parser.parse_args()
 
     path = arguments.out / "results.jsonl"
-    done = read(path)
     if not arguments.table:
         arguments.out.mkdir(parents=True, exist_ok=True)
         everything = glyph.read_metadata(arguments.prompts) if arguments.prompts else glyph.prompts()
-        seen = {line["prompt"] for line in done}
         lidar = LiDAR.from_pretrained("glyph", device=arguments.device)
-        for metadata in glyph.spread(everything, arguments.per_tag):
-            if metadata["prompt"] in seen:
-                continue
-            line = measure(lidar, metadata, arguments.seed)
-            append(path, line)
-            done.append(line)
-            print(len(done), metadata["prompt"], flush=True)
-    table = summarise(done)
+        chosen = glyph.spread(everything, arguments.per_tag)
+        units = [{"prompt": metadata["prompt"], "tag": metadata["tag"]} for metadata in chosen]
+        for k, line in enumerate(fill(path, units, lambda unit: measure(lidar, unit["prompt"], arguments.seed)), 1):
+            print(k, line["prompt"], flush=True)
+    table = summarise(read_objects(path))
     if not arguments.table:
         (arguments.out / "table.md").write_text(table)
     print(table)
 
 
-def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]:
+def measure(lidar: LiDAR, prompt: str, seed: int) -> dict[str, Any]:
     """One prompt: every row's judgements, and what drawing them cost."""
-    prompt = metadata["prompt"]
     guided = lidar(prompt, images=IMAGES, seed=seed)
     vanilla = lidar.vanilla(prompt, images=EQUAL_COST, seed=seed)
     bank = guided.banks[0]
@@ -95,12 +88,7 @@ def measure(lidar: LiDAR, metadata: dict[str, Any], seed: int) -> dict[str, Any]
     }
     costs = {"lookahead": guided.cost["lookahead"], "lidar": guided.cost["sampling"]}
     costs["vanilla 9"] = vanilla.cost["sampling"]
-    return {
-        "prompt": prompt,
-        "tag": metadata["tag"],
-        "rows": rows,
-        "cost": {name: vars(cost) for name, cost in costs.items()},
-    }
+    return {"rows": rows, "cost": {name: vars(cost) for name, cost in costs.items()}}
 
 
 def pictures_of(pipe: Any, bank: LookaheadBank) -> Tensor:

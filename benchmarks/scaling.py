@@ -19,8 +19,7 @@ import torch
 
 from benchmarks.peers.clock import now
 from lidar_sampling import Cost, LiDAR, glyph
-from lidar_sampling.runs._lines import append
-from lidar_sampling.runs._lines import read_objects as read
+from lidar_sampling.runs._lines import fill, read_objects
 
 SWEEPS: dict[str, list[int]] = {
     "n": [3, 16, 64, 256, 1024, 4096],
@@ -40,16 +39,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
-    lines = read(path)
-    done = {(line["what"], line["value"]) for line in lines}
     lidar = LiDAR.from_pretrained("glyph", device=arguments.device, metrics=[], steps=10)
     lidar.with_settings(n=16)("a photo of a cat")  # what a first call loads
-    for what, values in SWEEPS.items():
-        for value in values:
-            if (what, value) not in done and (what != "n" or value <= arguments.most):
-                lines.append({"what": what, "value": value, **measured(lidar, {**FIXED, what: value})})
-                append(path, lines[-1])
-                print(lines[-1], flush=True)
+    units = [{"what": what, "value": value} for what, values in SWEEPS.items() for value in values]
+    units = [unit for unit in units if unit["what"] != "n" or unit["value"] <= arguments.most]
+    for line in fill(path, units, lambda unit: measured(lidar, {**FIXED, unit["what"]: unit["value"]})):
+        print(line, flush=True)
+    lines = read_objects(path)
     (arguments.out / "table.md").write_text(table(lines))
     draw_figure(lines, arguments.out / "figure.svg")
 

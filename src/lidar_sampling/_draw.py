@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._batches import shrinking
 from ._call import blocks_of, for_batch, inputs_of
-from ._hooks import record
+from ._hooks import DivergedError, Watch, attached, record
 from ._media import check_pictures
 
 
@@ -88,6 +88,9 @@ def draw(
         together: neighbours that must share a batch; they are its smallest part.
         differentiable: keep the graph of each step for a hook that wants gradients; weights get none.
         decoded: False leaves the decoder out; ``images`` are latents then.
+
+    Raises:
+        DivergedError: a sample is not finite; the message names its prompt, and the step where that began.
     """
     known = inputs_of(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
@@ -106,26 +109,43 @@ def draw(
     def run(groups: Sequence[int]) -> Drawn:
         chosen = slice(groups[0] * together, (groups[-1] + 1) * together)
         batch = items[chosen]
+        texts = [item.prompt for item in batch]
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
-        context = around(batch) if around else nullcontext()
-        with _quiet(pipe), context, record(pipe) as recording:
+        context, watch = around(batch) if around else nullcontext(), Watch()
+        with _quiet(pipe), attached(pipe, watch), _explained(watch, texts), context, record(pipe) as recording:
             recording.on_step = lambda step: report(step, len(batch), recording.total)
             images = (_call_with_graph if differentiable else _call)(
                 pipe,
-                prompt=[item.prompt for item in batch],
+                prompt=texts,
                 generator=generators,
                 output_type="pt" if decoded else "latent",
-                **for_batch(call, [item.prompt for item in batch]),
+                **for_batch(call, texts),
                 **{name: value[chosen] for name, value in rows.items()},
             )
         latents = recording.samples
         if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
             raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
+        watch.check(latents, texts)
         return Drawn(batch, _checked(pipe, images.float()) if decoded else images.float(), latents)
 
     for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
         yield drawn
+
+
+@contextmanager
+def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
+    """Let a refusal within this block, such as of a reward that was shown NaN, say which step made it so.
+
+    Raises:
+        DivergedError: in place of the refusal.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if why := watch.explain(prompts):
+            raise DivergedError(why) from error
+        raise
 
 
 def _checked(pipe: Any, images: Tensor) -> Tensor:

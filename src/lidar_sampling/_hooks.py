@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._levels import clean_prediction, data_scale, noise_level
@@ -93,6 +95,86 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
     recording = Recording(on_step=on_step)
     with attached(pipe_or_scheduler, recording):
         yield recording
+
+
+class DivergedError(RuntimeError):
+    """A sample is not finite; the message says of which prompt, and which step made it so."""
+
+
+@dataclass
+class Watch(Hook):
+    """The hook that remembers of every step whether its sample and the network's output were finite.
+
+    It is to be attached before all others, so that it sees what the network returned and not what guidance made of
+    it. A step adds two sums per sample, which stay on the device: nothing waits for them before :meth:`check`. They
+    only say where a fault came from. Whether there is one, the final sample alone decides: so what a scheduler clips
+    or a mask leaves out raises no false alarm.
+
+    Attributes:
+        total: number of steps that this call takes.
+        sums: of each step, the sums (B,) of its sample and of the network's output.
+    """
+
+    total: int = 0
+    sums: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def start(self, steps: int) -> None:
+        """Keep how many steps this call takes."""
+        self.total = steps
+
+    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+        """Keep the sums of the sample and of the network's output."""
+        self.sums.append((_sum(arguments["sample"]), _sum(arguments["model_output"])))
+        return arguments["model_output"]
+
+    def check(self, samples: Tensor, prompts: Sequence[str]) -> None:
+        """Refuse final samples (B, *) that are not finite.
+
+        Args:
+            samples: what the last step returned.
+            prompts: of the samples, in their order.
+
+        Raises:
+            DivergedError: one is not; the message names its prompt, and the step where that began.
+        """
+        bad = (~samples.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            row = bad[0]
+            raise DivergedError(f"{self.origin(row, len(samples)) or self._by(self.total)} for {prompts[row]!r}")
+
+    def explain(self, prompts: Sequence[str]) -> str:
+        """Return where the first sample that is no longer finite began to be so, and its prompt; "" if all are."""
+        for row, prompt in enumerate(prompts):
+            if why := self.origin(row, len(prompts)):
+                return f"{why} for {prompt!r}"
+        return ""
+
+    def origin(self, row: int, count: int) -> str:
+        """Return what made sample ``row`` of ``count`` something else than numbers; "" if nothing did so far."""
+        for number, (sample, output) in enumerate(self.sums, 1):
+            if not math.isfinite(_of_row(sample, row, count)):
+                return self._by(number - 1)
+            if not math.isfinite(value := _of_row(output, row, count)):
+                what = "NaN" if math.isnan(value) else "infinity"
+                return f"the network returned {what} at step {number} of {self.total}"
+        return ""
+
+    def _by(self, step: int) -> str:
+        if step == 0:
+            return "the sample that drawing starts from holds NaN or infinity"
+        return f"guidance or scheduler made NaN or infinity of numbers at step {step} of {self.total}"
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Return the sum (B,) of each sample, in float32 at least: it is finite if all of the sample is."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.detach().flatten(1).sum(1, dtype=dtype)
+
+
+def _of_row(sums: Tensor, row: int, count: int) -> float:
+    """Return the sum of one sample of ``count``, some of which may have several rows."""
+    rows = max(1, len(sums) // count)
+    return float(sums[row * rows : (row + 1) * rows].sum())
 
 
 @dataclass

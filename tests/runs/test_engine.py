@@ -113,7 +113,12 @@ class TestShares:
         code, out, err = lidar("generate", "a cat", "a dog", *tiny, *few, "--out", tmp_path / "out")
         assert (code, out) == (0, "")
         assert "share 1 of 2, as SLURM_ARRAY_TASK_ID" in err
-        assert (tmp_path / "out/result.json").exists()
+        assert "share 1 of 2 is done; others are still drawing" in err
+        assert not (tmp_path / "out/result.json").exists()
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+        *_, err = lidar("generate", "a cat", "a dog", *tiny, *few, "--out", tmp_path / "out")
+        assert "share 2 of 2 is done; all of it is in" in err
+        assert len(json.loads((tmp_path / "out/result.json").read_text())["prompts"]) == 2
 
 
 class TestAnyRun:
@@ -140,10 +145,10 @@ class TestAnyRun:
         assert not (tmp_path / "out").exists()
 
     def test_collects_what_others_drew(self, lidar, job, loaded, tmp_path):
-        run(job, tmp_path / "out", shard=(0, 2), lidar=loaded)
+        for rank in (0, 2, 1):
+            assert not run(job, tmp_path / "out", shard=(rank, 4), lidar=loaded).complete
+        run(job, tmp_path / "out", shard=(3, 5), lidar=loaded)  # another number of processes
         (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
-        for name in ("result.json", "grid.png"):
-            (tmp_path / "out" / name).unlink()
         code, out, err = lidar("run", tmp_path / "job.json", "--out", tmp_path / "out", "--collect", "--json")
         assert code == 0, err
         assert len(json.loads(out)["prompts"]) == 5

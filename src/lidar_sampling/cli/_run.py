@@ -39,15 +39,14 @@ def run(
     collect: Collect = False,
     dry_run: o.DryRun = False,
     profile: o.Profile = False,
-    resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Carry out a Job that was written down: draw again what a result.json holds, or a share of a large run.
 
-    With RANK and WORLD_SIZE set, as torchrun does, or in a job array or step of SLURM, each process takes its share
-    of the prompts first, and then what the others have not drawn yet. The last to finish writes result.json, the
+    A run that is in --out goes on, if it is the same. With RANK and WORLD_SIZE set, as torchrun does, or in a job
+    array or step of SLURM, each process takes its share of the prompts. The last to finish writes result.json, the
     grid and the tables.
     """
     from ..runs import Job
@@ -63,7 +62,7 @@ def run(
         out,
         dry_run=dry_run,
         profile=profile,
-        resume=resume,
+        resume=not overwrite,
         overwrite=overwrite,
         json=json,
         quiet=quiet,

@@ -17,11 +17,12 @@ Record = dict[str, Any]
 class Banks:
     """What ``look`` draws and keeps: a unit is the number of a prompt, its record what its bank holds."""
 
-    helps = False
+    helps = indexed = False
 
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out
         self.units: Sequence[int] = range(len(job))
+        self._files: list[Path] = []
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Make the sampler ready; any number of runs may share a store, whose files go by their contents."""
@@ -47,11 +48,12 @@ class Banks:
         (unit,) = group
         prompt = self.job.text(unit)
         (bank,), cost = lidar.looked([prompt], self.job.seeds[0])
-        file = str(self.store.path(prompt, bank.key))
+        file = self.store.path(prompt, bank.key)
+        self._files += [file] if file.exists() else []  # some banks cannot be kept, of which a warning told
         rewards = {
             name: {"mean": values.mean().item(), "best": values.max().item()} for name, values in bank.rewards.items()
         }
-        return [{"prompt": prompt, "n": len(bank), "rewards": rewards, "file": file, "cost": vars(cost)}]
+        return [{"prompt": prompt, "n": len(bank), "rewards": rewards, "file": str(file), "cost": vars(cost)}]
 
     def cost(self, record: Record) -> Cost:
         """Return what a record cost."""
@@ -65,9 +67,19 @@ class Banks:
         """Return what a person calls a unit."""
         return self.job.text(unit)
 
+    def complete(self, rank: int, number: int) -> bool:
+        """Return True: a process answers for its own banks alone."""
+        return True
+
     def abandon(self) -> None:
         """Leave the store as it is."""
 
     def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what is known already: a store needs no index."""
+        """Return what is known already: a store needs no index.
+
+        Raises:
+            FileNotFoundError: a bank was removed while the run went on.
+        """
+        if gone := [file for file in self._files if not file.exists()]:
+            raise FileNotFoundError(f"{gone[0]} was removed while the run went on: start it again")
         return dict(extra or {})

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from ..methods import Method
 from ..methods import load as load_method
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
+from ._folder import check_kept
 from ._identity import agree, identity, read_json
 from ._lines import Line, append, plain_guide, read
 from ._lines import key as key_of
@@ -56,7 +60,7 @@ class Comparison:
         job: what run.json says made the lines; None where they are made from Python.
     """
 
-    helps = True
+    helps = indexed = True
 
     def __init__(
         self,
@@ -79,7 +83,6 @@ class Comparison:
         self._evaluations: dict[str, float] = {}
         self._lines: dict[tuple[str, int, str], Line] = {}
         self._seen: dict[Path, int] = {}
-        self._shared = True
         self._drawn_by = {name: _settings(method) for name, method in methods.items()}
 
     @classmethod
@@ -104,7 +107,6 @@ class Comparison:
         _check_twice(self.prompts)
         self.lidar = lidar.with_prompts([metadata["prompt"] for metadata in self.prompts])
         self._claim()
-        self._shared = shared
         self._read()
         for line in self._lines.values():
             self._check_line(line)
@@ -116,7 +118,7 @@ class Comparison:
     def finished(self, unit: Unit) -> Line | None:
         """Return the line that is there, whoever drew it."""
         found = self._line_of(unit)
-        if found is None and self._shared and self._changed():
+        if found is None and self._seen != self._sizes():  # others write too, and be it to the file of this process
             self._read()
             found = self._line_of(unit)
         return found
@@ -132,13 +134,18 @@ class Comparison:
         drawn = method.draw(lidar, [metadata["prompt"]], images=self.images, seed=unit.seed)
         result = lidar.judge(drawn, [metadata])
         line = {**_line(lidar, result, metadata, unit.seed, unit.method), "drawn_by": self._drawn_by[unit.method]}
+        if (theirs := self.finished(unit)) is not None:  # the same seed gives the same samples
+            return [theirs]
+        check_kept(self.out)
         place = f"pictures/{unit.number:05d}/{unit.method.replace('/', '-')}"
         # A folder that went on with another list of prompts holds another prompt's pictures there.
         taken = any(other.get("pictures") == place for other in self._lines.values())
         if unit.seed == self.first_seed and unit.number < self.pictures and not taken:
             _keep(result, self.out / place)
             line["pictures"] = place
-        append(self.file, line)
+        written = append(self.file, line)
+        if written.start == self._seen.get(self.file, 0):  # nobody else wrote there
+            self._seen[self.file] = written.stop
         self._lines[key_of(line)] = line
         return [line]
 
@@ -159,6 +166,10 @@ class Comparison:
         """Return what a person calls a unit."""
         return f"{unit.method}: {self.prompts[unit.number]['prompt']}"
 
+    def complete(self, rank: int, number: int) -> bool:
+        """Return whether all lines are there, whoever drew them."""
+        return all(self.finished(unit) is not None for unit in self.units)
+
     def abandon(self) -> None:
         """Leave the folder as it is: lines of the same run may be added at any time."""
 
@@ -172,11 +183,6 @@ class Comparison:
     def _read(self) -> None:
         self._seen = self._sizes()
         self._lines = {key_of(line): line for line in read(*self._seen)}
-
-    def _changed(self) -> bool:
-        return {path: size for path, size in self._sizes().items() if path != self.file} != {
-            path: size for path, size in self._seen.items() if path != self.file
-        }
 
     def _sizes(self) -> dict[Path, int]:
         files = sorted(self.out.glob("results-*.jsonl"), key=natural_order)
@@ -298,6 +304,13 @@ def _guide(reward: Any) -> dict[str, Any]:
 
 
 def _keep(result: Result, folder: Path) -> None:
+    """Write the samples to ``folder``, each whole under its name, also where another process writes the same."""
     folder.mkdir(parents=True, exist_ok=True)
-    for k, sample in enumerate(result.images[0]):
-        save_sample(sample, folder / f"{k:04d}", sampling_rate=result.sampling_rate)
+    part = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+    try:
+        part.mkdir()
+        for k, sample in enumerate(result.images[0]):
+            file = save_sample(sample, part / f"{k:04d}", sampling_rate=result.sampling_rate)
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

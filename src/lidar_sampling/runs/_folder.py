@@ -146,8 +146,7 @@ class Folder:
         """
         drawn = {"vanilla": vanilla, method: result} if vanilla is not None else {method: result}
         for attempt in range(_TRIES):
-            if not (self.path / "run.json").exists():
-                raise FileNotFoundError(f"{self.path} was removed while the run went on: start it again")
+            check_kept(self.path)
             try:
                 return self._put(index, result, drawn, metadata)
             except FileNotFoundError:  # swept away by another run in this folder
@@ -202,6 +201,16 @@ class Folder:
         with suppress(ValueError):  # damaged: it is replaced
             return self.finished(index, entry["prompt"], entry["methods"])
         return None
+
+
+def check_kept(path: Path) -> None:
+    """Refuse to write into a folder that lost its run.json while the run went on: it would be no run's.
+
+    Raises:
+        FileNotFoundError: it did.
+    """
+    if not (path / "run.json").exists():
+        raise FileNotFoundError(f"{path} was removed while the run went on: start it again")
 
 
 def place_of(index: int, count: int) -> str:

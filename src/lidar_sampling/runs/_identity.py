@@ -147,7 +147,7 @@ def _told(value: Any, name: str) -> Any:
 
 
 def short(value: Any) -> str:
-    """Return what tells a judge or an autoencoder from others: of a judge elsewhere, that of the one it stands for."""
+    """Return what tells a judge or an autoencoder from others; of one that is elsewhere, what tells that one."""
     if isinstance(there := getattr(value, "stands_for", None), str):
         return there
     try:

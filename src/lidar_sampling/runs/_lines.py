@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,34 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
     return lines
 
 
+def fill(path: Path, units: Iterable[Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Line]) -> Iterator[Line]:
+    """Yield the line of each unit: the one that ``path`` holds, or what ``draw`` says of it, which is appended.
+
+    Args:
+        path: the file, which need not be there.
+        units: fields by which a line is known, such as ``{"prompt": "a cat", "seed": 0}``.
+        draw: the other fields of a unit's line.
+
+    Raises:
+        ValueError: the file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "results.jsonl"
+        >>> list(fill(path, [{"n": 1}], lambda unit: {"square": 1}))
+        [{'n': 1, 'square': 1}]
+        >>> list(fill(path, [{"n": 1}, {"n": 2}], lambda unit: {"square": unit["n"] ** 2}))
+        [{'n': 1, 'square': 1}, {'n': 2, 'square': 4}]
+    """
+    known = read_objects(path)
+    for unit in units:
+        line = next((line for line in known if unit.items() <= line.items()), None)
+        if line is None:
+            line = {**unit, **draw(unit)}
+            append(path, line)
+        yield line
+
+
 def once(lines: Iterable[Line]) -> list[Line]:
     """Return the lines without those whose prompt, seed and method came before.
 
@@ -96,14 +126,36 @@ def plain_guide(guide: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def append(path: Path, line: Line) -> None:
-    """Write a line of its own, also behind one that a killed run cut off."""
-    with naming(path), path.open("ab+") as file:
-        if file.tell() > 0:
+def append(path: Path, line: Line) -> range:
+    """Write a line of its own, also behind one that a killed run cut off; return the bytes of the file that it has.
+
+    Several processes may append to one file: each line is one write at the end of it, and nobody else writes between
+    the look at what is there and the write.
+    """
+    content = json.dumps(line).encode() + b"\n"
+    with naming(path), path.open("ab+", buffering=0) as file, _alone(file):
+        begin = file.seek(0, os.SEEK_END)
+        if begin > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
+                content = b"\n" + content
+        written = file.write(content)
+        if written < len(content):  # what is left of the disk: writing the rest says what is wrong
+            file.write(content[written:])
+        return range(begin, begin + len(content))
+
+
+@contextmanager
+def _alone(file: FileIO) -> Iterator[None]:
+    """Hold others who append to this file off, where the system and the file system can: a kill lets go of it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield  # the end of the file lets go
 
 
 def _parsed(text: bytes) -> Line | None:

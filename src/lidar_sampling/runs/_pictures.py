@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ MOST_ENTRIES = 1000
 class Pictures:
     """What ``generate`` draws and keeps: a unit is the number of a prompt, its record the entry of its folder."""
 
-    helps = True
+    helps, indexed = False, True
 
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out
@@ -43,8 +45,7 @@ class Pictures:
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Take the folder and make the sampler ready, or refuse before anything is drawn."""
-        job, lines = self.job, self.job.lines()
-        name = job.methods[-1]
+        job, name = self.job, self.job.methods[-1]
         method = None if name == "lidar" else load_method(name)
         self._banks = find_banks(job.banks, job.texts()) if job.banks else None
         drawn_by: Any = method
@@ -52,7 +53,8 @@ class Pictures:
             drawn_by = {
                 prompt: [digest(bank.samples), contents(dict(bank.rewards))] for prompt, bank in self._banks.items()
             }
-        lidar.check_prompts(lines)
+        for some in _batched(map(job.line, self.units), MOST_ENTRIES):
+            lidar.check_prompts(some)
         self.lidar = lidar.with_prompts(job.texts())
         self._size = max(1, lidar.batch_size // job.images)
         asked = {"images": job.images, "seed": job.seeds[0], "vanilla": len(job.methods) > 1}
@@ -60,7 +62,7 @@ class Pictures:
         self.folder = Folder(
             self.out,
             {**job.to_json(), "settings": asdict(lidar.settings)},
-            identity=identity(self.lidar, prompts=lines, **how),
+            identity=identity(self.lidar, prompts=_told(job), **how),
             resume=resume,
             overwrite=overwrite,
             shared=shared,
@@ -117,6 +119,15 @@ class Pictures:
         """Return what a person calls a unit."""
         return self.job.text(unit)
 
+    def complete(self, rank: int, number: int) -> bool:
+        """Say that share ``rank`` of ``number`` is done; return whether that was the last one."""
+        if number == 1:
+            return True
+        shares = self.out / "shares"
+        shares.mkdir(exist_ok=True)
+        (shares / f"{rank}-of-{number}").touch()
+        return all((shares / f"{each}-of-{number}").exists() for each in range(number))
+
     def abandon(self) -> None:
         """Leave nothing behind of a run that kept nothing."""
         self.folder.abandon()
@@ -130,7 +141,8 @@ class Pictures:
         Raises:
             ValueError: not every prompt is there, or the folder is of another run.
         """
-        manifest = read_json(self.out / "run.json", {"settings": dict})
+        mend = "restore it, or choose another --out"
+        manifest = read_json(self.out / "run.json", {"settings": dict}, mend=mend)
         many, file = len(self.units) > MOST_ENTRIES, self.out / "entries.jsonl"
         means = {name: Means() for name in self.job.methods}
         first: list[Record] = []
@@ -154,7 +166,9 @@ class Pictures:
         write_json(self.out / "result.json", whole)
         try:
             if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # there is no picture of a sound
-                draw_grid(self.out, first).save(self.out / "grid.png")
+                grid = draw_grid(self.out, first)
+                with writing(self.out / "grid.png") as content:
+                    grid.save(content, format="PNG")
         except Exception as error:  # the pictures and their numbers are there
             _log.warning("grid.png was left out: %s", " ".join(str(error).split()))
         return whole
@@ -165,6 +179,22 @@ class Pictures:
             if entry is None:
                 raise ValueError(f"{self.out} does not hold {self.said(unit)!r} of this run: finish it first")
             yield entry
+
+
+def _told(job: Job) -> Any:
+    """Return what tells the prompts of a run from those of another: the prompts, or of many a digest."""
+    if len(job) <= MOST_ENTRIES:
+        return job.lines()
+    digest = hashlib.sha256()
+    for index in range(len(job)):
+        digest.update(json.dumps(job.line(index)).encode() + b"\n")
+    return f"{len(job)} prompts, sha256 {digest.hexdigest()}"
+
+
+def _batched(lines: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    lines = iter(lines)
+    while some := list(islice(lines, size)):
+        yield some
 
 
 def find_banks(places: Sequence[str], prompts: Sequence[str]) -> dict[str, LookaheadBank]:

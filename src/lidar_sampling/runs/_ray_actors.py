@@ -89,7 +89,7 @@ class Worker:
                 if isinstance(record, RewardError):
                     found.append(Drawn(number_of[unit], Cost(), str(record)))
                 else:
-                    kept = None if task.helps else record
+                    kept = None if task.indexed else record
                     found.append(Drawn(number_of[unit], task.cost(record), record=kept))
         return found
 
@@ -187,7 +187,7 @@ class RayReward:
                 scores = ray.get(judge.score.remote(pictures.numpy(), list(prompts)), timeout=ANSWER)
                 return torch.tensor(scores)
             except RayTaskError as error:
-                raise error.cause from None
+                raise error.cause or error from None
             except (RayError, ValueError) as error:  # lost, or slower than ANSWER; ValueError: there is none
                 last = str(error).split("\n")[0]
         raise RuntimeError(f"none of its {len(self.places)} judges answers (the last: {last})")

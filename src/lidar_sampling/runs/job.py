@@ -93,7 +93,7 @@ class Job:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", _lines(self.prompts))
+        object.__setattr__(self, "prompts", _checked(self.prompts))
         for name in ("metrics", "methods", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
                 object.__setattr__(self, name, tuple(value))
@@ -156,17 +156,15 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Return the Job as JSON values, every field named."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain["prompts"] = [line["prompt"] if list(line) == ["prompt"] else line for line in self._prompts]
-        return json.loads(json.dumps(plain))
+        return json.loads(json.dumps({each.name: getattr(self, each.name) for each in fields(self)}))
 
     def text(self, index: int) -> str:
         """Return the text of prompt ``index``."""
-        return self._prompts[index]["prompt"]
+        return text_of(self._prompts[index])
 
     def texts(self) -> list[str]:
         """Return the texts of the prompts."""
-        return [line["prompt"] for line in self._prompts]
+        return [text_of(prompt) for prompt in self._prompts]
 
     def line(self, index: int) -> dict[str, Any]:
         """Return prompt ``index`` with what it asks for.
@@ -174,19 +172,20 @@ class Job:
         That is what its own mapping says; where it neither includes nor excludes anything, what GenEval's templates
         read in the text.
         """
-        return with_asked(self._prompts[index])
+        prompt = self._prompts[index]
+        return with_asked({"prompt": prompt} if isinstance(prompt, str) else prompt)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all prompts with what they ask for."""
-        return [with_asked(line) for line in self._prompts]
+        return [self.line(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         """Return the number of prompts."""
         return len(self._prompts)
 
     @property
-    def _prompts(self) -> tuple[Mapping[str, Any], ...]:
-        return cast("tuple[Mapping[str, Any], ...]", self.prompts)  # since it was made
+    def _prompts(self) -> tuple[str | Mapping[str, Any], ...]:
+        return cast("tuple[str | Mapping[str, Any], ...]", self.prompts)  # since it was made
 
 
 def read_budget(text: str) -> tuple[float, str]:
@@ -211,27 +210,37 @@ def _types() -> dict[str, Any]:
     return get_type_hints(Job)
 
 
-def _lines(prompts: Any) -> tuple[Mapping[str, Any], ...]:
-    """Return prompts as mappings, each checked."""
+def text_of(prompt: str | Mapping[str, Any]) -> str:
+    """Return the text of a prompt."""
+    return prompt if isinstance(prompt, str) else prompt["prompt"]
+
+
+def _checked(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
+    """Return prompts, each checked; one with nothing but a text is its text, which takes less memory."""
     if isinstance(prompts, str | Path):
         prompts = read_prompts(prompts)
     if not isinstance(prompts, Sequence):
         raise ValueError(f"prompts must be a list of texts, or the path of a file of them, got {prompts!r}")
     if not prompts:
         raise ValueError("prompts must hold at least one prompt")
-    lines = tuple({"prompt": each} if isinstance(each, str) else each for each in prompts)
     seen: dict[Any, str] = {}
-    for line in lines:
+    found: list[str | Mapping[str, Any]] = []
+    for line in prompts:
+        if isinstance(line, str):
+            check_prompt(line)
+            found.append(line)
+            continue
         if not isinstance(line, Mapping):
             raise ValueError(f"a prompt must be a text, or an object with a prompt, got {line!r}")
         check_prompt(line.get("prompt"))
+        found.append(line["prompt"] if list(line) == ["prompt"] else line)
         if (name := line.get("id")) is not None:
             if not isinstance(name, str | int):
                 raise ValueError(f"an id must be a text or a whole number, got {name!r}")
             if name in seen:
                 raise ValueError(f"two prompts have the id {name!r}: {seen[name]!r} and {line['prompt']!r}")
             seen[name] = line["prompt"]
-    return lines
+    return tuple(found)
 
 
 def _check_json(job: Job) -> None:

@@ -37,7 +37,8 @@ class Task(Protocol):
     units: Sequence[Any]
     lidar: LiDAR
     out: Path
-    helps: bool  # whether a process that is done with its own share can tell what is left of the others'
+    helps: bool  # whether a process that is done with its own share goes on with what others have not drawn
+    indexed: bool  # whether what is on disk says what is finished
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Take the folder and make the sampler ready, or refuse before anything is drawn."""
@@ -62,6 +63,9 @@ class Task(Protocol):
 
     def said(self, unit: Any) -> str:
         """Return what a person calls a unit."""
+
+    def complete(self, rank: int, number: int) -> bool:
+        """Return whether all is there, now that this process is done with its share."""
 
     def abandon(self) -> None:
         """Leave nothing behind of a run that kept nothing."""
@@ -136,8 +140,8 @@ def run(
     Args:
         job: what to draw; a budget must be settled (:func:`lidar_sampling.evaluation.budget.settle`).
         out: folder to write.
-        shard: (rank, number of processes). Each draws its own share of the prompts first, and then what the others
-            have not drawn yet; the last to finish writes ``result.json``.
+        shard: (rank, number of processes). Each draws its own share of the prompts; the last to finish writes
+            ``result.json``. A comparison goes on with what the others have not drawn yet.
         resume: go on with the run that is in ``out``, if it is the same. Shards and comparisons always do.
         overwrite: delete the run that is in ``out`` first.
         profile: also say where the time went.
@@ -172,7 +176,7 @@ def run(
     except BaseException:
         task.abandon()
         raise
-    complete = not task.helps or all(task.finished(unit) is not None for unit in task.units)
+    complete = task.complete(*shard)
     extra: dict[str, Any] = {"banks": banks} if job.task == "look" else {}
     if found is not None and found.seconds:
         extra["profile"] = found.report()
@@ -182,7 +186,7 @@ def run(
 def share(task: Task, shard: tuple[int, int], *, help_others: bool = True) -> list[Any]:
     """Return the units of a task in the order in which one of several processes looks at them.
 
-    Its own share comes first; what the others leave undone comes after it, where the task can tell.
+    Its own share comes first; what the others leave undone comes after it, where the task helps.
     """
     rank, number = shard
     prompts = sorted({task.index(unit) for unit in task.units})

@@ -1,0 +1,653 @@
+"""Nothing is lost: what is killed, full, removed, shared or wrong leaves what was finished, in one line on stderr.
+
+Where a fault needs a process, the command runs in one that is forked from this one (:mod:`benchmarks.faults`).
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from test_cli import failure, lidar, tiny
+
+from benchmarks import faults
+from lidar_sampling import LiDAR, testing
+from lidar_sampling._hooks import DivergedError, Watch
+from lidar_sampling.evaluation.budget import settled
+from lidar_sampling.runs import Job, _lines, load, run, task_of
+
+__all__ = ["lidar", "tiny"]  # fixtures
+
+resource = pytest.importorskip("resource", reason="forks, mounts and signals are those of Unix")
+
+PROMPTS = ["a cat", "a cow", "a dog"]
+COMMANDS = ["generate", "compare", "look"]
+FEW = {"n": 3, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0}
+
+
+@pytest.fixture(scope="module")
+def commands(tiny, tmp_path_factory):
+    faults.load_once()
+    return faults.commands(Path(tiny[1]), PROMPTS)
+
+
+@pytest.fixture
+def job(tiny):
+    return Job(prompts=PROMPTS, model=tiny[1], reward="brightness", settings=FEW, images=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def wholes(commands, tmp_path_factory):
+    """What each command leaves when nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {name: faults.undisturbed(commands[name], folder)[0] for name in COMMANDS}
+
+
+def one_line(err, *parts):
+    """Check that stderr has one line of ours, and that it says so."""
+    lines = [line for line in err.splitlines() if line.startswith("lidar: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[0]
+
+
+def check_equal(now, whole):
+    assert sorted(now) == sorted(whole)
+    assert all(faults.same(now[name][1], whole[name][1]) for name in whole)
+
+
+def forked(tmp_path, *lines, environments=None):
+    """Run commands at once, each in a process; return (status, stderr) of each."""
+    logs = [tmp_path / f"log-{k}" for k in range(len(lines))]
+    told = environments or [{}] * len(lines)
+    started = [faults.start(list(map(str, line)), *how) for line, *how in zip(lines, logs, told, strict=True)]
+    return [(faults.end_of(process), log.read_text()) for process, log in zip(started, logs, strict=True)]
+
+
+class TestAKill:
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_loses_nothing(self, commands, tmp_path, name):
+        tally = faults.kill(commands[name], 3, tmp_path, seed=7)
+        assert tally.faults == 0, tally.said
+        assert tally.kills >= 3
+        assert tally.drawn > 0
+        assert set(tally.ended) == {0, -signal.SIGKILL}, tally.said
+
+    def test_that_lost_something_would_be_seen(self, commands, lidar, tmp_path):
+        command, out = commands["generate"], tmp_path / "out"
+        assert lidar(*command.arguments, "--out", out)[0] == 0
+        before = command.read(out)
+        tally = faults.Tally("generate")
+        os.utime(out / "00000/result.json")
+        faults._compared(tally, command, out, before, count=True)
+        assert (tally.lost, tally.double, tally.half) == (0, 1, 0)
+        picture = out / "00001/samples/0000.png"
+        content = picture.read_bytes()
+        picture.write_bytes(content[:-40])
+        faults._compared(tally, command, out, before, count=True)
+        assert tally.half == 1
+        shutil.rmtree(out / "00001")
+        faults._compared(tally, command, out, before, count=True)
+        assert tally.lost == 1
+        assert not faults.same([1.0], [1.1])
+        assert not faults.same({"a": 1}, {})
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of its own; resize(KIB) makes it so large."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    made = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=4k", "tmpfs", place], capture_output=True, check=False
+    )
+    if not made or made.returncode:
+        pytest.skip("mounting needs rights")
+
+    def remount(options):
+        subprocess.run([mount, "-o", f"remount,{options}", place], check=True, capture_output=True)
+
+    yield place, remount
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+class TestAFullDisk:
+    @pytest.mark.parametrize(
+        ("name", "sizes"), [("generate", (4, 12, 28, 44)), ("compare", (8, 24)), ("look", (16,))]
+    )
+    def test_keeps_what_is_finished_and_goes_on(self, commands, wholes, lidar, small, name, sizes):
+        place, remount = small
+        command, out, there = commands[name], place / "out", 0
+        for size in sizes:
+            remount(f"size={size}k")
+            code, _, err = lidar(*command.arguments, *command.again, "--out", out)
+            one_line(err, "No space left on device")
+            assert code == 1
+            kept = command.read(out) if out.exists() else {}
+            assert there <= len(kept) < len(PROMPTS) * 2
+            there = len(kept)
+        assert there > 0
+        remount("size=20m")
+        assert lidar(*command.arguments, *command.again, "--out", out)[0] == 0
+        check_equal(command.read(out), wholes[name])
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize("most", [0, 300, 1500])
+    def test_in_the_midst_of_a_file(self, commands, wholes, tmp_path, name, most):
+        command, out = commands[name], tmp_path / "out"
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        log = tmp_path / "log"
+        log.touch()
+        read, write = os.pipe()
+        if (process := os.fork()) == 0:  # the log is a pipe, which has no size
+            os.dup2(write, 2)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+            status = 70
+            try:
+                from lidar_sampling.cli import main
+
+                main([*command.arguments, *command.again, "--out", str(out)])
+            except SystemExit as end:
+                status = end.code
+            finally:
+                os._exit(status)
+        os.close(write)
+        with open(read) as stream:
+            err = stream.read()
+        assert faults.end_of(process) in (1, 2), err
+        one_line(err, "File too large")
+        if out.exists():
+            command.read(out)
+        assert forked(tmp_path, [*command.arguments, *command.again, "--out", out])[0][0] == 0
+        check_equal(command.read(out), wholes[name])
+
+
+class TestAPlaceThatIsNotWritable:
+    @pytest.fixture(autouse=True)
+    def _no_model(self, monkeypatch):
+        def load(job):
+            raise AssertionError("the model was loaded")
+
+        monkeypatch.setattr("lidar_sampling.runs.load", load)
+        monkeypatch.setattr("lidar_sampling.runs.local.load", load)
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_on_a_disk_that_is_read_only(self, commands, lidar, small, name):
+        place, remount = small
+        (place / "there").mkdir()
+        remount("ro")
+        for out in (place / "there", place / "new/deep"):
+            err = failure(lidar(*commands[name].arguments, "--out", out))
+            one_line(err, str(out), "cannot be written (Read-only file system): choose another --out")
+        remount("rw")
+        assert os.listdir(place) == ["there"]
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_under_a_file(self, commands, lidar, tmp_path, name):
+        (tmp_path / "file").touch()
+        err = failure(lidar(*commands[name].arguments, "--out", tmp_path / "file/out"))
+        one_line(err, "cannot be written", "Not a directory")
+        assert os.listdir(tmp_path) == ["file"]
+
+
+class TestAFolderThatChangesUnderARun:
+    def at_second(self, monkeypatch, change):
+        """Make a change when the second prompt or line begins."""
+        from lidar_sampling.runs.local import _Pace
+
+        begin, count = _Pace.begin, [0]
+
+        def changed(self, group):
+            count[0] += 1
+            if count[0] == 2:
+                change()
+            begin(self, group)
+
+        monkeypatch.setattr(_Pace, "begin", changed)
+
+    def line(self, commands, name, out):
+        size = ["--batch-size", "2"] if name == "generate" else []
+        return [*commands[name].arguments, *size, "--out", out]
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_being_removed(self, commands, wholes, lidar, tmp_path, monkeypatch, name):
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            self.at_second(patch, lambda: os.rename(out, tmp_path / "gone"))
+            err = failure(lidar(*self.line(commands, name, out)))
+        one_line(err, "was removed while the run went on: start it again")
+        assert len(commands[name].read(tmp_path / "gone")) == 1
+        if name != "look":
+            assert not out.exists()
+        assert lidar(*self.line(commands, name, out))[0] == 0
+        check_equal(commands[name].read(out), wholes[name])
+
+    @pytest.mark.parametrize("name", COMMANDS[:2])
+    def test_losing_its_run_json(self, commands, lidar, tmp_path, monkeypatch, name):
+        out = tmp_path / "out"
+        self.at_second(monkeypatch, (out / "run.json").unlink)
+        err = failure(lidar(*self.line(commands, name, out)))
+        one_line(err, "out was removed while the run went on: start it again")
+        assert len(commands[name].read(out)) == 1
+
+    def test_whose_run_json_is_damaged(self, commands, lidar, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            self.at_second(patch, lambda: (out / "run.json").rename(tmp_path / "kept") and (out / "run.json").touch())
+            err = failure(lidar(*self.line(commands, "generate", out)))
+        one_line(err, "run.json is damaged", "restore it, or choose another --out")
+        assert sorted(path.name for path in out.glob("0*")) == ["00000", "00001", "00002"]
+        os.replace(tmp_path / "kept", out / "run.json")
+        assert lidar(*self.line(commands, "generate", out), "--resume")[0] == 0
+
+
+class TestTwoRunsInOneFolder:
+    def test_of_one_job_draw_every_prompt_once(self, commands, wholes, tmp_path):
+        line = [*commands["generate"].arguments, "--batch-size", "2", "--resume", "--out", tmp_path / "out"]
+        for status, said in forked(tmp_path, line, line):
+            assert status == 0, said
+        check_equal(commands["generate"].read(tmp_path / "out"), wholes["generate"])
+        assert not list((tmp_path / "out").rglob(".*"))
+
+    def test_of_two_jobs_are_told_apart(self, commands, tmp_path):
+        lines = [[*commands["generate"].arguments, "--seed", seed, "--out", tmp_path / "out"] for seed in (0, 1)]
+        for begun in (False, True):  # at once, and while the first draws
+            ended = forked(tmp_path, *lines) if not begun else [*forked(tmp_path, lines[1], lines[0])]
+            statuses = sorted(status for status, _ in ended)
+            refused = next(said for status, said in ended if status == 2)
+            if begun:
+                assert statuses == [2, 2]
+                assert "is not empty" in refused
+            else:
+                assert statuses == [0, 2]
+                assert "seed=" in refused or "is not empty" in refused
+            one_line(refused)
+        assert len(commands["generate"].read(tmp_path / "out")) == len(PROMPTS)
+
+    def test_where_one_goes_on_while_the_other_still_draws(self, commands, wholes, tmp_path):
+        line = [*commands["generate"].arguments, "--batch-size", "2", "--out", str(tmp_path / "out")]
+        first = faults.start(line, tmp_path / "first")
+        while not (tmp_path / "out/00000").exists():
+            time.sleep(0.01)
+        ((status, said),) = forked(tmp_path, [*line, "--resume"])
+        assert status == 0, said
+        assert faults.end_of(first) == 0, (tmp_path / "first").read_text()
+        check_equal(commands["generate"].read(tmp_path / "out"), wholes["generate"])
+
+    def test_of_a_comparison_share_a_file(self, commands, wholes, tmp_path):
+        line = [*commands["compare"].arguments, "--out", tmp_path / "out"]
+        for status, said in forked(tmp_path, line, line):
+            assert status == 0, said
+        assert os.listdir(tmp_path / "out").count("results-0.jsonl") == 1
+        check_equal(commands["compare"].read(tmp_path / "out"), wholes["compare"])
+        assert not list((tmp_path / "out").rglob(".*"))
+
+    def test_see_each_others_lines_in_the_same_file(self, job, tmp_path):
+        """Two processes without RANK: what one has drawn when the other comes to it is not drawn again."""
+        compared = replace(job, task="compare", methods=["vanilla"])
+        sampler = load(job)
+        one, other = (task_of(compared, tmp_path / "out") for _ in range(2))
+        one.begin(sampler)
+        other.begin(sampler)
+        one.draw([one.units[0]], sampler)
+        assert other.finished(other.units[0])["prompt"] == "a cat"
+        assert other.finished(other.units[1]) is None
+        two = other.draw([other.units[1]], sampler)
+        assert one.draw([one.units[1]], sampler) == two
+        assert len((tmp_path / "out/results-0.jsonl").read_text().splitlines()) == 2
+
+    def test_append_whole_lines(self, tmp_path):
+        file, text = tmp_path / "results-0.jsonl", "x" * 20_000
+        children = []
+        for number in range(4):
+            if (process := os.fork()) == 0:
+                for k in range(50):
+                    _lines.append(file, {"prompt": text, "number": number, "k": k})
+                os._exit(0)
+            children.append(process)
+        assert [faults.end_of(process) for process in children] == [0] * 4
+        lines = list(map(json.loads, file.read_text().splitlines()))
+        assert len({(line["number"], line["k"]) for line in lines}) == len(lines) == 200
+
+    def test_append_behind_what_a_kill_cut_off(self, tmp_path):
+        file = tmp_path / "results-0.jsonl"
+        file.write_text('{"prompt": "a c')
+        assert _lines.append(file, {"prompt": "a dog"}) == range(15, 15 + 21)
+        assert _lines.read_objects(file) == [{"prompt": "a dog"}]
+
+
+class TestABudget:
+    def test_in_seconds_is_settled_once(self, tmp_path):
+        barrier = threading.Barrier(4)
+        answers = {}
+
+        def rank(number):
+            def find(name):
+                barrier.wait()  # all have looked, and nobody has written
+                return name.replace("N", str(number + 3))
+
+            answers[number] = settled(tmp_path / "r/budget.json", "30s", ["best-of-N", "vanilla"], find)
+
+        threads = [threading.Thread(target=rank, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({tuple(found) for found in answers.values()}) == 1
+        assert sorted(os.listdir(tmp_path / "r")) == ["budget.json"]
+
+    def test_is_one_for_two_ranks(self, commands, tmp_path):
+        line = [*commands["compare"].arguments, "--methods", "best-of-N", "--budget", "0.3s", "--out", tmp_path / "r"]
+        ranks = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+        for status, said in forked(tmp_path, line, line, environments=ranks):
+            assert status == 0, said
+        lines = _lines.read(*(tmp_path / "r").glob("results-*.jsonl"))
+        assert sorted(line["prompt"] for line in lines) == PROMPTS
+        assert len({line["method"] for line in lines}) == 1
+
+
+FAULTS = {
+    "raises": "raised RuntimeError: no luck at all",
+    "nan": "returned nan for image",
+    "inf": "returned inf for image",
+    "has a wrong shape": "must return one number an image",
+}
+
+
+def spoilt(scores, prompts):
+    """Do to the scores what FAULT says, where a prompt is among those of FAULT_AT: by what no identity knows."""
+    fault, at = os.environ.get("FAULT"), os.environ.get("FAULT_AT", "a cow").split(",")
+    rows = [k for k, prompt in enumerate(prompts) if prompt in at]
+    if fault is None or not rows:
+        return scores
+    if fault == "raises":
+        raise RuntimeError("no luck\nat all")
+    if fault == "hangs":
+        Path(os.environ["FAULT_FILE"]).touch()
+        time.sleep(600)
+    if fault == "has a wrong shape":
+        return scores[:-1]
+    scores[rows[-1]] = float(fault)
+    return scores
+
+
+class TestAReward:
+    """One that the user wrote: it fails on the last picture of a cow, or on all."""
+
+    @pytest.fixture(autouse=True)
+    def _of_ones_own(self, monkeypatch):
+        def brightness(*, images, prompts):
+            return spoilt(testing.brightness(images=images, prompts=prompts), prompts)
+
+        monkeypatch.setattr("lidar_sampling.rewards.brightness.load_brightness", lambda *_, **__: brightness)
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_that_fails_on_one_picture_leaves_the_others(
+        self, commands, wholes, lidar, tmp_path, monkeypatch, fault, name
+    ):
+        command, out = commands[name], tmp_path / "out"
+        with monkeypatch.context() as patch:
+            patch.setenv("FAULT", fault)
+            code, stdout, err = lidar(*command.arguments, *command.again, "--out", out)
+        assert (code in (1, 2), stdout) == (True, "")
+        one_line(err, "are not in", "a cow", FAULTS[fault])
+        assert len(kept := command.read(out)) == len(wholes[name]) * 2 // 3
+        assert not any("cow" in prompt for prompt in kept)
+        assert lidar(*command.arguments, *command.again, "--out", out)[0] == 0
+        check_equal(command.read(out), wholes[name])
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_that_fails_on_all_stops_the_run(self, commands, lidar, tmp_path, monkeypatch, name):
+        monkeypatch.setenv("FAULT", "raises")
+        monkeypatch.setenv("FAULT_AT", ",".join(PROMPTS))
+        code, stdout, err = lidar(*commands[name].arguments, "--out", tmp_path / "out")
+        assert (code, stdout) == (1, "")
+        one_line(err, "no luck at all")
+        assert not (tmp_path / "out").exists() or commands[name].read(tmp_path / "out") == {}
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_that_hangs_is_stopped_by_ctrl_c(self, commands, wholes, lidar, tmp_path, name):
+        command, out, hangs = commands[name], tmp_path / "out", tmp_path / "hangs"
+        size = ["--batch-size", "2"] if name == "generate" else []
+        fault = {"FAULT": "hangs", "FAULT_AT": "a dog", "FAULT_FILE": str(hangs)}
+        process = faults.start([*command.arguments, *size, "--out", str(out)], tmp_path / "log", fault)
+        until = time.monotonic() + 60
+        while not hangs.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(process, signal.SIGINT)
+        assert faults.end_of(process, 60) == 130
+        one_line((tmp_path / "log").read_text(), "stopped; what was finished stays")
+        assert len(command.read(out)) == len(wholes[name]) * 2 // 3
+        assert lidar(*command.arguments, *command.again, "--out", out)[0] == 0
+        check_equal(command.read(out), wholes[name])
+
+
+def sampler(clip=False, **settings):
+    pipe = testing.tiny_stable_diffusion()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=clip)
+    how = {"n": 4, "steps": 5, "lookahead": "dpm:2", "guidance_scale": 3.0, "batch_size": 32, **settings}
+    return LiDAR(pipe, reward="brightness", **how)
+
+
+class Fault:
+    """A hook that spoils what the network returns: some rows of its call number ``call``, for one prompt or all.
+
+    Args:
+        call: the first call that is spoilt, from 1.
+        rows: those of the batch, where guidance has put the plain samples before those of the prompts.
+        value: what stands there.
+        shape: whether half a sample is spoilt, or one number.
+    """
+
+    def __init__(self, unet, call, rows=slice(None), value=math.nan, times=1):
+        self.call, self.rows, self.value, self.times, self.count = call, rows, value, times, 0
+        self.handle = unet.register_forward_hook(self)
+
+    def __call__(self, module, args, output):
+        self.count += 1
+        if self.call <= self.count < self.call + self.times:
+            found = output[0] if isinstance(output, tuple) else output.sample
+            found[self.rows, 0, 1, 2] = self.value
+
+
+class TestANetworkThatReturnsNaN:
+    @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+    def test_in_phase_1_or_2_is_told_with_its_step_and_prompt(self, guidance_scale):
+        for call, where in ((1, "1 of 2"), (2, "2 of 2"), (3, "1 of 5"), (5, "3 of 5"), (7, "5 of 5")):
+            lidar = sampler(guidance_scale=guidance_scale)
+            Fault(lidar.pipe.unet, call, rows=6 if call < 3 else 3)
+            with pytest.raises(DivergedError, match=f"^the network returned NaN at step {where} for 'a dog'$"):
+                lidar(["a cat", "a dog"], images=2)
+
+    def test_without_guidance(self):
+        lidar = sampler()
+        Fault(lidar.pipe.unet, 3, rows=3, value=-math.inf)
+        with pytest.raises(DivergedError, match=r"^the network returned infinity at step 3 of 5 for 'a dog'$"):
+            lidar.vanilla(["a cat", "a dog"], images=2)
+
+    @pytest.mark.parametrize(
+        "name", ["best-of-2", "steered-4", "fk", "das", "svdd-3", "beam-4x1", "search-2", "ug", "date", "halving-8"]
+    )
+    def test_is_told_by_every_method_also_where_a_reward_is_asked_first(self, name):
+        from lidar_sampling.methods import load as load_method
+
+        lidar = sampler(eta=1.0)
+        Fault(lidar.pipe.unet, 2)
+        with pytest.raises(DivergedError, match=r"^the network returned NaN at step \d of \d for 'a cat'$"):
+            load_method(name).draw(lidar, ["a cat"], images=2 if name != "halving-8" else 1, seed=0)
+
+    def test_is_not_told_of_what_nobody_uses(self):
+        """SVDD starts from one of three equal rows; a scheduler that clips makes a number of infinity."""
+        from lidar_sampling.methods import load as load_method
+
+        lidar = sampler(eta=1.0)
+        Fault(lidar.pipe.unet, 1, rows=1)
+        assert load_method("svdd-3").draw(lidar, ["a cat"], images=1, seed=0).images.isfinite().all()
+        lidar = sampler(clip=True)
+        Fault(lidar.pipe.unet, 2, value=math.inf)
+        assert lidar.vanilla("a cat", images=1).latents.isfinite().all()
+
+    def test_is_told_apart_from_guidance_that_overflows(self):
+        watch = Watch(total=2)
+        for sample, output in ((1.0, 1.0), (math.inf, math.nan)):
+            watch.before(None, {"sample": torch.full((2, 1), sample), "model_output": torch.full((2, 1), output)})
+        with pytest.raises(DivergedError, match="made NaN or infinity of numbers at step 1 of 2 for 'b'"):
+            watch.check(torch.tensor([[0.0], [math.nan]]), ["a", "b"])
+        last = Watch(total=1, sums=[(torch.zeros(1), torch.zeros(1))])
+        with pytest.raises(DivergedError, match="made NaN or infinity of numbers at step 1 of 1 for 'a'"):
+            last.check(torch.tensor([[math.nan]]), ["a"])
+        with pytest.raises(DivergedError, match="the sample that drawing starts from holds NaN or infinity for 'a'"):
+            Watch(1, [(torch.tensor([math.nan]), torch.tensor([math.nan]))]).check(torch.tensor([[math.nan]]), ["a"])
+
+    def test_is_not_seen_in_sums_of_half_precision(self):
+        watch, large = Watch(total=1), torch.full((1, 4, 8, 8), 60_000.0, dtype=torch.float16)
+        watch.before(None, {"sample": large, "model_output": large})
+        assert watch.explain(["a"]) == ""
+        watch.check(large, ["a"])
+
+    def test_waits_for_nothing_while_it_draws(self):
+        """On the device ``meta`` nothing has a value, so whatever waited for one would raise."""
+        watch, sample = Watch(total=3), torch.empty(2, 4, 8, 8, device="meta")
+        watch.before(None, {"sample": sample, "model_output": sample})
+        assert [tuple(part.shape) for part in watch.sums[0]] == [(2,), (2,)]
+
+    @pytest.fixture
+    def spoilt(self, monkeypatch):
+        """Let the network return NaN from its third call on, wherever the text of a cow is drawn."""
+        from lidar_sampling import _load
+
+        loaded, made = _load.load_pipeline, []
+
+        def load_pipeline(*args, **kwargs):
+            pipe = loaded(*args, **kwargs)
+            encode = pipe.encode_prompt
+            asked = []
+
+            def seen(prompt, *args, **kwargs):
+                asked[:] = prompt
+                return encode(prompt, *args, **kwargs)
+
+            def spoil(module, args, output):
+                if "a cow" in asked:
+                    rows = [len(asked) + k for k, text in enumerate(asked) if text == "a cow"]
+                    (output[0] if isinstance(output, tuple) else output.sample)[rows] = math.nan
+
+            pipe.encode_prompt = seen
+            made.append(pipe.unet.register_forward_hook(spoil))
+            return pipe
+
+        monkeypatch.setattr(_load, "load_pipeline", load_pipeline)
+        return made
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_costs_its_prompt_and_no_other(self, commands, wholes, lidar, tmp_path, spoilt, name):
+        command, out = commands[name], tmp_path / "out"
+        code, stdout, err = lidar(*command.arguments, "--guidance-scale", "7.5", "--out", out)
+        assert (code, stdout) == (1, "")
+        one_line(err, "the network returned NaN at step 1 of", "for 'a cow'")
+        kept = command.read(out) if out.exists() else {}
+        assert not any("cow" in prompt for prompt in kept)
+        assert len(kept) == len(wholes[name]) * 2 // 3
+        for hook in spoilt:
+            hook.remove()
+
+
+class TestTheClock:
+    def test_that_is_set_back_moves_no_duration(self, job, tmp_path, monkeypatch):
+        now = [2e9]
+
+        def back():
+            now[0] -= 3600
+            return now[0]
+
+        monkeypatch.setattr(time, "time", back)
+        seen = []
+        outcome = run(job, tmp_path / "out", tell=seen.append)
+        assert outcome.complete
+        assert 0 < outcome.cost.seconds < 100
+        assert all(step.left is None or 0 <= step.left < 100 for step in seen)
+
+    def test_is_read_by_nothing_that_measures(self):
+        root = Path(testing.__file__).parents[1]
+        read = ("time.time(", "datetime.now", "utcnow", "st_mtime", "getmtime", "process_time")
+        assert not [file for file in root.rglob("*.py") for word in read if word in file.read_text(encoding="utf-8")]
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def _no_model(self, monkeypatch):
+        def load(job):
+            raise AssertionError("the model was loaded")
+
+        monkeypatch.setattr("lidar_sampling.runs.load", load)
+        monkeypatch.setattr("lidar_sampling.runs.local.load", load)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"images": "4"}, "images must be a whole number, got '4'"),
+            ({"seeds": [0.5]}, "seeds must be"),
+            ({"prompts": []}, "at least one prompt"),
+            ({"prompts": 3}, "prompts must be a list"),
+            ({"prompts": [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}]}, "two prompts have the id 1"),
+            ({"prompts": ["x" * 10_000_000]}, "has 10000000 characters"),
+            ({"methods": ["best-off-4"]}, "unknown method 'best-off-4'"),
+            ({"reward": "brigthness"}, "brigthness"),
+            ({"settings": {"stepz": 3}}, "unknown setting 'stepz'"),
+            ({"settings": {"steps": "3"}}, "steps"),
+            ({"model": "glyhp"}, "glyhp"),
+            ({"scheduler": "No"}, "No"),
+            ({"call": {"height": {"a": math.nan}}}, "JSON"),
+        ],
+    )
+    def test_in_a_job_is_one_line_and_nothing_is_written(self, lidar, tmp_path, monkeypatch, change, message):
+        if "model" in change:
+            monkeypatch.undo()
+        (tmp_path / "job.json").write_text(json.dumps({"prompts": ["a cat"], **change}))
+        err = failure(lidar("run", tmp_path / "job.json", "--out", tmp_path / "out"))
+        assert len(err) < 600
+        one_line(err, message)
+        assert os.listdir(tmp_path) == ["job.json"]
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "is empty"),
+            ("x" * 10_000_000, "has 10000000 characters"),
+            ('{"prompt": "a", "id": "k"}\n{"prompt": "b", "id": "k"}\n', "two prompts have the id 'k'"),
+        ],
+    )
+    def test_in_a_file_of_prompts(self, lidar, tmp_path, name, content, message):
+        file = tmp_path / ("prompts.jsonl" if content.startswith("{") else "prompts.txt")
+        file.write_text(content)
+        err = failure(lidar(name, "--prompts", file, "--out", tmp_path / "out"))
+        assert len(err) < 600
+        one_line(err, message)
+        assert os.listdir(tmp_path) == [file.name]
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize(
+        ("rank", "number"), [("2", "2"), ("-1", "2"), ("0", "0"), ("one", "2"), ("0", "2.5"), ("0", None)]
+    )
+    def test_in_the_rank(self, commands, lidar, tmp_path, monkeypatch, name, rank, number):
+        for variable, value in (("RANK", rank), ("WORLD_SIZE", number)):
+            if value is not None:
+                monkeypatch.setenv(variable, value)
+        err = failure(lidar(*commands[name].arguments, "--out", tmp_path / "out"))
+        one_line(err, "RANK")
+        assert os.listdir(tmp_path) == []
