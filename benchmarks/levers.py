@@ -81,9 +81,9 @@ def plain(device: str = "cpu", **options: Any) -> LiDAR:
 def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
     """Each lever by its name, alone, and what goes well together."""
 
-    def pulled(**how: Any) -> LiDAR:
+    def pulled(**levers: Any) -> LiDAR:
         lidar = plain(device)
-        accelerate(lidar.pipe, **how)
+        accelerate(lidar.pipe, **levers)
         return lidar
 
     def higher_order(steps: int) -> LiDAR:

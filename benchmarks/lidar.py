@@ -16,7 +16,6 @@ import time
 import torch
 
 from lidar_sampling import LiDAR, profiled
-from lidar_sampling.cli._report import print_profile
 
 PROMPT = "a photo of a dog right of a teddy bear"
 
@@ -52,7 +51,15 @@ def main() -> None:
         f"n = {arguments.n}, {lidar.settings.lookahead}, {arguments.images} images in {arguments.steps} steps, "
         f"{arguments.device}, {torch.get_num_threads()} threads"
     )
-    print_profile(median.report())
+    report = median.report()
+    print(f"{'phase':10s} {'part':10s} {'s':>7s} {'rows':>6s} {'ms per row':>11s} {'at best':>8s}")
+    for part in report["parts"]:
+        each = f"{1000 * part['seconds'] / part['rows']:.2f}" if part["rows"] else ""
+        best = "" if part["best"] is None else f"{1000 * part['best']:.2f}"
+        print(
+            f"{part['phase']:10s} {part['part']:10s} {part['seconds']:7.2f} {part['rows']:6d} {each:>11s} {best:>8s}"
+        )
+    print(f"{report['seconds']:.2f} s; at its best {report['ideal']:.2f} s, ratio {report['ratio']:.2f}")
     start = time.perf_counter()
     lidar.vanilla(PROMPT, images=arguments.images)
     print(f"vanilla, {arguments.images} images: {time.perf_counter() - start:.2f} s")

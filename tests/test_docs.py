@@ -18,6 +18,7 @@ PAGES = [
     "docs/mixtures-and-services.md",
     "docs/performance.md",
     "docs/rewards.md",
+    "docs/scale.md",
 ]
 
 

@@ -1,6 +1,7 @@
 """The structure of the package: imports point one way, and no name has two homes."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,16 @@ def test_an_import_that_points_up_is_found(tmp_path, monkeypatch):
     assert [floor(parts) for _, parts in found] == [5, 0]
     with pytest.raises(AssertionError, match=r"mine.py:2 imports cli.main"):
         test_imports_never_point_up_the_house()
+
+
+def test_nothing_imports_the_command_line_but_itself():
+    programs = [
+        path for room in ("benchmarks", "examples", "training") for path in (ROOT.parents[1] / room).rglob("*.py")
+    ]
+    assert len(programs) > 30
+    assert not [path for path in programs if re.search(r"lidar_sampling\.cli\b", path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("word", [r"\blocals\(\)", r"\*\*how: Any"])
+def test_no_interface_takes_whatever_it_is_given(word):
+    assert not [path for path in modules() if re.search(word, path.read_text(encoding="utf-8"))]

@@ -308,11 +308,13 @@ class LiDAR:
         banks: list[LookaheadBank] | None,
         progress: Progress | None = None,
         around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None = None,
-        **how: Any,
+        *,
+        together: int = 1,
     ) -> Result:
-        """Guided samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
+        """Draw guided samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
 
-        ``around`` and ``how`` are those of :meth:`sample`; a hook that is attached in ``around`` sees guided outputs.
+        ``around`` and ``together`` are those of :meth:`sample`; a hook that is attached in ``around`` sees guided
+        outputs.
         """
         check(self.pipe.scheduler)
         given, cost = self.looked(texts, seed, progress) if banks is None else (banks, Cost())
@@ -338,7 +340,7 @@ class LiDAR:
                 yield
             traces.append(trace)
 
-        result = self.sample(texts, images, seed, progress, guided, **how)
+        result = self.sample(texts, images, seed, progress, guided, together=together)
         return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
 
     def lookahead_pipeline(self, solver: Solver) -> Any:
@@ -388,19 +390,25 @@ class LiDAR:
         *,
         pipe: Any = None,
         call: Mapping[str, Any] | None = None,
-        **how: Any,
+        rows: Mapping[str, Tensor] | None = None,
+        together: int = 1,
+        differentiable: bool = False,
+        decoded: bool = True,
     ) -> Result:
-        """Samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
+        """Draw samples of prompts that were checked, not yet judged: for :mod:`lidar_sampling.methods`.
 
         Args:
             prompts: the prompts.
-            images: samples a prompt.
+            images: samples per prompt.
             seed: of all noise.
             progress: as in :meth:`__call__`.
             around: a context to run each batch in, given its items.
             pipe: another pipeline than the target.
             call: its arguments, if not the target's :meth:`arguments`.
-            **how: ``rows``, ``together``, ``differentiable`` and ``decoded`` of :func:`lidar_sampling._draw.draw`.
+            rows: arguments of the pipeline that have a row for each sample.
+            together: neighbours that must share a batch.
+            differentiable: keep the graph of each step for a hook that wants gradients.
+            decoded: False leaves the decoder out; the images are latents then.
         """
         _check_whole("images", images, least=1)
         _check_whole("seed", seed)
@@ -417,11 +425,14 @@ class LiDAR:
                 batch_size=self.batch_size,
                 around=around,
                 progress=progress and (lambda done: progress("sampling", done, len(items))),
-                **how,
+                rows=rows,
+                together=together,
+                differentiable=differentiable,
+                decoded=decoded,
             ):
                 pixels.append(drawn.images.cpu())
                 latents.append(drawn.latents.cpu())
-        sampling.decodes = len(items) if how.get("decoded", True) else 0
+        sampling.decodes = len(items) if decoded else 0
         return Result(
             prompts=prompts,
             images=torch.cat(pixels).unflatten(0, (len(prompts), images)),

@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     if debug:  # wherever it stands
         arguments.remove("--debug")
+    for place in [k for k, word in enumerate(arguments) if word == "--ray"]:
+        if arguments[place + 1 : place + 2] in ([], [""]) or arguments[place + 1].startswith("-"):
+            arguments[place] = "--ray=here"  # typer has no options whose value may be left out
     status = _run(arguments, debug)
     close_quietly()
     sys.exit(status)
@@ -89,7 +92,9 @@ def _run(arguments: list[str], debug: bool) -> int:
             with suppress(OSError, ValueError):  # it is full or closed
                 traceback.print_exc()
         warn(one_line(error))
-        cause = error.__cause__ if type(error).__name__ == "RewardError" else error  # a reward fails for a reason
+        cause: BaseException | None = error
+        while type(cause).__name__ == "RewardError":  # a reward fails for a reason
+            cause = cause.__cause__  # type: ignore[union-attr]
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
         warn("stopped; what was finished stays, and --resume goes on from there where a command has it")

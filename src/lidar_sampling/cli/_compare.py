@@ -59,6 +59,7 @@ def compare(
     device: o.Device = None,
     dtype: o.Dtype = "float32",
     only_table: Table = False,
+    ray: o.Ray = None,
     dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -98,7 +99,7 @@ def compare(
     if only_table:
         tabulate(job, out, json=json, command=_command())
     else:
-        carry_out(job, out, dry_run=dry_run, json=json, quiet=quiet, command=_command())
+        carry_out(job, out, ray=ray, dry_run=dry_run, json=json, quiet=quiet, command=_command())
 
 
 def _command() -> str | None:

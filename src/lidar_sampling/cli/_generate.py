@@ -53,6 +53,7 @@ def generate(
     profile: o.Profile = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
+    ray: o.Ray = None,
     dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -93,6 +94,7 @@ def generate(
     carry_out(
         job,
         out,
+        ray=ray,
         dry_run=dry_run,
         profile=profile,
         resume=resume,
@@ -128,6 +130,7 @@ def guide(
     profile: o.Profile = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
+    ray: o.Ray = None,
     dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -158,6 +161,7 @@ def guide(
     carry_out(
         job,
         out,
+        ray=ray,
         dry_run=dry_run,
         profile=profile,
         resume=resume,

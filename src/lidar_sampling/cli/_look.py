@@ -30,6 +30,7 @@ def look(
     device: o.Device = None,
     dtype: o.Dtype = "float32",
     fast: o.Fast = None,
+    ray: o.Ray = None,
     dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -52,4 +53,4 @@ def look(
         batch_size=batch_size,
         device=device,
     )
-    carry_out(job, out, dry_run=dry_run, json=json, quiet=quiet)
+    carry_out(job, out, ray=ray, dry_run=dry_run, json=json, quiet=quiet)

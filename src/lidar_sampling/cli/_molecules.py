@@ -67,8 +67,24 @@ def molecules(
     Costs n few-step samples and n rewards, unless --bank has them, then what plain sampling costs, which is drawn
     beside it to compare.
     """
-    skipped = ("overwrite", "json", "quiet")
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items() if k not in skipped}
+    arguments: dict[str, Any] = {
+        "reward": reward,
+        "samples": samples,
+        "bank": None if bank is None else str(bank),
+        "n": n,
+        "lookahead_steps": lookahead_steps,
+        "steps": steps,
+        "reward_scale": reward_scale,
+        "scale": scale,
+        "floor": floor,
+        "form": form,
+        "candidates": candidates,
+        "invalid": invalid,
+        "out": str(out),
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": device,
+    }
     try:
         import torch
 

@@ -99,6 +99,16 @@ Profile = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish the run that is in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Draw on a Ray cluster: at HOST:PORT, or auto for the one that this machine belongs to. Without an "
+        "address Ray is started here.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Draw nothing: print the Job, which 'lidar run' takes, and what it costs.")
 ]

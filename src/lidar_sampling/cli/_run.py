@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,23 @@ JobFile = Annotated[
     Path, typer.Argument(help="A Job as JSON (--dry-run prints one), or the result.json of a run, to make it again.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent, or hold the same run.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --ray: processes that draw. [default: one per GPU]", show_default=False),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(min=0, help="With --ray: GPUs of each worker, also a fraction. [default: 1]", show_default=False),
+]
+JudgeGpus = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="With --ray: let processes of their own compute the rewards that the Job names, one per host, each on "
+        "so much of a GPU; 0 takes the CPU. [default: in the workers]",
+        show_default=False,
+    ),
+]
 Collect = Annotated[
     bool,
     typer.Option("--collect", help="Draw nothing: write result.json, the grid and the tables of what is there."),
@@ -37,6 +54,10 @@ def run(
     ] = None,
     device: o.Device = None,
     collect: Collect = False,
+    ray: o.Ray = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    judge_gpus: JudgeGpus = None,
     dry_run: o.DryRun = False,
     profile: o.Profile = False,
     overwrite: o.Overwrite = False,
@@ -60,6 +81,8 @@ def run(
     carry_out(
         found,
         out,
+        ray=ray,
+        crew={"workers": workers, "gpus": gpus, "judge_gpus": judge_gpus},
         dry_run=dry_run,
         profile=profile,
         resume=not overwrite,
@@ -73,6 +96,8 @@ def carry_out(
     job: Job,
     out: Path,
     *,
+    ray: str | None = None,
+    crew: Mapping[str, Any] | None = None,
     dry_run: bool = False,
     profile: bool = False,
     resume: bool = False,
@@ -86,6 +111,8 @@ def carry_out(
     Args:
         job: what to draw.
         out: folder to write.
+        ray: the address of a Ray cluster that draws, or "here" to start one; None draws in this process.
+        crew: ``workers``, ``gpus`` and ``judge_gpus`` of :func:`lidar_sampling.runs.ray.run`.
         dry_run: only print the Job, and what it would cost.
         profile: also say where the time went.
         resume: go on with the run that is in ``out``.
@@ -101,15 +128,25 @@ def carry_out(
     if dry_run:
         _rehearse(job)
         return
-    shard = runs.from_environment(os.environ)
+    given = {name: value for name, value in (crew or {}).items() if value is not None}
+    if ray is None and given:
+        raise typer.BadParameter(f"--{next(iter(given)).replace('_', '-')} belongs to --ray")
+    if ray is not None and profile:
+        raise typer.BadParameter("--profile sees one process: leave out --ray")
+    shard = (0, 1) if ray is not None else runs.from_environment(os.environ)
     if shard[1] > 1 and not quiet:
         warn(f"share {shard[0] + 1} of {shard[1]}, as {runs.shard_variables(os.environ)} say")
+    check_writable(out)
     with telling(quiet=quiet) as tell:
-        check_writable(out)
-        lidar = runs.load(job)
+        lidar = runs.load(job) if ray is None or job.budget is not None else None
         job = settle(job, out, lidar)
-        how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "profile": profile, "tell": tell}
-        outcome = runs.run(job, out, shard=shard, lidar=lidar, **how)
+        how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "tell": tell}
+        if ray is None:
+            outcome = runs.run(job, out, shard=shard, lidar=lidar, profile=profile, **how)
+        else:
+            from ..runs import ray as cluster
+
+            outcome = cluster.run(job, out, address=None if ray == "here" else ray, **given, **how)
     if shard[1] > 1:
         _say_share(job, out, shard, complete=outcome.complete, command=command)
         return

@@ -63,16 +63,18 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
     """
     while True:
         known: dict[str, str] = {}
-        files = [file, *sorted(file.parent.glob(f"{file.stem}-*{file.suffix}"), key=natural_order)]
-        for there in files:
-            if there.exists():
-                known |= _known(there, budget)
+        seen = [file, *sorted(file.parent.glob(f"{file.stem}-*{file.suffix}"), key=natural_order)]
+        seen = [there for there in seen if there.exists()]
+        for there in seen:
+            known = {**_known(there, budget), **known}  # what was found first stands
         missing = [name for name in names if name not in known]
         if not missing:
             return [known[name] for name in names]
         found = {name: find(name) for name in missing}
         file.parent.mkdir(parents=True, exist_ok=True)
-        place = file.with_name(f"{file.stem}-{len(files)}{file.suffix}") if file.exists() else file
+        # Not beside a file that another process wrote meanwhile: that one is read first.
+        places = (file, *(file.with_name(f"{file.stem}-{k}{file.suffix}") for k in range(1, len(seen) + 1)))
+        place = next(place for place in places if place not in seen)
         write_once(place, (json.dumps({"budget": budget, "names": found}, indent=1) + "\n").encode())
 
 

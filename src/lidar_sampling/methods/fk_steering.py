@@ -98,11 +98,10 @@ class FKSteering:
             return Particles(self, rewards, [item.seed for item in batch[::images]])
 
         around, populations = hooked(lidar, particles)
-        how: Any = {"around": around, "together": images}
         if self.guided:
-            result = lidar.guided(list(prompts), images, seed, None, **how)
+            result = lidar.guided(list(prompts), images, seed, None, around=around, together=images)
         else:
-            result = lidar.sample(list(prompts), images, seed, **how)
+            result = lidar.sample(list(prompts), images, seed, around=around, together=images)
         return charged(lidar, result, sum(population.evaluations for population in populations))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

@@ -13,6 +13,7 @@ Rewards may be actors of their own, one per host, which several workers share: :
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -33,7 +34,7 @@ from .._cost import Cost
 from .._files import check_writable
 from .._values import accepts
 from ..rewards import RewardError
-from ._folder import _PART, _remove
+from ._folder import _PART, _contents, _remove
 from ._ray_actors import Drawn, Judge, Worker
 from ._ray_actors import RayReward as RayReward
 from .job import Job
@@ -94,7 +95,7 @@ def run(
         raise ValueError(f"Ray gives each worker a GPU of its own: say cuda and not {job.device!r}")
     check_writable(out)
     folder = Path(out).resolve()
-    if job.task == "generate" and folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
+    if job.task == "generate" and folder.is_dir() and _contents(folder) and not (folder / "run.json").is_file():
         raise FileExistsError(
             f"{out} is not empty and holds no run of lidar, so it is left alone: choose another --out"
         )
@@ -153,7 +154,10 @@ class _Crew:
         self.hired: list[_Hired] = []
         self.waiting: dict[Any, _Hired] = {}
         self.ranks = self.stillborn = 0
-        self.sign = f".run.json.{secrets.token_hex(8)}"
+        self.crew = secrets.token_hex(4)
+        self.text = json.dumps(job.to_json())
+        # The same after a restart, so that a driver that was killed leaves one and not many.
+        self.sign = f".run.json.{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
         self.dtype = job.dtype
         nodes = [node for node in ray.nodes() if node["Alive"]]
         named = [*(job.reward if isinstance(job.reward, dict) else filter(None, [job.reward])), *(job.metrics or ())]
@@ -163,7 +167,7 @@ class _Crew:
         if workers is None:
             self.wanted = min(self.wanted, math.ceil(self.total / self._guess()))
         self.pace: deque[tuple[float, int]] = deque(maxlen=max(64, 4 * self.wanted))
-        self.given = ray.put(json.dumps(job.to_json()))
+        self.given = ray.put(self.text)
         self.judges: list[Any] = []
         self.stand_ins: dict[str, dict[str, Any]] = {}
         self.named, self.judge_gpus, self.nodes = named, judge_gpus, nodes
@@ -172,7 +176,6 @@ class _Crew:
     def signed(self) -> Iterator[None]:
         """Keep a file in the folder by which workers know it while the block runs; leave no empty folder behind."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / self.sign).touch()
         try:
             yield
         finally:
@@ -252,7 +255,7 @@ class _Crew:
         for name in self.named:
             places, ready = {}, []
             for host in hosts:
-                places[host] = f"lidar-{self.sign[-16:]}-{name}-{host[:12]}"
+                places[host] = f"lidar-{self.crew}-{name}-{host[:12]}"
                 judge = (
                     self.ray.remote(Judge)
                     .options(
@@ -275,6 +278,7 @@ class _Crew:
                 raise RuntimeError(f"the judge of {name!r} cannot be started: {_first_line(error)}") from None
 
     def _hire(self) -> None:
+        (self.out / self.sign).touch()
         actor = (
             self.ray.remote(Worker)
             .options(num_cpus=1, num_gpus=self.gpus, max_restarts=0, max_task_retries=0)
