@@ -67,8 +67,12 @@ def write_once(path: str | Path, content: bytes) -> bool:
     return True
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, option: str = "--out") -> None:
     """Refuse a folder that cannot be written, or made, before anything is drawn for it. It is not made.
+
+    Args:
+        path: the folder.
+        option: where another can be chosen, for the message.
 
     Raises:
         ValueError: the message names the folder and what is wrong.
@@ -77,13 +81,13 @@ def check_writable(path: str | Path) -> None:
     while not there.exists() and not there.is_symlink() and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise ValueError(f"{path} cannot be written ({there}: Not a directory): choose another --out")
+        raise ValueError(f"{path} cannot be written ({there}: Not a directory): choose another {option}")
     try:
         probe = there / f".{secrets.token_hex(8)}.part"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another {option}") from None
 
 
 def natural_order(path: str | Path) -> tuple[str | int, ...]:
