@@ -121,6 +121,7 @@ def start(arguments: Sequence[str], log: Path, environment: Mapping[str, str] | 
         os.dup2(where, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.environ.update(environment or {})
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background switches off
         from lidar_sampling.cli import main
 
         main(list(arguments))
@@ -166,7 +167,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
             process = start(
                 [*command.arguments, *(command.again if before or out.exists() else ()), "--out", str(out)], log
             )
-            within = moment.uniform(0, seconds)
+            within = moment.uniform(0, seconds) if tally.kills < kills else None
             status = end_of(process, within)
             if status is None:
                 os.kill(process, signal.SIGKILL)

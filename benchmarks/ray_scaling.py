@@ -10,7 +10,8 @@ weights, both phases, the reward, PNG files, Ray's processes.
     throughput   sum over workers of (k - 1) / (t_k - t_1), where t_k is when a worker kept its k-th prompt: without
                  the time to start, and without the last prompts, which not every worker has
     efficiency   throughput / (workers x throughput of one)
-    kills        a worker chosen at random is killed with -9, at random moments
+    kills        a worker chosen at random is killed with -9, at a random moment after every 2 to 14 prompts; calls
+                 sleep for a fifteenth
     restarts     the driver is killed with -9 at a random moment, and the same program is started again
 """
 
@@ -38,12 +39,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def job_of(model: Path, prompts: int) -> Job:
-    """Return a Job of 14 calls of the denoiser a prompt: 2 for its bank, 12 for its pictures."""
+    """Return a Job of 6 calls of the denoiser per prompt: 2 for its bank, 4 for its pictures."""
     return Job(
         prompts=[f"picture {k}" for k in range(prompts)],
         model=str(model),
         reward="brightness",
-        settings={"n": 2, "steps": 12, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0},
+        settings={"n": 2, "steps": 4, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0},
         scheduler="DDIMScheduler:clip_sample=False",
         images=2,
         batch_size=2,  # a prompt at a time
@@ -84,7 +85,8 @@ def started(workers: int, sleep: float, log: Path) -> Any:
     """Start Ray with room for so many workers, whatever this machine has; return it."""
     import ray
 
-    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112  processes that no one asked for would import torch
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  else other work holds them up
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112  idle ones would import torch
     ray.init(
         address="local",
         num_cpus=workers,
@@ -161,7 +163,11 @@ def survive(model: Path, kills: int, prompts: int, sleep: float, workers: int, p
 
     def kill() -> None:
         nonlocal killed
-        while killed < kills and not over.wait(chance.uniform(1, 9)):
+        while killed < kills and not over.is_set():
+            wanted = len(noted(log)) + chance.randint(2, 14)
+            while len(noted(log)) < wanted and not over.wait(0.1):
+                pass
+            over.wait(chance.uniform(0, 2))
             if found := processes(os.getpid()):
                 victim = chance.choice(found)
                 stages[Path(f"/proc/{victim}/cmdline").read_bytes().rstrip(b"\0").decode()] += 1
@@ -193,7 +199,7 @@ def restart(model: Path, restarts: int, prompts: int, place: Path, seed: int) ->
     """Kill the driver at random moments and start it again; print what became of the prompts."""
     out, chance = place / "restarts", random.Random(seed)
     command = [sys.executable, "-m", "benchmarks.ray_scaling", "--drive", str(out), "--model", str(model)]
-    command += ["--prompts", str(prompts), "--at-once", "2"]
+    command += ["--prompts", str(prompts), "--at-once", "2", "--workers", ""]
     before: dict[Path, int] = {}
     for attempt in range(restarts + 1):
         driver = subprocess.Popen(command)
@@ -237,11 +243,11 @@ def drive(model: Path, out: Path, prompts: int, workers: int, address: str | Non
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,2,4,8", help="numbers of workers, comma separated")
-    parser.add_argument("--each", type=int, default=8, help="prompts per worker")
-    parser.add_argument("--sleep", type=float, default=0.5, help="seconds of each call of the denoiser")
+    parser.add_argument("--each", type=int, default=6, help="prompts per worker")
+    parser.add_argument("--sleep", type=float, default=1.5, help="seconds of each call of the denoiser")
     parser.add_argument("--kills", type=int, default=0, help="workers to kill")
     parser.add_argument("--restarts", type=int, default=0, help="times to kill the driver")
-    parser.add_argument("--prompts", type=int, default=120, help="prompts of the runs in which something is killed")
+    parser.add_argument("--prompts", type=int, default=200, help="prompts of the runs in which something is killed")
     parser.add_argument("--at-once", type=int, default=3, help="workers of the runs in which something is killed")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
     parser.add_argument("--drive", type=Path, help="only draw into this folder")
@@ -261,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         counts = [int(count) for count in options.workers.split(",") if count]
         scale(model, counts, options.each, options.sleep, place)
         if options.kills:
-            sleep = options.sleep * 0.4
+            sleep = options.sleep / 15
             survive(model, options.kills, options.prompts, sleep, options.at_once, place, options.seed)
         if options.restarts:
             restart(model, options.restarts, options.prompts, place, options.seed)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._guide import GuidanceError as GuidanceError
     from ._guide import Trace as Trace
     from ._guide import guide as guide
+    from ._hooks import DivergedError as DivergedError
     from ._hooks import record as record
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
@@ -47,6 +48,7 @@ _HOMES = {
     "BankError": "_bank",
     "BankStore": "_bank",
     "Cost": "_cost",
+    "DivergedError": "_hooks",
     "GuidanceError": "_guide",
     "LiDAR": "_sampler",
     "LookaheadBank": "_bank",

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,13 +57,25 @@ def write_once(path: str | Path, content: bytes) -> bool:
         os.link(part, path)  # unlike a rename, it never takes the place of a file
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
-        with suppress(FileExistsError), open(path, "xb") as file:
-            file.write(content)
-            return True
-        return False
+    except OSError:  # a file system without hard links, or full
+        return _write_new(path, content)
     finally:
         part.unlink(missing_ok=True)
+    return True
+
+
+def _write_new(path: Path, content: bytes) -> bool:
+    """Write a file that must be new; leave nothing of it if that fails. Readers may see half of it."""
+    try:
+        file = open(path, "xb")  # noqa: SIM115
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

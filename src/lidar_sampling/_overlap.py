@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ Submit = Callable[..., "Future[Tensor]"]
 def worker(overlap: bool) -> Iterator[Submit]:
     """How to have a function of images worked out: at once, or in one thread, with a stream of its own on CUDA.
 
-    The block ends when all is done. Of what raised, the future raises when it is asked; at once it raises at once.
+    The block ends when all is done, or at once by Ctrl-C, also while a function hangs. Of what raised, the future
+    raises when it is asked; at once it raises at once.
 
     Example:
         >>> with worker(overlap=True) as submit:
@@ -37,19 +40,36 @@ def worker(overlap: bool) -> Iterator[Submit]:
         yield at_once
         return
     stream_of = functools.cache(torch.cuda.Stream)  # one a device: what it frees is kept for it alone
-    with ThreadPoolExecutor(1) as executor:
+    tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
-        def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:
-            if not images.is_cuda:
-                return executor.submit(function, images, *arguments)
-            stream = stream_of(images.device)
+    def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        stream = stream_of(images.device) if images.is_cuda else None
+        if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(images.device))
             images.record_stream(stream)
 
-            def on_stream() -> Tensor:
-                with torch.cuda.stream(stream):
-                    return function(images, *arguments)
+        def task() -> None:
+            try:
+                with torch.cuda.stream(stream):  # None changes nothing
+                    future.set_result(function(images, *arguments))
+            except BaseException as error:
+                future.set_exception(error)
 
-            return executor.submit(on_stream)
+        tasks.put(task)
+        return future
 
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            task()
+
+    thread = Thread(target=work, daemon=True)  # Python does not wait for it at its end
+    thread.start()
+    try:
         yield later
+    except Exception:
+        tasks.put(None)
+        thread.join()  # nobody else may use the reward before it is done
+        raise
+    tasks.put(None)
+    thread.join()

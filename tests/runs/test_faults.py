@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler
 from test_cli import failure, lidar, tiny
 
 from benchmarks import faults
-from lidar_sampling import LiDAR, testing
+from lidar_sampling import LiDAR, _files, testing
 from lidar_sampling._hooks import DivergedError, Watch
 from lidar_sampling.evaluation.budget import settled
 from lidar_sampling.runs import Job, _lines, load, run, task_of
@@ -76,6 +76,13 @@ def forked(tmp_path, *lines, environments=None):
     told = environments or [{}] * len(lines)
     started = [faults.start(list(map(str, line)), *how) for line, *how in zip(lines, logs, told, strict=True)]
     return [(faults.end_of(process), log.read_text()) for process, log in zip(started, logs, strict=True)]
+
+
+def wait_for(path):
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.01)
 
 
 class TestAKill:
@@ -146,8 +153,10 @@ class TestAFullDisk:
         assert lidar(*command.arguments, *command.again, "--out", out)[0] == 0
         check_equal(command.read(out), wholes[name])
 
-    @pytest.mark.parametrize("name", COMMANDS)
-    @pytest.mark.parametrize("most", [0, 300, 1500])
+    @pytest.mark.parametrize(
+        ("name", "most"),
+        [("generate", 0), ("generate", 300), ("generate", 1500), ("compare", 0), ("compare", 1500), ("look", 1500)],
+    )
     def test_in_the_midst_of_a_file(self, commands, wholes, tmp_path, name, most):
         command, out = commands[name], tmp_path / "out"
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -177,15 +186,35 @@ class TestAFullDisk:
         assert forked(tmp_path, [*command.arguments, *command.again, "--out", out])[0][0] == 0
         check_equal(command.read(out), wholes[name])
 
+    def test_where_no_file_can_be_linked_leaves_no_half_manifest(self, tmp_path, monkeypatch):
+        def link(*paths):
+            raise PermissionError(1, "Operation not permitted")
+
+        def full(path, mode):
+            if mode != "xb":
+                return open(path, mode)
+            file = open(path, mode, buffering=0)  # noqa: SIM115
+            file.write(b"{")
+            file.close()  # so that the next write raises
+            return file
+
+        monkeypatch.setattr(os, "link", link)
+        assert _files.write_once(tmp_path / "a", b"{}")
+        assert not _files.write_once(tmp_path / "a", b"[]")
+        monkeypatch.setattr(_files, "open", full, raising=False)
+        with pytest.raises(ValueError, match="closed file"):
+            _files.write_once(tmp_path / "b", b"{}")
+        assert os.listdir(tmp_path) == ["a"]
+        assert (tmp_path / "a").read_bytes() == b"{}"
+
 
 class TestAPlaceThatIsNotWritable:
     @pytest.fixture(autouse=True)
     def _no_model(self, monkeypatch):
-        def load(job):
+        def load(*args, **kwargs):
             raise AssertionError("the model was loaded")
 
-        monkeypatch.setattr("lidar_sampling.runs.load", load)
-        monkeypatch.setattr("lidar_sampling.runs.local.load", load)
+        monkeypatch.setattr(LiDAR, "from_pretrained", load)
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_on_a_disk_that_is_read_only(self, commands, lidar, small, name):
@@ -197,6 +226,16 @@ class TestAPlaceThatIsNotWritable:
             one_line(err, str(out), "cannot be written (Read-only file system): choose another --out")
         remount("rw")
         assert os.listdir(place) == ["there"]
+
+        @pytest.mark.parametrize("place", ["file/banks", "ro/banks"])
+    def test_as_a_store_of_banks(self, commands, lidar, tmp_path, small, place):
+        (tmp_path / "file").touch()
+        mounted, remount = small
+        remount("ro")
+        (tmp_path / "ro").symlink_to(mounted)
+        line = [*commands["generate"].arguments, "--banks", tmp_path / place, "--out", tmp_path / "out"]
+        one_line(failure(lidar(*line)), "cannot be written", "choose another --banks")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_under_a_file(self, commands, lidar, tmp_path, name):
@@ -283,8 +322,7 @@ class TestTwoRunsInOneFolder:
     def test_where_one_goes_on_while_the_other_still_draws(self, commands, wholes, tmp_path):
         line = [*commands["generate"].arguments, "--batch-size", "2", "--out", str(tmp_path / "out")]
         first = faults.start(line, tmp_path / "first")
-        while not (tmp_path / "out/00000").exists():
-            time.sleep(0.01)
+        wait_for(tmp_path / "out/00000")
         ((status, said),) = forked(tmp_path, [*line, "--resume"])
         assert status == 0, said
         assert faults.end_of(first) == 0, (tmp_path / "first").read_text()
@@ -296,7 +334,6 @@ class TestTwoRunsInOneFolder:
             assert status == 0, said
         assert os.listdir(tmp_path / "out").count("results-0.jsonl") == 1
         check_equal(commands["compare"].read(tmp_path / "out"), wholes["compare"])
-        print("TWICE", commands["compare"].twice(tmp_path / "out"))
         assert not list((tmp_path / "out").rglob(".*"))
 
     def test_see_each_others_lines_in_the_same_file(self, job, tmp_path):
@@ -417,8 +454,10 @@ class TestAReward:
 
         monkeypatch.setattr("lidar_sampling.rewards.brightness.load_brightness", lambda *_, **__: brightness)
 
-    @pytest.mark.parametrize("name", COMMANDS)
-    @pytest.mark.parametrize("fault", FAULTS)
+    @pytest.mark.parametrize(
+        ("name", "fault"),
+        [*(("generate", fault) for fault in FAULTS), ("compare", "raises"), ("compare", "nan"), ("look", "inf")],
+    )
     def test_that_fails_on_one_picture_leaves_the_others(
         self, commands, wholes, lidar, tmp_path, monkeypatch, fault, name
     ):
@@ -442,20 +481,32 @@ class TestAReward:
         one_line(err, "no luck at all")
         assert not (tmp_path / "out").exists() or commands[name].read(tmp_path / "out") == {}
 
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_that_hangs_is_stopped_by_ctrl_c(self, commands, wholes, lidar, tmp_path, name):
-        command, out, hangs = commands[name], tmp_path / "out", tmp_path / "hangs"
+        @pytest.mark.parametrize("name", COMMANDS)
+    def test_that_fails_on_the_first_prompt_leaves_the_others(
+        self, commands, wholes, lidar, tmp_path, monkeypatch, name
+    ):
+        monkeypatch.setenv("FAULT", "nan")
+        monkeypatch.setenv("FAULT_AT", "a cat")
         size = ["--batch-size", "2"] if name == "generate" else []
+        code, _, err = lidar(*commands[name].arguments, *size, "--out", tmp_path / "out")
+        assert code in (1, 2)
+        one_line(err, "a cat", "returned nan")
+        assert len(commands[name].read(tmp_path / "out")) == len(wholes[name]) * 2 // 3
+
+    @pytest.mark.parametrize(
+        ("name", "more"), [("generate", ["--fast", "overlap"]), *((name, []) for name in COMMANDS)]
+    )
+    def test_that_hangs_is_stopped_by_ctrl_c(self, commands, wholes, lidar, tmp_path, name, more):
+        command, out, hangs = commands[name], tmp_path / "out", tmp_path / "hangs"
+        size = ["--batch-size", "2", *more] if name == "generate" else []
         fault = {"FAULT": "hangs", "FAULT_AT": "a dog", "FAULT_FILE": str(hangs)}
         process = faults.start([*command.arguments, *size, "--out", str(out)], tmp_path / "log", fault)
-        until = time.monotonic() + 60
-        while not hangs.exists() and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_for(hangs)
         os.kill(process, signal.SIGINT)
         assert faults.end_of(process, 60) == 130
         one_line((tmp_path / "log").read_text(), "stopped; what was finished stays")
         assert len(command.read(out)) == len(wholes[name]) * 2 // 3
-        assert lidar(*command.arguments, *command.again, "--out", out)[0] == 0
+        assert lidar(*command.arguments, *size, *command.again, "--out", out)[0] == 0
         check_equal(command.read(out), wholes[name])
 
 
@@ -576,7 +627,7 @@ class TestANetworkThatReturnsNaN:
         monkeypatch.setattr(_load, "load_pipeline", load_pipeline)
         return made
 
-    @pytest.mark.parametrize("name", COMMANDS)
+        @pytest.mark.parametrize("name", COMMANDS)
     def test_costs_its_prompt_and_no_other(self, commands, wholes, lidar, tmp_path, spoilt, name):
         command, out = commands[name], tmp_path / "out"
         code, stdout, err = lidar(*command.arguments, "--guidance-scale", "7.5", "--out", out)
@@ -613,11 +664,10 @@ class TestTheClock:
 class TestBadInput:
     @pytest.fixture(autouse=True)
     def _no_model(self, monkeypatch):
-        def load(job):
+        def load(*args, **kwargs):
             raise AssertionError("the model was loaded")
 
-        monkeypatch.setattr("lidar_sampling.runs.load", load)
-        monkeypatch.setattr("lidar_sampling.runs.local.load", load)
+        monkeypatch.setattr(LiDAR, "from_pretrained", load)
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -12,7 +12,9 @@ from PIL import Image
 
 from lidar_sampling import testing
 from lidar_sampling.rewards import REGISTRY, RewardError
+from lidar_sampling.rewards.server import serve
 from lidar_sampling.runs import Job, local, ray
+from lidar_sampling.testing import brightness
 
 RAY = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lidar-sampling[ray]'")
 
@@ -50,7 +52,11 @@ def registering():
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine, started once; four workers may be hired on any machine."""
-    own = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {
+        "RAY_AUTH_MODE": "disabled",  # else it writes a token into the home of whoever runs the tests
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # processes that no one asked for would import torch
+    }
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     register = registering()
@@ -215,6 +221,16 @@ def test_an_address_where_no_cluster_answers_is_one_line(job, tmp_path, address)
         ray.run(job, tmp_path / "out", address=address)
     assert "\n" not in str(refusal.value)
     assert address in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_service_at_the_address_is_told_at_once(job, tmp_path):
+    with (
+        serve([brightness], port=0) as url,
+        pytest.raises(ValueError, match=r"something else listens|no Ray") as refusal,
+    ):
+        ray.run(job, tmp_path / "out", address=url.removeprefix("http://"))
+    assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -86,7 +86,7 @@ class Worker:
         found = []
         for group in _groups(task, list(number_of)):
             for unit, record in _each(task, group, task.lidar):
-                if isinstance(record, RewardError):
+                if isinstance(record, Exception):
                     found.append(Drawn(number_of[unit], Cost(), str(record)))
                 else:
                     kept = None if task.indexed else record

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .._cost import Cost
 from .._files import check_writable
+from .._hooks import DivergedError
 from .._profile import profiled
 from .._sampler import LiDAR
 from ..rewards import RewardError
@@ -29,6 +30,12 @@ from .worker import load, on_this_machine
 _log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+COSTS_ITS_UNIT = (RewardError, DivergedError)
+"""What is wrong with one unit, and need not be with the next."""
+
+_MOST_FAILED = 3
+"""Units at the beginning of a run that all failed: the fault is not in them."""
 
 
 class Task(Protocol):
@@ -199,7 +206,7 @@ def share(task: Task, shard: tuple[int, int], *, help_others: bool = True) -> li
 def work(task: Task, units: Sequence[Any], tell: Tell | None = None) -> Iterator[tuple[Any, Record]]:
     """Draw the units that are not there yet, in full batches; yield every unit and its record, old ones first.
 
-    A unit on which a reward fails is left out and named. Where the first units all fail, the run ends there, since
+    A unit on which a reward or the network fails is left out and named. Where the first all fail, the run ends, since
     the fault is not in the prompts.
 
     Args:
@@ -209,6 +216,7 @@ def work(task: Task, units: Sequence[Any], tell: Tell | None = None) -> Iterator
 
     Raises:
         RewardError: a reward failed on some units; the others are there.
+        DivergedError: so did the network, on the first of them.
     """
     for unit, record, _ in _work(task, units, tell):
         yield unit, record
@@ -224,7 +232,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
             yield unit, record, False
     pace = _Pace(task, todo, len(units), tell)
     lidar = task.lidar if tell is None else task.lidar.with_progress(pace.step)
-    failed: list[tuple[Any, RewardError]] = []
+    failed: list[tuple[Any, Exception]] = []
     for group in _groups(task, todo):
         there = [(unit, record) for unit in group if (record := task.finished(unit)) is not None]  # others drew them
         pace.skip([unit for unit, _ in there])
@@ -235,19 +243,19 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
             continue
         pace.begin(group)
         outcomes = list(_each(task, group, lidar))
-        drawn = [(unit, outcome) for unit, outcome in outcomes if not isinstance(outcome, RewardError)]
+        drawn = [(unit, outcome) for unit, outcome in outcomes if not isinstance(outcome, Exception)]
         for unit, outcome in outcomes:
-            if isinstance(outcome, RewardError):
+            if isinstance(outcome, Exception):
                 failed.append((unit, outcome))
                 _log.warning("%r is left out: %s", task.said(unit), outcome)
         pace.end(drawn)
         for unit, record in drawn:
             yield unit, record, True
-        if failed and pace.drawn == 0:
+        if len(failed) >= _MOST_FAILED and pace.drawn == 0:
             break
     if failed:
         (unit, error), missing = failed[0], sum(task.finished(unit) is None for unit in units)
-        raise RewardError(
+        raise type(error)(
             f"{missing} of {len(units)} prompts are not in {task.out}, first {task.said(unit)!r}: {error}"
         ) from error
 
@@ -264,11 +272,11 @@ def _groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
         yield group
 
 
-def _each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | RewardError]]:
-    """Draw a group; where a reward fails on one of its units, draw the others alone. Yield what came of each."""
+def _each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | Exception]]:
+    """Draw a group; where one of its units fails, draw the others alone. Yield what came of each."""
     try:
         records = task.draw(group, lidar)
-    except RewardError as error:
+    except COSTS_ITS_UNIT as error:
         if len(group) == 1:
             yield group[0], error
             return

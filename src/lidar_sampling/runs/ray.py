@@ -46,6 +46,12 @@ TRIES = 3  # of a unit whose worker is lost
 WINDOW = 2  # groups with a worker: the one that it draws, and the next
 _TICK, _REACH = 5.0, 10.0  # seconds between two signs of life, and until an address answers
 _NAMED = 10  # units that an error names
+_QUIET = {  # before Ray is imported: no telemetry, and nothing of its own on our stdout
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+}
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # which gRPC answers with settings, type 4
 
 
 def run(
@@ -148,6 +154,7 @@ class _Crew:
             self.seen, self.rest = self.total - len(missing), self._counted(missing)
         self.blamed: dict[int, int] = {}
         self.failed: dict[int, str] = {}
+        self.begun = False  # whether a worker has taken the folder
         self.refused = 0  # groups in which every unit failed
         self.by_reward = True  # whether all failures are of rewards
         self.records: dict[int, Record] = {}  # of banks
@@ -155,9 +162,9 @@ class _Crew:
         self.waiting: dict[Any, _Hired] = {}
         self.ranks = self.stillborn = 0
         self.crew = secrets.token_hex(4)
-        self.text = json.dumps(job.to_json())
+        text = json.dumps(job.to_json())
         # The same after a restart, so that a driver that was killed leaves one and not many.
-        self.sign = f".run.json.{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
+        self.sign = f".run.json.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.dtype = job.dtype
         nodes = [node for node in ray.nodes() if node["Alive"]]
         named = [*(job.reward if isinstance(job.reward, dict) else filter(None, [job.reward])), *(job.metrics or ())]
@@ -167,7 +174,7 @@ class _Crew:
         if workers is None:
             self.wanted = min(self.wanted, math.ceil(self.total / self._guess()))
         self.pace: deque[tuple[float, int]] = deque(maxlen=max(64, 4 * self.wanted))
-        self.given = ray.put(self.text)
+        self.given = ray.put(text)
         self.judges: list[Any] = []
         self.stand_ins: dict[str, dict[str, Any]] = {}
         self.named, self.judge_gpus, self.nodes = named, judge_gpus, nodes
@@ -193,11 +200,10 @@ class _Crew:
         if self.judge_gpus is not None:
             self._place_judges(self.judge_gpus)
         while True:
-            while len(self.hired) < min(self.wanted, self.total - self.done - len(self.failed)) or not self.hired:
+            while len(self.hired) < min(self.wanted, max(self._left(), 0 if self.begun else 1)):
                 self._hire()
             self._give()
-            ready = [worker for worker in self.hired if worker.size]
-            if ready and not any(worker.flying for worker in ready) and not self.again:
+            if self.begun and not self._left():
                 break
             found, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=_TICK)
             if found:
@@ -206,7 +212,7 @@ class _Crew:
                 if ref in self.waiting:  # still: its worker was not lost by another answer
                     self._hear(ref)
             self._say()
-            if not self.drawn and self.refused >= max(1, len(ready)):
+            if not self.drawn and self.refused >= max(1, sum(worker.size > 0 for worker in self.hired)):
                 break  # the fault is not in the prompts
 
     def outcome(self) -> Outcome:
@@ -239,6 +245,9 @@ class _Crew:
         for number in numbers:
             self.seen += 1
             yield number
+
+    def _left(self) -> int:
+        return self.total - self.done - len(self.failed)
 
     def _guess(self) -> int:
         """Return how many prompts a worker draws together, as far as the Job tells."""
@@ -325,7 +334,7 @@ class _Crew:
                 del worker.flying[ref]
                 self._count(answer)
             else:
-                worker.size, self.dtype, self.stillborn = answer.size, answer.dtype, 0
+                worker.size, self.dtype, self.stillborn, self.begun = answer.size, answer.dtype, 0, True
 
     def _count(self, answer: list[Drawn]) -> None:
         for drawn in answer:
@@ -381,7 +390,7 @@ class _Crew:
         left = None
         if (made := sum(count for _, count in islice(self.pace, 1, None))) and self.pace:
             pace = made / (time.monotonic() - self.pace[0][0])
-            left = (self.total - self.done - len(self.failed)) / pace
+            left = self._left() / pace
         part = self.done / self.total
         self.tell(Progress(self.done, self.total, what, phase, part, self.cost, left))
 
@@ -404,7 +413,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
         ImportError: Ray is not installed.
         ValueError: no cluster answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
@@ -432,12 +442,16 @@ def _cluster(address: str | None) -> Iterator[Any]:
 
 
 def _check_reachable(address: Any) -> None:
-    """Refuse an address where nothing listens, on which Ray itself would wait for minutes."""
+    """Refuse an address where no gRPC server listens, on which Ray itself would wait for minutes."""
     host, _, port = str(address).rpartition(":")
     if not host or "/" in host or not (port.isascii() and port.isdecimal()):
         raise ValueError(f"the address of a Ray cluster must be HOST:PORT or auto, got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH) as line:
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                line.sendall(_HELLO)
+                if line.recv(9, socket.MSG_WAITALL)[3:4] != b"\x04":
+                    raise OSError("something else listens there")
     except (OSError, OverflowError) as error:
         raise ValueError(_no_cluster(address, str(error))) from None
 
@@ -455,4 +469,6 @@ def _is_of_host(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "creation task" in lines[0] else lines[0]  # under it comes what the process said

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, get_origin
 
 from .._call import check_call
+from .._files import check_writable
 from .._sampler import LiDAR
 from .._settings import preset
 from .._values import annotations_of
@@ -35,6 +36,8 @@ def load(job: Job, *, judges: Mapping[str, Reward] | None = None) -> LiDAR:
     """
     from .._accelerate import accelerate, largest_batch
 
+    if job.store is not None:
+        check_writable(job.store, "--banks")
     quieten()
     levers, device = read_levers(job.fast), device_of(job.device)
     call, given = _as_called(job.model, job.call), dict(judges or {})
