@@ -227,7 +227,7 @@ class TestAPlaceThatIsNotWritable:
         remount("rw")
         assert os.listdir(place) == ["there"]
 
-        @pytest.mark.parametrize("place", ["file/banks", "ro/banks"])
+    @pytest.mark.parametrize("place", ["file/banks", "ro/banks"])
     def test_as_a_store_of_banks(self, commands, lidar, tmp_path, small, place):
         (tmp_path / "file").touch()
         mounted, remount = small
@@ -481,7 +481,7 @@ class TestAReward:
         one_line(err, "no luck at all")
         assert not (tmp_path / "out").exists() or commands[name].read(tmp_path / "out") == {}
 
-        @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize("name", COMMANDS)
     def test_that_fails_on_the_first_prompt_leaves_the_others(
         self, commands, wholes, lidar, tmp_path, monkeypatch, name
     ):
@@ -627,7 +627,7 @@ class TestANetworkThatReturnsNaN:
         monkeypatch.setattr(_load, "load_pipeline", load_pipeline)
         return made
 
-        @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize("name", COMMANDS)
     def test_costs_its_prompt_and_no_other(self, commands, wholes, lidar, tmp_path, spoilt, name):
         command, out = commands[name], tmp_path / "out"
         code, stdout, err = lidar(*command.arguments, "--guidance-scale", "7.5", "--out", out)

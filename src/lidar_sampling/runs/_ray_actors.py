@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._accelerate import accelerate
 from .._cost import Cost
-from ..rewards import RewardError, ask, check_prompts, name_of
+from ..rewards import ask, check_prompts, name_of
 from ..rewards import load as load_reward
 from ._identity import short
 from ._levers import read_levers
