@@ -20,6 +20,7 @@ STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it kno
 
 def start(scheduler, steps):
     """Choose ``steps`` steps, with all that this scheduler asks for beside their number."""
+    steps += type(scheduler).__name__ == "MiniMaxH3Scheduler"  # it counts the clean end
     shift = {"mu": 0.7} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}), **shift)
 
@@ -61,8 +62,12 @@ def output_for(scheduler, x, x0, alpha, sigma):
         return eps
     if kind == "sample":
         return x0
-    if kind == "flow_prediction" and scheduler.config.get("invert_sigmas"):
-        return x0 - eps  # d x / d sigma, where sigma counts the signal
+    if type(scheduler).__name__ == "DDPMWuerstchenScheduler":
+        return eps
+    if kind == "flow_prediction" and (
+        scheduler.config.get("invert_sigmas") or type(scheduler).__name__ == "MiniMaxH3Scheduler"
+    ):
+        return x0 - eps  # d x / d t, where t counts the signal
     if kind == "flow_prediction" and alpha == 1 and sigma > 0:
         return eps  # d x / d sigma in EDM's levels, as pipelines of Cosmos 2 hand it over
     if kind == "flow_prediction":
@@ -87,8 +92,9 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, diffe
     extra = {**extra, "generator": g} if "generator" in parameters else extra
     x.requires_grad_(differentiable)
     old = None
-    end = -1 if type(scheduler).__name__ == "SCMScheduler" else None  # its last timestep is where it arrives
-    for i, t in enumerate(scheduler.timesteps[:end]):
+    arrives = type(scheduler).__name__ in ("SCMScheduler", "DDPMWuerstchenScheduler")  # at its last timestep
+    for i, t in enumerate(scheduler.timesteps[: -1 if arrives else None]):
+        t = t[None] if type(scheduler).__name__ == "DDPMWuerstchenScheduler" else t
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)  # some schedulers insist
         output = model_output(scheduler, x, bank, t)

@@ -1,17 +1,20 @@
 """Arguments of a pipeline's call: refused by name before anything is drawn, or each with the prompt it belongs to."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXVideoToVideoPipeline,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    Flux2Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
 )
 from PIL import Image
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._call import TARGET_ONLY, check_call, per_prompt
+from lidar_sampling._call import TARGET_ONLY, check_call, for_batch, per_prompt, prompts_for
 
 TINY = {"reward": "brightness", "n": 2, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0}
 
@@ -54,6 +57,58 @@ def test_what_the_pipeline_does_not_take_is_refused(call, message):
         sampler(**call)
     with pytest.raises((TypeError, ValueError), match=message):  # by its class alone, before it is loaded
         check_call(type(testing.tiny_stable_diffusion()), call)
+
+
+def test_sequences_are_not_taken_for_numbers():
+    check_call(Flux2Pipeline, {"text_encoder_out_layers": (1, 2), "sigmas": [1.0, 0.5]})
+    with pytest.raises(ValueError, match=r"text_encoder_out_layers must be tuple\[int\], got 3"):
+        check_call(Flux2Pipeline, {"text_encoder_out_layers": 3})
+
+
+class TestForBatch:
+    PROMPTS = ("a cat", "a cat", "a dog")
+
+    @pytest.mark.parametrize(
+        ("one", "count"),
+        [
+            (torch.ones(1, 3, 4, 4), lambda value: tuple(value.shape) == (3, 3, 4, 4)),
+            (torch.ones(3, 4, 4), lambda value: tuple(value.shape) == (3, 3, 4, 4)),
+            (torch.ones(4, 4), lambda value: tuple(value.shape) == (3, 1, 4, 4)),
+            (np.ones((4, 4, 3)), lambda value: value.shape == (3, 4, 4, 3)),
+            (Image.new("RGB", (4, 4)), lambda value: len(value) == 3),
+            ([Image.new("RGB", (4, 4))], lambda value: len(value) == 3),
+            (None, lambda value: value is None),
+            (torch.ones(3, 3, 4, 4), lambda value: tuple(value.shape) == (3, 3, 4, 4)),
+        ],
+        ids=["one", "picture", "mask", "numpy", "PIL", "list", "none", "three"],
+    )
+    def test_one_picture_comes_with_each_sample(self, one, count):
+        pipe = testing.tiny_stable_diffusion(StableDiffusionImg2ImgPipeline)
+        assert count(for_batch({"image": one}, self.PROMPTS, pipe)["image"])
+
+    def test_pictures_that_are_no_samples_stay_as_they_are(self):
+        """Wan encodes its one picture for each generator; FLUX Kontext takes several for each sample."""
+        picture = torch.ones(1, 3, 4, 4)
+        for key in ("wan-i2v", "flux-kontext"):
+            pipe = testing.PIPELINES[key].make()
+            assert for_batch({"image": picture}, self.PROMPTS, pipe)["image"] is picture
+
+    def test_one_video_comes_with_each_sample_where_the_pipeline_reads_it_so(self):
+        frames = [Image.new("RGB", (4, 4))] * 5
+        pipe = object.__new__(CogVideoXVideoToVideoPipeline)
+        assert for_batch({"video": frames}, self.PROMPTS, pipe)["video"] == [frames] * 3
+        assert for_batch({"video": [frames] * 3}, self.PROMPTS, pipe)["video"] == [frames] * 3
+        assert for_batch({"video": torch.ones(1, 5, 3, 4, 4)}, self.PROMPTS, pipe)["video"].shape[0] == 3
+        assert for_batch({"video": frames}, self.PROMPTS, object())["video"] is frames
+
+    def test_one_text_comes_with_each_sample(self):
+        call = {"prompt_2": "a", "prompt_3": "b", "negative_prompt": "c", "negative_prompt_2": "d", "lyrics": "la"}
+        assert all(value == 3 * [call[name]] for name, value in for_batch(call, self.PROMPTS).items())
+
+    def test_prompts_are_a_copy(self):
+        prompts = ["a cat"]
+        assert prompts_for(object(), prompts) == prompts
+        assert prompts_for(object(), prompts) is not prompts
 
 
 class TestAValuePerPrompt:

@@ -10,8 +10,11 @@ import torch
 from oracle import output_for
 from test_guidance import naive
 
+from benchmarks.pipelines import check
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
+from lidar_sampling._call import for_batch
 from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._media import to_pil
 from lidar_sampling.cli import main
 
 PROMPTS = ["a cat", "a dog"]
@@ -29,10 +32,11 @@ def run(pipe, key, *, images=2, **changes):
     """Two prompts, ``images`` samples each, from the same noise every time."""
     _, call, per_prompt = testing.PIPELINES[key]
     several = {per_prompt: images} if per_prompt else {}
+    prompts = [p for p in PROMPTS for _ in range(1 if per_prompt else images)]
     output = pipe(
-        prompt=PROMPTS if per_prompt else [p for p in PROMPTS for _ in range(images)],
+        prompt=prompts,
         generator=[torch.Generator().manual_seed(i) for i in range(2 * images)],
-        **{"num_inference_steps": 2, "output_type": "pt", **several, **call, **changes},
+        **{"num_inference_steps": 2, "output_type": "pt", **several, **for_batch(call, prompts), **changes},
     )
     return output[0]
 
@@ -74,7 +78,7 @@ class Spy(Hook):
 
     def before(self, scheduler, arguments):
         if self.first is None:
-            self.first = {k: arguments[k] for k in ("model_output", "sample", "timestep")}
+            self.first = {"sample": arguments["sample"].clone(), "model_output": arguments["model_output"]}
         return arguments["model_output"]
 
 
@@ -110,6 +114,8 @@ def test_the_clean_prediction_moves_by_scale_times_delta(key, built):
 
 @EVERY
 def test_banks_are_recorded_in_the_space_of_the_sampler(key, built):
+    if key == "ltx-2":
+        pytest.skip("what it returns as latents is no longer in the sampler's units")
     pipe = built(key)
     latents = recorded(pipe, key)
     direct = run(pipe, key, output_type="latent")
@@ -149,8 +155,8 @@ def test_both_phases_for_several_prompts_and_images(key, built):
 
 @EVERY
 def test_few_steps_of_dpm_solver(key, built):
-    if key == "sana-sprint":
-        pytest.skip("TrigFlow has no DPM-Solver")
+    if key in ("sana-sprint", "mochi"):
+        pytest.skip("TrigFlow and levels that count up have no DPM-Solver")
     pipe = built(key)
     scheduler = pipe.scheduler
     (bank,) = sampler(pipe, key, lookahead="dpm:3").look("a cat")
@@ -177,6 +183,8 @@ def test_copies_and_files_are_plain_inside_the_block(key, built, tmp_path):
 
 @EVERY
 def test_the_command_draws(key, built, tmp_path, capfd):
+    if "image" in testing.PIPELINES[key].call:
+        pytest.skip("the command takes no pictures")
     built(key).save_pretrained(tmp_path / "model")
     arguments = ["generate", *PROMPTS, "--model", str(tmp_path / "model"), "--reward", "brightness"]
     arguments += ["--n", "3", "--lookahead", "own:2", "--steps", "3", "--images", "2", "--json"]
@@ -198,11 +206,23 @@ def test_the_command_draws(key, built, tmp_path, capfd):
 
 
 PICTURE = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+MASK = torch.zeros(1, 1, 16, 16)
+MASK[..., 8:] = 1
 INPAINT = {"image": PICTURE, "mask_image": torch.ones(1, 1, 16, 16), "strength": 0.9}
 
 
+def as_kind(picture, kind):
+    """A picture (1, C, H, W) as users hold it."""
+    if kind == "tensor":
+        return picture
+    array = picture[0].movedim(0, -1).numpy()
+    return (
+        array if kind == "numpy" else to_pil(picture[0]) if array.shape[-1] == 3 else to_pil(picture.tile(3, 1, 1)[0])
+    )
+
+
 class TestOtherTasks:
-    """Image-to-image, inpainting and ControlNet of SD and SDXL: the picture goes in by ``pipe_kwargs``."""
+    """Image-to-image, inpainting and ControlNet: the picture goes in by ``pipe_kwargs``."""
 
     @pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])
     @pytest.mark.parametrize(
@@ -228,6 +248,63 @@ class TestOtherTasks:
         assert torch.equal(free.images, vanilla.images)
         other = LiDAR(pipe, reward=mean, pipe_kwargs={**call, "image": 1 - PICTURE}, **options)
         assert not torch.equal(other.vanilla(PROMPTS, images=2).images, vanilla.images)
+
+    @pytest.mark.parametrize(
+        ("make", "cls"),
+        [
+            (testing.tiny_flux, "FluxImg2ImgPipeline"),
+            (testing.tiny_flux, "FluxInpaintPipeline"),
+            (testing.tiny_qwen_image, "QwenImageImg2ImgPipeline"),
+            (testing.tiny_qwen_image, "QwenImageInpaintPipeline"),
+            (testing.tiny_z_image, "ZImageImg2ImgPipeline"),
+            (testing.tiny_z_image, "ZImageInpaintPipeline"),
+        ],
+    )
+    @pytest.mark.parametrize("lookahead", ["own:4", "dpm:4"])
+    def test_draw_guided_by_flow_models(self, make, cls, lookahead):
+        call = {"height": 16, "width": 16, **(INPAINT if "Inpaint" in cls else {"image": PICTURE, "strength": 0.8})}
+        call |= {"max_sequence_length": 64} if "ZImage" in cls else {}
+        options = {
+            "n": 4,
+            "steps": 5,
+            "lookahead": lookahead,
+            "scale": 1.0,
+            "reward_scale": 1e6,
+            "window": (1.0, 0.0),
+        }
+        lidar = LiDAR(make(getattr(diffusers, cls)), reward=mean, pipe_kwargs=call, **options)
+        result, vanilla = lidar(PROMPTS, images=2), lidar.vanilla(PROMPTS, images=2)
+        assert result.images.shape == (2, 2, 3, 16, 16)
+        assert not torch.equal(result.images, vanilla.images)
+        lidar.batch_size = 1
+        torch.testing.assert_close(lidar(PROMPTS, images=2).latents, result.latents, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", ["tensor", "PIL", "numpy"])
+    @pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])
+    @pytest.mark.parametrize(
+        ("task", "call", "channels"),
+        [
+            ("Img2Img", {"image": PICTURE, "strength": 0.8}, 4),
+            ("Inpaint", {**INPAINT, "mask_image": MASK}, 4),
+            ("Inpaint", {**INPAINT, "mask_image": MASK}, 9),
+            ("ControlNet", {"image": PICTURE}, 4),
+            ("ControlNetInpaint", {**INPAINT, "mask_image": MASK, "control_image": PICTURE}, 4),
+        ],
+    )
+    def test_a_sample_does_not_depend_on_its_place_in_the_batch(self, family, task, call, channels, kind):
+        """The picture's latents are drawn, and with one picture for all by the first sample's generator."""
+        make = testing.tiny_stable_diffusion_xl if "XL" in family else testing.tiny_stable_diffusion
+        pipe = make(getattr(diffusers, f"{family}{task}Pipeline"), in_channels=channels)
+        call = {
+            name: as_kind(value, kind) if isinstance(value, torch.Tensor) else value for name, value in call.items()
+        }
+        options = {"n": 1, "steps": 3, "scale": 1.0, "reward_scale": 1.0}
+        alone, together = (
+            LiDAR(pipe, reward=mean, pipe_kwargs=call, batch_size=size, **options).vanilla(PROMPTS, images=2)
+            for size in (1, 4)
+        )
+        torch.testing.assert_close(together.latents, alone.latents, rtol=1e-4, atol=1e-4)
+        assert alone.latents[0, 0].sub(alone.latents[0, 1]).abs().max() > 0.1
 
     def test_know_the_defaults_of_their_family(self):
         pipe = testing.tiny_stable_diffusion_xl(diffusers.StableDiffusionXLControlNetPipeline)
@@ -304,6 +381,8 @@ class TestMemorySavers:
     @EVERY
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_half_precision(self, key, dtype):
+        if key == "kandinsky-5":
+            pytest.skip("its embedding of the time stays in float32, by an autocast of CUDA alone")
         pipe = testing.PIPELINES[key].make()
         pipe.to(dtype)
         result = sampler(pipe, key)("a cat", images=2)
@@ -327,3 +406,14 @@ class TestMemorySavers:
         setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
         result, expected = (sampler(p, key)("a cat", images=1) for p in (pipe, built(key)))
         torch.testing.assert_close(result.latents, expected.latents, rtol=1e-3, atol=1e-3)
+
+
+def test_the_program_of_the_long_tail_tells_works_from_wrong(monkeypatch):
+    """As of ``benchmarks/pipelines.py``, which asks this of the dummy components of diffusers' own tests."""
+    pipe = testing.tiny_stable_diffusion(diffusers.StableDiffusionInpaintPipeline)
+    call = {**INPAINT, "mask_image": MASK}
+    assert check(pipe, call) == ("works", "")
+    monkeypatch.setattr("lidar_sampling._call._pairs", lambda pipe, name: False)  # then its picture has one latent
+    verdict, reason = check(pipe, call)
+    assert verdict == "wrong"
+    assert reason.startswith("a sample depends on its batch, by")

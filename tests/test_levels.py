@@ -76,6 +76,8 @@ SETTINGS = {
     "flow_shift": [{"flow_shift": 3.0, **FLOW}],
     "shift": [{"shift": 3.0}, {"shift": 3.3, "use_karras_sigmas": True}],
     "shift_terminal": [{"shift_terminal": 0.1, **FLOW}],
+    "scaler": [{"scaler": 2.0}, {"scaler": 0.5}],
+    "s": [{"s": 0.02}],
     "invert_sigmas": [{"invert_sigmas": True}, {"invert_sigmas": True, "shift": 3.0}],
     "use_dynamic_shifting": [{"use_dynamic_shifting": True, **FLOW}],
     "time_shift_type": [{"use_dynamic_shifting": True, "time_shift_type": "linear", **FLOW}],
@@ -232,7 +234,7 @@ def test_levels_are_the_schedulers_own_at_every_step_whatever_flag_is_set(case):
 
 # Flags that change how a level or an output is read, not only which levels are visited.
 READING = {"rescale_betas_zero_snr", "timestep_type", "interpolation_type", "use_flow_sigmas", "invert_sigmas"}
-READING |= {"sigma_data", "snr_shift_scale", "shift_terminal", "use_dynamic_shifting"}
+READING |= {"scaler", "s", "sigma_data", "snr_shift_scale", "shift_terminal", "use_dynamic_shifting"}
 
 
 @pytest.mark.parametrize("case", [c for c in FLAG_CASES if READING & set(c[1])], ids=flag_label)
@@ -368,7 +370,7 @@ def test_a_noise_prediction_of_pure_noise_says_nothing():
 
 def keeps_clean_prediction(case):
     name, config = case
-    without = ("FlowMatch", "LTX", "DEIS", "PNDM", "TCD", "LCM", "CogVideoXDPM")
+    without = ("FlowMa", "MiniMax", "DDPMWuerstchen", "LTX", "DEIS", "PNDM", "TCD", "LCM", "CogVideoXDPM")
     return not name.startswith(without) and config.get("algorithm_type") != "dpmsolver"
 
 

@@ -64,6 +64,10 @@ CASES = [
     ("FlowMatchHeunDiscreteScheduler", {}),
     ("FlowMatchLCMScheduler", {}),
     ("LTXEulerAncestralRFScheduler", {}),
+    ("FlowMapEulerDiscreteScheduler", {}),
+    ("FlowMapEulerDiscreteScheduler", {"shift": 5.0}),
+    ("MiniMaxH3Scheduler", {"shift": 3.0}),
+    ("DDPMWuerstchenScheduler", {}),
     ("SCMScheduler", {}),
     *(("CogVideoXDDIMScheduler", {**UNCLIPPED, "prediction_type": p}) for p in ALL),
     *(

@@ -1,11 +1,14 @@
 """Settings that come with a model: whole, by name, and nothing that a scheduler would leave out without a word."""
 
+import inspect
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from lidar_sampling import LiDAR, _precision, methods, testing
+from lidar_sampling import LiDAR, _precision, _settings, methods, testing
 from lidar_sampling._settings import DEFAULTS, PRESETS, settings_for
 
 
@@ -78,6 +81,16 @@ class TestPresets:
             assert settings_for(make()) == DEFAULTS[name]
             assert (DEFAULTS[name].eta, DEFAULTS[name].steps, DEFAULTS[name].scheduler) == (None, 50, None)
         assert all(preset.scheduler for preset in PRESETS.values())
+
+
+@pytest.mark.parametrize("name", [name for name, row in DEFAULTS.items() if row.source == _settings._UNTUNED])
+def test_defaults_are_those_of_the_pipeline_where_they_say_so(name):
+    if name == "KolorsPipeline" and not diffusers.utils.is_sentencepiece_available():
+        pytest.skip("diffusers has no Kolors without sentencepiece")
+    call = inspect.signature(getattr(diffusers, name).__call__).parameters
+    assert call["num_inference_steps"].default == DEFAULTS[name].steps
+    guidance = call.get("guidance_scale")
+    assert (guidance.default if guidance else None) == DEFAULTS[name].guidance_scale
 
 
 def test_every_default_is_honoured_by_the_scheduler_that_it_meets(caplog):

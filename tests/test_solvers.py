@@ -131,8 +131,12 @@ class TestDPM:
         solver = solvers.load("dpm:4").scheduler(own)
         solver.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.7)
         assert solver.config.flow_shift == pytest.approx(torch.tensor(0.7).exp().item())
-        with pytest.raises(ValueError, match="chooses its own noise levels"):
-            solver.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.25])
+        solver.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.25], timesteps=[1000, 900, 500, 250], mu=0.7)
+        uneven, shift = torch.tensor([0.999, 0.9, 0.5, 0.25, 0.0]), torch.tensor(0.7).exp()
+        expected = (shift * uneven / (1 + (shift - 1) * uneven)).clamp(max=0.999)
+        torch.testing.assert_close(solver.sigmas[1:], expected[1:])
+        assert solver.sigmas[0] == pytest.approx(0.999)
+        torch.testing.assert_close(solver.timesteps, 1000 * solver.sigmas[:-1])
 
     def test_shifts_linearly_where_the_target_does(self):
         own = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")

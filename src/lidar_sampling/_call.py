@@ -6,7 +6,11 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import numpy as np
+from torch import Tensor
 
 from ._contents import contents
 from ._values import accepts, annotations_of, spelt
@@ -25,11 +29,19 @@ _OWN = {  # what the sampler sets for every batch -> what to use instead
     "num_waveforms_per_prompt": "give it images=",
     "batch_size": "give it batch_size=",
 }
-_TEXT = re.compile(r"prompt_\d|negative_prompt(_\d)?")
+_TEXT = re.compile(r"prompt_\d|negative_prompt(_\d)?|lyrics|transcription|vocal_language")
 _COUNTS = ("height", "width", "num_frames", "num_inference_steps")
 _PICTURES = ("image", "mask_image", "control_image", "init_image")
 # Pipelines that read a list of pictures as one picture per sample; others take several references for each sample.
-_PAIRED = re.compile("Img2Img|Inpaint|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet")
+_PAIRED = re.compile("Img2Img|Inpaint|Fill|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet|ConsisID")
+# Of these, what takes one picture alone and serves all samples by it, without noise.
+_SHARED = re.compile("^(Wan|SkyReelsV2|Kandinsky5|ChronoEdit)|Edit|MultiControlNet|MultiAdapter")
+_VIDEOS = re.compile("^(AnimateDiff|CogVideoX)VideoToVideo")  # which read a video for each sample
+# Pipelines that cannot draw several samples in a batch, or not each of them from its own noise (diffusers 0.42).
+_ALONE = re.compile(
+    "WanVACE|DreamLite|MotifVideoImage2Video|QwenImageEditPlus|HunyuanVideo15|Cosmos3|GlmImage|BriaFiboEdit"
+)
+_ONE_TEXT = re.compile("WanVACE|DreamLite")  # and that take a text and a generator, not lists of one
 
 
 class PerPrompt(dict[str, Any]):
@@ -83,7 +95,8 @@ def _is_plain(value: Any) -> bool:
 
 def _is_scalar(hint: Any) -> bool:
     """Whether an annotation allows numbers and texts alone."""
-    return all(one in (bool, int, float, str, type(None)) for one in (get_args(hint) or [hint]))
+    either = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+    return all(one in (bool, int, float, str, type(None)) for one in either)
 
 
 def per_prompt(pipe: Any, call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
@@ -113,17 +126,37 @@ def _of_prompts(pipe: Any, name: str, value: Any, prompts: Sequence[str]) -> Any
 def _is_several(pipe: Any, name: str, value: Any) -> bool:
     if _TEXT.fullmatch(name):
         return isinstance(value, list | tuple)
-    if name not in _PICTURES or not _PAIRED.search(type(pipe).__name__) or hasattr(_part(pipe, "controlnet"), "nets"):
+    if not _pairs(pipe, name):
         return False
     return isinstance(value, list | tuple) or (getattr(value, "ndim", 0) == 4 and len(value) > 1)
+
+
+def _pairs(pipe: Any, name: str) -> bool:
+    """Whether ``name`` holds a picture for each sample, where there are several."""
+    several = any(hasattr(_part(pipe, part), "nets") for part in ("controlnet",))
+    several = several or hasattr(_part(pipe, "adapter"), "adapters")
+    return name in _PICTURES and bool(_PAIRED.search(type(pipe).__name__)) and not several
+
+
+def alone(pipe: Any) -> bool:
+    """Return whether ``pipe`` must draw its samples one by one."""
+    return bool(_ALONE.search(type(pipe).__name__))
 
 
 def _part(pipe: Any, name: str) -> Any:
     return getattr(pipe, name, None)
 
 
-def for_batch(call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
+def for_batch(call: Mapping[str, Any], prompts: Sequence[str], pipe: Any = None) -> dict[str, Any]:
     """Return the arguments of a batch, given the prompt of each of its samples.
+
+    One text or picture for all is repeated for each sample. Of one picture diffusers' pipelines make one latent, with
+    the noise of the first sample's generator: then a sample would depend on its place in the batch.
+
+    Args:
+        call: the arguments.
+        prompts: of the samples.
+        pipe: whose arguments they are; None leaves pictures as they are.
 
     Raises:
         ValueError: a list of texts whose prompts were never said.
@@ -139,6 +172,41 @@ def for_batch(call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]
             found[name] = [value] * len(prompts)
         elif _TEXT.fullmatch(name) and isinstance(value, list | tuple):
             raise ValueError(f"{name} holds a list, and this method draws without the list of prompts: give one text")
+        elif pipe is not None and name == "video" and _VIDEOS.search(type(pipe).__name__):
+            found[name] = _repeated_video(value, len(prompts))
+        elif pipe is not None and _pairs(pipe, name) and not _SHARED.search(type(pipe).__name__):
+            found[name] = _repeated(value, len(prompts))
         else:
             found[name] = value
+        if pipe is not None and _ONE_TEXT.search(type(pipe).__name__) and _TEXT.fullmatch(name):
+            (found[name],) = found[name]
     return found
+
+
+def prompts_for(pipe: Any, prompts: Sequence[str]) -> Any:
+    """Return ``prompts`` as ``pipe`` takes them; a copy, because some pipelines write into the list."""
+    if _ONE_TEXT.search(type(pipe).__name__):
+        (prompt,) = prompts
+        return prompt
+    return list(prompts)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """Return one picture as often as there are samples; several as they are."""
+    if isinstance(value, Tensor):
+        value = value[(None,) * (4 - value.ndim)] if value.ndim < 4 else value
+        return value.repeat(count, *(1,) * (value.ndim - 1)) if len(value) == 1 else value
+    if isinstance(value, np.ndarray):
+        value = value[None] if value.ndim < 4 else value
+        return value.repeat(count, axis=0) if len(value) == 1 else value
+    if isinstance(value, list | tuple):
+        return [*value] * count if len(value) == 1 else value
+    return value if value is None else [value] * count
+
+
+def _repeated_video(value: Any, count: int) -> Any:
+    """Return one video, a list of frames or (1, F, C, H, W), as often as there are samples; several as they are."""
+    if isinstance(value, Tensor | np.ndarray):
+        return _repeated(value, count) if value.ndim == 5 else value
+    several = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
+    return value if several or value is None else [value] * count

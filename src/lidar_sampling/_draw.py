@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ._batches import shrinking
-from ._call import blocks_of, for_batch, inputs_of
-from ._hooks import DivergedError, Watch, attached, record
+from ._call import alone, blocks_of, for_batch, inputs_of, prompts_for
+from ._hooks import DivergedError, Hook, Watch, attached, record
 from ._media import check_pictures
 
 
@@ -81,7 +81,7 @@ def draw(
         items: what to draw.
         call: further arguments of the pipeline, among them ``num_inference_steps``; a text such as
             ``negative_prompt`` serves every prompt, a :class:`PerPrompt` has one for each.
-        batch_size: samples at a time, at most.
+        batch_size: samples at a time, at most; 1 for pipelines that can draw no more.
         around: a context to run each batch in, such as :func:`lidar_sampling.guide`.
         progress: called with the number of samples done, in fractions, after every step.
         rows: arguments of the pipeline that have a row for each item.
@@ -92,10 +92,20 @@ def draw(
     Raises:
         DivergedError: a sample is not finite; the message names its prompt, and the step where that began.
     """
+    if hasattr(pipe, "prior_pipe"):
+        raise TypeError(
+            f"{type(pipe).__name__} runs two pipelines, each with a scheduler of its own: draw with its prior_pipe, "
+            "and give what it draws to its decoder_pipe"
+        )
     known = inputs_of(pipe)
     missing = [name for name in ("prompt", "generator", "output_type") if name not in known]
     if missing:
         raise TypeError(f"{type(pipe).__name__} takes no {missing[0]}: it is not a text-to-image pipeline")
+    if alone(pipe) and together > 1:
+        raise ValueError(
+            f"{type(pipe).__name__} draws one sample at a time, and this method draws {together} together"
+        )
+    batch_size = 1 if alone(pipe) else batch_size
     rows = rows or {}
     unknown = [name for name in (*call, *rows) if name not in known]
     if unknown:
@@ -110,27 +120,67 @@ def draw(
         chosen = slice(groups[0] * together, (groups[-1] + 1) * together)
         batch = items[chosen]
         texts = [item.prompt for item in batch]
+        prompt = prompts_for(pipe, texts)
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
         context, watch = around(batch) if around else nullcontext(), Watch()
-        with _quiet(pipe), attached(pipe, watch), _explained(watch, texts), context, record(pipe) as recording:
+        with (
+            _quiet(pipe),
+            attached(pipe, watch),
+            attached(pipe, _OneSchedule(pipe)),
+            _explained(watch, texts),
+            context,
+            record(pipe) as recording,
+        ):
             recording.on_step = lambda step: report(step, len(batch), recording.total)
             images = (_call_with_graph if differentiable else _call)(
                 pipe,
-                prompt=texts,
-                generator=generators,
+                prompt=prompt,
+                generator=generators[0] if isinstance(prompt, str) else generators,
                 output_type="pt" if decoded else "latent",
-                **for_batch(call, texts),
+                **for_batch(call, texts, pipe),
                 **{name: value[chosen] for name, value in rows.items()},
             )
         latents = recording.samples
-        if not isinstance(images, Tensor) or latents is None or len(images) != len(latents):
-            raise TypeError(f"{type(pipe).__name__} did not return one sample a latent as a tensor")
+        if latents is None:
+            raise TypeError(
+                f"{type(pipe).__name__} never stepped its scheduler: it steps copies, which nothing guides"
+            )
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{type(pipe).__name__} did not return samples as a tensor")
+        if not len(images) == len(latents) == len(batch):
+            raise TypeError(
+                f"{type(pipe).__name__} made {len(images)} samples of {len(latents)} latents for {len(batch)} prompts"
+                + ("; draw one at a time: batch_size=1" if len(batch) > 1 else "")
+            )
         watch.check(latents, texts)
         return Drawn(batch, _checked(pipe, images.float()) if decoded else images.float(), latents)
 
     for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
         yield drawn
+
+
+class _OneSchedule(Hook):
+    """The hook that refuses a pipeline which goes through its schedule again, as for each section of a long video.
+
+    A bank would hold the latents of the last section alone, and guide all.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.name, self.started = type(pipe).__name__, False
+
+    def start(self, steps: int) -> None:
+        """Refuse the first step of a second schedule.
+
+        Raises:
+            ValueError: there was another schedule before.
+        """
+        if self.started:
+            raise ValueError(
+                f"{self.name} draws in sections, each with a schedule of its own, and a bank holds one: ask for no "
+                "more frames than one section has"
+            )
+        self.started = True
 
 
 @contextmanager
@@ -159,6 +209,7 @@ def _checked(pipe: Any, images: Tensor) -> Tensor:
     if images.dim() > 3 and images.shape[-3] == 4:
         colours, opacity = images.split([3, 1], -3)
         images = colours * opacity + 1 - opacity
+    images = images[:, None] if images.dim() == 2 else images  # audio of one channel
     images = images.clamp(-1, 1) if images.dim() == 3 else images
     if images.isfinite().all():  # where it is not, the bank or the reward says so
         try:

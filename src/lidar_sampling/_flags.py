@@ -22,7 +22,7 @@ _LEVELS = """
     interpolation_type lambda_min_clipped use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas
     sigma_min sigma_max sigma_schedule rho final_sigmas_type set_alpha_to_one
     use_flow_sigmas flow_shift shift shift_terminal invert_sigmas use_dynamic_shifting time_shift_type
-    base_shift max_shift base_image_seq_len max_image_seq_len
+    base_shift max_shift base_image_seq_len max_image_seq_len scaler s
 """
 _STEPS = """
     algorithm_type solver_order solver_type solver_p predictor_order corrector_order disable_corrector predict_x0

@@ -14,7 +14,7 @@ finite at alpha = 0, the first step of every flow model; slope and tilt together
 Two flow schedulers walk other levels than 1 to 0. With ``invert_sigmas`` (Mochi, OmniGen) sigma counts the signal:
 alpha = sigma, the noise is 1 - sigma, and the velocity is reversed, ``(x_0 - x) / noise``. Where levels exceed 1
 (Cosmos 2 steps its EDM model so, from 80 to .002) ``sample = x_0 + sigma eps``, and the output is
-``(x - x_0) / sigma``.
+``(x - x_0) / sigma``. MiniMax-H3's velocity points to the data: ``(x_0 - x) / sigma``.
 
 The levels mirror what each ``step`` does in diffusers 0.42; ``tests/test_levels.py`` checks every row, with every
 flag of ``_flags.py`` set, against the scheduler's own ``add_noise`` and against where guided samples end up.
@@ -28,6 +28,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._flags import check_flags, flag
@@ -141,7 +142,7 @@ def check(scheduler: Any) -> None:
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: the scheduler's ``prediction_type``, with the names diffusers leaves implicit."""
     # Flow schedulers take no such flag; one left from another class still says what the model was trained for.
-    prediction = scheduler.config.get("prediction_type", "flow_prediction")
+    prediction = scheduler.config.get("prediction_type", next(iter(family(scheduler).outputs)))
     return "sample" if prediction == "original_sample" else prediction
 
 
@@ -203,6 +204,19 @@ def _flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float
     return max(1 - sigma, 0.0), sigma, sigma
 
 
+def _flow_map(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    # A step starts where its timestep says, on the schedule or off it.
+    index = scheduler.index_for_timestep(timestep)
+    here = float(scheduler.sigmas[index]) if index is not None else _trained_time(scheduler, timestep)
+    return 1 - here, here, here
+
+
+def _wuerstchen(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
+    t = torch.as_tensor(timestep).flatten()[:1].cpu()  # its step wants one for each sample, all alike
+    signal = float(scheduler._alpha_cumprod(t, t.device))
+    return signal**0.5, (1 - signal) ** 0.5, float(t)
+
+
 def _edm(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
     sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
     config = scheduler.config
@@ -218,8 +232,11 @@ def _trig_flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, 
 
 def _index(scheduler: Any, timestep: float | Tensor) -> int:
     # step() does the same when it finds None, so this changes nothing.
-    if scheduler.step_index is None:
+    if scheduler.step_index is None and hasattr(scheduler, "_init_step_index"):
         scheduler._init_step_index(timestep)
+    if scheduler.step_index is None:  # MiniMax-H3 looks up its first step, and keeps no index before
+        begin = scheduler.begin_index
+        return scheduler.index_for_timestep(timestep) if begin is None else begin
     return scheduler.step_index
 
 
@@ -264,6 +281,11 @@ def _velocity(_: Any, alpha: float, sigma: float) -> _Line:
 def _flow_velocity(scheduler: Any, alpha: float, sigma: float) -> _Line:
     slope, tilt = _velocity(scheduler, alpha, sigma)
     return (-slope, -tilt) if flag(scheduler, "invert_sigmas") else (slope, tilt)
+
+
+def _velocity_to_data(scheduler: Any, alpha: float, sigma: float) -> _Line:
+    slope, tilt = _velocity(scheduler, alpha, sigma)
+    return -slope, -tilt
 
 
 def _edm_output(sign: int) -> Callable[[Any, float, float], _Line]:
@@ -319,6 +341,9 @@ _FAMILIES = {
     "FlowMatchHeunDiscreteScheduler": _Family(_flow, _FLOW),
     "FlowMatchLCMScheduler": _Family(_flow, _FLOW),
     "LTXEulerAncestralRFScheduler": _Family(_flow, _FLOW),
+    "FlowMapEulerDiscreteScheduler": _Family(_flow_map, _FLOW),
+    "MiniMaxH3Scheduler": _Family(_flow, {"flow_prediction": _velocity_to_data}),
+    "DDPMWuerstchenScheduler": _Family(_wuerstchen, {"epsilon": _epsilon}),
     "SCMScheduler": _Family(_trig_flow, {"trigflow": _trig_flow_output}),
 }
 

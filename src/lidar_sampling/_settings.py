@@ -120,6 +120,30 @@ DEFAULTS = {
     "LTXPipeline": Settings(50, 3.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
     "CogVideoXPipeline": Settings(50, 6.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
     "StableAudioPipeline": Settings(100, 7.0, None, "own:10", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    # Qwen-Image guides by true_cfg_scale, 4 by default, once there is a negative prompt.
+    "QwenImagePipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "QwenImageEditPipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "QwenImageEditPlusPipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "ZImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "Flux2Pipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "Flux2KleinPipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "FluxKontextPipeline": Settings(28, 3.5, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "ChromaPipeline": Settings(35, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "HiDreamImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "Lumina2Pipeline": Settings(30, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "KolorsPipeline": Settings(50, 5.0, None, "dpm:8-karras", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "CogView4Pipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "WanImageToVideoPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "HunyuanVideo15Pipeline": Settings(50, None, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "LTX2Pipeline": Settings(30, 3.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "Kandinsky5T2VPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "Cosmos2_5_PredictBasePipeline": Settings(36, 7.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "MochiPipeline": Settings(64, 4.5, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "AudioLDM2Pipeline": Settings(200, 3.5, None, "dpm:10", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "AceStepPipeline": Settings(8, 7.0, None, "own:4", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "StableAudio3Pipeline": Settings(
+        8, 1.0, None, "own:4", 16, 1.0, 1.0, (1.0, 0.2), f"{_UNTUNED}; steps are those of the distilled model"
+    ),
 }
 
 _OTHER = Settings(

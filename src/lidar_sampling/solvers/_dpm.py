@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import (
     CogVideoXDPMScheduler,
     CosineDPMSolverMultistepScheduler,
@@ -17,7 +18,7 @@ from .._flags import flag, in_edm_levels
 
 
 class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
-    """DPM-Solver++ for pipelines that hand their scheduler the evenly spaced sigmas of a flow model."""
+    """DPM-Solver++ for pipelines that hand their scheduler the sigmas of a flow model."""
 
     def set_timesteps(
         self,
@@ -27,22 +28,29 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         timesteps: list[int] | None = None,
         sigmas: Any = None,
     ) -> None:
-        """As the parent; ``sigmas`` may only say how many steps there are, since the solver has its own."""
+        """As the parent; ``sigmas``, before the shift, that are not evenly spaced take the place of its own."""
         if sigmas is not None:
-            num_inference_steps = len(sigmas)
-            if not np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
-                raise ValueError("dpm:N chooses its own noise levels: leave sigmas out, or use own:N")
+            num_inference_steps, timesteps = len(sigmas), None  # some hand over both
+            if np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
+                sigmas = None
         config: Any = self.config  # type: ignore[attr-defined]
         # Pipelines hand over mu whether or not the model shifts by it; the parent knows no linear shift.
         if mu is not None and config.use_dynamic_shifting:
             config.flow_shift = np.exp(mu) if config.time_shift_type == "exponential" else mu
         super().set_timesteps(num_inference_steps, device=device, timesteps=timesteps)  # type: ignore[misc]
+        if sigmas is not None:
+            levels = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32)
+            levels = config.flow_shift * levels / (1 + (config.flow_shift - 1) * levels)
+            levels = levels.clamp(max=_FIRST)
+            self.sigmas = torch.cat([levels, torch.zeros(1)])
+            self.timesteps = (levels * config.num_train_timesteps).to(device)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """Return clean latents (B, *) noised to ``timestep`` (B,); pipelines of flow models call ``add_noise`` so."""
         return self.add_noise(sample, noise, timestep)  # type: ignore[attr-defined]
 
 
+_FIRST = 0.999  # the noise level that the parent starts from, because it divides by the signal
 _ODE = {"algorithm_type": "dpmsolver++"}  # whatever the target is sampled by
 _NO_SPACING = {f"use_{name}": False for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")}
 

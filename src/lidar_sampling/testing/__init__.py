@@ -10,11 +10,26 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 
 from .._bank import LookaheadBank
 from ..rewards.brightness import brightness as brightness
+from ._audio import tiny_ace_step as tiny_ace_step
+from ._audio import tiny_audio_ldm_2 as tiny_audio_ldm_2
 from ._audio import tiny_stable_audio as tiny_stable_audio
+from ._audio import tiny_stable_audio_3 as tiny_stable_audio_3
+from ._films import tiny_hunyuan_video_15 as tiny_hunyuan_video_15
+from ._films import tiny_kandinsky_5 as tiny_kandinsky_5
+from ._films import tiny_ltx_2 as tiny_ltx_2
+from ._films import tiny_mochi as tiny_mochi
+from ._flux import tiny_chroma as tiny_chroma
+from ._flux import tiny_flux_2 as tiny_flux_2
+from ._pictures import tiny_cogview_4 as tiny_cogview_4
+from ._pictures import tiny_hidream as tiny_hidream
+from ._pictures import tiny_lumina_2 as tiny_lumina_2
+from ._qwen import tiny_qwen_image as tiny_qwen_image
+from ._qwen import tiny_z_image as tiny_z_image
 from ._sana import tiny_sana as tiny_sana
 from ._sana import tiny_sana_sprint as tiny_sana_sprint
 from ._sequences import Sequences as Sequences
@@ -39,6 +54,8 @@ class Tiny(NamedTuple):
 
 _SMALL = {"height": 16, "width": 16}
 _UNBINNED = {**_SMALL, "use_resolution_binning": False, "clean_caption": False}
+_SHORT = {**_SMALL, "max_sequence_length": 64}
+_PICTURE = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
 _SANA = {"height": 32, "width": 32, "use_resolution_binning": False}
 
 PIPELINES = {
@@ -55,8 +72,43 @@ PIPELINES = {
     "cogvideox": Tiny(tiny_cogvideox, {}, None),
     "cogvideox-ddim": Tiny(partial(tiny_cogvideox, ddim=True), {}, None),
     "stable-audio": Tiny(tiny_stable_audio, {}, "num_waveforms_per_prompt"),
+    "qwen-image": Tiny(tiny_qwen_image, _SMALL),
+    "z-image": Tiny(tiny_z_image, _SHORT),
+    "flux-2": Tiny(tiny_flux_2, {**_SHORT, "text_encoder_out_layers": (1, 2)}),
+    "flux-kontext": Tiny(
+        lambda: tiny_flux(diffusers.FluxKontextPipeline),
+        {**_SMALL, "image": _PICTURE, "max_area": 256, "_auto_resize": False},
+    ),
+    "wan-2.2": Tiny(partial(tiny_wan, two=True), {**_SMALL, "num_frames": 5}, "num_videos_per_prompt"),
+    "wan-i2v": Tiny(
+        lambda: tiny_wan(diffusers.WanImageToVideoPipeline, two=True),
+        {**_SMALL, "num_frames": 5, "image": _PICTURE},
+        "num_videos_per_prompt",
+    ),
+    "chroma": Tiny(tiny_chroma, _SMALL),
+    "hidream": Tiny(tiny_hidream, _SHORT),
+    "lumina-2": Tiny(tiny_lumina_2, {"height": 64, "width": 64}),
+    "cogview-4": Tiny(tiny_cogview_4, _SMALL),
+    "ltx-2": Tiny(
+        tiny_ltx_2,
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 9,
+            "max_sequence_length": 64,
+            "stg_scale": 0.0,
+            "modality_scale": 1.0,
+        }
+        | {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "spatio_temporal_guidance_blocks": None},
+        "num_videos_per_prompt",
+    ),
+    "kandinsky-5": Tiny(tiny_kandinsky_5, {**_SHORT, "num_frames": 5}, None),
+    "mochi": Tiny(tiny_mochi, {**_SHORT, "num_frames": 7}, "num_videos_per_prompt"),
+    "audioldm-2": Tiny(tiny_audio_ldm_2, {"audio_length_in_s": 2.0}, None),
+    "ace-step": Tiny(tiny_ace_step, {"audio_duration": 0.4, "lyrics": "la la"}, None),
+    "stable-audio-3": Tiny(tiny_stable_audio_3, {"duration": 1.0}, "num_waveforms_per_prompt"),
 }
-"""Every text-to-image, text-to-video and text-to-audio pipeline that is tested, by a short name."""
+"""Every pipeline that is tested, by a short name."""
 
 
 def tiny_bank(n: int = 5, *, prompt: str = "a cat", shape: tuple[int, ...] = (4, 8, 8)) -> LookaheadBank:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ._build import seeded
+from ._build import seeded, stir
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer
 
 LATENT = 8
@@ -100,25 +98,29 @@ def _controlnet(cls: type, **changes: Any) -> dict[str, Any]:
         "conditioning_embedding_out_channels": (4, 8),
     }
     controlnet: Any = ControlNetModel(**{**settings, **changes})
-    for parameter in controlnet.parameters():
-        if not parameter.any():  # its last layers start at 0, where its picture changes nothing
-            torch.nn.init.normal_(parameter, std=0.1)
-    return {"controlnet": controlnet.eval()}
+    return {"controlnet": stir(controlnet)}  # its last layers start at 0, where its picture changes nothing
 
 
 def autoencoder(channels: int = 4, **changes: Any) -> Any:
-    """An ``AutoencoderKL`` with a factor of two between pixels and latents."""
+    """An ``AutoencoderKL`` with a factor of two between pixels and latents.
+
+    Args:
+        channels: of the latents.
+        **changes: to its configuration; every level of ``block_out_channels`` but the first doubles the factor.
+    """
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL(
-        latent_channels=channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=2 * LATENT,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+    settings: dict[str, Any] = {
+        "latent_channels": channels,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 2 * LATENT,
         **changes,
+    }
+    blocks = len(settings["block_out_channels"])
+    vae: Any = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks, **settings
     )
     return vae.eval()
 

@@ -18,8 +18,8 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(DATA / "sd-glyph" / "tokenizer")
 
 
-def clip_text_encoder(*, projection: bool = False) -> Any:
-    """A CLIP text encoder of two layers, with or without its projection."""
+def clip_text_encoder(*, projection: bool = False, positions: int | None = None) -> Any:
+    """A CLIP text encoder of two layers, with or without its projection, for as many tokens as its tokenizer's."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = clip_tokenizer()
@@ -29,7 +29,7 @@ def clip_text_encoder(*, projection: bool = False) -> Any:
         intermediate_size=2 * WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=positions or tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -41,8 +41,13 @@ def tiny_stable_diffusion_3() -> Any:
 
 
 @seeded
-def tiny_flux(*, schnell: bool = False) -> Any:
-    """A ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
+def tiny_flux(cls: type | None = None, *, schnell: bool = False) -> Any:
+    """A ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
+
+    Args:
+        cls: another pipeline class of its components: Kontext, image-to-image or inpainting.
+        schnell: the model that was distilled without its guidance as an input.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     transformer: Any = FluxTransformer2DModel(
@@ -61,7 +66,7 @@ def tiny_flux(*, schnell: bool = False) -> Any:
         if schnell
         else FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     )
-    return FluxPipeline(
+    return (cls or FluxPipeline)(
         scheduler=scheduler,
         vae=autoencoder(shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text_encoder(),

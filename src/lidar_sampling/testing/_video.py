@@ -9,10 +9,18 @@ from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 
 @seeded
-def tiny_wan() -> Any:
-    """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2)."""
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+def tiny_wan(cls: type | None = None, *, two: bool = False) -> Any:
+    """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2).
 
+    Args:
+        cls: another pipeline class of its components, such as ``WanImageToVideoPipeline`` as of Wan 2.2, whose
+            transformers see the picture's latents and a mask beside the noisy ones.
+        two: one transformer for the noisier steps and one for the others, as in Wan 2.2 A14B.
+    """
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+    cls = cls or WanPipeline
+    channels = 12 if "ImageToVideo" in cls.__name__ else 4
     vae: Any = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -22,10 +30,23 @@ def tiny_wan() -> Any:
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[2.0, 1.5, 2.5, 1.0],
     )
+    return cls(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(multilingual=True),
+        vae=vae.eval(),
+        transformer=_wan_transformer(channels),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        **({"transformer_2": _wan_transformer(channels), "boundary_ratio": 0.875} if two else {}),
+    )
+
+
+def _wan_transformer(channels: int) -> Any:
+    from diffusers import WanTransformer3DModel
+
     transformer: Any = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         text_dim=WIDTH,
         freq_dim=16,
@@ -33,13 +54,7 @@ def tiny_wan() -> Any:
         num_layers=1,
         rope_max_seq_len=32,
     )
-    return WanPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(multilingual=True),
-        vae=vae.eval(),
-        transformer=transformer.eval(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-    )
+    return transformer.eval()
 
 
 @seeded

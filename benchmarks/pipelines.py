@@ -1,0 +1,248 @@
+"""Draw guided with the dummy components of diffusers' own pipeline tests, and say which pipelines LiDAR fits.
+
+    python -m benchmarks.pipelines --diffusers ../diffusers [--only Lumina2] [--out docs/models-long-tail.md]
+
+``--diffusers`` is a checkout of https://github.com/huggingface/diffusers, of which the tests alone are imported; the
+library is the installed one. Nothing of theirs is kept here. Each pipeline runs in a process of its own. What their
+tests take from the model hub (tokenizers, a T5) is replaced by that of ``lidar_sampling.testing``; a pipeline that
+needs more of the hub is not run.
+
+    works       two prompts x two samples through both phases; guided samples differ from vanilla ones, scale 0 is
+                bit-identical, and a sample is the same in batches of one and of four, to 1e-3 of the largest latent
+    wrong       one of these does not hold; the row says which
+    refused     lidar-sampling says why it does not draw
+    failed      something else raised
+    not run     its components need the hub, an extra package or more than the time limit
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PROMPTS = ["a cat", "a dog on the grass"]
+TAKEN = ("prompt", "generator", "output_type", "return_dict", "latents", "num_inference_steps")
+ROW = "\x1erow "  # before the line of a result, among whatever a pipeline prints
+
+
+def main() -> None:
+    """Run every pipeline that is asked for, print the table, and write it if a file is given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--diffusers", type=Path, required=True, metavar="PATH", help="a checkout of diffusers")
+    parser.add_argument("--only", default="", metavar="NAME", help="pipelines or files whose name holds this")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
+    parser.add_argument("--limit", type=float, default=120, metavar="SECONDS", help="of each file (default 120)")
+    parser.add_argument("--file", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.file:
+        for row in rows_of(options.diffusers, options.file, options.only):
+            print(ROW + json.dumps(row), flush=True)
+        return
+    rows: list[list[str]] = []
+    for file in sorted((options.diffusers / "tests" / "pipelines").rglob("test_*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "get_dummy_components" in text and (options.only in text or options.only in file.name):
+            found = in_a_process(options, file)
+            rows += [row for row in found if row[0] not in {known[0] for known in rows}]
+            for row in found:
+                print(f"{row[0]:48} {row[1]:8} {row[2]}", flush=True)
+    counts = Counter(row[1] for row in rows)
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    if options.out:
+        options.out.write_text(table(rows, counts), encoding="utf-8")
+
+
+def in_a_process(options: argparse.Namespace, file: Path) -> list[list[str]]:
+    """Return the rows of a test file of diffusers, run where neither its imports nor its crash reach the others."""
+    arguments = ["--diffusers", str(options.diffusers), "--only", options.only, "--file", str(file)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.pipelines", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+        output, why = done.stdout, done.stderr.strip().rpartition("\n")[2]
+        ended = done.returncode != 0
+    except subprocess.TimeoutExpired as late:
+        output, why, ended = (late.stdout or b"").decode(), f"more than {options.limit:g} s", True
+    rows = [json.loads(line.removeprefix(ROW)) for line in output.split("\n") if line.startswith(ROW)]
+    return [*rows, [file.name, "not run", why[:160]]] if ended else rows
+
+
+def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:
+    """Yield (pipeline, verdict, reason) of each pipeline that a test file of diffusers makes."""
+    sys.path.insert(0, str(checkout.resolve()))
+    name = ".".join(Path(file).resolve().relative_to(checkout.resolve()).with_suffix("").parts)
+    with without_hub():
+        module = imported(name)
+        seen = set()
+        for case in vars(module).values():
+            if not (inspect.isclass(case) and case.__module__ == name and hasattr(case, "get_dummy_inputs")):
+                continue
+            cls = getattr(case, "pipeline_class", None)
+            if not inspect.isclass(cls) or cls in seen or (only not in cls.__name__ and only not in Path(file).name):
+                continue
+            seen.add(cls)
+            yield [cls.__name__, *verdict(cls, case)]
+
+
+def imported(name: str) -> Any:
+    """Import a test module; packages that its tests use and we have not, such as ``parameterized``, are mocks."""
+    while True:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            if missing.name is None or missing.name in sys.modules or missing.name.startswith(("tests", "diffusers")):
+                raise
+            sys.modules[missing.name] = Mock()
+
+
+def verdict(cls: Any, case: Any) -> tuple[str, str]:
+    """Make a pipeline of the components of a test case, and check what it draws."""
+    import torch
+
+    test = case()
+    try:
+        torch.manual_seed(0)
+        pipe = cls(**test.get_dummy_components())
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        inputs = test.get_dummy_inputs(*(["cpu"] if inspect.signature(test.get_dummy_inputs).parameters else []))
+    except Exception as error:
+        return "not run", said(error)
+    if "prompt" not in inputs:
+        return "not run", "its test gives no prompt"
+    call = {k: v for k, v in inputs.items() if k not in TAKEN and not k.startswith("callback")}
+    try:
+        return check(pipe, {k: v for k, v in call.items() if not k.startswith("num_") or k == "num_frames"})
+    except (ValueError, TypeError) as error:
+        ours = "lidar_sampling" in traceback.extract_tb(error.__traceback__)[-1].filename
+        return ("refused" if ours else "failed"), said(error)
+    except Exception as error:
+        return "failed", said(error)
+
+
+def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
+    """Draw with both phases, in several ways that must agree or differ."""
+    import torch
+
+    from lidar_sampling import LiDAR
+
+    def mean(*, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return images.flatten(1).float().mean(1)
+
+    options = {"n": 3, "steps": 4, "lookahead": "own:2", "scale": 1.0, "reward_scale": 1e3, "window": (1.0, 0.0)}
+
+    def sampler(**changes: Any) -> Any:
+        return LiDAR(pipe, reward=mean, pipe_kwargs=call, **{**options, **changes})
+
+    lidar = sampler(batch_size=4)
+    guided, vanilla = lidar(PROMPTS, images=2, seed=1), lidar.vanilla(PROMPTS, images=2, seed=1)
+    still = sampler(batch_size=4, scale=0.0)(PROMPTS, images=2, seed=1, banks=guided.banks)
+    alone = sampler(batch_size=1)(PROMPTS, images=2, seed=1, banks=guided.banks)
+    apart = (alone.latents - guided.latents).abs().max().item() / guided.latents.abs().max().item()
+    shifted = any(max(row["shift_norm"]) > 0 for row in guided.trace.rows())  # not where all weights collapse
+    faults = [
+        fault
+        for fault, found in {
+            "guidance changes nothing": shifted and torch.equal(guided.latents, vanilla.latents),
+            "scale 0 changes something": not torch.equal(still.latents, vanilla.latents),
+            "samples are not finite": not guided.latents.isfinite().all(),
+            f"a sample depends on its batch, by {apart:.1g}": not apart < 1e-3,
+        }.items()
+        if found
+    ]
+    return ("wrong", "; ".join(faults)) if faults else ("works", "")
+
+
+def said(error: BaseException) -> str:
+    """Return what an error says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """Let the classes of transformers that diffusers' tests load from the hub make tiny ones of our own."""
+    import transformers
+
+    from lidar_sampling.testing import _language, _text
+
+    def clip() -> Any:  # of fewer tokens than their text encoders know
+        tokens = [
+            "<|startoftext|>",
+            "<|endoftext|>",
+            *(token + end for token in _text._LETTERS for end in ("", "</w>")),
+        ]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+    made = {"clip": clip(), "t5": _text.t5_tokenizer(), "gemma": _text.gemma_tokenizer()}
+    made |= {"qwen": _language.qwen_tokenizer(), "roberta": _language.roberta_tokenizer()}
+    made |= {"llama": made["qwen"]}
+
+    def tokenizer(source: str, *_: Any, **__: Any) -> Any:
+        for word, own in made.items():
+            if word in str(source).lower():
+                return copy.deepcopy(own)
+        raise OSError(f"{source} is on the hub")
+
+    def config(source: str, *_: Any, **__: Any) -> Any:
+        if "t5" in str(source).lower():
+            return transformers.T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        raise OSError(f"{source} is on the hub")
+
+    def encoder(source: str, *_: Any, **__: Any) -> Any:
+        return transformers.T5EncoderModel(config(source)).eval()
+
+    names = ("AutoTokenizer", "CLIPTokenizer", "T5Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer")
+    stand_ins: dict[str, Any] = dict.fromkeys((*names, "T5TokenizerFast", "RobertaTokenizer"), tokenizer)
+    stand_ins |= {"AutoConfig": config, "T5EncoderModel": encoder}
+    kept = {}
+    for name, make in stand_ins.items():
+        cls = getattr(transformers, name)
+        kept[cls] = vars(cls).get("from_pretrained")
+        cls.from_pretrained = make
+    try:
+        yield
+    finally:
+        for cls, method in kept.items():
+            if method is None:
+                del cls.from_pretrained
+            else:
+                cls.from_pretrained = method
+
+
+def table(rows: Sequence[Sequence[str]], counts: Counter[str]) -> str:
+    """Return the page of all rows."""
+    import diffusers
+
+    lines = [
+        "# The long tail of pipelines",
+        "",
+        "Written by `python -m benchmarks.pipelines --diffusers PATH --out docs/models-long-tail.md`, with the dummy",
+        f"components of diffusers' own tests and diffusers {diffusers.__version__}: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        + ".",
+        "",
+        "| pipeline | verdict | why |",
+        "|---|---|---|",
+        *(f"| `{name}` | {verdict} | {why.replace('|', '/')} |" for name, verdict, why in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

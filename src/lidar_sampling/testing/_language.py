@@ -1,0 +1,155 @@
+"""Language models that read prompts today: random weights, every byte a token, the pipelines' own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._text import WIDTH
+
+_CHATS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_SEEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+# The turns of the user alone: instructions to the model are longer than all that a tiny one is given to read.
+_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}<|im_start|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>"
+    "{% endif %}{% endfor %}"
+)
+
+
+def _bytes(*special: str) -> dict[str, int]:
+    """Return a vocabulary of the bytes, as byte-level tokenizers spell them, and of further tokens."""
+    from tokenizers import pre_tokenizers
+
+    return {token: index for index, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *special])}
+
+
+def qwen_tokenizer() -> Any:
+    """A tokenizer of Qwen 2 and 3 whose tokens are bytes."""
+    from transformers import Qwen2Tokenizer
+
+    vocabulary = _bytes(*_CHATS, *_SEEN)
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
+        chat_template=_TEMPLATE,
+        model_max_length=2048,
+        extra_special_tokens=[*_CHATS[1:], *_SEEN],
+    )
+
+
+def roberta_tokenizer() -> Any:
+    """A RoBERTa tokenizer whose tokens are bytes."""
+    from transformers import RobertaTokenizer
+
+    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    vocabulary = {token: index for index, token in enumerate([*names, *_bytes()])}
+    return RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def _language(**changes: Any) -> dict[str, Any]:
+    sizes = {
+        "vocab_size": 272,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,  # so that a letter among hundreds of tokens counts
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+    }
+    return {**sizes, **changes}
+
+
+def qwen_3(**changes: Any) -> Any:
+    """A Qwen 3 model of two layers."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    return Qwen3Model(Qwen3Config(**_language(**changes))).eval()
+
+
+def qwen_2_5_vl() -> Any:
+    """A Qwen 2.5 VL model of two layers, which reads pictures in patches of 4 x 4."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    ids = qwen_tokenizer().get_vocab()
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    config = Qwen2_5_VLConfig(
+        text_config=_language(rope_parameters=rope),
+        vision_config={
+            "depth": 1,
+            "hidden_size": WIDTH,
+            "intermediate_size": WIDTH,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def mistral_3() -> Any:
+    """A Mistral 3 model of three layers; the pipelines give it texts alone."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    text = {"model_type": "mistral", "sliding_window": None, **_language()}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=260)
+    return Mistral3ForConditionalGeneration(config).eval()
+
+
+def llama(**changes: Any) -> Any:
+    """A Llama model of two layers, with its head."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**_language(**changes))).eval()
+
+
+def glm() -> Any:
+    """A GLM 4 model of two layers."""
+    from transformers import GlmConfig, GlmModel
+
+    return GlmModel(GlmConfig(**_language())).eval()
+
+
+def gemma_3() -> Any:
+    """A Gemma 3 model of two layers; the pipelines give it texts alone."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    text = _language(query_pre_attn_scalar=8, sliding_window=64)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def t5_gemma() -> Any:
+    """The encoder of a T5Gemma model of two layers."""
+    from transformers import T5GemmaConfig, T5GemmaEncoderModel, T5GemmaModuleConfig
+
+    part = T5GemmaModuleConfig(**_language(query_pre_attn_scalar=8, sliding_window=64)).to_dict()
+    return T5GemmaEncoderModel(T5GemmaConfig(encoder=part, decoder=part, is_encoder_decoder=False)).eval()
