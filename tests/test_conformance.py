@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import diffusers
 import pytest
 import torch
-from oracle import output_for
+from oracle import output_for, output_of
 from test_guidance import naive
 
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
@@ -72,10 +72,10 @@ class Spy(Hook):
 
     first = None
 
-    def before(self, scheduler, arguments):
+    def before(self, step):
         if self.first is None:
-            self.first = {k: arguments[k] for k in ("model_output", "sample", "timestep")}
-        return arguments["model_output"]
+            self.first = {"model_output": output_of(step), "sample": step.x_t, "timestep": step.timestep}
+        return step
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def draw(
         batch = items[chosen]
         texts = [item.prompt for item in batch]
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
-        context, watch = around(batch) if around else nullcontext(), Watch()
+        context, watch = around(batch) if around else nullcontext(), Watch(generators=generators)
         with _quiet(pipe), attached(pipe, watch), _explained(watch, texts), context, record(pipe) as recording:
             recording.on_step = lambda step: report(step, len(batch), recording.total)
             images = (_call_with_graph if differentiable else _call)(

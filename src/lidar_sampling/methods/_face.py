@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -17,6 +17,7 @@ from .._decode import decode, pictures
 from .._draw import Item
 from .._forecast import evaluations_of
 from .._hooks import Hook, attached
+from .._kernel import stochastic
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
@@ -43,15 +44,18 @@ H = TypeVar("H", bound=Hook)
 
 
 def hooked(
-    lidar: LiDAR, make: Callable[[Sequence[Item]], H]
+    lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, noise: str | None = None
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """What to run each batch in so that a hook of its own sees the scheduler, and the hooks that were made so far."""
+    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks that were made so far.
+
+    ``noise`` replaces the scheduler's steps by stochastic ones, of :data:`lidar_sampling._kernel.NOISES`.
+    """
     hooks: list[H] = []
 
     @contextmanager
     def around(batch: Sequence[Item]) -> Iterator[None]:
         hooks.append(make(batch))
-        with attached(lidar.pipe, hooks[-1]):
+        with stochastic(lidar.pipe, noise) if noise else nullcontext(), attached(lidar.pipe, hooks[-1]):
             yield
 
     return around, hooks

@@ -90,7 +90,7 @@ class Halving:
         self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None
     ) -> tuple[Result, list[Segment]]:
         """Part ``part`` of the schedule of ``alive`` samples a prompt, and its hooks, one a batch."""
-        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part))
+        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part, lidar.pipe.scheduler))
         result = lidar.sample(
             list(prompts),
             alive,
