@@ -36,6 +36,8 @@ from lidar_sampling.runs import Job, Progress
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray says so too, but after the instrument has imported torch
+os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever runs beside holds the workers up
 
 
 def job_of(model: Path, prompts: int) -> Job:
@@ -85,7 +87,6 @@ def started(workers: int, sleep: float, log: Path) -> Any:
     """Start Ray with room for so many workers, whatever this machine has; return it."""
     import ray
 
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  else other work holds them up
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112  idle ones would import torch
     ray.init(
         address="local",

@@ -55,6 +55,7 @@ def cluster():
     own = {
         "RAY_AUTH_MODE": "disabled",  # else it writes a token into the home of whoever runs the tests
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else whatever runs beside holds the workers up
         "RAY_prestart_worker_first_driver": "0",  # processes that no one asked for would import torch
     }
     before = {name: os.environ.get(name) for name in own}

@@ -72,7 +72,7 @@ class Folder:
         if overwrite and shared:
             raise ValueError(f"--overwrite would delete what other processes draw: remove {path}, and start them all")
         # A run that failed before its first prompt left its manifest alone, and nothing to lose.
-        if path.exists() and (not path.is_dir() or any(there != file for there in _contents(path))):
+        if path.exists() and (not path.is_dir() or any(there != file for there in contents_of(path))):
             ours = file.is_file()
             if not (resume or overwrite or (shared and ours)):
                 raise FileExistsError(
@@ -106,13 +106,12 @@ class Folder:
 
     def sweep(self) -> None:
         """Remove what killed processes left half written."""
-        for part in [part for part in self.path.iterdir() if _PART.fullmatch(part.name)]:
-            _remove(part)
+        sweep(self.path)
 
     def abandon(self) -> None:
         """Take the manifest away again, and the folder, if this process alone made them and nothing was kept."""
         with suppress(OSError):
-            if self._made and [there.name for there in _contents(self.path)] == ["run.json"]:
+            if self._made and [there.name for there in contents_of(self.path)] == ["run.json"]:
                 (self.path / "run.json").unlink()
                 self.path.rmdir()
 
@@ -238,7 +237,13 @@ def read_finished(out: Path, name: str, prompt: str, methods: Sequence[str]) -> 
     return entry if all(file.is_file() and file.stat().st_size > 0 for file in files) else None
 
 
-def _contents(path: Path) -> list[Path]:
+def sweep(path: Path) -> None:
+    """Remove what killed processes left half written in the folder of a run that nobody else writes to."""
+    for part in [part for part in path.iterdir() if _PART.fullmatch(part.name)]:
+        _remove(part)
+
+
+def contents_of(path: Path) -> list[Path]:
     """Return what is in a folder, but for a manifest that another process is writing this moment."""
     return [there for there in path.iterdir() if not there.name.startswith(".run.json.")]
 

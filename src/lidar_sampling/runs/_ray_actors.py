@@ -22,7 +22,7 @@ from ._identity import short
 from ._levers import read_levers
 from ._machine import device_of, quieten
 from .job import Job
-from .local import _each, _groups, task_of
+from .local import draw_each, in_groups, task_of
 from .worker import load, on_this_machine
 
 ANSWER = 600  # seconds that a judge may take for a batch
@@ -84,8 +84,8 @@ class Worker:
         task = self.task
         number_of = {task.units[number]: number for number in numbers}
         found = []
-        for group in _groups(task, list(number_of)):
-            for unit, record in _each(task, group, task.lidar):
+        for group in in_groups(task, list(number_of)):
+            for unit, record in draw_each(task, group, task.lidar):
                 if isinstance(record, Exception):
                     found.append(Drawn(number_of[unit], Cost(), str(record)))
                 else:

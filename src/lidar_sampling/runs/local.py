@@ -233,7 +233,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
     pace = _Pace(task, todo, len(units), tell)
     lidar = task.lidar if tell is None else task.lidar.with_progress(pace.step)
     failed: list[tuple[Any, Exception]] = []
-    for group in _groups(task, todo):
+    for group in in_groups(task, todo):
         there = [(unit, record) for unit in group if (record := task.finished(unit)) is not None]  # others drew them
         pace.skip([unit for unit, _ in there])
         for unit, record in there:
@@ -242,7 +242,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
         if not group:
             continue
         pace.begin(group)
-        outcomes = list(_each(task, group, lidar))
+        outcomes = list(draw_each(task, group, lidar))
         drawn = [(unit, outcome) for unit, outcome in outcomes if not isinstance(outcome, Exception)]
         for unit, outcome in outcomes:
             if isinstance(outcome, Exception):
@@ -260,7 +260,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
         ) from error
 
 
-def _groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
+def in_groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
     """Yield units that are drawn together, so that batches are full."""
     group: list[Any] = []
     for unit in todo:
@@ -272,7 +272,7 @@ def _groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
         yield group
 
 
-def _each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | Exception]]:
+def draw_each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | Exception]]:
     """Draw a group; where one of its units fails, draw the others alone. Yield what came of each."""
     try:
         records = task.draw(group, lidar)
@@ -281,7 +281,7 @@ def _each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Rec
             yield group[0], error
             return
         for unit in group:
-            yield from _each(task, [unit], lidar)
+            yield from draw_each(task, [unit], lidar)
         return
     yield from zip(group, records, strict=True)
 

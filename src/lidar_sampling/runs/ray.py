@@ -34,7 +34,7 @@ from .._cost import Cost
 from .._files import check_writable
 from .._values import accepts
 from ..rewards import RewardError
-from ._folder import _PART, _contents, _remove
+from ._folder import contents_of, sweep
 from ._ray_actors import Drawn, Judge, Worker
 from ._ray_actors import RayReward as RayReward
 from .job import Job
@@ -101,7 +101,7 @@ def run(
         raise ValueError(f"Ray gives each worker a GPU of its own: say cuda and not {job.device!r}")
     check_writable(out)
     folder = Path(out).resolve()
-    if job.task == "generate" and folder.is_dir() and _contents(folder) and not (folder / "run.json").is_file():
+    if job.task == "generate" and folder.is_dir() and contents_of(folder) and not (folder / "run.json").is_file():
         raise FileExistsError(
             f"{out} is not empty and holds no run of lidar, so it is left alone: choose another --out"
         )
@@ -217,8 +217,7 @@ class _Crew:
 
     def outcome(self) -> Outcome:
         """Return what became of the run, or raise for what is missing."""
-        for part in [part for part in self.out.iterdir() if _PART.fullmatch(part.name)]:  # of workers that were lost
-            _remove(part)
+        sweep(self.out)
         if self.failed:
             first, *more = sorted(self.failed)
             others = ", ".join(repr(self._said(number)) for number in more[: _NAMED - 1])
