@@ -1,6 +1,7 @@
-"""One stochastic step for every Gaussian path: what it equals, what law it has, and that every method runs on flows."""
+"""One stochastic step for every Gaussian path: what it equals, what law it has, and every method on flow models."""
 
 import math
+from itertools import pairwise
 
 import diffusers
 import pytest
@@ -100,7 +101,7 @@ class TestLaw:
         levels = [*levels, (signal**0.5, (1 - signal) ** 0.5)]
         start = float(getattr(last, "init_noise_sigma", 1.0))
         mean, variance = 0.0, start**2
-        for (alpha, sigma), (to, rest) in zip(levels, levels[1:], strict=False):
+        for (alpha, sigma), (to, rest) in pairwise(levels):
             ancestral = alpha * rest / (to * sigma)
             rho = math.cos(eta * math.pi / 2) if name == "cps" else math.sqrt(1 - eta**2 * (1 - ancestral**2))
             k = slope(alpha, sigma)
@@ -200,8 +201,9 @@ class TestEveryMethod:
             tiny("sd3", **options)
 
     def test_refuses_several_evaluations_per_step(self):
-        with pytest.raises(ValueError, match="asks the model several times per step"), stochastic(
-            diffusers.HeunDiscreteScheduler()
+        with (
+            pytest.raises(ValueError, match="asks the model several times per step"),
+            stochastic(diffusers.HeunDiscreteScheduler()),
         ):
             pass
 
