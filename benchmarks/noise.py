@@ -57,9 +57,14 @@ def main() -> None:
 
 def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     """Each noise beside the deterministic sampler of as many steps, paired over prompts, as Markdown."""
+    cells_of: dict[str, set[tuple[int, str]]] = {line["prompt"]: set() for line in lines}
+    for line in lines:
+        cells_of[line["prompt"]].add((line["steps"], line["noise"]))
+    whole = {prompt for prompt, cells in cells_of.items() if len(cells) == len(STEPS) * len(NOISES)}
+    lines = [line for line in lines if line["prompt"] in whole]
     text = (
-        f"# Stochastic steps on glyph\n\n`python -m benchmarks.noise --prompts {arguments.prompts}`: vanilla, "
-        f"{arguments.images} images per prompt,\none seed. Differences are to `ddpm:0`, the deterministic sampler, in "
+        f"# Stochastic steps on glyph\n\n`python -m benchmarks.noise`: vanilla, {arguments.images} images of each of "
+        f"{len(whole)} prompts,\none seed. Differences are to `ddpm:0`, the deterministic sampler, in "
         "as many steps; 95 % bootstrap intervals over prompts.\n\n"
         "| steps | noise | held-out reward | difference | GenEval | difference |\n|---|---|---|---|---|---|\n"
     )

@@ -144,7 +144,7 @@ def tiny(key, **options):
     return LiDAR(pipeline.make(), reward=testing.brightness, pipe_kwargs=dict(pipeline.call), **{**how, **options})
 
 
-FLOWS = ["sd3", "sana"]
+FLOWS = ["sd3", "sana", "flux", "wan"]
 NAMES = ["fk", "fk+lidar", "das:reward_scale=5", "svdd-2", "beam-2x2", "steered-4", "halving-8", "ug:recurrence=2"]
 
 

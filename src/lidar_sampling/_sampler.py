@@ -18,7 +18,7 @@ from . import rewards as _rewards
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._call import check_call, per_prompt
 from ._cost import Cost, metered
-from ._decode import check_plain, check_preview
+from ._decode import check_decodes, check_preview
 from ._draw import Item, draw, items_of
 from ._guide import Trace, guide
 from ._hooks import scheduler_of
@@ -145,7 +145,7 @@ class LiDAR:
         if rescore < 0 or (rescore and preview is None):
             raise ValueError(f"rescore must be at least 0, and wants a preview, got {rescore}")
         if rescore:
-            check_plain(pipe)
+            check_decodes(pipe)
         self.preview, self.rescore, self.overlap = preview, rescore, overlap
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
         self._lookaheads: list[tuple[Solver, Any]] = []

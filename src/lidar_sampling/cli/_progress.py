@@ -62,7 +62,8 @@ class _Lines:
     def __call__(self, now: Progress) -> None:
         if time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
-            warn(in_words(now))
+            under_way = f"; {now.what}, {now.phase} {now.part:.0%}" if now.phase else ""
+            warn(f"{in_words(now)}{under_way}")
 
 
 def in_words(now: Progress) -> str:

@@ -57,7 +57,7 @@ class BeamSearch:
         together = self.beams * self.candidates
 
         def searching(batch: Sequence[Item]) -> Beams:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
             return Beams(self, rewards, ends)
 

@@ -80,7 +80,7 @@ class DAS:
         self._check(lidar)
 
         def tempered(batch: Sequence[Item]) -> Tempered:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
             return Tempered(self, rewards, lidar.settings.steps, seeds)
 

@@ -73,7 +73,7 @@ class DATE:
 
         @contextmanager
         def adapted(batch: Sequence[Item]) -> Iterator[None]:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
             with constant_weights(lidar.pipe), attached(lidar.pipe, updates[-1]), updates[-1]:
                 yield

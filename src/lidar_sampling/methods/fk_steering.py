@@ -94,7 +94,7 @@ class FKSteering:
         self._check(lidar, images)
 
         def particles(batch: Sequence[Item]) -> Particles:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Particles(self, rewards, [item.seed for item in batch[::images]])
 
         around, populations = hooked(lidar, particles, noise=noise_for(lidar, copies=images > 1))

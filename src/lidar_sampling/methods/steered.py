@@ -77,7 +77,7 @@ class Steered:
         self._check(lidar, images)
 
         def resampled(batch: Sequence[Item]) -> Resampled:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[:: self.n]])
 
         around, hooks = hooked(lidar, resampled, noise=noise_for(lidar, copies=self.n > 1 and self.ess < 1))

@@ -68,7 +68,9 @@ class SVDD:
         self._check(lidar)
 
         def proposals(batch: Sequence[Item]) -> Proposals:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])
+            rewards = rewards_of_predictions(
+                lidar.with_prompts(prompts), [item for item in batch for _ in range(self.rollouts)]
+            )
             ends = None
             if self.rollout_steps > 1:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)

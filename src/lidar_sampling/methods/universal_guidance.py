@@ -70,7 +70,7 @@ class UniversalGuidance:
         self._check(lidar)
 
         def gradient(batch: Sequence[Item]) -> Gradient:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             return Gradient(self, lambda x0: rewards(x0).sum())
 
         again = noise_for(lidar, copies=False) if self.recurrence > 1 else None
