@@ -9,6 +9,7 @@ import math
 import torch
 
 from lidar_sampling import LookaheadBank, noise_level
+from lidar_sampling._hooks import _apply, _step_of
 
 SD = {
     "beta_start": 0.00085,
@@ -123,3 +124,18 @@ def make_perfect(pipe, bank):
         return (output.view_as(sample),)
 
     pipe.unet.forward = forward
+
+
+def before(hook, scheduler, output, x, timestep, *, index=0, total=1, **arguments):
+    """What a hook makes of a step of a scheduler: the step, and the model's output that the scheduler then gets."""
+    arguments = {"model_output": output, "sample": x, "timestep": timestep, **arguments}
+    step = hook.before(_step_of(scheduler, arguments, index, total))
+    _apply(step, arguments)
+    return step, arguments["model_output"]
+
+
+def output_of(step):
+    """The model's output that the scheduler gets for a step as hooks left it so far."""
+    arguments = {"model_output": step.output}
+    _apply(step, arguments)
+    return arguments["model_output"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, LTXConditionPipeline
 
 from lidar_sampling import BankStore, LiDAR, RewardError, accelerate, largest_batch, testing
 from lidar_sampling._preview import load_preview
@@ -200,9 +200,17 @@ class TestPreview:
             make(pipe, rescore=3)
         with pytest.raises(ValueError, match="latents of 16 channels, and StableDiffusionPipeline has 4"):
             make(pipe, preview=tiny_preview(latent_channels=16))
-        flux = testing.PIPELINES["flux"].make()
-        with pytest.raises(TypeError, match="no plain latents"):
-            make(flux, preview=flux.vae, rescore=3)
+        pipe = testing.tiny_ltx(LTXConditionPipeline)
+        with pytest.raises(TypeError, match="cannot decode latents apart from its call"):
+            make(pipe, preview=pipe.vae, rescore=3)
+
+    def test_packed_latents_are_decoded_in_full(self):
+        """All of them, so that the bank is the full one."""
+        tiny = testing.PIPELINES["flux"]
+        pipe, options = tiny.make(), {"pipe_kwargs": dict(tiny.call)}
+        (full,) = make(pipe, **options).look("a cat")
+        (again,) = make(pipe, preview=tiny_preview(latent_channels=4), rescore=99, **options).look("a cat")
+        torch.testing.assert_close(again.reward(), full.reward(), rtol=1e-4, atol=1e-5)
 
     def test_by_name_or_path(self, tmp_path):
         pipe = testing.tiny_stable_diffusion()

@@ -213,9 +213,9 @@ class Counting(Hook):
     def start(self, steps):
         self.told.append(steps)
 
-    def before(self, scheduler, arguments):
+    def before(self, step):
         self.seen += 1
-        return arguments["model_output"]
+        return step
 
     def finish(self):
         self.finished += 1

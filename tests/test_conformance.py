@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import diffusers
 import pytest
 import torch
-from oracle import output_for
+from oracle import output_for, output_of
 from test_guidance import naive
 
 from benchmarks.pipelines import check
@@ -76,10 +76,10 @@ class Spy(Hook):
 
     first = None
 
-    def before(self, scheduler, arguments):
+    def before(self, step):
         if self.first is None:
-            self.first = {"sample": arguments["sample"].clone(), "model_output": arguments["model_output"]}
-        return arguments["model_output"]
+            self.first = {"sample": step.x_t.clone(), "model_output": output_of(step)}
+        return step
 
 
 @contextmanager

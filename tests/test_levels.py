@@ -193,10 +193,10 @@ class Walk(Hook):
             self.scheduler.set_begin_index(0)  # then noising looks up the step, not the timestep
         return timesteps
 
-    def before(self, scheduler, arguments):
-        t = torch.as_tensor(arguments["timestep"]).reshape(1)
-        self.levels.append(noise_level(scheduler, t[0]))
-        self.samples.append(arguments["sample"])
+    def before(self, step):
+        scheduler, t = step.scheduler, torch.as_tensor(step.timestep).reshape(1)
+        self.levels.append(step.level)
+        self.samples.append(step.x_t)
         self.witnessed.append(None)
         if has_witness(scheduler):
             one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
@@ -204,7 +204,7 @@ class Walk(Hook):
                 self.witnessed[-1] = [scheduler.scale_noise(*x).item() for x in ((one, t, zero), (zero, t, one))]
             else:
                 self.witnessed[-1] = [scheduler.add_noise(*x, t).item() for x in ((one, zero), (zero, one))]
-        return arguments["model_output"]
+        return step
 
 
 @pytest.mark.parametrize("case", FLAG_CASES, ids=flag_label)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._guide import guide as guide
     from ._hooks import DivergedError as DivergedError
     from ._hooks import record as record
+    from ._kernel import stochastic as stochastic
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
     from ._profile import profiled as profiled
@@ -67,6 +68,7 @@ _HOMES = {
     "noise_level": "_levels",
     "profiled": "_profile",
     "record": "_hooks",
+    "stochastic": "_kernel",
 }
 _ROOMS = ("discrete", "glyph", "methods", "rewards", "solvers", "testing")
 

@@ -122,7 +122,7 @@ def draw(
         texts = [item.prompt for item in batch]
         prompt = prompts_for(pipe, texts)
         generators = [torch.Generator().manual_seed(item.seed) for item in batch]
-        context, watch = around(batch) if around else nullcontext(), Watch()
+        context, watch = around(batch) if around else nullcontext(), Watch(generators=generators)
         with (
             _quiet(pipe),
             attached(pipe, watch),
@@ -153,7 +153,7 @@ def draw(
                 + ("; draw one at a time: batch_size=1" if len(batch) > 1 else "")
             )
         watch.check(latents, texts)
-        return Drawn(batch, _checked(pipe, images.float()) if decoded else images.float(), latents)
+        return Drawn(batch, checked(pipe, images.float()) if decoded else images.float(), latents)
 
     for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
@@ -198,7 +198,7 @@ def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _checked(pipe: Any, images: Tensor) -> Tensor:
+def checked(pipe: Any, images: Tensor) -> Tensor:
     """Refuse what a pipeline drew outside the range of pictures; transparent pictures are laid over white.
 
     Audio that overshoots is cut, as it is when it is saved: decoders of audio do not clamp.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import Members, ShiftInfo
-from ._hooks import Hook, attached, scheduler_of
-from ._levels import NoiseLevel, check, noise_level
+from ._hooks import Hook, Step, attached, scheduler_of
+from ._levels import NoiseLevel, check
 from ._settings import check_strength, check_window
 from ._space import space_of
 
@@ -143,15 +143,8 @@ def guide(
         )
 
 
-_UNSUPPORTED = {
-    "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
-    "pred_original_sample": "the step takes a clean prediction that was made elsewhere (Cosmos 1), past its guidance",
-    "s_churn": "it moves the sample to another noise level; leave it at 0",
-}
-
-
 class _Guide(Hook):
-    """The hook that adds ``slope * scale * Delta`` to the model output."""
+    """The hook that moves the clean prediction by ``scale * Delta``."""
 
     def __init__(
         self,
@@ -170,25 +163,15 @@ class _Guide(Hook):
         self.scale, self.reward_scale, self.window, self.bank_dtype = scale, reward_scale, window, bank_dtype
         self.trace = Trace()
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        for name, meaning in _UNSUPPORTED.items():
-            value = arguments.get(name)
-            if value is not None and not (isinstance(value, float | int) and value == 0):
-                raise ValueError(f"guidance does not support {name} of {type(scheduler).__name__}.step: {meaning}")
-        output, sample, timestep = (arguments[k] for k in ("model_output", "sample", "timestep"))
+    def before(self, step: Step) -> Step:
+        level = step.level
         self.trace.seen += 1
-        level = noise_level(scheduler, timestep)
         start, end = self.window
         if level.sigma == 0 or level.time > start or (level.time <= end and end > 0):
-            return output
-
-        delta, info = self._shift(sample, level)
-        self.trace.steps.append(TraceStep(float(torch.as_tensor(timestep).reshape(-1)[0]), level, info))
-        if self.scale == 0:
-            return output
-        if output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left alone
-            delta = torch.cat([delta, torch.zeros_like(delta)], 1)
-        return (output + (self.scale * level.slope) * delta).to(output.dtype)
+            return step
+        delta, info = self._shift(step.x_t, level)
+        self.trace.steps.append(TraceStep(float(torch.as_tensor(step.timestep).reshape(-1)[0]), level, info))
+        return step.shifted(self.scale * delta) if self.scale else step
 
     @torch.no_grad()
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:

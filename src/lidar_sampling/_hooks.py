@@ -10,43 +10,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._levels import clean_prediction, data_scale, noise_level
+from ._levels import NoiseLevel, clean_prediction, data_scale, noise_level
 from ._profile import timed
-
-
-class Hook:
-    """What :func:`attached` calls around every ``scheduler.step``; by default it changes nothing.
-
-    The order is ``timesteps`` when the call chooses its schedule, ``start`` at its first step, ``before`` and
-    ``after`` at each, and ``finish`` where the block ends without an error.
-    """
-
-    def start(self, steps: int) -> None:
-        """Learn how many steps this call takes, just before the first of them (:func:`steps_of`)."""
-
-    def finish(self) -> None:
-        """Learn that all is drawn; the place to refuse a run that took other steps than it promised."""
-
-    def timesteps(self, timesteps: Tensor) -> Tensor:
-        """See what ``scheduler.set_timesteps`` chose; return the timesteps to take."""
-        return timesteps
-
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """See the arguments of ``step`` by name, and change them; return the model output to use."""
-        return arguments["model_output"]
-
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
-        """See the sample that ``step`` returned; return the one to go on with."""
-        return previous
+from ._steps import Hook as Hook
+from ._steps import Step as Step
 
 
 @dataclass
@@ -69,12 +45,12 @@ class Recording(Hook):
         """Keep how many steps this call takes."""
         self.total = steps
 
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+    def after(self, step: Step, x: Tensor) -> Tensor:
         """Keep the sample that the scheduler returned."""
-        self.samples, self.steps = previous.detach() / data_scale(scheduler), self.steps + 1
+        self.samples, self.steps = x.detach() / data_scale(step.scheduler), self.steps + 1
         if self.on_step is not None:
             self.on_step(self.steps)
-        return previous
+        return x
 
 
 @contextmanager
@@ -113,19 +89,22 @@ class Watch(Hook):
     Attributes:
         total: number of steps that this call takes.
         sums: of each step, the sums (B,) of its sample and of the network's output.
+        generators: of the call, one per row, for hooks: few pipelines of flow models hand theirs to the scheduler.
     """
 
     total: int = 0
     sums: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    generators: Sequence[torch.Generator] | None = None
 
     def start(self, steps: int) -> None:
         """Keep how many steps this call takes."""
         self.total = steps
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Keep the sums of the sample and of the network's output."""
-        self.sums.append((_sum(arguments["sample"]), _sum(arguments["model_output"])))
-        return arguments["model_output"]
+        if step.output is not None:
+            self.sums.append((_sum(step.x_t), _sum(step.output)))
+        return step if step.generator is not None else replace(step, generator=self.generators)
 
     def check(self, samples: Tensor, prompts: Sequence[str]) -> None:
         """Refuse final samples (B, *) that are not finite.
@@ -187,12 +166,14 @@ class Segment(Hook):
     Attributes:
         cuts: rising fractions of the steps, between 0 and 1, after each of which a part ends.
         part: which of the ``len(cuts) + 1`` parts, from 0.
+        scheduler: that takes the steps.
         x0: the clean prediction (B, *) of the last step that was taken.
         ends: the steps before which parts start and end, from 0 to the number of all.
     """
 
     cuts: Sequence[float]
     part: int
+    scheduler: Any = None
     x0: Tensor | None = None
     ends: list[int] = field(default_factory=list)
     _whole: Tensor | None = None
@@ -210,21 +191,27 @@ class Segment(Hook):
         self._whole = timesteps
         return timesteps[self.ends[self.part] : self.ends[self.part + 1]]
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def start(self, steps: int) -> None:
+        """Give the scheduler its whole schedule back, and the place in it: by now the pipeline has its part."""
+        if self.scheduler is not None and self._whole is not None:
+            self.scheduler.timesteps = self._whole
+            if hasattr(self.scheduler, "_step_index"):
+                self.scheduler._step_index = self.ends[self.part]
+
+    def before(self, step: Step) -> Step:
         """Keep what the model thinks the clean sample is."""
-        if self._whole is not None:  # by now the pipeline has taken its part
-            scheduler.timesteps = self._whole
-        output = arguments["model_output"]
-        level = noise_level(scheduler, arguments["timestep"])
-        self.x0 = clean_prediction(level, output, arguments["sample"])
-        return output
+        if self._whole is not None:
+            step.scheduler.timesteps = self._whole
+        self.x0 = step.x0
+        return step
 
 
 _HOOKS = "_lidar_sampling_hooks"
 _NEW = "_lidar_sampling_new"  # the hooks that have not learned how many steps this call takes
 _PIPE = "_lidar_sampling_pipe"  # whose call it is
 _TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
-_OURS = (_HOOKS, _NEW, _PIPE, _TIMES)
+_COUNT = "_lidar_sampling_count"  # steps of this call so far, and in all
+_OURS = (_HOOKS, _NEW, _PIPE, _TIMES, _COUNT)
 
 
 @contextmanager
@@ -288,21 +275,27 @@ def _hooked(base: type) -> type:
     @functools.wraps(base.step)  # type: ignore[attr-defined]
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
-        hooks = self.__dict__.get(_HOOKS, ())
+        state = self.__dict__
+        hooks = state.get(_HOOKS, ())
         call.arguments["timestep"] = timestep = _on_host(self, call.arguments["timestep"])
-        if new := self.__dict__.pop(_NEW, ()):
-            steps = steps_of(self.__dict__.get(_PIPE), self, timestep)
+        if new := state.pop(_NEW, ()):
+            steps = steps_of(state.get(_PIPE), self, timestep)
+            state[_COUNT] = (0, steps)
             for hook in new:
                 hook.start(steps)
+        index, total = state.get(_COUNT, (0, 1))
+        state[_COUNT] = (index + 1, total)
+        step = _step_of(self, call.arguments, index, total)
         with timed("guidance"):
             for hook in hooks:
-                call.arguments["model_output"] = hook.before(self, call.arguments)
+                step = hook.before(step)
+        _apply(step, call.arguments)
         with timed("scheduler"):
             result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
         previous = result[0]
         with timed("guidance"):
             for hook in hooks:
-                previous = hook.after(self, previous)
+                previous = hook.after(step, previous)
         if previous is result[0]:
             return result
         if isinstance(result, tuple):
@@ -314,8 +307,11 @@ def _hooked(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         self.__dict__[_NEW] = hooks = self.__dict__.get(_HOOKS, ())
+        steps = len(self.timesteps)
         for hook in hooks:
             self.timesteps = hook.timesteps(self.timesteps)
+        if len(self.timesteps) > steps and hasattr(self, "set_begin_index"):
+            self.set_begin_index(0)  # of a timestep that comes twice it would take the second place
         self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
 
@@ -332,6 +328,61 @@ def _hooked(base: type) -> type:
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), members)
+
+
+_UNKNOWN = {
+    "per_token_timesteps": "a sample of LTXConditionPipeline and its kin has no one noise level; use LTXPipeline",
+    "pred_original_sample": "the step takes a clean prediction that was made elsewhere (Cosmos 1), past its guidance",
+    "s_churn": "it moves the sample to another noise level; leave it at 0",
+}
+
+
+def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: int) -> Step:
+    """Return what a call of ``scheduler.step`` says, for hooks."""
+    output, x_t, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
+
+    @functools.cache
+    def level() -> NoiseLevel:
+        for name, meaning in _UNKNOWN.items():
+            value = arguments.get(name)
+            if value is not None and not (isinstance(value, float | int) and value == 0):
+                raise ValueError(f"guidance does not support {name} of {type(scheduler).__name__}.step: {meaning}")
+        return noise_level(scheduler, timestep)
+
+    return Step(
+        x_t,
+        level,
+        functools.cache(lambda: clean_prediction(level(), output, x_t)),
+        index=index,
+        total=total,
+        timestep=timestep,
+        generator=arguments.get("generator"),
+        output=output,
+        eta=float(arguments.get("eta") or 0.0),
+        scheduler=scheduler,
+    )
+
+
+def _apply(step: Step, arguments: dict[str, Any]) -> None:
+    """Say to the scheduler, in the arguments of its step, what hooks made of it."""
+    output = arguments["model_output"]
+    if step.ends_graph:
+        output = output.detach()
+    if step.taken is not None:
+        output = output[step.taken]
+    if step.shift is not None:
+        shift = step.level.slope * step.shift
+        if output.shape[1] == 2 * step.x_t.shape[1]:  # learned variance: its half is left alone
+            shift = torch.cat([shift, torch.zeros_like(shift)], 1)
+        output = (output + shift).to(output.dtype)
+    arguments["model_output"], arguments["sample"] = output, step.x_t
+    known = inspect.signature(type(step.scheduler).step).parameters
+    if step.noise is not None and "variance_noise" in known:  # drawn already
+        arguments["variance_noise"], arguments["generator"] = step.noise, None
+    elif step.noise is not None and "generator" in known:  # the call's own is not to be asked again
+        arguments["generator"] = torch.Generator(step.x_t.device).manual_seed(0)
+    elif step.generator is not None and "generator" in known:  # which the pipeline may have kept to itself
+        arguments["generator"] = step.generator
 
 
 def _on_host(scheduler: Any, timestep: Any) -> Any:

@@ -135,7 +135,7 @@ def look(
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
     if rescore and missing and rewards:
         with metered(pipe, "lookahead") as more:
-            rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, judge)
+            rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, arguments, judge)
         more.decodes, more.reward_calls = rows, rows * len(rewards)
         cost = cost + more
 
@@ -159,6 +159,7 @@ def _rescore(
     n: int,
     best: int,
     batch_size: int,
+    call: Mapping[str, Any],
     judge: Callable[[Tensor, Sequence[str]], Tensor],
 ) -> int:
     """Decode in full those of each prompt that some reward puts among its ``best``, and write their scores; how many.
@@ -170,10 +171,11 @@ def _rescore(
     for start in range(0, len(items), n):
         before = scores[start : start + n].clone()
         rows = before.topk(min(best, n), dim=0).indices.unique()
-        parts = [
-            judge(pictures(pipe, latents[start + some], batch_size), [items[start].prompt] * len(some))
-            for some in rows.split(batch_size)
-        ]
+        parts = []
+        for some in (start + rows).split(batch_size):
+            chosen = [items[row] for row in some.tolist()]
+            decoded = pictures(pipe, latents[some], batch_size, call, chosen)
+            parts.append(judge(decoded, [item.prompt for item in chosen]))
         scores[start : start + n] += (torch.cat(parts) - before[rows]).mean(0)
         scores[start + rows] = torch.cat(parts)
         count += len(rows)

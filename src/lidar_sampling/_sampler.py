@@ -18,10 +18,11 @@ from . import rewards as _rewards
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._call import check_call, per_prompt
 from ._cost import Cost, metered
-from ._decode import check_plain, check_preview
+from ._decode import check_decodes, check_preview
 from ._draw import Item, draw, items_of
 from ._guide import Trace, guide
 from ._hooks import scheduler_of
+from ._kernel import check_kernel, stochastic
 from ._levels import check
 from ._lookahead import look
 from ._precision import warn_if_emulated
@@ -119,6 +120,8 @@ class LiDAR:
         self.pipe_kwargs = dict(pipe_kwargs or {})
         check_call(self.pipe, self.pipe_kwargs)
         self._check_eta("eta" in changes)
+        if self.settings.noise is not None:
+            check_kernel(self.pipe.scheduler)
         self.taken(self.arguments())  # what the call sets otherwise is checked as settings are
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
@@ -142,7 +145,7 @@ class LiDAR:
         if rescore < 0 or (rescore and preview is None):
             raise ValueError(f"rescore must be at least 0, and wants a preview, got {rescore}")
         if rescore:
-            check_plain(pipe)
+            check_decodes(pipe)
         self.preview, self.rescore, self.overlap = preview, rescore, overlap
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
         self._lookaheads: list[tuple[Solver, Any]] = []
@@ -217,6 +220,8 @@ class LiDAR:
         if twin.settings.scheduler != self.settings.scheduler:
             twin.pipe, twin._lookaheads = _with_scheduler(self.pipe, twin.settings.scheduler), []
         twin._check_eta("eta" in changes)
+        if twin.settings.noise is not None:
+            check_kernel(twin.pipe.scheduler)
         if twin.settings.lookahead != self.settings.lookahead:
             twin._solver = load_solver(twin.settings.lookahead, self.pipe)
         return twin
@@ -415,6 +420,8 @@ class LiDAR:
         pipe, progress = pipe or self.pipe, progress or self._progress
         call = per_prompt(pipe, call or self.arguments(), prompts)
         items = items_of(prompts, images, seed, "target")
+        if self.settings.noise is not None and pipe.scheduler is self.pipe.scheduler:
+            around = _stochastic(pipe, self.settings.noise, around)
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
         with metered(pipe, "sampling") as sampling:
@@ -525,6 +532,19 @@ def _check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _stochastic(
+    pipe: Any, noise: str, around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None
+) -> Callable[[Sequence[Item]], AbstractContextManager[None]]:
+    """Return ``around`` with the steps of ``pipe`` replaced by stochastic ones, before what it attaches."""
+
+    @contextmanager
+    def both(batch: Sequence[Item]) -> Iterator[None]:
+        with stochastic(pipe, noise), around(batch) if around else nullcontext():
+            yield
+
+    return both
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from ._kernel import read_noise
 from ._values import check_settings
 
 _PAPER = "Kim et al. 2026 (arXiv 2602.03211), appendix B.1"
@@ -28,6 +29,8 @@ class Settings:
         window: (start, end) of guidance in diffusion time, 1 at pure noise.
         source: where the numbers come from.
         scheduler: the class of diffusers that the target samples with; None keeps the pipeline's own.
+        noise: ``ddpm`` or ``cps`` with its eta, such as ``ddpm:0.5``: the target's steps are replaced by stochastic
+            ones (:func:`lidar_sampling.stochastic`); None keeps the scheduler's own.
     """
 
     steps: int
@@ -40,6 +43,7 @@ class Settings:
     window: tuple[float, float]
     source: str
     scheduler: str | None = None
+    noise: str | None = None
 
     def __post_init__(self) -> None:
         check_settings("Settings", vars(self), get_type_hints(Settings))
@@ -53,6 +57,8 @@ class Settings:
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         check_window(self.window)
+        if self.noise is not None:
+            read_noise(self.noise)
 
 
 def check_strength(name: str, value: float) -> None:

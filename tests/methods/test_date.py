@@ -102,15 +102,16 @@ class TestDATE:
         assert cost.backward_passes == cost.reward_calls == 4 * 3
         assert cost.decodes == 4 * 3 + 4
 
+    def test_draws_from_packed_latents_too(self):
+        flux = LiDAR(testing.tiny_flux(), reward="brightness", steps=2, pipe_kwargs={"height": 16, "width": 16})
+        assert DATE().draw(flux, ["a cat"], images=1, seed=0).images.isfinite().all()
+        assert "forward" not in vars(flux.pipe.transformer)
+
     def test_refusals(self):
         with pytest.raises(ValueError, match="DATE needs the gradient of the reward"):
             DATE().draw(make(reward="jpeg-compressibility"), PROMPTS, images=1, seed=0)
         with pytest.raises(ValueError, match="every must be at least 1, got 0"):
             DATE(every=0)
-        flux = LiDAR(testing.tiny_flux(), reward="brightness", steps=2, pipe_kwargs={"height": 16, "width": 16})
-        with pytest.raises(TypeError, match="FluxPipeline has no plain latents"):
-            DATE().draw(flux, ["a cat"], images=1, seed=0)
-        assert "forward" not in vars(flux.pipe.transformer)
         modular = LiDAR(testing.tiny_modular_stable_diffusion_xl(), reward="brightness", steps=2)
         with pytest.raises(TypeError, match="DATE needs a classic pipeline"):
             DATE().draw(modular, ["a cat"], images=1, seed=0)

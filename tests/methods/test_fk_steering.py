@@ -9,8 +9,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling import guide, testing
-from lidar_sampling._decode import decode
+from lidar_sampling import guide
 from lidar_sampling._hooks import attached
 from lidar_sampling.methods import FKSteering
 from lidar_sampling.methods.fk_steering import Particles
@@ -101,8 +100,6 @@ class TestFKSteering:
             FKSteering().draw(make("PNDMScheduler"), PROMPTS, images=2, seed=0)
         with pytest.raises(ValueError, match="give the mixture a calibration"):
             FKSteering().draw(make(reward=Mixture({"brightness": 1.0})), PROMPTS, images=2, seed=0)
-        with pytest.raises(TypeError, match="no plain latents"):
-            decode(testing.tiny_flux(), torch.zeros(1, 16, 16))
 
 
 def released(settings, rewards, generator, k=4):

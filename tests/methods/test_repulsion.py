@@ -6,7 +6,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from oracle import SD, bank_of_four, sample, shares
+from oracle import SD, bank_of_four, before, sample, shares
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
@@ -52,8 +52,8 @@ class TestRepulsion:
         scheduler.set_timesteps(10)
         output, x = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0))
         level = noise_level(scheduler, scheduler.timesteps[3])
-        arguments = {"model_output": output, "sample": x, "timestep": scheduler.timesteps[3]}
-        moved = Repulsion([x, x], lambda x_t, x0, members, level: x0 + members[0]).before(scheduler, arguments)
+        hook = Repulsion([x, x], lambda x_t, x0, members, level: x0 + members[0])
+        _, moved = before(hook, scheduler, output, x, scheduler.timesteps[3])
         x0 = clean_prediction(level, output, x)
         torch.testing.assert_close(clean_prediction(level, moved, x), 2 * x0 + x[0])
 

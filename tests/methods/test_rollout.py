@@ -9,6 +9,7 @@ from lidar_sampling import expected_future_reward, testing
 from lidar_sampling._cost import metered
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import Item
+from lidar_sampling._hooks import Step
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import SVDD
 from lidar_sampling.methods._rollout import Rollout
@@ -50,12 +51,13 @@ class TestRollout:
             by_hand = to.sqrt() * x0 + (1 - to).sqrt() * eps
         x0 = clean_prediction(noise_level(scheduler, t), predict(x, t), x)
         with metered(pipe, "sampling") as cost:
-            ends = rollout(scheduler, t, x, x0)
+            at = Step.of(x, x0, noise_level(scheduler, t), timestep=t, scheduler=scheduler)
+            ends = rollout(at)
         torch.testing.assert_close(ends, by_hand, rtol=1e-4, atol=1e-4)
         assert cost.network_evaluations == 2 * 2 * 2  # two steps of two samples, with classifier-free guidance
         assert lidar.pipe.scheduler is scheduler
         assert len(scheduler.timesteps) == 4
-        assert torch.equal(Rollout(lidar, [Item("a cat", 0)] * 2, steps=1)(scheduler, t, x, x0), x0)
+        assert torch.equal(Rollout(lidar, [Item("a cat", 0)] * 2, steps=1)(at), x0)
 
     def test_several_are_samples_of_the_posterior(self):
         """Of a perfect model their shares are the posterior's, and their soft value the expected future reward."""
@@ -66,7 +68,7 @@ class TestRollout:
         distance = torch.cdist(x.flatten(1), level.alpha * samples.flatten(1)).square()
         posterior = (-distance / (2 * level.sigma**2)).softmax(1)[0]
         x0 = (posterior @ samples.flatten(1)).view(1, 4, 8, 8)
-        ends = rollout(scheduler, t, x, x0)
+        ends = rollout(Step.of(x, x0, noise_level(scheduler, t), timestep=t, scheduler=scheduler))
         law = shares(ends.flatten(1), samples.flatten(1))
         assert posterior.max() < 0.8
         assert total_variation(law, posterior) < 0.06

@@ -121,9 +121,9 @@ class TestDATE:
         monkeypatch.setattr(date, "noise_level", lambda scheduler, t: read.append(int(t)) or level(scheduler, t))
 
         class Watch(Hook):
-            def before(self, scheduler, arguments):
-                taken.append(int(arguments["timestep"]))
-                return arguments["model_output"]
+            def before(self, step):
+                taken.append(int(step.timestep))
+                return step
 
         lidar = lidar()
         with attached(lidar.pipe, Watch()):

@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from oracle import SD, bank_of_four, sample, shares, total_variation
+from oracle import SD, bank_of_four, before, sample, shares, total_variation
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
@@ -29,19 +29,15 @@ class TestUniversalGuidance:
         seen = {}
 
         class Spy(Hook):
-            def before(self, scheduler, arguments):
+            def before(self, step):
                 if "total" not in seen:
-                    level = noise_level(scheduler, arguments["timestep"])
-                    x0 = clean_prediction(level, arguments["model_output"], arguments["sample"])
-                    seen["level"], seen["total"] = level, decode64(pipe, x0).square().sum()
-                    if x0.requires_grad:
-                        (seen["gradient"],) = torch.autograd.grad(
-                            seen["total"], arguments["sample"], retain_graph=True
-                        )
-                return arguments["model_output"].detach()
+                    seen["level"], seen["total"] = step.level, decode64(pipe, step.x0).square().sum()
+                    if step.x0.requires_grad:
+                        (seen["gradient"],) = torch.autograd.grad(seen["total"], step.x_t, retain_graph=True)
+                return step.without_graph()
 
-            def after(self, scheduler, previous):
-                return previous.detach().requires_grad_()
+            def after(self, step, x):
+                return x.detach().requires_grad_()
 
         def decode64(pipe, x0):
             decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor, return_dict=False)[0]
@@ -72,9 +68,8 @@ class TestUniversalGuidance:
         t = scheduler.timesteps[3]
         level = noise_level(scheduler, t)
         gradient = torch.autograd.grad(clean_prediction(level, output, x).square().sum(), x, retain_graph=True)[0]
-        moved = Gradient(UniversalGuidance(3.0), lambda x0: x0.square().sum()).before(
-            scheduler, {"model_output": output, "sample": x, "timestep": t}
-        )
+        hook = Gradient(UniversalGuidance(3.0), lambda x0: x0.square().sum())
+        _, moved = before(hook, scheduler, output, x, t)
         torch.testing.assert_close(moved - output.detach(), -level.sigma * 3.0 * gradient)  # eps' = eps - sigma s
 
     def test_raises_the_reward_and_leaves_the_pipeline_as_it_was(self):
@@ -98,13 +93,13 @@ class TestUniversalGuidance:
         output, x = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         t = scheduler.timesteps[3]
         level = noise_level(scheduler, t)
-        before = clean_prediction(level, output, x)
+        unmoved = clean_prediction(level, output, x)
         for steps, bound in ((1, 1e-6), (4, 0.01)):
             hook = Gradient(UniversalGuidance(0.0, steps, backward_rate=0.05), lambda x0: x0.square().sum())
             with torch.no_grad():
-                moved = hook.before(scheduler, {"model_output": output, "sample": x, "timestep": t})
-            step = clean_prediction(level, moved, x) - before
-            torch.testing.assert_close(step, 0.05 * steps * before.sign(), rtol=0, atol=bound)
+                _, moved = before(hook, scheduler, output, x, t)
+            step = clean_prediction(level, moved, x) - unmoved
+            torch.testing.assert_close(step, 0.05 * steps * unmoved.sign(), rtol=0, atol=bound)
             eps = output - level.alpha / level.sigma * step  # the paper's form: sqrt(abar / (1 - abar)) Delta
             torch.testing.assert_close(moved, eps)
             assert hook.evaluations == 2 * steps
@@ -125,7 +120,7 @@ class TestUniversalGuidance:
         hook = Gradient(UniversalGuidance(0.0, recurrence=3), torch.sum)
         with attached(scheduler, hook):
             ends = sample(scheduler, bank.samples, chains=1024, steps=30, eta=eta)
-        assert hook._steps == 90
+        assert hook.taken == 90 * 1024
         assert total_variation(shares(ends, bank.samples), torch.full((4,), 0.25)) < 0.05
         assert torch.cdist(ends, bank.samples).amin(1).max() < 0.5
 
@@ -138,12 +133,12 @@ class TestUniversalGuidance:
         g = torch.Generator().manual_seed(0)
         x_s = abar_s.sqrt() * 3.0 + (1 - abar_s).sqrt() * torch.randn(100_000, 1, generator=g)
         hook = Gradient(UniversalGuidance(0.0, recurrence=2), torch.sum)
-        hook.before(scheduler, {"model_output": x_s, "sample": x_s, "timestep": t, "generator": g})
-        x_t = hook.after(scheduler, x_s)
+        step, _ = before(hook, scheduler, x_s, x_s, t, generator=g)
+        x_t = hook.after(step, x_s)
         torch.testing.assert_close(x_t.mean(), abar_t.sqrt() * 3.0, rtol=0, atol=0.02)
         torch.testing.assert_close(x_t.var(), 1 - abar_t, rtol=0.02, atol=0)
-        hook.before(scheduler, {"model_output": x_s, "sample": x_s, "timestep": t, "generator": g})
-        assert torch.equal(hook.after(scheduler, x_s), x_s)
+        step, _ = before(hook, scheduler, x_s, x_s, t, index=1, generator=g)
+        assert torch.equal(hook.after(step, x_s), x_s)
 
     def test_recurrence_through_the_sampler(self):
         lidar = make()

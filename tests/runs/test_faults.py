@@ -22,7 +22,7 @@ from test_cli import failure, lidar, tiny
 
 from benchmarks import faults
 from lidar_sampling import LiDAR, _files, testing
-from lidar_sampling._hooks import DivergedError, Watch
+from lidar_sampling._hooks import DivergedError, Step, Watch
 from lidar_sampling.evaluation.budget import settled
 from lidar_sampling.runs import Job, _lines, load, run, task_of
 
@@ -572,13 +572,13 @@ class TestANetworkThatReturnsNaN:
         Fault(lidar.pipe.unet, 1, rows=1)
         assert load_method("svdd-3").draw(lidar, ["a cat"], images=1, seed=0).images.isfinite().all()
         masked = Watch(total=1)
-        masked.before(None, {"sample": torch.zeros(1, 2), "model_output": torch.tensor([[0.0, math.inf]])})
+        masked.before(Step(torch.zeros(1, 2), None, None, output=torch.tensor([[0.0, math.inf]])))
         masked.check(torch.zeros(1, 2), ["a cat"])
 
     def test_is_told_apart_from_guidance_that_overflows(self):
         watch = Watch(total=2)
         for sample, output in ((1.0, 1.0), (math.inf, math.nan)):
-            watch.before(None, {"sample": torch.full((2, 1), sample), "model_output": torch.full((2, 1), output)})
+            watch.before(Step(torch.full((2, 1), sample), None, None, output=torch.full((2, 1), output)))
         with pytest.raises(DivergedError, match="made NaN or infinity of numbers at step 1 of 2 for 'b'"):
             watch.check(torch.tensor([[0.0], [math.nan]]), ["a", "b"])
         last = Watch(total=1, sums=[(torch.zeros(1), torch.zeros(1))])
@@ -589,14 +589,14 @@ class TestANetworkThatReturnsNaN:
 
     def test_is_not_seen_in_sums_of_half_precision(self):
         watch, large = Watch(total=1), torch.full((1, 4, 8, 8), 60_000.0, dtype=torch.float16)
-        watch.before(None, {"sample": large, "model_output": large})
+        watch.before(Step(large, None, None, output=large))
         assert watch.explain(["a"]) == ""
         watch.check(large, ["a"])
 
     def test_waits_for_nothing_while_it_draws(self):
         """On the device ``meta`` nothing has a value, so whatever waited for one would raise."""
         watch, sample = Watch(total=3), torch.empty(2, 4, 8, 8, device="meta")
-        watch.before(None, {"sample": sample, "model_output": sample})
+        watch.before(Step(sample, None, None, output=sample))
         assert [tuple(part.shape) for part in watch.sums[0]] == [(2,), (2,)]
 
     @pytest.fixture

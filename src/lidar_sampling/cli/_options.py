@@ -38,6 +38,14 @@ GuidanceScale = Annotated[
 ]
 Scale = Annotated[float | None, typer.Option(help="Strength of the shift, s. [default: the model's]")]
 RewardScale = Annotated[float | None, typer.Option(help="Lambda, in 1 / reward. [default: the model's]")]
+Noise = Annotated[
+    str | None,
+    typer.Option(
+        help="Stochastic steps instead of the scheduler's own: ddpm or cps, with an eta as in ddpm:0.5. "
+        "[default: the scheduler's own]",
+        show_default=False,
+    ),
+]
 Window = Annotated[
     tuple[float, float] | None,
     typer.Option(help="Start and end of guidance in diffusion time, 1 at pure noise. [default: the model's]"),

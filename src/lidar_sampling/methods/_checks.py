@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 from .._forecast import parameters_of
 from .._hooks import check_memoryless
+from .._kernel import DEFAULT, check_kernel, read_noise
+from .._levels import family, prediction_type
 from .._sampler import LiDAR
 from .._settings import takes_eta
 from .._values import check_settings
@@ -69,10 +71,36 @@ def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) 
         ValueError: a scheduler that remembers earlier steps, a call that ends before the sample is clean, or copies
             that no noise parts.
     """
-    check_memoryless(lidar.pipe.scheduler, f"{who} {what}")
     check_whole(lidar, who)
-    if copies:
-        check_noise(lidar, who)
+    if lidar.settings.noise is not None:
+        check_kernel(lidar.pipe.scheduler)
+        if copies and read_noise(lidar.settings.noise)[1] == 0:
+            raise ValueError(f"{who} needs a sampler with noise, and noise={lidar.settings.noise} has none")
+    elif is_flow(lidar.pipe.scheduler):
+        check_kernel(lidar.pipe.scheduler)
+    else:
+        check_memoryless(lidar.pipe.scheduler, f"{who} {what}")
+        if copies:
+            check_noise(lidar, who)
+
+
+def noise_for(lidar: LiDAR, *, copies: bool = True) -> str | None:
+    """Return the noise that a population needs of its sampler; None where the sampler's own steps will do.
+
+    Flow models step without noise, so theirs are replaced by stochastic ones, or where no copies are made by
+    deterministic ones, which remember nothing. A noise of the settings reaches every method already.
+    """
+    if lidar.settings.noise is not None or not is_flow(lidar.pipe.scheduler):
+        return None
+    return DEFAULT if copies else "ddpm:0"
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler steps a flow model, such as SD3's or Wan's."""
+    try:
+        return prediction_type(scheduler) == "flow_prediction" and "flow_prediction" in family(scheduler).outputs
+    except ValueError:  # of no known family, which is refused elsewhere
+        return False
 
 
 def check_whole(lidar: LiDAR, who: str) -> None:

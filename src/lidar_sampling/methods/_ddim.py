@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 
 class Transition(NamedTuple):
     """The step from timestep t to s.
@@ -53,15 +51,3 @@ def check_ddim(scheduler: Any, what: str) -> None:
     """
     if type(scheduler).__name__ != "DDIMScheduler":
         raise ValueError(f"{what} with DDIMScheduler alone, got {type(scheduler).__name__}")
-
-
-def noise_like(x: Tensor, generator: Any) -> Tensor:
-    """Standard normal noise in the shape (B, *) of ``x``, as the scheduler itself would draw it.
-
-    Args:
-        x: what to be like.
-        generator: one, one a row, or None.
-    """
-    from diffusers.utils.torch_utils import randn_tensor
-
-    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)

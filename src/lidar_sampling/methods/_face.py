@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .._bank import LookaheadBank
 from .._cost import Cost
-from .._decode import decode, pictures
+from .._decode import Decoder
 from .._draw import Item
 from .._forecast import evaluations_of
 from .._hooks import Hook, attached
+from .._kernel import stochastic
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
@@ -43,15 +44,18 @@ H = TypeVar("H", bound=Hook)
 
 
 def hooked(
-    lidar: LiDAR, make: Callable[[Sequence[Item]], H]
+    lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, noise: str | None = None
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """What to run each batch in so that a hook of its own sees the scheduler, and the hooks that were made so far."""
+    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks that were made so far.
+
+    ``noise`` replaces the scheduler's steps by stochastic ones, of :data:`lidar_sampling._kernel.NOISES`.
+    """
     hooks: list[H] = []
 
     @contextmanager
     def around(batch: Sequence[Item]) -> Iterator[None]:
         hooks.append(make(batch))
-        with attached(lidar.pipe, hooks[-1]):
+        with stochastic(lidar.pipe, noise) if noise else nullcontext(), attached(lidar.pipe, hooks[-1]):
             yield
 
     return around, hooks
@@ -87,19 +91,28 @@ def in_steps(lidar: LiDAR, steps: int | None, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name not in ("timesteps", "sigmas")}
 
 
-def rewards_of_predictions(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
-    """From clean predictions (B, *) of B prompts to their guiding rewards (B,).
+def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
+    """From clean predictions (B, *) of a batch to their guiding rewards (B,).
 
     Raises:
         ValueError: the reward is a mixture that is standardised over a bank.
+        TypeError: the pipeline decodes no latents apart from its own call.
     """
     check_comparable(lidar)
-    return lambda x0: score(lidar.reward, images=pictures(lidar.pipe, x0, lidar.batch_size), prompts=prompts)
+    decoder = Decoder(lidar.pipe, lidar.arguments(), batch, batch_size=lidar.batch_size)
+    prompts = [item.prompt for item in batch]
+
+    @torch.no_grad()
+    def rewards(x0: Tensor) -> Tensor:
+        return score(lidar.reward, images=decoder(x0), prompts=prompts)
+
+    return rewards
 
 
-def differentiable_rewards(lidar: LiDAR, prompts: Sequence[str]) -> Callable[[Tensor], Tensor]:
+def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
     """As :func:`rewards_of_predictions`, through which gradients flow."""
-    return lambda x0: ask(lidar.reward, images=decode(lidar.pipe, x0), prompts=prompts)
+    decoder, prompts = Decoder(lidar.pipe, lidar.arguments(), batch), [item.prompt for item in batch]
+    return lambda x0: ask(lidar.reward, images=decoder(x0), prompts=prompts)
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:

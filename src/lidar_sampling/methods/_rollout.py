@@ -18,6 +18,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item, draw, seed_of
 from .._forecast import rows_of, timesteps_of
+from .._hooks import Step
 from .._levels import noise_level
 from .._sampler import LiDAR
 from ._face import in_steps
@@ -48,19 +49,16 @@ class Rollout:
             thresholding=False,
         )
 
-    def __call__(self, scheduler: Any, timestep: Any, sample: Tensor, x0: Tensor) -> Tensor:
-        """Clean latents (B * samples, *), the ends of each sample side by side.
+    def __call__(self, step: Step) -> Tensor:
+        """Return clean latents (B * samples, *), the ends of each sample of a step side by side.
 
         Args:
-            scheduler: of the pipeline, without memory.
-            timestep: of ``sample``.
-            sample: x_t (B, *).
-            x0: its clean prediction.
+            step: of a scheduler without memory.
         """
         self._calls += 1
-        t = int(timestep)
+        scheduler, t = step.scheduler, int(step.timestep)
         times = times_from(t, self.steps)
-        sample, x0 = (each.repeat_interleave(self.samples, 0) for each in (sample, x0))
+        sample, x0 = (each.repeat_interleave(self.samples, 0) for each in (step.x_t, step.x0))
         if not times:
             return x0
         items = [
@@ -90,6 +88,19 @@ class Rollout:
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]
         z = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
         return there.alpha * x0 + (there.sigma**2 - variance) ** 0.5 * eps + variance**0.5 * z
+
+
+def check_rollout(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, rollouts of a model without DDIM's steps.
+
+    Raises:
+        ValueError: the sampler is one of flows or of sigmas.
+    """
+    if not hasattr(lidar.pipe.scheduler, "alphas_cumprod") or lidar.settings.noise is not None:
+        raise ValueError(
+            f"{who} rolls out by DDIM's steps, and {type(lidar.pipe.scheduler).__name__} has others: look one step "
+            "ahead, by the clean prediction"
+        )
 
 
 def times_from(t: int, steps: int) -> list[int]:

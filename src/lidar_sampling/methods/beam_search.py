@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +16,13 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start
+from ._checks import check_fields, check_population, check_start, noise_for
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._resampling import rows
-from ._rollout import Rollout, rollout_cost
+from ._rollout import Rollout, check_rollout, rollout_cost
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ class BeamSearch:
         together = self.beams * self.candidates
 
         def searching(batch: Sequence[Item]) -> Beams:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
             return Beams(self, rewards, ends)
 
-        around, hooks = hooked(lidar, searching)
+        around, hooks = hooked(lidar, searching, noise=noise_for(lidar, copies=self.candidates > 1))
         result = lidar.sample(list(prompts), together, seed, around=around, together=together)
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)
@@ -85,6 +83,7 @@ class BeamSearch:
         check_comparable(lidar)
         if self.lookahead > 1:
             check_start(lidar, "beam search with lookahead")
+            check_rollout(lidar, "beam search")
         if not 1 <= images <= self.beams:
             raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
 
@@ -95,31 +94,27 @@ class Beams(Hook):
     Args:
         settings: how.
         rewards: from clean samples (B, *) to rewards (B,).
-        ends: from (scheduler, timestep, x_t, clean prediction) to clean samples; the predictions themselves if None.
+        ends: from a step to clean samples; None takes its clean predictions.
 
     Attributes:
         evaluations: clean samples that were rewarded so far.
     """
 
     def __init__(
-        self, settings: BeamSearch, rewards: Callable[[Tensor], Tensor], ends: Callable[..., Tensor] | None = None
+        self, settings: BeamSearch, rewards: Callable[[Tensor], Tensor], ends: Callable[[Step], Tensor] | None = None
     ) -> None:
         self.settings, self.rewards, self.ends, self.evaluations = settings, rewards, ends, 0
         self._started = False
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Choose among the candidates; every chosen one is a beam whose rows go on, each with its own noise."""
-        output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
         beams, candidates = self.settings.beams, self.settings.candidates
         count = beams * candidates
         if self._started and count > 1:
-            x0 = clean_prediction(noise_level(scheduler, timestep), output, sample)
-            x0 = self.ends(scheduler, timestep, sample, x0) if self.ends else x0
+            x0 = self.ends(step) if self.ends else step.x0
             self.evaluations += len(x0)
             chosen = self.rewards(x0).view(-1, count).argsort(dim=1, descending=True, stable=True)[:, :beams]
         else:  # a noise a beam to start from
-            chosen = torch.arange(0, count, candidates).expand(len(sample) // count, -1)
+            chosen = torch.arange(0, count, candidates).expand(len(step.x_t) // count, -1)
         self._started = True
-        taken = rows(chosen, count).repeat_interleave(candidates).to(sample.device)
-        arguments["sample"] = sample[taken]
-        return output[taken]
+        return step.taking(rows(chosen, count).repeat_interleave(candidates))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +26,12 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of, rows_of
-from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._hooks import Hook, Step
+from .._kernel import noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_noise, check_whole
-from ._ddim import check_ddim, noise_like, transition
+from ._checks import check_fields, check_population, noise_for
+from ._ddim import check_ddim, transition
 from ._face import (
     charged,
     check_comparable,
@@ -81,11 +80,11 @@ class DAS:
         self._check(lidar)
 
         def tempered(batch: Sequence[Item]) -> Tempered:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
             return Tempered(self, rewards, lidar.settings.steps, seeds)
 
-        around, hooks = hooked(lidar, tempered)
+        around, hooks = hooked(lidar, tempered, noise=noise_for(lidar))
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
         each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
@@ -103,9 +102,9 @@ class DAS:
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "DAS")
         check_comparable(lidar)
-        check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
-        check_whole(lidar, "DAS")
-        check_noise(lidar, "DAS")
+        if noise_for(lidar) is None and lidar.settings.noise is None:
+            check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
+        check_population(lidar, "DAS", "proposes steps")
 
 
 def _check_steps(steps: int, tempered: int) -> None:
@@ -146,14 +145,15 @@ class Tempered(Hook):
         """Refuse a run whose last step, at which weights are final, was not taken."""
         check_reached("DAS", self._step, self.steps)
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of ``model_output``."""
-        output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
-        sigma = transition(scheduler, timestep, arguments.get("eta", 0.0)).noise
+    def before(self, step: Step) -> Step:
+        """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of the output."""
+        sample, sigma = step.x_t, step.deviation
+        if sigma is None:
+            sigma = transition(step.scheduler, step.timestep, step.eta).noise
         last = self._step == self.steps - 1
         if not (sigma > 0 or last):
             raise ValueError("DAS proposes along the noise of the sampler, and this step has none: set eta above 0")
-        rewards = self.rewards(clean_prediction(noise_level(scheduler, timestep), output, sample))
+        rewards = self.rewards(step.x0)
         self.evaluations += len(sample)
         g = torch.zeros_like(sample)
         if not last:
@@ -164,19 +164,19 @@ class Tempered(Hook):
         r = self.settings.reward_scale * rewards.detach().double().cpu().view(len(self._generators), -1)
         survivors = self._resample(self._log_weights + now * r, last)
         r, flat = r.flatten()[survivors].view_as(r), survivors.to(sample.device)
-        output, g = output.detach()[flat], then * self.settings.reward_scale * g[flat]
-        arguments["sample"] = sample.detach()[flat]
+        g = then * self.settings.reward_scale * g[flat]
+        step = step.without_graph().taking(flat)
         if not last:
-            z = noise_like(output, arguments.get("generator"))
+            z = noise_like(g, step.generator) if step.noise is None else step.noise
             correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
             self._log_weights = self._log_weights - now * r - correction.cpu().view_as(r)
-            arguments["variance_noise"], arguments["generator"] = z + sigma * g, None
+            step = step.adding(z + sigma * g)
         self._step += 1
-        return output
+        return step
 
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+    def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step."""
-        return previous.detach().requires_grad_()
+        return x.detach().requires_grad_()
 
     def _resample(self, log_weights: Tensor, last: bool) -> Tensor:
         """The rows (B,) that go on, of weights (P, k); those of populations that were resampled are equal then."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .._cost import Cost
 from .._draw import Item, constant_weights
 from .._forecast import levels_of
-from .._hooks import Hook, attached
+from .._hooks import Hook, Step, attached
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._parts import denoisers
 from .._result import Result
@@ -73,7 +73,7 @@ class DATE:
 
         @contextmanager
         def adapted(batch: Sequence[Item]) -> Iterator[None]:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
             with constant_weights(lidar.pipe), attached(lidar.pipe, updates[-1]), updates[-1]:
                 yield
@@ -188,12 +188,12 @@ class Embedding(Hook):
             self._again = False
         return result if unconditional is None else _with_sample(result, torch.cat([unconditional, result[0]]))
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Refuse a step at another timestep than the one that the prediction was read at."""
         at = self._calls - 1 + self._offset
-        if not torch.as_tensor(arguments["timestep"]).eq(self.scheduler.timesteps[at].cpu()).all():
+        if not torch.as_tensor(step.timestep).eq(self.scheduler.timesteps[at].cpu()).all():
             raise TypeError("DATE needs a pipeline that leaves out steps at one end of its schedule, not at both")
-        return arguments["model_output"]
+        return step
 
     def _scaling(self, step: int) -> float:
         """What the scheduler multiplied the sample by for the network at that of its timesteps."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,11 +33,11 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook
-from .._levels import check, clean_prediction, noise_level
+from .._hooks import Hook, Step
+from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population
+from ._checks import check_fields, check_population, noise_for
 from ._face import (
     bank_cost,
     charged,
@@ -94,10 +94,10 @@ class FKSteering:
         self._check(lidar, images)
 
         def particles(batch: Sequence[Item]) -> Particles:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Particles(self, rewards, [item.seed for item in batch[::images]])
 
-        around, populations = hooked(lidar, particles)
+        around, populations = hooked(lidar, particles, noise=noise_for(lidar, copies=images > 1))
         if self.guided:
             result = lidar.guided(list(prompts), images, seed, None, around=around, together=images)
         else:
@@ -150,20 +150,18 @@ class Particles(Hook):
         """Choose the steps at which to look, among those that this call takes."""
         self._last, self._times = steps - 1, self.settings.looks(steps)
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Weigh the particles by their clean predictions, where it is time to."""
-        output, sample = arguments["model_output"], arguments["sample"]
         self._survivors = None
         if self._step in self._times:
-            x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
-            self.evaluations += len(x0)
-            self._survivors = self._resample(self.rewards(x0).double().view(len(self._generators), -1))
+            self.evaluations += len(step.x_t)
+            self._survivors = self._resample(self.rewards(step.x0).double().view(len(self._generators), -1))
         self._step += 1
-        return output
+        return step
 
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+    def after(self, step: Step, x: Tensor) -> Tensor:
         """Let survivors take the places of the others."""
-        return previous if self._survivors is None else previous[self._survivors.to(previous.device)]
+        return x if self._survivors is None else x[self._survivors.to(x.device)]
 
     def finish(self) -> None:
         """Refuse a run whose last step, at which weights are settled, was not taken."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._cost import Cost, metered
 from .._decode import pictures
-from .._draw import seed_of
+from .._draw import items_of, seed_of
 from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
 from .._result import Result
@@ -60,7 +60,9 @@ class Halving:
         for part in range(1, len(self.keep_at) + 1):
             with metered(lidar.pipe, "lookahead") as looking:
                 x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
-                looks = pictures(lidar.pipe, x0, lidar.batch_size).cpu().unflatten(0, latents.shape[:2])
+                items = items_of(prompts, latents.shape[1], seed, "target")
+                decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.with_prompts(prompts).arguments(), items)
+                looks = decoded.cpu().unflatten(0, latents.shape[:2])
             looking.decodes = len(x0)
             kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)
             cost += looking + selection
@@ -90,7 +92,7 @@ class Halving:
         self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None
     ) -> tuple[Result, list[Segment]]:
         """Part ``part`` of the schedule of ``alive`` samples a prompt, and its hooks, one a batch."""
-        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part))
+        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part, lidar.pipe.scheduler))
         result = lidar.sample(
             list(prompts),
             alive,

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._cost import Cost
 from .._draw import Item, items_of
-from .._hooks import Hook, attached
+from .._hooks import Hook, Step, attached
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
@@ -135,7 +134,7 @@ class _Start(Hook):
     def __init__(self) -> None:
         self.noise = torch.empty(0)
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        if not len(self.noise):
-            self.noise = arguments["sample"] / float(getattr(scheduler, "init_noise_sigma", 1.0))
-        return arguments["model_output"]
+    def before(self, step: Step) -> Step:
+        if step.index == 0:
+            self.noise = step.x_t / float(getattr(step.scheduler, "init_noise_sigma", 1.0))
+        return step

@@ -15,14 +15,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._cost import Cost
-from .._hooks import Hook
-from .._levels import NoiseLevel, clean_prediction, noise_level
+from .._hooks import Hook, Step
+from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of
@@ -145,13 +144,10 @@ class Repulsion(Hook):
     def __init__(self, members: Sequence[Tensor], shift: Shift) -> None:
         self.members, self.shift = members, shift
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Shift what the model output says of the clean sample."""
-        output, sample = arguments["model_output"], arguments["sample"]
-        level = noise_level(scheduler, arguments["timestep"])
+    def before(self, step: Step) -> Step:
+        """Shift the clean prediction."""
+        level = step.level
         if level.sigma == 0 or level.slope == 0:  # nothing is noisy, or nothing is known
-            return output
-        x0 = clean_prediction(level, output, sample)
-        rows = zip(sample.float(), x0.float(), self.members, strict=True)
-        delta = torch.stack([self.shift(x_t, x, worst.to(x), level) for x_t, x, worst in rows])
-        return (output + level.slope * delta).to(output.dtype)
+            return step
+        rows = zip(step.x_t.float(), step.x0.float(), self.members, strict=True)
+        return step.shifted(torch.stack([self.shift(x_t, x0, worst.to(x0), level) for x_t, x0, worst in rows]))

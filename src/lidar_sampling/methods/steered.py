@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,10 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population
+from ._checks import check_fields, check_population, noise_for
 from ._face import (
     best,
     charged,
@@ -79,10 +77,10 @@ class Steered:
         self._check(lidar, images)
 
         def resampled(batch: Sequence[Item]) -> Resampled:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch])
+            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[:: self.n]])
 
-        around, hooks = hooked(lidar, resampled)
+        around, hooks = hooked(lidar, resampled, noise=noise_for(lidar, copies=self.n > 1 and self.ess < 1))
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=self.n, call=call)
         many = charged(lidar, many, sum(hook.evaluations for hook in hooks))
@@ -125,7 +123,7 @@ class Resampled(Hook):
         self.settings, self.rewards, self.evaluations = settings, rewards, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._times: set[int] = set()
-        self._step = self._steps = 0
+        self._taken = self._steps = 0
 
     def start(self, steps: int) -> None:
         """Choose the steps at which to look, among those that this call takes."""
@@ -133,21 +131,18 @@ class Resampled(Hook):
 
     def finish(self) -> None:
         """Refuse a run of other steps than those that the looks were chosen for."""
-        check_reached("steered best-of-N", self._step, self._steps)
+        check_reached("steered best-of-N", self._taken, self._steps)
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Resample, where it is time to; each row goes on with its own noise."""
-        output, sample = arguments["model_output"], arguments["sample"]
-        if self._step in self._times:
-            x0 = clean_prediction(noise_level(scheduler, arguments["timestep"]), output, sample)
-            self.evaluations += len(x0)
-            r = self.rewards(x0).double().cpu().view(len(self._generators), -1)
+        self._taken += 1
+        if step.index in self._times:
+            self.evaluations += len(step.x_t)
+            r = self.rewards(step.x0).double().cpu().view(len(self._generators), -1)
             weights = tempered(r, self.settings.ess)
             chosen = torch.stack([ssp(row, g) for row, g in zip(weights, self._generators, strict=True)])
-            survivors = rows(chosen, r.shape[1]).to(sample.device)
-            arguments["sample"], output = sample[survivors], output[survivors]
-        self._step += 1
-        return output
+            step = step.taking(rows(chosen, r.shape[1]))
+        return step
 
 
 def tempered(rewards: Tensor, ess: float) -> Tensor:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +26,13 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook
-from .._levels import clean_prediction, noise_level
+from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start
+from ._checks import check_fields, check_population, check_start, noise_for
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._resampling import rows
-from ._rollout import Rollout, rollout_cost
+from ._rollout import Rollout, check_rollout, rollout_cost
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,15 @@ class SVDD:
         self._check(lidar)
 
         def proposals(batch: Sequence[Item]) -> Proposals:
-            rewards = rewards_of_predictions(lidar, [item.prompt for item in batch for _ in range(self.rollouts)])
+            rewards = rewards_of_predictions(
+                lidar.with_prompts(prompts), [item for item in batch for _ in range(self.rollouts)]
+            )
             ends = None
             if self.rollout_steps > 1:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
             return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
-        around, hooks = hooked(lidar, proposals)
+        around, hooks = hooked(lidar, proposals, noise=noise_for(lidar, copies=self.m > 1))
         result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
@@ -99,6 +99,7 @@ class SVDD:
         check_comparable(lidar)
         if self.rollout_steps > 1:
             check_start(lidar, "SVDD with rollouts")
+            check_rollout(lidar, "SVDD")
 
 
 class Proposals(Hook):
@@ -108,7 +109,7 @@ class Proposals(Hook):
         settings: how.
         rewards: from clean samples (B, *) to rewards (B,); with several rollouts, of those of each side by side.
         seeds: of the choice, one a sample.
-        ends: from (scheduler, timestep, x_t, clean prediction) to clean samples; the predictions themselves if None.
+        ends: from a step to clean samples; None takes its clean predictions.
 
     Attributes:
         evaluations: clean samples that were rewarded so far.
@@ -119,28 +120,23 @@ class Proposals(Hook):
         settings: SVDD,
         rewards: Callable[[Tensor], Tensor],
         seeds: Sequence[int],
-        ends: Callable[..., Tensor] | None = None,
+        ends: Callable[[Step], Tensor] | None = None,
     ) -> None:
         self.settings, self.rewards, self.ends, self.evaluations = settings, rewards, ends, 0
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._started = False
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
+    def before(self, step: Step) -> Step:
         """Choose among the proposals; all rows of a sample go on from the chosen one, each with its own noise."""
-        output, sample = arguments["model_output"], arguments["sample"]
         m = self.settings.m
         if self._started and m > 1:
-            timestep = arguments["timestep"]
-            x0 = clean_prediction(noise_level(scheduler, timestep), output, sample)
-            x0 = self.ends(scheduler, timestep, sample, x0) if self.ends else x0
+            x0 = self.ends(step) if self.ends else step.x0
             self.evaluations += len(x0)
             chosen = self._choose(self._values(self.rewards(x0).double()).view(-1, m))
         else:
             chosen = torch.zeros(len(self._generators), dtype=torch.long)  # one noise to start from
         self._started = True
-        taken = rows(chosen[:, None], m).repeat_interleave(m).to(sample.device)
-        arguments["sample"] = sample[taken]
-        return output[taken]
+        return step.taking(rows(chosen[:, None], m).repeat_interleave(m))
 
     def _values(self, rewards: Tensor) -> Tensor:
         """The soft maxima (B,) of rewards (B * rollouts,); the maxima at temperature 0."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +25,13 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import levels_of
-from .._hooks import Hook
-from .._levels import NoiseLevel, clean_prediction, noise_level
+from .._hooks import Hook, Step
+from .._kernel import check_kernel, following, noise_like, take_again
+from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields
-from ._ddim import Transition, check_ddim, noise_like, transition
+from ._checks import check_fields, noise_for
+from ._ddim import check_ddim
 from ._face import charged, check_differentiable, differentiable_rewards, hooked, looks_cost, sampling_cost
 
 
@@ -70,10 +70,11 @@ class UniversalGuidance:
         self._check(lidar)
 
         def gradient(batch: Sequence[Item]) -> Gradient:
-            rewards = differentiable_rewards(lidar, [item.prompt for item in batch])
+            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             return Gradient(self, lambda x0: rewards(x0).sum())
 
-        around, hooks = hooked(lidar, gradient)
+        again = noise_for(lidar, copies=False) if self.recurrence > 1 else None
+        around, hooks = hooked(lidar, gradient, noise=again)
         forward = self.reward_scale > 0
         result = lidar.sample(list(prompts), images, seed, around=around, differentiable=forward)
         looks, gradients, taken = (
@@ -96,7 +97,10 @@ class UniversalGuidance:
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "universal guidance")
         if self.recurrence > 1:
-            check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
+            if noise_for(lidar) is None and lidar.settings.noise is None:
+                check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
+            else:
+                check_kernel(lidar.pipe.scheduler)
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
@@ -120,9 +124,8 @@ class Gradient(Hook):
     def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
         self.settings, self.total = settings, total
         self.evaluations = self.taken = self.gradients = 0
-        self._steps = self._schedule = 0
-        self._generator: Any = None
-        self._back: Transition | None = None
+        self._schedule = 0
+        self._back: tuple[float, float] | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
         """Every one as often as the step is taken."""
@@ -138,34 +141,32 @@ class Gradient(Hook):
                 "them: set recurrence=1, or leave out strength, denoising_start and denoising_end"
             )
 
-    def before(self, scheduler: Any, arguments: dict[str, Any]) -> Tensor:
-        """Shift the prediction; for forward guidance the sample is a leaf of the graph of ``model_output``."""
-        how = self.settings
-        output, sample, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
-        self._steps += 1
-        self.taken += len(sample)
-        self._generator = arguments.get("generator")
-        self._back = transition(scheduler, timestep) if self._steps % how.recurrence else None
-        level = noise_level(scheduler, timestep)
-        arguments["sample"] = sample.detach()
+    def before(self, step: Step) -> Step:
+        """Shift the prediction; for forward guidance the sample is a leaf of the graph of the network's output."""
+        how, level = self.settings, step.level
+        self.taken += len(step.x_t)
+        self._back = following(step) if (step.index + 1) % how.recurrence else None
         if not _is_guidable(level):
-            return output.detach()
-        x0 = clean_prediction(level, output, sample)
+            return step.without_graph()
+        x0 = step.x0
         shift = self._ascent(x0.detach())
         if how.reward_scale > 0:
-            (gradient,) = torch.autograd.grad(self.total(x0), sample)
-            self.evaluations += len(sample)
-            self.gradients += len(sample)
+            (gradient,) = torch.autograd.grad(self.total(x0), step.x_t)
+            self.evaluations += len(step.x_t)
+            self.gradients += len(step.x_t)
             shift = shift + how.reward_scale * level.sigma**2 / level.alpha * gradient
-        return output.detach() + (level.slope * shift).to(output.dtype)
+        return step.without_graph().shifted(shift)
 
-    def after(self, scheduler: Any, previous: Tensor) -> Tensor:
+    def after(self, step: Step, x: Tensor) -> Tensor:
         """Noise the sample back where the step is taken again, and start the graph of the next one."""
-        previous = previous.detach()
+        x = x.detach()
         if self._back is not None:
-            keep = self._back.abar_t / self._back.abar_s
-            previous = keep**0.5 * previous + (1 - keep) ** 0.5 * noise_like(previous, self._generator)
-        return previous.requires_grad_(self.settings.reward_scale > 0)
+            alpha, sigma = self._back
+            keep = step.level.alpha / alpha
+            noise = noise_like(x, step.generator)
+            x = keep * x + max(0.0, step.level.sigma**2 - (keep * sigma) ** 2) ** 0.5 * noise
+            take_again(step)
+        return x.requires_grad_(self.settings.reward_scale > 0)
 
     @torch.enable_grad()
     def _ascent(self, x0: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
     """
     taken = lidar.taken(lidar.arguments())
     settings = {name: value for name, value in asdict(taken).items() if name != "source"}
+    if settings["noise"] is None:  # as in runs of versions that did not know it
+        del settings["noise"]
     reward = lidar.reward
     mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
     return _plain(

@@ -1,0 +1,131 @@
+"""One step of a sampler as hooks see it and change it.
+
+    x_t = alpha x_0 + sigma eps
+
+x0 is the only currency: what a model says becomes a clean prediction once, where the sampler is met, and a shift
+of the prediction becomes a change of its output once. A :class:`Step` can be made wherever somebody knows x_t, x0
+and the level; for diffusers :mod:`._hooks` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ._levels import NoiseLevel
+
+
+@dataclass(eq=False)
+class Step:
+    """A step that is about to be taken; hooks return it, changed or not.
+
+    Attributes:
+        x_t: the sample (B, *), in the sampler's coordinates.
+        say_level: returns the level of x_t; asked when a hook wants to know, since not every sampler has one.
+        predict: returns the clean prediction (B, *) that the model makes of x_t, asked likewise.
+        index: number of the step in this call, from 0.
+        total: steps of the call.
+        timestep: as the sampler counts it.
+        generator: of the call: one, one per row, or None.
+        output: what the model returned for x_t, where there is such a thing.
+        shift: (B, *) by which hooks moved the clean prediction; None if none did.
+        taken: (B,) the rows that go on in the places of all; None if every row goes on in its own.
+        noise: standard normal (B, *) that the step is to add; None lets the sampler draw it.
+        deviation: the standard deviation of what it adds, where that is known already.
+        ends_graph: whether no more gradients are wanted through what came before.
+        eta: the share of its own noise that the sampler was asked to add.
+        scheduler: of diffusers, that takes the step; None where there is none.
+
+    Example:
+        >>> import torch
+        >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
+        >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
+        >>> step.shifted(torch.ones(2, 1)).taking(torch.tensor([1, 1])).x0
+        tensor([[3.],
+                [3.]])
+    """
+
+    x_t: Tensor
+    say_level: Callable[[], NoiseLevel]
+    predict: Callable[[], Tensor]
+    index: int = 0
+    total: int = 1
+    timestep: float | Tensor = 0.0
+    generator: Any = None
+    output: Tensor | None = None
+    shift: Tensor | None = None
+    taken: Tensor | None = None
+    noise: Tensor | None = None
+    deviation: float | None = None
+    ends_graph: bool = False
+    eta: float = 0.0
+    scheduler: Any = None
+
+    @classmethod
+    def of(cls, x_t: Tensor, x0: Tensor, level: NoiseLevel, **more: Any) -> Step:
+        """Return the step of a sample whose clean prediction and level are known."""
+        return cls(x_t, lambda: level, lambda: x0, **more)
+
+    @property
+    def level(self) -> NoiseLevel:
+        """Where in the diffusion x_t is."""
+        return self.say_level()
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean prediction (B, *), in units of clean latents, as hooks have moved it so far."""
+        x0 = self.predict()
+        x0 = x0 if self.taken is None else x0[self.taken.to(x0.device)]
+        return x0 if self.shift is None else x0 + self.shift
+
+    def shifted(self, delta: Tensor) -> Step:
+        """Return the step with its clean prediction moved by ``delta`` (B, *)."""
+        return replace(self, shift=delta if self.shift is None else self.shift + delta)
+
+    def taking(self, rows: Tensor) -> Step:
+        """Return the step in which ``rows`` (B,) of the batch go on in the places of all."""
+        rows = rows.to(self.x_t.device)
+        return replace(
+            self,
+            x_t=self.x_t[rows],
+            shift=None if self.shift is None else self.shift[rows],
+            taken=rows if self.taken is None else self.taken[rows],
+        )
+
+    def adding(self, noise: Tensor, deviation: float | None = None) -> Step:
+        """Return the step with the noise (B, *), standard normal, that it is to add; and how much, if that is new."""
+        return replace(self, noise=noise, deviation=self.deviation if deviation is None else deviation)
+
+    def without_graph(self) -> Step:
+        """Return the step through which no gradients flow any more."""
+        shift = None if self.shift is None else self.shift.detach()
+        return replace(self, x_t=self.x_t.detach(), shift=shift, ends_graph=True)
+
+
+class Hook:
+    """What sees every step of a sampler, and changes it; by default it changes nothing. This is the whole contract.
+
+    The order is ``timesteps`` when a call chooses its schedule, ``start`` at its first step, ``before`` and ``after``
+    at each, and ``finish`` where the block ends without an error.
+    """
+
+    def timesteps(self, timesteps: Tensor) -> Tensor:
+        """See the schedule that a call chose; return the timesteps to take."""
+        return timesteps
+
+    def start(self, steps: int) -> None:
+        """Learn how many steps this call takes, just before the first of them."""
+
+    def before(self, step: Step) -> Step:
+        """See a step that is about to be taken; return it, changed or not."""
+        return step
+
+    def after(self, step: Step, x: Tensor) -> Tensor:
+        """See the sample that the step, as all hooks left it, came to; return the one to go on with."""
+        return x
+
+    def finish(self) -> None:
+        """Learn that all is drawn; the place to refuse a run that took other steps than it promised."""

@@ -1,0 +1,234 @@
+"""One stochastic step for every Gaussian path: what it equals, what law it has, and every method on flow models."""
+
+import math
+from itertools import pairwise
+
+import diffusers
+import pytest
+import torch
+from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
+from scipy.stats import chi2, norm
+
+from lidar_sampling import LiDAR, guide, methods, noise_level, stochastic, testing
+from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._kernel import Kernel, read_noise
+from lidar_sampling.methods import FKSteering
+from lidar_sampling.methods.fk_steering import Particles
+
+MEAN, VARIANCE = 0.7, 0.25  # of the data of a perfect model
+
+
+def flow(**config):
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **config)
+
+
+def ddim(**config):
+    return diffusers.DDIMScheduler(**SD, clip_sample=False, **config)
+
+
+def euler(**config):
+    return diffusers.EulerDiscreteScheduler(**SD, **config)
+
+
+def drawn(scheduler, noise, *, steps=20, chains=2048, **call):
+    """Samples of a perfect model of one Gaussian, in float64, and the levels that they went through."""
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(chains, 1, generator=generator, dtype=torch.float64)
+    x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    levels = []
+
+    def run(x):
+        for t in list(scheduler.timesteps):
+            level = noise_level(scheduler, t)
+            levels.append((level.alpha, level.sigma))
+            x0 = MEAN + slope(*levels[-1]) * (x - level.alpha * MEAN)
+            output = level.slope * x0 + level.tilt * x
+            scheduler.is_scale_input_called = True
+            x = scheduler.step(output, t, x, generator=generator, return_dict=False, **call)[0]
+        return x
+
+    if noise is None:
+        return run(x), levels
+    with stochastic(scheduler, noise):
+        return run(x), levels
+
+
+def slope(alpha, sigma):
+    """d E[x_0 | x] / d x."""
+    return VARIANCE * alpha / (alpha**2 * VARIANCE + sigma**2)
+
+
+class TestEquals:
+    @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+    def test_ddim_with_its_eta(self, eta):
+        ours, _ = drawn(ddim(), f"ddpm:{eta}")
+        theirs, _ = drawn(ddim(), None, eta=eta)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)  # its levels are float32
+
+    @pytest.mark.parametrize("noise", ["ddpm:0", "cps:0"])
+    @pytest.mark.parametrize("make", [flow, euler])
+    def test_the_deterministic_step(self, make, noise):
+        ours, _ = drawn(make(), noise)
+        theirs, _ = drawn(make(), None)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+
+    def test_ddpm(self):
+        ours, _ = drawn(diffusers.DDPMScheduler(**SD, clip_sample=False), "ddpm")
+        theirs, _ = drawn(diffusers.DDPMScheduler(**SD, clip_sample=False), None)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+
+    def test_nothing_where_it_is_not_attached(self):
+        scheduler = flow()
+        with stochastic(scheduler):
+            pass
+        assert type(scheduler) is diffusers.FlowMatchEulerDiscreteScheduler
+        assert torch.equal(drawn(scheduler, None)[0], drawn(flow(), None)[0])
+
+
+class TestLaw:
+    """Of one Gaussian everything stays Gaussian, so its variance after every step is known."""
+
+    @pytest.mark.parametrize("noise", ["ddpm:0", "ddpm:0.5", "ddpm", "cps:0.3", "cps:0.7", "cps"])
+    @pytest.mark.parametrize("make", [flow, ddim, euler])
+    def test_is_that_of_the_formula(self, make, noise):
+        """Mean and variance of 20,000 chains; each check is wrong once in 10,000 runs."""
+        x, levels = drawn(make(), noise, steps=12, chains=20_000)
+        name, eta = read_noise(noise)
+        last = make()
+        last.set_timesteps(12)
+        signal = float(getattr(last, "final_alpha_cumprod", 1.0)) if make is ddim else 1.0
+        levels = [*levels, (signal**0.5, (1 - signal) ** 0.5)]
+        start = float(getattr(last, "init_noise_sigma", 1.0))
+        mean, variance = 0.0, start**2
+        for (alpha, sigma), (to, rest) in pairwise(levels):
+            ancestral = alpha * rest / (to * sigma)
+            rho = math.cos(eta * math.pi / 2) if name == "cps" else math.sqrt(1 - eta**2 * (1 - ancestral**2))
+            k = slope(alpha, sigma)
+            factor = to * k + rho * rest / sigma * (1 - alpha * k)
+            offset = (to - rho * rest / sigma * alpha) * (1 - k * alpha) * MEAN
+            mean, variance = factor * mean + offset, factor**2 * variance + rest**2 * (1 - rho**2)
+        n = len(x)
+        assert abs(x.mean() - mean) < norm.ppf(1 - 5e-5) * math.sqrt(variance / n)
+        low, high = (chi2.ppf(q, n - 1) / (n - 1) for q in (5e-5, 1 - 5e-5))
+        assert low < x.var() / variance < high
+
+    def test_becomes_the_models_with_ddpm_and_not_with_cps(self):
+        """In 640 steps ``ddpm`` has the data's variance to 5 %, and ``cps`` at eta 1 has half of it."""
+        found = {noise: drawn(flow(), noise, steps=640, chains=20_000)[0].var() for noise in ("ddpm", "cps")}
+        assert abs(found["ddpm"] / VARIANCE - 1) < 0.05
+        assert 0.4 < found["cps"] / VARIANCE < 0.6
+
+    @pytest.mark.parametrize("noise", ["ddpm", "ddpm:0.5"])
+    def test_under_guidance_is_the_tilted_one(self, noise):
+        bank, scheduler = bank_of_four(), flow()
+        with guide(scheduler, bank, scale=1.0, reward_scale=0.75, window=(1.0, 0.0)), stochastic(scheduler, noise):
+            ends = sample(scheduler, bank.samples, chains=1024, steps=60)
+        target = (0.75 * bank.reward()).softmax(0)
+        assert total_variation(shares(ends, bank.samples), target) < 0.06
+
+    @pytest.mark.parametrize("make", [flow, euler])
+    def test_of_fk_particles_is_the_tilted_one(self, make):
+        bank, scheduler, k = bank_of_four(), make(), 256
+        how = FKSteering(potential="difference", reward_scale=0.75, floor=-10.0, form="paper")
+        particles = Particles(how, smooth_reward(bank), list(range(8)))
+        with stochastic(scheduler, "ddpm"), attached(scheduler, particles):
+            ends = sample(scheduler, bank.samples, chains=8 * k, steps=30)
+        target = (0.75 * bank.reward()).softmax(0)
+        assert total_variation(shares(ends, bank.samples), target) < 0.08
+
+
+def tiny(key, **options):
+    pipeline = testing.PIPELINES[key]
+    how = {"n": 4, "steps": 4, "lookahead": "own:2", "scale": 1.0, "reward_scale": 5.0}
+    return LiDAR(pipeline.make(), reward=testing.brightness, pipe_kwargs=dict(pipeline.call), **{**how, **options})
+
+
+FLOWS = ["sd3", "sana", "flux", "wan"]
+NAMES = ["fk", "fk+lidar", "das:reward_scale=5", "svdd-2", "beam-2x2", "steered-4", "halving-8", "ug:recurrence=2"]
+
+
+class TestEveryMethod:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("key", FLOWS)
+    def test_draws_from_flow_models(self, key, name):
+        lidar, method = tiny(key), methods.load(name)
+        images = 1 if name == "halving-8" else 2
+        result = method.draw(lidar, ["a cat"], images=images, seed=0)
+        assert result.images.isfinite().all()
+        assert torch.equal(result.images, method.draw(lidar, ["a cat"], images=images, seed=0).images)
+        counted = sum((part for phase, part in result.cost.items()), start=type(result.cost["sampling"])())
+        told = method.cost(lidar, images=images)
+        for what in ("network_evaluations", "backward_passes", "decodes", "reward_calls"):
+            assert getattr(told, what) == getattr(counted, what), what
+        if images > 1 and not name.startswith(("ug", "halving")):
+            assert not torch.equal(result.images[0, 0], result.images[0, 1])
+
+    def test_takes_the_noise_that_the_settings_name(self):
+        plain, noisy = (tiny("sd3", noise=noise).vanilla("a cat", images=2) for noise in (None, "ddpm"))
+        assert not torch.equal(plain.images, noisy.images)
+        still = tiny("sd3", noise="ddpm:0").vanilla("a cat", images=2)
+        torch.testing.assert_close(still.latents, plain.latents, rtol=0, atol=1e-4)
+        pndm = LiDAR(testing.tiny_stable_diffusion(), reward=testing.brightness, steps=4, noise="ddpm")
+        assert methods.load("fk").draw(pndm, ["a cat"], images=3, seed=0).images.isfinite().all()
+
+    def test_parts_of_a_flow_join_to_the_whole(self):
+        from lidar_sampling._hooks import Segment
+
+        lidar = tiny("sd3")
+        whole = lidar.sample(["a cat"], 2, 0)
+        latents = None
+        for part in range(2):
+            segment = Segment((0.5,), part, lidar.pipe.scheduler)
+
+            def around(batch, segment=segment):
+                return attached(lidar.pipe, segment)
+
+            rows = {} if latents is None else {"latents": latents.flatten(0, 1)}
+            latents = lidar.sample(["a cat"], 2, 0, around=around, rows=rows).latents
+        torch.testing.assert_close(latents, whole.latents, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"noise": "ddmp"}, "noise must be one of ddpm, cps"),
+            ({"noise": "cps:2"}, "eta of a noise must be a number from 0 to 1"),
+            ({"noise": "cps:x"}, "eta of a noise must be a number from 0 to 1"),
+        ],
+    )
+    def test_refuses_a_noise_that_is_not_one(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            tiny("sd3", **options)
+
+    def test_refuses_several_evaluations_per_step(self):
+        with (
+            pytest.raises(ValueError, match="asks the model several times per step"),
+            stochastic(diffusers.HeunDiscreteScheduler()),
+        ):
+            pass
+
+    def test_refuses_copies_without_noise(self):
+        with pytest.raises(ValueError, match="FK steering needs a sampler with noise, and noise=ddpm:0 has none"):
+            methods.load("fk").draw(tiny("sd3", noise="ddpm:0"), ["a cat"], images=2, seed=0)
+
+
+def test_a_hook_sees_the_noise_and_how_much_of_it_is_added():
+    seen = []
+
+    class Spy(Hook):
+        def before(self, step):
+            seen.append((step.index, step.total, step.deviation, step.noise is not None))
+            return step
+
+    scheduler = flow()
+    with attached(scheduler, Kernel("ddpm")), attached(scheduler, Spy()):
+        drawn(scheduler, None, steps=3, chains=4)
+    assert [index for index, *_ in seen] == [0, 1, 2]
+    assert seen[0][2] == pytest.approx(noise_after(1))
+    assert seen[-1][2:] == (0.0, False)
+
+
+def noise_after(index):
+    scheduler = flow()
+    scheduler.set_timesteps(3)
+    return float(scheduler.sigmas[index])  # at alpha = 0 all of the noise is drawn anew
