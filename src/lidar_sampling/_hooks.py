@@ -327,6 +327,8 @@ def _hooked(base: type) -> type:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if not hasattr(base, "scale_model_input"):  # Bria asks every class but diffusers' own flow scheduler for it
+        members["scale_model_input"] = lambda self, sample, *args, **kwargs: sample
     return type(base.__name__, (base,), members)
 
 
@@ -407,6 +409,11 @@ def scheduler_of(pipe_or_scheduler: Any) -> Any:
     Raises:
         TypeError: it is neither.
     """
+    if hasattr(pipe_or_scheduler, "prior_pipe"):
+        raise TypeError(
+            f"{type(pipe_or_scheduler).__name__} runs two pipelines, each with a scheduler of its own: give its "
+            "prior_pipe or its decoder_pipe"
+        )
     for candidate in (pipe_or_scheduler, getattr(pipe_or_scheduler, "scheduler", None)):
         if callable(getattr(candidate, "step", None)) and hasattr(candidate, "config"):
             return candidate
