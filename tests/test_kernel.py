@@ -153,6 +153,10 @@ class TestEveryMethod:
     @pytest.mark.parametrize("key", FLOWS)
     def test_draws_from_flow_models(self, key, name):
         lidar, method = tiny(key), methods.load(name)
+        if key == "wan" and "recurrence" in name:
+            with pytest.raises(TypeError, match="WanPipeline reads noise levels by the number of the step"):
+                method.draw(lidar, ["a cat"], images=1, seed=0)
+            return
         images = 1 if name == "halving-8" else 2
         result = method.draw(lidar, ["a cat"], images=images, seed=0)
         assert result.images.isfinite().all()
@@ -199,6 +203,14 @@ class TestEveryMethod:
     def test_refuses_a_noise_that_is_not_one(self, options, message):
         with pytest.raises(ValueError, match=message):
             tiny("sd3", **options)
+
+    def test_refuses_parts_where_a_pipeline_reads_levels_by_the_number_of_the_step(self):
+        from lidar_sampling.methods._checks import check_level_by_step
+
+        check_level_by_step(tiny("wan").pipe, "halving", cache=False)  # for its cache alone
+        pipe = object.__new__(diffusers.Cosmos2TextToImagePipeline)
+        with pytest.raises(TypeError, match="Cosmos2TextToImagePipeline reads noise levels by the number"):
+            check_level_by_step(pipe, "halving", cache=False)
 
     def test_refuses_several_evaluations_per_step(self):
         with (

@@ -129,6 +129,37 @@ def check_noise(lidar: LiDAR, who: str) -> None:
         )
 
 
+_FOR_A_CALLBACK = "callback_on_step_end(self, i, self.scheduler.sigmas[i]"
+_FOR_A_CACHE = '"sigma": float(self.scheduler.sigmas[i])'
+
+
+def check_level_by_step(pipe: Any, who: str, *, cache: bool) -> None:
+    """Refuse, for the method ``who``, a pipeline that reads the level of its i-th step by the number i.
+
+    Such a pipeline reads a wrong one where a call takes a part of the schedule, or a step twice.
+
+    Args:
+        pipe: the pipeline.
+        who: the method, for the message.
+        cache: whether a level that is read for a cache alone, and changes no sample, is refused too.
+
+    Raises:
+        TypeError: it does.
+    """
+    try:
+        source = inspect.getsource(type(pipe).__call__)
+    except (OSError, TypeError):  # no file holds it
+        return
+    source = source.replace(_FOR_A_CALLBACK, "")
+    if not cache:
+        source = source.replace(_FOR_A_CACHE, "")
+    if "scheduler.sigmas[i]" in source:
+        raise TypeError(
+            f"{who} changes which steps a call takes, and {type(pipe).__name__} reads noise levels by the number of "
+            "the step: it would read wrong ones"
+        )
+
+
 def step_eta(lidar: LiDAR) -> float:
     """Return the eta that reaches the scheduler's step; NaN where its steps take none.
 

@@ -21,7 +21,7 @@ from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start
+from ._checks import check_fields, check_level_by_step, check_population, check_start
 from ._face import best, hooked, in_steps, looks_cost
 
 
@@ -84,6 +84,7 @@ class Halving:
     def _check(self, lidar: LiDAR, images: int) -> None:
         check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
         check_start(lidar, "successive halving")
+        check_level_by_step(lidar.pipe, "successive halving", cache=False)
         end = self.n >> len(self.keep_at)
         if not 1 <= images <= end:
             raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
