@@ -58,7 +58,7 @@ class Decoder:
     ) -> None:
         self._pipe, self._call, self._items = pipe, call or {}, items
         self._size = 1 if alone(pipe) else batch_size
-        self._plain = _is_plain(pipe, self._call)
+        self._plain = is_plain(pipe, self._call)
         self._tails: dict[int, Tail] = {}
         if not self._plain:
             check_decodes(pipe)
@@ -109,7 +109,8 @@ def pictures(
     return Decoder(pipe, call, items, batch_size=batch_size)(latents)
 
 
-def _is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
+def is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Return whether the latents of a pipeline are plain (B, C, h, w), of its autoencoder but for a scale."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not _PLAIN.fullmatch(type(pipe).__name__) or _upcasts(pipe):
         return False

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._cost import Cost
+from .._decode import is_plain
 from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
@@ -55,7 +56,9 @@ class Refine:
         check_whole(lidar, "refinement")
         starts = self._starts(lidar).draw(lidar, prompts, images=images, seed=seed)
         again, call = self._again(lidar)
-        rows = {"image": starts.latents.flatten(0, 1).repeat_interleave(self.offspring, 0)}
+        # Packed latents are no pictures to a pipeline that starts from one, which encodes what was decoded then.
+        pictures = starts.latents if is_plain(lidar.pipe, lidar.arguments()) else starts.images
+        rows = {"image": pictures.flatten(0, 1).repeat_interleave(self.offspring, 0)}
         noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself
         refined = lidar.sample(list(prompts), images * self.offspring, noise, pipe=again, call=call, rows=rows)
         selection = starts.cost["selection"]
@@ -83,5 +86,6 @@ class Refine:
         # Image-to-image pipelines take their share of the steps: strength of them.
         whole = next(count for count in itertools.count(self.steps) if int(count * self.strength) >= self.steps)
         call = in_steps(lidar, whole, strength=self.strength)
-        call = {name: value for name, value in call.items() if name not in ("height", "width")}  # the start's own
+        if is_plain(lidar.pipe, lidar.arguments()):  # whose size is the start's own
+            call = {name: value for name, value in call.items() if name not in ("height", "width")}
         return AutoPipelineForImage2Image.from_pipe(lidar.pipe), call

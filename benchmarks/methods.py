@@ -1,0 +1,135 @@
+"""Which method runs on which pipeline: each cell is a run on tiny weights, and a refusal shows its reason.
+
+    python -m benchmarks.methods --out docs/models-methods.md
+
+Every pipeline of ``lidar_sampling.testing`` draws two samples of one prompt by every method, twice. A cell is ``yes``
+where both runs are finite and alike, samples are as many as asked for, and the cost that the method foretells is what
+it counts; else it is the first words of what went wrong. Random weights show that a method runs, not that it helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lidar_sampling import Cost, LiDAR, testing
+from lidar_sampling.methods import load
+from lidar_sampling.runs import quieten
+
+METHODS = (
+    "vanilla",
+    "lidar",
+    "best-of-3",
+    "refine-4",
+    "halving-8",
+    "steered-4",
+    "fk",
+    "fk+lidar",
+    "das:reward_scale=1",
+    "svdd-2",
+    "beam-2x2",
+    "search-1:rounds=1",
+    "safe-denoiser:worst=2",
+    "spell:worst=2",
+    "date",
+    "ug",
+    "ug:recurrence=2",
+)
+COUNTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls")
+
+
+class Level:
+    """The mean of a picture, video or sound; differentiable, and a reward for all of them."""
+
+    name, modality = "level", "video"
+
+    def __call__(self, *, images: Tensor, prompts: Any) -> Tensor:
+        """Images (B, ...) to their means (B,)."""
+        return images.flatten(1).mean(1)
+
+
+def main() -> None:
+    """Run all cells, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one pipeline of lidar_sampling.testing.PIPELINES")
+    parser.add_argument("--out", type=Path, help="file of the page")
+    arguments = parser.parse_args()
+    quieten()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lidar_sampling").setLevel(logging.ERROR)
+    rows = {}
+    for key in [arguments.only] if arguments.only else testing.PIPELINES:
+        start = time.perf_counter()
+        rows[key] = {name: cell(key, name) for name in METHODS}
+        good = sum(found == "yes" for found in rows[key].values())
+        print(f"{key}: {good} of {len(METHODS)}, {time.perf_counter() - start:.0f} s", flush=True)
+    text = page(rows)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+def cell(key: str, name: str) -> str:
+    """Return ``yes``, or why a method does not run on a pipeline."""
+    tiny, method = testing.PIPELINES[key], load(name)
+    pipe = tiny.make()
+    how: dict[str, Any] = {"n": 4, "steps": 5, "lookahead": "own:3", "scale": 1.0, "reward_scale": 1.0}
+    if type(pipe.scheduler).__name__.startswith("DDIM"):
+        how["eta"] = 1.0
+    images = 1 if name.startswith("halving") else 2
+    try:
+        lidar = LiDAR(pipe, reward=Level(), window=(1.0, 0.0), pipe_kwargs=dict(tiny.call), **how)
+        first, second = (method.draw(lidar, ["a cat"], images=images, seed=0) for _ in range(2))
+        told = method.cost(lidar, images=images)
+    except Exception as error:
+        return " ".join(str(error).split())
+    counted = sum(first.cost.values(), Cost())
+    if not bool(first.images.isfinite().all()):
+        return "wrong: samples are not finite"
+    if first.images.shape[:2] != (1, images):
+        return f"wrong: samples of shape {tuple(first.images.shape)}"
+    if not torch.allclose(first.images, second.images, atol=1e-4):
+        return "wrong: the same seed gives other samples"
+    for what in COUNTS:
+        if getattr(told, what) != getattr(counted, what):
+            return f"wrong: {getattr(told, what)} {what} foretold, {getattr(counted, what)} counted"
+    return "yes"
+
+
+def page(rows: dict[str, dict[str, str]]) -> str:
+    """Return the table as Markdown, with the reasons of refusals below it."""
+    reasons: dict[str, int] = {}
+    text = (
+        "# Methods on pipelines\n\n`python -m benchmarks.methods`: every cell is a run on the tiny weights of "
+        "`lidar_sampling.testing`\n(random: a method runs or does not, nothing is said of how well). A number names "
+        "the reason of a refusal below.\n\n"
+    )
+    text += "| pipeline | " + " | ".join(METHODS) + " |\n|" + "---|" * (len(METHODS) + 1) + "\n"
+    for key, row in rows.items():
+        cells = [
+            "yes" if found == "yes" else str(reasons.setdefault(reason(found, key), len(reasons) + 1))
+            for found in row.values()
+        ]
+        text += f"| {key} | " + " | ".join(cells) + " |\n"
+    return text + "\n" + "".join(f"{number}. {why}\n" for why, number in reasons.items())
+
+
+def reason(found: str, key: str) -> str:
+    """Return a refusal without the name of the pipeline, so that one reason is one number."""
+    return found.replace(type_name(key), "the pipeline")[:300]
+
+
+def type_name(key: str) -> str:
+    """Return the class of a tiny pipeline."""
+    return type(testing.PIPELINES[key].make()).__name__
+
+
+if __name__ == "__main__":
+    main()
