@@ -243,6 +243,13 @@ def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
     try:
         with constant_weights(pipe), torch.enable_grad():
             return inner(pipe, **arguments)[0].detach()
+    except RuntimeError as error:
+        if "in-place operation" not in str(error):
+            raise
+        raise TypeError(
+            f"{type(pipe).__name__} changes its latents in place, through which no gradient flows: use a method "
+            "without gradients"
+        ) from error
     finally:
         del pipe.prepare_latents
 

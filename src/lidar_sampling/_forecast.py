@@ -12,6 +12,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ._call import TARGET_ONLY, blocks_of
@@ -96,6 +97,11 @@ def _set_timesteps(scheduler: Any, arguments: Mapping[str, Any]) -> None:
     if scheduler.config.get("use_dynamic_shifting") and "mu" in takes:
         how["mu"] = 1.0  # moves the levels, and changes no number of steps
     scheduler.set_timesteps(**how)
+    steps = len(scheduler.timesteps)
+    if "sigmas" in takes and steps > 1 and bool((scheduler.timesteps == scheduler.timesteps[0]).all()):
+        # Trained with one timestep, as ACE-Step's model: its pipeline brings sigmas of its own.
+        how = {"sigmas": np.linspace(1, 1 / steps, steps), **({"mu": 1.0} if "mu" in how else {})}
+        scheduler.set_timesteps(**how)
 
 
 def _after_strength(pipe: Any, arguments: Mapping[str, Any], *, from_picture: bool) -> Tensor:

@@ -430,7 +430,8 @@ def check_memoryless(scheduler: Any, what: str) -> None:
     """
     if type(scheduler).__name__ not in _MEMORYLESS:
         raise ValueError(
-            f"{what}, which {type(scheduler).__name__} would not follow; use one of {', '.join(_MEMORYLESS)}"
+            f"{what}, which {type(scheduler).__name__} would not follow; use one of {', '.join(_MEMORYLESS)}, or "
+            "noise='ddpm' (--noise ddpm), which replaces its steps"
         )
 
 

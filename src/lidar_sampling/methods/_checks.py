@@ -158,6 +158,8 @@ def check_level_by_step(pipe: Any, who: str, *, cache: bool) -> None:
             f"{who} changes which steps a call takes, and {type(pipe).__name__} reads noise levels by the number of "
             "the step: it would read wrong ones"
         )
+    if cache and "deepcopy(self.scheduler)" in source:
+        raise TypeError(f"{who} takes steps twice, and {type(pipe).__name__} steps a copy of its scheduler once")
 
 
 def step_eta(lidar: LiDAR) -> float:
@@ -187,6 +189,8 @@ def check_start(lidar: LiDAR, who: str) -> None:
         TypeError: it takes none, or starts from a picture.
     """
     pipe, known = lidar.pipe, parameters_of(lidar.pipe)
+    if type(pipe).__name__.startswith("Flux2"):
+        raise TypeError(f"{who} gives the pipeline latents to start from, and FLUX.2 takes them in another shape")
     if "latents" not in known:
         raise TypeError(f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} takes no latents")
     if "strength" in known and "image" in lidar.arguments():

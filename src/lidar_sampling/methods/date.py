@@ -96,6 +96,9 @@ class DATE:
         return step % self.every == 0 and level.sigma != 0 and level.slope != 0
 
 
+_ONCE = "DATE needs a pipeline that calls its network once a step, with both branches of guidance"
+
+
 class Embedding(Hook):
     """Inside a with-block, the forward of a denoiser that adapts the text embedding it is called with.
 
@@ -154,9 +157,7 @@ class Embedding(Hook):
         self._calls += 1
         rows = len(c)
         if rows not in (self.count, 2 * self.count) or at >= len(self.scheduler.timesteps):
-            raise TypeError(
-                "DATE needs a pipeline that calls its network once a step, with both branches of guidance"
-            )
+            raise TypeError(_ONCE)
         free, bound = slice(rows - self.count), slice(rows - self.count, None)
         level = noise_level(self.scheduler, self.scheduler.timesteps[at])
         if not self.settings.updates(step, level):
@@ -191,6 +192,8 @@ class Embedding(Hook):
     def before(self, step: Step) -> Step:
         """Refuse a step at another timestep than the one that the prediction was read at."""
         at = self._calls - 1 + self._offset
+        if self._calls != step.index + 1:
+            raise TypeError(_ONCE)
         if not torch.as_tensor(step.timestep).eq(self.scheduler.timesteps[at].cpu()).all():
             raise TypeError("DATE needs a pipeline that leaves out steps at one end of its schedule, not at both")
         return step
@@ -233,4 +236,5 @@ def _denoiser(pipe: Any) -> nn.Module:
 def _guidance_scale(lidar: LiDAR) -> float:
     parameters = inspect.signature(lidar.pipe.__call__).parameters
     default = parameters["guidance_scale"].default if "guidance_scale" in parameters else 1.0
-    return float(lidar.arguments().get("guidance_scale", default))
+    scale = lidar.arguments().get("guidance_scale", default)
+    return 1.0 if scale is None else float(scale)

@@ -88,4 +88,10 @@ class Refine:
         call = in_steps(lidar, whole, strength=self.strength)
         if is_plain(lidar.pipe, lidar.arguments()):  # whose size is the start's own
             call = {name: value for name, value in call.items() if name not in ("height", "width")}
-        return AutoPipelineForImage2Image.from_pipe(lidar.pipe), call
+        try:
+            return AutoPipelineForImage2Image.from_pipe(lidar.pipe), call
+        except ValueError:
+            name = type(lidar.pipe).__name__
+            raise TypeError(
+                f"refinement starts from pictures, and diffusers has no such pipeline for {name}"
+            ) from None
