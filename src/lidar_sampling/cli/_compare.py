@@ -129,7 +129,7 @@ def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
     from .. import glyph
 
     name, _, count = prompts.partition(":")
-    found = glyph.prompts(_SPLITS[name]) if name in _SPLITS else o.read_prompts(None, Path(prompts))
+    found = glyph.prompts(_SPLITS[name]) if name in _SPLITS else o.read_lines(None, Path(prompts))
     if tags is not None:
         wanted = [tag.strip() for tag in tags.split(",")]
         known = dict.fromkeys(str(line.get("tag", "")) for line in found)

@@ -67,7 +67,7 @@ def generate(
     from ..runs import Job
 
     job = Job(
-        prompts=o.read_prompts(prompts, prompts_file),
+        prompts=o.read_lines(prompts, prompts_file),
         model=model,
         variant=variant,
         preset=preset,
@@ -142,7 +142,7 @@ def guide(
     from ..runs import Job
 
     job = Job(
-        prompts=o.read_prompts(prompts, prompts_file),
+        prompts=o.read_lines(prompts, prompts_file),
         model=model,
         variant=variant,
         preset=preset,

@@ -122,7 +122,12 @@ DryRun = Annotated[
 ]
 
 
-def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Return the texts of the prompts of the command line and of a file."""
+    return [line["prompt"] for line in read_lines(prompts, file)]
+
+
+def read_lines(prompts: Sequence[str] | None, file: Path | None) -> list[dict[str, Any]]:
     """Return the prompts of the command line and of a file, each with what the file says of it."""
     from .._prompts import check_prompt
     from .._prompts import read_prompts as read

@@ -55,7 +55,7 @@ def score(
     places = _pictures(images)
     files = [file for found in places.values() for file in found]
     prompts = _prompts(
-        places, [with_asked(line) for line in o.read_prompts(prompt, prompts_file)] if prompt or prompts_file else []
+        places, [with_asked(line) for line in o.read_lines(prompt, prompts_file)] if prompt or prompts_file else []
     )
     judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():
