@@ -39,7 +39,7 @@ def look(
     from ..runs import Job
 
     job = Job(
-        prompts=o.read_prompts(prompts, prompts_file),
+        prompts=o.read_lines(prompts, prompts_file),
         task="look",
         model=model,
         variant=variant,
