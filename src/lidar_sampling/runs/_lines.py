@@ -175,7 +175,7 @@ def _parsed(text: bytes) -> Line | None:
             return None
         raise ValueError(f"it is not JSON ({error.msg} at letter {error.pos + 1})") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-        raise ValueError(f"it is not JSON ({error})") from None
+        raise ValueError(f"it is not JSON ({str(error).split(';')[0]})") from None  # past it, advice on Python
     if not isinstance(line, dict):
         raise ValueError("it is not a JSON object")
     return line
