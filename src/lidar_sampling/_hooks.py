@@ -268,9 +268,15 @@ def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
 
 
 @functools.cache
+def _signature(base: Any) -> inspect.Signature:
+    """The signature of a scheduler class's ``step``, read once and not at every step."""
+    return inspect.signature(base.step)
+
+
+@functools.cache
 def _hooked(base: type) -> type:
     """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
-    signature = inspect.signature(base.step)  # type: ignore[attr-defined]
+    signature = _signature(base)
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -378,7 +384,7 @@ def _apply(step: Step, arguments: dict[str, Any]) -> None:
             shift = torch.cat([shift, torch.zeros_like(shift)], 1)
         output = (output + shift).to(output.dtype)
     arguments["model_output"], arguments["sample"] = output, step.x_t
-    known = inspect.signature(type(step.scheduler).step).parameters
+    known = _signature(step.scheduler.__class__).parameters
     if step.noise is not None and "variance_noise" in known:  # drawn already
         arguments["variance_noise"], arguments["generator"] = step.noise, None
     elif step.noise is not None and "generator" in known:  # the call's own is not to be asked again

@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from ._hooks import attached, scheduler_of
-from ._levels import NoiseLevel, check, noise_level
+from ._levels import NoiseLevel, check, index_of, noise_level
 from ._steps import Hook, Step
 
 Rho = Callable[[float, NoiseLevel, "tuple[float, float]"], float]
@@ -170,12 +170,10 @@ def following(step: Step) -> tuple[float, float]:
     if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):
         signal = _signal_after(scheduler, int(timestep))
         return signal**0.5, max(0.0, 1 - signal) ** 0.5
-    level = step.level  # the scheduler knows its place in the schedule from here on
+    times, index = scheduler.timesteps, index_of(scheduler, timestep) + 1
     after = copy(scheduler)
-    after._step_index = scheduler.step_index + 1
-    times, index = scheduler.timesteps, after._step_index
+    after._step_index = index
     there = noise_level(after, times[index] if index < len(times) else timestep)
-    del level
     return there.alpha, there.sigma
 
 

@@ -161,7 +161,7 @@ def _from_alphas_cumprod(scheduler: Any, timestep: float | Tensor) -> tuple[floa
 
 
 def _sigma_space(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    sigma = float(scheduler.sigmas[index_of(scheduler, timestep)])
     # Two settings of Euler part the timesteps from the levels: the ones are no places in training, the others lag.
     if flag(scheduler, "timestep_type") == "continuous" or flag(scheduler, "interpolation_type") == "log_linear":
         return 1.0, sigma, _time_of_sigma(scheduler, sigma)
@@ -169,26 +169,26 @@ def _sigma_space(scheduler: Any, timestep: float | Tensor) -> tuple[float, float
 
 
 def _k_dpm_2(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    i = _index(scheduler, timestep)
+    i = index_of(scheduler, timestep)
     sigmas = scheduler.sigmas if scheduler.state_in_first_order else scheduler.sigmas_interpol
     return 1.0, float(sigmas[i]), _trained_time(scheduler, timestep)
 
 
 def _k_dpm_2_ancestral(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    i = _index(scheduler, timestep)
+    i = index_of(scheduler, timestep)
     first = scheduler.state_in_first_order
     sigma = scheduler.sigmas[i] if first else scheduler.sigmas_interpol[i - 1]
     return 1.0, float(sigma), _trained_time(scheduler, timestep)
 
 
 def _dpm_solver_sde(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    i = _index(scheduler, timestep)
+    i = index_of(scheduler, timestep)
     sigma = scheduler.sigmas[i] if scheduler.state_in_first_order else scheduler.mid_point_sigma
     return 1.0, float(sigma), _trained_time(scheduler, timestep)
 
 
 def _variance_preserving(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    sigma = float(scheduler.sigmas[index_of(scheduler, timestep)])
     if flag(scheduler, "use_flow_sigmas"):
         return max(1 - sigma, 0.0), sigma, sigma
     alpha = 1 / math.hypot(1, sigma)
@@ -196,7 +196,7 @@ def _variance_preserving(scheduler: Any, timestep: float | Tensor) -> tuple[floa
 
 
 def _flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    first, sigma = scheduler.sigmas[[0, _index(scheduler, timestep)]].tolist()  # together: the device waits once
+    first, sigma = scheduler.sigmas[[0, index_of(scheduler, timestep)]].tolist()  # together: the device waits once
     if flag(scheduler, "invert_sigmas"):
         return max(sigma, 0.0), 1 - sigma, 1 - sigma
     if first > 1 + _ROUNDING:
@@ -218,19 +218,20 @@ def _wuerstchen(scheduler: Any, timestep: float | Tensor) -> tuple[float, float,
 
 
 def _edm(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    sigma = float(scheduler.sigmas[_index(scheduler, timestep)])
+    sigma = float(scheduler.sigmas[index_of(scheduler, timestep)])
     config = scheduler.config
     low, here, high = (s ** (1 / config.rho) for s in (config.sigma_min, sigma, config.sigma_max))
     return 1.0, sigma, (here - low) / (high - low)
 
 
 def _trig_flow(scheduler: Any, timestep: float | Tensor) -> tuple[float, float, float]:
-    angle, data = float(scheduler.timesteps[_index(scheduler, timestep)]), data_scale(scheduler)
+    angle, data = float(scheduler.timesteps[index_of(scheduler, timestep)]), data_scale(scheduler)
     # Its first angle is pi/2 rounded up, where the cosine is just below 0.
     return data * max(math.cos(angle), 0.0), data * math.sin(angle), 2 * angle / math.pi
 
 
-def _index(scheduler: Any, timestep: float | Tensor) -> int:
+def index_of(scheduler: Any, timestep: float | Tensor) -> int:
+    """Return the number of the step that ``scheduler`` takes next, at ``timestep``."""
     # step() does the same when it finds None, so this changes nothing.
     if scheduler.step_index is None and hasattr(scheduler, "_init_step_index"):
         scheduler._init_step_index(timestep)
