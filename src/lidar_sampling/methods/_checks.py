@@ -72,16 +72,15 @@ def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) 
             that no noise parts.
     """
     check_whole(lidar, who)
-    if lidar.settings.noise is not None:
-        check_kernel(lidar.pipe.scheduler)
-        if copies and read_noise(lidar.settings.noise)[1] == 0:
-            raise ValueError(f"{who} needs a sampler with noise, and noise={lidar.settings.noise} has none")
-    elif is_flow(lidar.pipe.scheduler):
-        check_kernel(lidar.pipe.scheduler)
-    else:
+    noise = lidar.settings.noise
+    if takes_own_steps(lidar):
         check_memoryless(lidar.pipe.scheduler, f"{who} {what}")
         if copies:
             check_noise(lidar, who)
+        return
+    check_kernel(lidar.pipe.scheduler)
+    if noise is not None and copies and read_noise(noise)[1] == 0:
+        raise ValueError(f"{who} needs a sampler with noise, and noise={noise} has none")
 
 
 def noise_for(lidar: LiDAR, *, copies: bool = True) -> str | None:
@@ -93,6 +92,11 @@ def noise_for(lidar: LiDAR, *, copies: bool = True) -> str | None:
     if lidar.settings.noise is not None or not is_flow(lidar.pipe.scheduler):
         return None
     return DEFAULT if copies else "ddpm:0"
+
+
+def takes_own_steps(lidar: LiDAR) -> bool:
+    """Return whether a method that needs noise takes the scheduler's own steps, and not a kernel's."""
+    return lidar.settings.noise is None and not is_flow(lidar.pipe.scheduler)
 
 
 def is_flow(scheduler: Any) -> bool:

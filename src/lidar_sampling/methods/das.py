@@ -30,7 +30,7 @@ from .._hooks import Hook, Step
 from .._kernel import noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, noise_for
+from ._checks import check_fields, check_population, noise_for, takes_own_steps
 from ._ddim import check_ddim, transition
 from ._face import (
     charged,
@@ -102,7 +102,7 @@ class DAS:
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "DAS")
         check_comparable(lidar)
-        if noise_for(lidar) is None and lidar.settings.noise is None:
+        if takes_own_steps(lidar):
             check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
         check_population(lidar, "DAS", "proposes steps")
 
