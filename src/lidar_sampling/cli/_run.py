@@ -136,10 +136,12 @@ def carry_out(
     shard = (0, 1) if ray is not None else runs.from_environment(os.environ)
     if shard[1] > 1 and not quiet:
         warn(f"share {shard[0] + 1} of {shard[1]}, as {runs.shard_variables(os.environ)} say")
-    check_writable(out)
     with telling(quiet=quiet) as tell:
-        lidar = runs.load(job) if ray is None or job.budget is not None else None
-        job = settle(job, out, lidar)
+        lidar = None
+        if job.budget is not None:
+            check_writable(out)
+            lidar = runs.load(job)
+            job = settle(job, out, lidar)
         how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "tell": tell}
         if ray is None:
             outcome = runs.run(job, out, shard=shard, lidar=lidar, profile=profile, **how)

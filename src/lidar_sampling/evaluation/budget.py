@@ -6,6 +6,7 @@ what a prompt costs, and it rises with N, so the largest N within the budget is 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -40,12 +41,17 @@ def settle(job: Job, out: Path | None, lidar: LiDAR | None) -> Job:
         return job
     limit, unit = read_budget(job.budget)
 
+    @functools.cache
+    def rates(lidar: LiDAR) -> Rates:
+        return Rates.measure(lidar, job.text(0), images=job.images)
+
     def find(name: str) -> str:
         if with_number(name, 1) == name:
             return name
         if lidar is None:
             raise ValueError(f"nothing was drawn of {name} with this budget: draw it first, without --table")
-        return within(lidar, name, limit, prompt=job.text(0), images=job.images, unit=unit)
+        here = rates(lidar) if unit == "seconds" else None
+        return within(lidar, name, limit, prompt=job.text(0), images=job.images, unit=unit, rates=here)
 
     if out is None:
         return replace(job, methods=[find(name) for name in job.methods], budget=None)
@@ -91,7 +97,9 @@ def _known(file: Path, budget: str) -> dict[str, str]:
     return known["names"]
 
 
-def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, unit: str) -> str:
+def within(
+    lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, unit: str, rates: Rates | None = None
+) -> str:
     """``name`` with the largest number for its N that a prompt may cost; the name itself if it has none.
 
     Counts are what the method says it costs, so nothing is drawn; for seconds one small batch is measured.
@@ -103,6 +111,7 @@ def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, 
         prompt: of the batch that is measured.
         images: samples a prompt.
         unit: the field of :class:`lidar_sampling.Cost` that counts, such as ``network_evaluations`` or ``seconds``.
+        rates: of this machine, if they were measured already.
 
     Raises:
         ValueError: not even the smallest number is within the budget, or the budget is not finite.
@@ -117,7 +126,8 @@ def within(lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, 
         return name
     if not math.isfinite(budget):
         raise ValueError(f"a budget must be finite, got {budget:g}")
-    rates = Rates.measure(lidar, prompt, images=images) if unit == "seconds" else None
+    if unit == "seconds" and rates is None:
+        rates = Rates.measure(lidar, prompt, images=images)
 
     def cost(n: int) -> float:
         told = load(with_number(name, n)).cost(lidar, images=images)
