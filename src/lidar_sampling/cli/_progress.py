@@ -25,16 +25,11 @@ def telling(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Bar(*columns, TimeElapsedColumn(), console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
+    with _bar() as move:
 
         def show(now: Progress) -> None:
             under_way = " ".join(f"{now.what} {now.phase}".split())
-            bar.update(task, description=f"{under_way}  [{in_words(now)}]", completed=now.part, total=1)
+            move(f"{under_way}  [{in_words(now)}]", now.part, 1)
 
         yield show
 
@@ -45,6 +40,13 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, float, int], None] |
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    with _bar() as move:
+        yield move
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float, int], None]]:
+    """Yield what moves a bar on stderr, by what to call it, how much is done and of how much."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
