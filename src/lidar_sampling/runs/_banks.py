@@ -18,6 +18,7 @@ class Banks:
     """What ``look`` draws and keeps: a unit is the number of a prompt, its record what its bank holds."""
 
     helps = indexed = False
+    together = 1
 
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out

@@ -61,6 +61,7 @@ class Comparison:
     """
 
     helps = indexed = True
+    together = 1
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class Pictures:
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out
         self.units: Sequence[int] = range(len(job))
-        self._size, self._evaluations = 1, 0.0
+        self.together, self._evaluations = max(1, job.batch_size // job.images), 0.0
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Take the folder and make the sampler ready, or refuse before anything is drawn."""
@@ -56,7 +56,7 @@ class Pictures:
         for some in _batched(map(job.line, self.units), MOST_ENTRIES):
             lidar.check_prompts(some)
         self.lidar = lidar.with_prompts(job.texts())
-        self._size = max(1, lidar.batch_size // job.images)
+        self.together = max(1, lidar.batch_size // job.images)
         asked = {"images": job.images, "seed": job.seeds[0], "vanilla": len(job.methods) > 1}
         how = {"method": name, "drawn_by": contents(drawn_by, "method"), **asked}
         self.folder = Folder(
@@ -81,7 +81,7 @@ class Pictures:
     def fits(self, group: Sequence[int], unit: int) -> bool:
         """Return whether a prompt can be drawn together with others: never one twice."""
         text = self.job.text(unit)
-        return len(group) < self._size and all(self.job.text(other) != text for other in group)
+        return len(group) < self.together and all(self.job.text(other) != text for other in group)
 
     def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
         """Draw, judge and keep prompts that :meth:`fits` together; return their entries."""

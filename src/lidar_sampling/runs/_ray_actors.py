@@ -36,7 +36,7 @@ class Ready(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What became of a unit: its cost, or why there is none; of a bank also its record, which no folder has."""
+    """What became of a unit: its cost, or the problem that left it undrawn. A bank brings its record along."""
 
     number: int
     cost: Cost
@@ -76,8 +76,7 @@ class Worker:
         lidar.overlap = lidar.overlap or bool(self._judges)
         self.task = task_of(job, self._out, rank=self._rank)
         self.task.begin(lidar, shared=True)
-        together = max(1, lidar.batch_size // job.images) if job.task == "generate" else 1
-        return Ready(together, job.dtype)
+        return Ready(self.task.together, job.dtype)
 
     def draw(self, numbers: Sequence[int]) -> list[Drawn]:
         """Draw, judge and keep units; return what became of each."""
@@ -188,6 +187,6 @@ class RayReward:
                 return torch.tensor(scores)
             except RayTaskError as error:
                 raise error.cause or error from None
-            except (RayError, ValueError) as error:  # lost, or slower than ANSWER; ValueError: there is none
+            except (RayError, ValueError) as error:  # lost, slower than ANSWER, or (ValueError) not found
                 last = str(error).split("\n")[0]
         raise RuntimeError(f"none of its {len(self.places)} judges answers (the last: {last})")

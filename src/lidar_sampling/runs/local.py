@@ -45,6 +45,7 @@ class Task(Protocol):
     lidar: LiDAR
     out: Path
     helps: bool  # whether a process that is done with its own share goes on with what others have not drawn
+    together: int  # units that are drawn together, at most; as far as the Job tells until begin
     indexed: bool  # whether what is on disk says what is finished
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:

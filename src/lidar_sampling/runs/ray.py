@@ -172,7 +172,7 @@ class _Crew:
             raise ValueError("judges of their own are the rewards that a Job names, and this one names none")
         self.wanted = _room(nodes, gpus, len(named) * (judge_gpus or 0), wanted=workers)
         if workers is None:
-            self.wanted = min(self.wanted, math.ceil(self.total / self._guess()))
+            self.wanted = min(self.wanted, math.ceil(self.total / self.task.together))
         self.pace: deque[tuple[float, int]] = deque(maxlen=max(64, 4 * self.wanted))
         self.given = ray.put(text)
         self.judges: list[Any] = []
@@ -247,10 +247,6 @@ class _Crew:
 
     def _left(self) -> int:
         return self.total - self.done - len(self.failed)
-
-    def _guess(self) -> int:
-        """Return how many prompts a worker draws together, as far as the Job tells."""
-        return max(1, self.job.batch_size // self.job.images) if self.job.task == "generate" else 1
 
     def _place_judges(self, share: float) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
