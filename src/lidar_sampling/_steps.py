@@ -37,7 +37,7 @@ class Step:
         deviation: the standard deviation of what it adds, where that is known already.
         ends_graph: whether no more gradients are wanted through what came before.
         eta: the share of its own noise that the sampler was asked to add.
-        scheduler: of diffusers, that takes the step; None where there is none.
+        scheduler: the diffusers scheduler that takes the step; None where a sampler of our own takes it.
 
     Example:
         >>> import torch

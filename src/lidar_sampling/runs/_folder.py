@@ -115,10 +115,6 @@ class Folder:
                 (self.path / "run.json").unlink()
                 self.path.rmdir()
 
-    def place(self, index: int) -> Path:
-        """Return where prompt ``index`` lies or would lie."""
-        return self.path / place_of(index, self.count)
-
     def finished(self, index: int, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
         """Return what :meth:`put` wrote for prompt ``index``; None if it is to be drawn, or drawn again.
 

@@ -97,7 +97,7 @@ class Job:
         for name in ("metrics", "methods", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
                 object.__setattr__(self, name, tuple(value))
-        for name, kind in _types().items():
+        for name, kind in get_type_hints(Job).items():
             if name != "prompts" and not accepts(kind, value := getattr(self, name)):
                 raise ValueError(f"{name} must be {spelt(kind)}, got {value!r}")
         if isinstance(self.settings.get("window"), list):
@@ -204,10 +204,6 @@ def read_budget(text: str) -> tuple[float, str]:
     except ValueError:
         pass
     raise ValueError(f"--budget takes network evaluations as 480, or seconds as 30s; got {text!r}")
-
-
-def _types() -> dict[str, Any]:
-    return get_type_hints(Job)
 
 
 def text_of(prompt: str | Mapping[str, Any]) -> str:
