@@ -203,6 +203,7 @@ class _Crew:
             while len(self.hired) < min(self.wanted, max(self._left(), 0 if self.begun else 1)):
                 self._hire()
             self._give()
+            self._say()  # now, since between an answer and the next group a worker has nothing
             if self.begun and not self._left():
                 break
             found, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=_TICK)
@@ -211,7 +212,6 @@ class _Crew:
             for ref in found:
                 if ref in self.waiting:  # still: its worker was not lost by another answer
                     self._hear(ref)
-            self._say()
             if not self.drawn and self.refused >= max(1, sum(worker.size > 0 for worker in self.hired)):
                 break  # the fault is not in the prompts
 
