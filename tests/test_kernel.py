@@ -13,7 +13,7 @@ from lidar_sampling import LiDAR, guide, methods, noise_level, stochastic, testi
 from lidar_sampling._hooks import Hook, attached
 from lidar_sampling._kernel import Kernel, read_noise
 from lidar_sampling.methods import FKSteering
-from lidar_sampling.methods.fk_steering import Particles
+from lidar_sampling.methods.fk_steering import Weighed
 
 MEAN, VARIANCE = 0.7, 0.25  # of the data of a perfect model
 
@@ -131,7 +131,7 @@ class TestLaw:
     def test_of_fk_particles_is_the_tilted_one(self, make):
         bank, scheduler, k = bank_of_four(), make(), 256
         how = FKSteering(potential="difference", reward_scale=0.75, floor=-10.0, form="paper")
-        particles = Particles(how, smooth_reward(bank), list(range(8)))
+        particles = Weighed(how, smooth_reward(bank), list(range(8)))
         with stochastic(scheduler, "ddpm"), attached(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=8 * k, steps=30)
         target = (0.75 * bank.reward()).softmax(0)
@@ -146,6 +146,7 @@ def tiny(key, **options):
 
 FLOWS = ["sd3", "sana", "flux", "wan"]
 NAMES = ["fk", "fk+lidar", "das:reward_scale=5", "svdd-2", "beam-2x2", "steered-4", "halving-8", "ug:recurrence=2"]
+NAMES += ["svdd-2:rollout_steps=3,rollouts=2,temperature=0.1", "beam-2x2@3"]
 
 
 class TestEveryMethod:

@@ -91,9 +91,7 @@ class Kernel(Hook):
     def before(self, step: Step) -> Step:
         """Learn where the step leads, and draw its noise."""
         self._there = following(step)
-        here, (_, sigma) = step.level, self._there
-        self._rho = NOISES[self.name](self.eta, here, self._there) if here.sigma and sigma else 1.0
-        deviation = sigma * math.sqrt(max(0.0, 1 - self._rho**2))
+        self._rho, deviation = new_noise(self.eta, step.level, self._there, NOISES[self.name])
         if not deviation:
             return replace(step, deviation=0.0)
         generator = self.generator if step.generator is None else step.generator
@@ -101,15 +99,36 @@ class Kernel(Hook):
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Return the sample that the formula gives, in the precision of ``x``."""
-        here, (alpha, sigma) = step.level, self._there
+        here = step.level
         if here.sigma == 0:
             return x
-        moved = alpha * step.x0
-        if sigma:
-            moved = moved + self._rho * (sigma / here.sigma) * (step.x_t - here.alpha * step.x0)
+        moved = kept(step.x_t, step.x0, (here.alpha, here.sigma), self._there, self._rho)
         if step.noise is not None and step.deviation:
             moved = moved + step.deviation * step.noise
         return moved.to(x.dtype)
+
+
+def kept(x_t: Tensor, x0: Tensor, here: tuple[float, float], there: tuple[float, float], rho: float = 1.0) -> Tensor:
+    """Return the next sample (B, *) without its new noise; for rho = 1 that is the deterministic step.
+
+    Args:
+        x_t: the sample (B, *), at the level ``here`` (alpha, sigma) with sigma above 0.
+        x0: its clean prediction (B, *).
+        here: where the sample is.
+        there: where it goes, (alpha', sigma').
+        rho: the share of its noise that is kept.
+    """
+    moved = there[0] * x0
+    return moved + rho * (there[1] / here[1]) * (x_t - here[0] * x0) if there[1] else moved
+
+
+def new_noise(eta: float, here: NoiseLevel, there: tuple[float, float], rho: Rho = _ddpm) -> tuple[float, float]:
+    """Return the share of the noise that a step from ``here`` to ``there`` keeps, and the deviation of what is new.
+
+    By default it is what DDIM's own eta gives, 0 at the last step.
+    """
+    share = rho(eta, here, there) if here.sigma and there[1] else 1.0
+    return share, there[1] * math.sqrt(max(0.0, 1 - share**2))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class TestBeamSearch:
         bank = bank_of_four()
         scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
 
-        with attached(scheduler, Beams(BeamSearch(beams, candidates), smooth_reward(bank))):
+        with attached(scheduler, Beams(BeamSearch(beams, candidates), smooth_reward(bank), list(range(count)))):
             ends = sample(scheduler, bank.samples, chains=count * beams * candidates, steps=30)
         return shares(ends[:: beams * candidates], bank.samples), shares(ends[::candidates], bank.samples)
 

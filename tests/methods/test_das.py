@@ -20,7 +20,7 @@ class TestDAS:
         bank = bank_of_four()
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
 
-        hook = Tempered(DAS(self.LAMBDA, **settings), smooth_reward(bank), self.STEPS, list(range(2048 // k)))
+        hook = Tempered(DAS(self.LAMBDA, **settings), smooth_reward(bank), list(range(2048 // k)), steps=self.STEPS)
         with attached(scheduler, hook):
             ends = sample(
                 scheduler, bank.samples, chains=2048, steps=self.STEPS, eta=1.0, differentiable=True

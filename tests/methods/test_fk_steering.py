@@ -12,7 +12,7 @@ from tiny_lidar import PROMPTS, make
 from lidar_sampling import guide
 from lidar_sampling._hooks import attached
 from lidar_sampling.methods import FKSteering
-from lidar_sampling.methods.fk_steering import Particles
+from lidar_sampling.methods.fk_steering import Weighed
 from lidar_sampling.rewards import Mixture
 
 
@@ -27,7 +27,7 @@ class TestFKSteering:
 
         count = populations or 2048 // k
         how = FKSteering(**{"reward_scale": self.LAMBDA, "floor": -10.0, "form": "paper", **settings})
-        particles = Particles(how, smooth_reward(bank), list(range(count)))
+        particles = Weighed(how, smooth_reward(bank), list(range(count)))
         lidar = guide(scheduler, bank, scale=1.0, reward_scale=guided, window=(1.0, 0.0)) if guided else nullcontext()
         with lidar, attached(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=count * k, steps=self.STEPS)
@@ -82,7 +82,7 @@ class TestFKSteering:
 
     def test_looks_at_the_published_steps(self):
         _, particles = self.endpoints(4, populations=2)
-        assert particles._times == {6, 12, 18, 24, 29}
+        assert particles.times == {6, 12, 18, 24, 29}
         assert particles.evaluations == 5 * 8
 
     def test_through_the_sampler(self):
@@ -144,11 +144,11 @@ class TestReleasedRule:
         for seed in range(20):
             table = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             expected = released(how, table.tolist(), torch.Generator().manual_seed(seed))
-            particles, lineages = Particles(how, None, [seed]), list(range(4))
+            particles, lineages = Weighed(how, None, [seed]), list(range(4))
             particles.start(10)
             for look, step in enumerate((2, 4, 6, 8, 9)):
-                particles._step = step
-                chosen = particles._resample(table[look, lineages][None]).tolist()
+                particles.taken = step + 1
+                (chosen,) = particles.choose(table[look, lineages][None]).tolist()
                 assert chosen == expected[look], (seed, look)
                 lineages = [lineages[i] for i in chosen]
                 stayed += chosen == [0, 1, 2, 3]
@@ -160,33 +160,33 @@ class TestReleasedRule:
         """Rewards that grow too little to pay for the loss of a resampling: ess is at least half."""
         r = torch.tensor([[0.0, 0.1, 0.2, 0.3]], dtype=torch.float64)
         for form, stays in (("code", True), ("paper", False)):
-            particles = Particles(FKSteering("rt", 1.0, form=form), None, [0])
+            particles = Weighed(FKSteering("rt", 1.0, form=form), None, [0])
             particles.start(10)
-            particles._step = particles._last
-            assert (particles._resample(r).tolist() == [0, 1, 2, 3]) is stays
+            particles.taken = particles.total
+            assert (particles.choose(r).tolist() == [[0, 1, 2, 3]]) is stays
 
     @pytest.mark.parametrize(("form", "expected"), [("code", [3.0, 3.0]), ("paper", [0.0, 1.0])])
     def test_the_last_numerator_is_the_maximum_in_the_code_and_the_reward_in_the_paper(self, form, expected):
         """Both particles have been at 3; now they are at 0 and 1."""
         seen = []
-        particles = Particles(FKSteering("max", 1.0, adaptive=True, form=form), None, [0])
+        particles = Weighed(FKSteering("max", 1.0, adaptive=True, form=form), None, [0])
         particles.start(10)
-        particles._step = 2
-        particles._resample(torch.full((1, 2), 3.0, dtype=torch.float64))  # equal weights: all stay, and 3 is kept
-        particles._step = particles._last
+        particles.taken = 3
+        particles.choose(torch.full((1, 2), 3.0, dtype=torch.float64))  # equal weights: all stay, and 3 is kept
+        particles.taken = particles.total
         multinomial = torch.multinomial
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "multinomial", lambda w, *a, **k: seen.append(w) or multinomial(w, *a, **k))
-            particles._resample(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+            particles.choose(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
         torch.testing.assert_close(seen[0], torch.tensor(expected, dtype=torch.float64).softmax(0))
 
     @pytest.mark.parametrize(("potential", "expected"), [("max", 5.0), ("sum", 7.0)])
     @pytest.mark.parametrize("form", ["code", "paper"])
     def test_looks_that_resampled_nothing_are_kept(self, form, potential, expected):
-        particles = Particles(FKSteering(potential, 1.0, adaptive=True, form=form), None, [0])
+        particles = Weighed(FKSteering(potential, 1.0, adaptive=True, form=form), None, [0])
         particles.start(10)
         for step, r in ((2, 5.0), (4, 2.0)):
-            particles._step = step
-            particles._resample(torch.full((1, 3), r, dtype=torch.float64))
+            particles.taken = step + 1
+            particles.choose(torch.full((1, 3), r, dtype=torch.float64))
         assert particles._kept.tolist() == [[expected] * 3]
         assert particles._log_product.tolist() == [[0.0] * 3]  # a weight that was not used is none

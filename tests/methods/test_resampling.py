@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidar_sampling.methods import FKSteering, Steered, load
-from lidar_sampling.methods._resampling import resampling_steps, ssp
-from lidar_sampling.methods.fk_steering import Particles
+from lidar_sampling.methods._particles import resampling_steps, ssp
+from lidar_sampling.methods.fk_steering import Weighed
 from lidar_sampling.methods.steered import Resampled
 
 
@@ -17,19 +17,19 @@ def looks(hook, settings, steps):
     """The steps at which a hook looks, of so many."""
     hook = hook(settings, None, [0])
     hook.start(steps)
-    return hook._times
+    return hook.times
 
 
 class TestResamplingSteps:
     @pytest.mark.parametrize("steps", [10, 20, 25, 50, 100])
     def test_a_fifth_divides_the_windows_of_the_defaults(self, steps):
         fifths = [steps // 5 * i for i in range(1, 5)]
-        assert looks(Particles, FKSteering(), steps) == {*fifths, steps - 1}
+        assert looks(Weighed, FKSteering(), steps) == {*fifths, steps - 1}
         assert looks(Resampled, Steered(), steps) == set(fifths[:3])
 
     def test_none_is_past_the_end_where_the_window_does_not_divide(self):
         settings = {"start": 0.2, "end": 0.8, "every": 0.35}  # 0.2, 0.55, and 0.9 is past it
-        assert looks(Particles, FKSteering(**settings), 20) == {4, 11, 19}
+        assert looks(Weighed, FKSteering(**settings), 20) == {4, 11, 19}
         assert looks(Resampled, Steered(**settings), 20) == {4, 11}
 
     @given(st.integers(1, 100), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))

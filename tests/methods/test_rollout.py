@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from oracle import make_perfect, shares, total_variation
 from tiny_lidar import make
 
-from lidar_sampling import expected_future_reward, testing
+from lidar_sampling import LiDAR, expected_future_reward, testing
 from lidar_sampling._cost import metered
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import Item
 from lidar_sampling._hooks import Step
-from lidar_sampling._levels import clean_prediction, noise_level
+from lidar_sampling._levels import NoiseLevel, clean_prediction, noise_level
 from lidar_sampling.methods import SVDD
 from lidar_sampling.methods._rollout import Rollout
 from lidar_sampling.methods.svdd import Proposals
@@ -77,8 +78,37 @@ class TestRollout:
         exact = expected_future_reward(x, samples, rewards, alpha=level.alpha, sigma=level.sigma, reward_scale=1.5)
         seen = rewards[torch.cdist(ends.flatten(1), samples.flatten(1)).argmin(1)]
         hook = Proposals(SVDD(1, 1 / 1.5, rollout_steps=12, rollouts=1000), None, [0])
-        value = 1.5 * hook._values(seen.double())
+        value = 1.5 * hook.values(seen.double()[None])
         torch.testing.assert_close(value.float(), exact, rtol=0, atol=0.1)
+
+    def test_one_of_a_flow_model_is_its_own_pipeline_from_there_on(self):
+        pipe = testing.tiny_stable_diffusion_3()
+        lidar = LiDAR(pipe, reward="brightness", steps=4, n=2, lookahead="own:2", reward_scale=1.0)
+        x, x0 = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        at = Step.of(x, x0, NoiseLevel(0.1, 0.9, -1.0, 1.0, 0.9), timestep=900.0, scheduler=pipe.scheduler)
+        ends = Rollout(lidar, [Item("a cat", k) for k in range(2)], steps=3)(at)
+        after = x + (0.6 - 0.9) * (x - x0) / 0.9  # Euler's step
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+        call = {**lidar.arguments(), "sigmas": [0.6, 0.3], "num_inference_steps": 2, "output_type": "latent"}
+        expected = pipe(["a cat"] * 2, latents=after, **call).images
+        torch.testing.assert_close(ends, expected, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+    def test_does_not_depend_on_the_coordinates_of_the_sampler(self, scheduler):
+        """Nor on its spacing: a rollout starts from the level of the sample."""
+        lidar = make(scheduler, steps=4, eta=None, noise="ddpm")
+        steps = lidar.pipe.scheduler
+        steps.set_timesteps(timesteps=[900, 600]) if scheduler.startswith("Euler") else steps.set_timesteps(4)
+        t = 900
+        level = noise_level(steps, torch.tensor(float(t)))
+        z, x0 = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        at = Step.of(level.alpha * x0 + level.sigma * z, x0, level, timestep=t, scheduler=steps)
+        ends = Rollout(lidar, [Item("a cat", k) for k in range(2)], steps=3)(at)
+        plain = make(steps=4).pipe.scheduler
+        level = noise_level(plain, t)
+        at = Step.of(level.alpha * x0 + level.sigma * z, x0, level, timestep=t, scheduler=plain)
+        expected = Rollout(make(steps=4), [Item("a cat", k) for k in range(2)], steps=3)(at)
+        torch.testing.assert_close(ends, expected, rtol=0, atol=1e-3)
 
     def test_values_of_rollouts_find_the_best_member_at_their_cost(self):
         """Through the sampler, where the model is perfect."""
@@ -108,3 +138,6 @@ class TestRollout:
     def test_refusals(self):
         with pytest.raises(ValueError, match="several rollouts need several rollout_steps, got 2 rollouts of 1 step"):
             SVDD(4, rollouts=2)
+        inverted = LiDAR(testing.PIPELINES["mochi"].make(), reward="brightness", n=2, steps=3, lookahead="own:2")
+        with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler do not say how noisy a sample is"):
+            SVDD(2, rollout_steps=2).draw(inverted, ["a cat"], images=1, seed=0)

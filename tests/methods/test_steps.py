@@ -36,9 +36,11 @@ def from_picture(cls=diffusers.StableDiffusionImg2ImgPipeline, **options):
 @pytest.fixture
 def looks(monkeypatch):
     """The steps at which each population of FK steering was weighed, and the one that it takes for its last."""
-    seen, resample = [], fk_steering.Particles._resample
+    seen, choose = [], fk_steering.Weighed.choose
     monkeypatch.setattr(
-        fk_steering.Particles, "_resample", lambda self, r: seen.append((self._step, self._last)) or resample(self, r)
+        fk_steering.Weighed,
+        "choose",
+        lambda self, r: seen.append((self.taken - 1, self.total - 1)) or choose(self, r),
     )
     return seen
 

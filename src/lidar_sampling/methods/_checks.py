@@ -83,6 +83,16 @@ def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) 
         raise ValueError(f"{who} needs a sampler with noise, and noise={noise} has none")
 
 
+def check_ddim(scheduler: Any, what: str) -> None:
+    """Refuse any scheduler but DDIM.
+
+    Raises:
+        ValueError: it is another; ``what`` the caller does, the message says.
+    """
+    if type(scheduler).__name__ != "DDIMScheduler":
+        raise ValueError(f"{what} with DDIMScheduler alone, got {type(scheduler).__name__}")
+
+
 def noise_for(lidar: LiDAR, *, copies: bool = True) -> str | None:
     """Return the noise that a population needs of its sampler; None where the sampler's own steps will do.
 

@@ -61,19 +61,6 @@ def hooked(
     return around, hooks
 
 
-def check_reached(who: str, taken: int, promised: int) -> None:
-    """Refuse, for the method ``who``, a run that took another number of steps than the pipeline promised.
-
-    Raises:
-        ValueError: it did.
-    """
-    if taken != promised:
-        raise ValueError(
-            f"{who} was set for the {promised} steps that the pipeline promised, and it took {taken}: leave out what "
-            "cuts its schedule short, such as denoising_end"
-        )
-
-
 def in_steps(lidar: LiDAR, steps: int | None, **changes: Any) -> dict[str, Any]:
     """Return the arguments of the target's call with ``changes``, in so many steps where a method names a number.
 

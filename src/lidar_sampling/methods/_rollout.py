@@ -1,15 +1,16 @@
 """Where samples under way would end: few-step rollouts from x_t, by the pipeline itself.
 
-Better than the clean prediction E[x_0 | x_t] that is their first step. From timestep t the T' timesteps are
-``t b / T'``, b = T' .. 1, as in diffusion latent beam search (https://arxiv.org/abs/2501.19252); each step is DDIM's
-(https://arxiv.org/abs/2010.02502, equation 12), without noise or with all of it (eta = 1), which makes the ends
-samples of p(x_0 | x_t).
+Better than the clean prediction E[x_0 | x_t] that is their first step. From the time t the T' steps stand at
+``t b / T'``, b = T' .. 1, as in diffusion latent beam search (https://arxiv.org/abs/2501.19252): training timesteps
+of a diffusion model, levels of a flow model. Each step is the kernel's (:mod:`lidar_sampling._kernel`), without noise
+or with all of it (``ddpm``), which makes the ends samples of p(x_0 | x_t).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from .._cost import Cost
 from .._draw import Item, draw, seed_of
-from .._forecast import rows_of, timesteps_of
+from .._forecast import levels_of, rows_of, timesteps_of
 from .._hooks import Step
-from .._levels import noise_level
+from .._kernel import kept, new_noise, stochastic
+from .._levels import NoiseLevel
 from .._sampler import LiDAR
+from ._checks import is_flow
 from ._face import in_steps
 
 
@@ -35,29 +38,18 @@ class Rollout:
     """
 
     def __init__(self, lidar: LiDAR, items: Sequence[Item], *, steps: int, samples: int = 1) -> None:
-        from diffusers import DPMSolverMultistepScheduler
+        from ._given import scheduler_for
 
         self.lidar, self.items, self.steps, self.samples = lidar, items, steps, samples
+        self._eta = 0.0 if samples == 1 else 1.0
         self._calls = 0
         self._pipe = copy.copy(lidar.pipe)
-        # Of order 1 the solver is DDIM, for any timesteps.
-        self._pipe.scheduler = DPMSolverMultistepScheduler.from_config(
-            lidar.pipe.scheduler.config,
-            solver_order=1,
-            algorithm_type="dpmsolver++" if samples == 1 else "sde-dpmsolver++",
-            final_sigmas_type="zero",
-            thresholding=False,
-        )
+        self._pipe.scheduler = scheduler_for(lidar.pipe.scheduler)
 
     def __call__(self, step: Step) -> Tensor:
-        """Return clean latents (B * samples, *), the ends of each sample of a step side by side.
-
-        Args:
-            step: of a scheduler without memory.
-        """
+        """Return clean latents (B * samples, *), the ends of each sample of a step side by side."""
         self._calls += 1
-        scheduler, t = step.scheduler, int(step.timestep)
-        times = times_from(t, self.steps)
+        times = times_from(step.scheduler, step.timestep, self.steps)
         sample, x0 = (each.repeat_interleave(self.samples, 0) for each in (step.x_t, step.x0))
         if not times:
             return x0
@@ -66,54 +58,73 @@ class Rollout:
             for item in self.items
             for k in range(self.samples)
         ]
-        call = {**in_steps(self.lidar, len(times)), "timesteps": times}
+        self._pipe.scheduler.times = times
         drawn = draw(
             self._pipe,
             items,
-            call=call,
+            call=in_steps(self.lidar, len(times)),
             batch_size=self.lidar.batch_size,
-            rows={"latents": self._first(scheduler, t, times[0], sample, x0, items)},
+            around=lambda batch: stochastic(self._pipe, f"ddpm:{self._eta}"),
+            rows={"latents": self._first(step.level, sample, x0, items)},
             decoded=False,
         )
         return torch.cat([part.latents for part in drawn]).to(x0)
 
-    def _first(self, scheduler: Any, t: int, s: int, sample: Tensor, x0: Tensor, items: Sequence[Item]) -> Tensor:
-        """DDIM's step from t to s."""
-        here, there = noise_level(scheduler, t), noise_level(scheduler, s)
-        eps = (sample - here.alpha * x0) / here.sigma
-        if self.samples == 1:
-            return there.alpha * x0 + there.sigma * eps
-        share = (there.sigma / here.sigma) ** 2
-        variance = share * (1 - (here.alpha / there.alpha) ** 2)
+    def _first(self, here: NoiseLevel, sample: Tensor, x0: Tensor, items: Sequence[Item]) -> Tensor:
+        """Return what the kernel's step from ``here`` to the first of the times comes to."""
+        scheduler = self._pipe.scheduler
+        there = scheduler.level_of(scheduler.times[0])
+        if not is_flow(scheduler):  # as its own steps see it, wherever the target's see it
+            length = math.hypot(here.alpha, here.sigma)
+            sample, here = sample / length, here._replace(alpha=here.alpha / length, sigma=here.sigma / length)
+        rho, deviation = new_noise(self._eta, here, there)
+        moved = kept(sample, x0, (here.alpha, here.sigma), there, rho)
+        if not deviation:
+            return moved
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]
-        z = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
-        return there.alpha * x0 + (there.sigma**2 - variance) ** 0.5 * eps + variance**0.5 * z
+        return moved + deviation * torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
 
 
 def check_rollout(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method ``who``, rollouts of a model without DDIM's steps.
+    """Refuse, for the method ``who``, rollouts of a model whose levels no timestep names.
 
     Raises:
-        ValueError: the sampler is one of flows or of sigmas.
+        ValueError: it is neither a diffusion model of DDPM's levels nor a flow model whose timesteps are its levels.
     """
-    if not hasattr(lidar.pipe.scheduler, "alphas_cumprod") or lidar.settings.noise is not None:
+    scheduler, call = lidar.pipe.scheduler, lidar.arguments()
+    trained = scheduler.config.get("num_train_timesteps", 1)
+    if is_flow(scheduler):
+        levels = zip(timesteps_of(lidar.pipe, call), levels_of(lidar.pipe, call), strict=True)
+        known = all(abs(float(t.flatten()[0]) / trained - level.sigma) < 2 / trained for t, level in levels)
+    else:
+        known = hasattr(scheduler, "alphas_cumprod")
+    if not known:
         raise ValueError(
-            f"{who} rolls out by DDIM's steps, and {type(lidar.pipe.scheduler).__name__} has others: look one step "
-            "ahead, by the clean prediction"
+            f"{who} rolls out from timesteps in between, and those of {type(scheduler).__name__} do not say how "
+            "noisy a sample is: look one step ahead, by the clean prediction"
         )
 
 
-def times_from(t: int, steps: int) -> list[int]:
-    """Return the timesteps of a rollout from ``t`` at which the network is asked, falling; few near the end.
+def times_from(scheduler: Any, timestep: float | Tensor, steps: int) -> list[float]:
+    """Return the timesteps of a rollout from ``timestep`` at which the network is asked, falling.
 
-    >>> times_from(900, 4), times_from(2, 4)
+    Those of a diffusion model are whole numbers: few of them are near the end.
+
+    >>> from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    >>> times_from(DDIMScheduler(), 900, 4), times_from(DDIMScheduler(), 2, 4)
     ([675, 450, 225], [1])
+    >>> times_from(FlowMatchEulerDiscreteScheduler(), 2.0, 4)
+    [1.5, 1.0, 0.5]
     """
+    if is_flow(scheduler):
+        return [float(timestep) * b / steps for b in range(steps - 1, 0, -1)]
+    t = int(timestep)
     return sorted({t * b // steps for b in range(1, steps)} - {0, t}, reverse=True)
 
 
-def rollout_cost(lidar: LiDAR, count: int, *, steps: int) -> Cost:
-    """Return what ``count`` rollouts side by side will count, at each of the target's steps but the first."""
+def rollout_cost(lidar: LiDAR, count: int, looks: Collection[int], *, steps: int) -> Cost:
+    """Return what ``count`` rollouts side by side will count, at each of ``looks``, steps of the target."""
     call = lidar.arguments()
-    times = sum(len(times_from(int(t), steps)) for t in timesteps_of(lidar.pipe, call)[1:])
+    timesteps = timesteps_of(lidar.pipe, call)
+    times = sum(len(times_from(lidar.pipe.scheduler, timesteps[look], steps)) for look in looks)
     return Cost(network_evaluations=count * times * rows_of(lidar.pipe, call))

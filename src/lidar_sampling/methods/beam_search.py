@@ -7,7 +7,7 @@ which for T' = 1 is the clean prediction. With one beam it is SVDD at temperatur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook, Step
+from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, noise_for
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
-from ._resampling import rows
+from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
 
 
@@ -59,7 +59,7 @@ class BeamSearch:
         def searching(batch: Sequence[Item]) -> Beams:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
-            return Beams(self, rewards, ends)
+            return Beams(self, rewards, [item.seed for item in batch[::together]], ends)
 
         around, hooks = hooked(lidar, searching, noise=noise_for(lidar, copies=self.candidates > 1))
         result = lidar.sample(list(prompts), together, seed, around=around, together=together)
@@ -72,11 +72,13 @@ class BeamSearch:
         """Return what :meth:`draw` will count for one prompt, however many of the beams are wanted."""
         self._check(lidar, images)
         together = self.beams * self.candidates
-        cost = sampling_cost(lidar, together)
-        if together == 1:  # nothing to choose from
-            return cost
-        looks = together * (calls_of(lidar.pipe, lidar.arguments()) - 1)
-        return cost + looks_cost(lidar, looks) + rollout_cost(lidar, together, steps=self.lookahead)
+        looks = self.looks(calls_of(lidar.pipe, lidar.arguments()))
+        ends = rollout_cost(lidar, together, looks, steps=self.lookahead)
+        return sampling_cost(lidar, together) + looks_cost(lidar, together * len(looks)) + ends
+
+    def looks(self, steps: int) -> range:
+        """Return the steps of a run of ``steps`` at which there are candidates to choose from: all but the first."""
+        return range(1, steps) if self.beams * self.candidates > 1 else range(0)
 
     def _check(self, lidar: LiDAR, images: int) -> None:
         check_population(lidar, "beam search", "goes on from some of many proposals", copies=self.candidates > 1)
@@ -88,33 +90,19 @@ class BeamSearch:
             raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
 
 
-class Beams(Hook):
-    """The hook that lets ``beams * candidates`` neighbours in a batch go on from the best ``beams`` of them.
+class Beams(Particles):
+    """The hook that lets ``beams * candidates`` neighbours in a batch go on from the best ``beams`` of them."""
 
-    Args:
-        settings: how.
-        rewards: from clean samples (B, *) to rewards (B,).
-        ends: from a step to clean samples; None takes its clean predictions.
-
-    Attributes:
-        evaluations: clean samples that were rewarded so far.
-    """
-
-    def __init__(
-        self, settings: BeamSearch, rewards: Callable[[Tensor], Tensor], ends: Callable[[Step], Tensor] | None = None
-    ) -> None:
-        self.settings, self.rewards, self.ends, self.evaluations = settings, rewards, ends, 0
-        self._started = False
+    who = "beam search"
 
     def before(self, step: Step) -> Step:
-        """Choose among the candidates; every chosen one is a beam whose rows go on, each with its own noise."""
-        beams, candidates = self.settings.beams, self.settings.candidates
-        count = beams * candidates
-        if self._started and count > 1:
-            x0 = self.ends(step) if self.ends else step.x0
-            self.evaluations += len(x0)
-            chosen = self.rewards(x0).view(-1, count).argsort(dim=1, descending=True, stable=True)[:, :beams]
-        else:  # a noise a beam to start from
-            chosen = torch.arange(0, count, candidates).expand(len(step.x_t) // count, -1)
-        self._started = True
-        return step.taking(rows(chosen, count).repeat_interleave(candidates))
+        """Start each beam from one noise; after that, choose."""
+        if self.taken == 0:
+            candidates = self.settings.candidates
+            step = step.taking(torch.arange(0, len(step.x_t), candidates).repeat_interleave(candidates))
+        return super().before(step)
+
+    def choose(self, r: Tensor) -> Tensor:
+        """Let each of the best candidates of rewards (P, k) be a beam, whose rows go on with noise of their own."""
+        best = r.argsort(dim=1, descending=True, stable=True)[:, : self.settings.beams]
+        return best.repeat_interleave(self.settings.candidates, 1)

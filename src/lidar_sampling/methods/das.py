@@ -17,8 +17,9 @@ moves the particles; here they move along.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,23 +27,21 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of, rows_of
-from .._hooks import Hook, Step
-from .._kernel import noise_like
+from .._hooks import Step
+from .._kernel import following, new_noise, noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, noise_for, takes_own_steps
-from ._ddim import check_ddim, transition
+from ._checks import check_ddim, check_fields, check_population, noise_for, takes_own_steps
 from ._face import (
     charged,
     check_comparable,
     check_differentiable,
-    check_reached,
     differentiable_rewards,
     hooked,
     looks_cost,
     sampling_cost,
 )
-from ._resampling import rows, ssp
+from ._particles import Particles, rows, ssp
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class DAS:
         def tempered(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
-            return Tempered(self, rewards, lidar.settings.steps, seeds)
+            return Tempered(self, rewards, seeds, steps=lidar.settings.steps)
 
         around, hooks = hooked(lidar, tempered, noise=noise_for(lidar))
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
@@ -98,6 +97,10 @@ class DAS:
         _check_steps(steps, lidar.settings.steps)
         gradients = images * (steps - 1) * rows_of(lidar.pipe, call)
         return sampling_cost(lidar, images) + looks_cost(lidar, images * steps, backward_passes=gradients)
+
+    def looks(self, steps: int) -> range:
+        """Return the steps of a run of ``steps`` at which particles are weighed: all."""
+        return range(steps)
 
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "DAS")
@@ -116,41 +119,34 @@ def _check_steps(steps: int, tempered: int) -> None:
         )
 
 
-class Tempered(Hook):
-    """The hook that proposes, weighs and resamples populations, which are neighbours of one length in a batch.
+class Tempered(Particles):
+    """The hook that proposes, weighs and resamples populations; their rewards must be differentiable.
 
     Args:
-        settings: how.
-        rewards: from clean predictions (B, *) to rewards (B,), differentiable.
-        steps: steps of the temper, which must be those of the call.
-        seeds: of the resampling, one a population.
+        steps: of the temper, which must be those of the call.
 
     Attributes:
-        evaluations: clean predictions that were rewarded so far.
-        gradients: of how many of them the gradient was taken.
+        gradients: of how many clean predictions the gradient was taken.
     """
 
-    def __init__(self, settings: DAS, rewards: Callable[[Tensor], Tensor], steps: int, seeds: Sequence[int]) -> None:
-        self.settings, self.rewards, self.steps = settings, rewards, steps
-        self.evaluations = self.gradients = 0
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._step = 0
-        self._log_weights = torch.zeros(len(seeds), 1, dtype=torch.float64)  # (P, k), without this step's tilt
+    who = "DAS"
+
+    def __init__(self, *args: Any, steps: int) -> None:
+        super().__init__(*args)
+        self.steps, self.gradients = steps, 0
+        self._log_weights = torch.zeros(len(self.generators), 1, dtype=torch.float64)  # (P, k), without this tilt
 
     def start(self, steps: int) -> None:
         """Refuse a call in other steps than the temper is made for."""
         _check_steps(steps, self.steps)
-
-    def finish(self) -> None:
-        """Refuse a run whose last step, at which weights are final, was not taken."""
-        check_reached("DAS", self._step, self.steps)
+        super().start(steps)
 
     def before(self, step: Step) -> Step:
         """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of the output."""
-        sample, sigma = step.x_t, step.deviation
-        if sigma is None:
-            sigma = transition(step.scheduler, step.timestep, step.eta).noise
-        last = self._step == self.steps - 1
+        sample, last = step.x_t, self.taken == self.total - 1
+        sigma = step.deviation
+        if sigma is None:  # DDIM draws its own
+            _, sigma = new_noise(step.eta, step.level, following(step))
         if not (sigma > 0 or last):
             raise ValueError("DAS proposes along the noise of the sampler, and this step has none: set eta above 0")
         rewards = self.rewards(step.x0)
@@ -159,36 +155,36 @@ class Tempered(Hook):
         if not last:
             (g,) = torch.autograd.grad(rewards.sum(), sample)
             self.gradients += len(sample)
-
-        now, then = (self.settings.temper(step, self.steps) for step in (self._step, self._step + 1))
-        r = self.settings.reward_scale * rewards.detach().double().cpu().view(len(self._generators), -1)
-        survivors = self._resample(self._log_weights + now * r, last)
-        r, flat = r.flatten()[survivors].view_as(r), survivors.to(sample.device)
-        g = then * self.settings.reward_scale * g[flat]
-        step = step.without_graph().taking(flat)
-        if not last:
-            z = noise_like(g, step.generator) if step.noise is None else step.noise
-            correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
-            self._log_weights = self._log_weights - now * r - correction.cpu().view_as(r)
-            step = step.adding(z + sigma * g)
-        self._step += 1
-        return step
+        chosen = self.choose(rewards.detach().double().cpu().view(len(self.generators), -1))
+        survivors = rows(chosen, chosen.shape[1]).to(sample.device)
+        self.taken += 1
+        step = step.without_graph().taking(survivors)
+        if last:
+            return step
+        then = self.settings.temper(self.taken, self.total)
+        g = then * self.settings.reward_scale * g[survivors]
+        z = noise_like(g, step.generator) if step.noise is None else step.noise
+        correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
+        self._log_weights = self._log_weights - correction.cpu().view_as(chosen)
+        return step.adding(z + sigma * g)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step."""
         return x.detach().requires_grad_()
 
-    def _resample(self, log_weights: Tensor, last: bool) -> Tensor:
-        """The rows (B,) that go on, of weights (P, k); those of populations that were resampled are equal then."""
-        weights, count = log_weights.softmax(1), log_weights.shape[1]
+    def choose(self, r: Tensor) -> Tensor:
+        """Resample, of rewards (P, k), the populations that need it; their weights are equal then."""
+        last, count = self.taken == self.total - 1, r.shape[1]
+        tilt = self.settings.temper(self.taken, self.total) * self.settings.reward_scale * r
+        log_weights = self._log_weights + tilt
+        weights = log_weights.softmax(1)
         enough = torch.inf if last else self.settings.threshold * count
-        survivors = []
-        kept = log_weights.clone()
-        for p, (row, generator) in enumerate(zip(weights, self._generators, strict=True)):
-            stays = row.square().sum().reciprocal() >= enough
-            chosen = torch.arange(count) if stays else ssp(row, generator)
-            survivors.append(chosen)
-            if not stays:
-                kept[p] = 0.0
-        self._log_weights = kept
-        return rows(torch.stack(survivors), count)
+        stays = weights.square().sum(1, keepdim=True).reciprocal() >= enough
+        chosen = torch.stack(
+            [
+                torch.arange(count) if stay else ssp(row, generator)
+                for stay, row, generator in zip(stays, weights, self.generators, strict=True)
+            ]
+        )
+        self._log_weights = torch.where(stays, log_weights, 0.0) - tilt.gather(1, chosen)
+        return chosen

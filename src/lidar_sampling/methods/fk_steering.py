@@ -23,9 +23,9 @@ ImageReward, which is at most 2, and lambda = 10 the sum alone reaches it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook, Step
+from .._hooks import Step
 from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
@@ -42,13 +42,12 @@ from ._face import (
     bank_cost,
     charged,
     check_comparable,
-    check_reached,
     hooked,
     looks_cost,
     rewards_of_predictions,
     sampling_cost,
 )
-from ._resampling import check_window, resampling_steps, rows
+from ._particles import Particles, check_window, resampling_steps
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ class FKSteering:
         """
         self._check(lidar, images)
 
-        def particles(batch: Sequence[Item]) -> Particles:
+        def particles(batch: Sequence[Item]) -> Weighed:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
-            return Particles(self, rewards, [item.seed for item in batch[::images]])
+            return Weighed(self, rewards, [item.seed for item in batch[::images]])
 
         around, populations = hooked(lidar, particles, noise=noise_for(lidar, copies=images > 1))
         if self.guided:
@@ -125,51 +124,29 @@ class FKSteering:
             check(lidar.pipe.scheduler)
 
 
-class Particles(Hook):
-    """The hook that weighs and resamples populations, which are neighbours of one length in a batch.
+class Weighed(Particles):
+    """The hook that weighs particles and resamples them, after the step as the released code does."""
 
-    Args:
-        settings: how.
-        rewards: from clean predictions (B, *) to rewards (B,).
-        seeds: of the resampling, one a population.
+    who = "FK steering"
 
-    Attributes:
-        evaluations: clean predictions that were rewarded so far.
-    """
-
-    def __init__(self, settings: FKSteering, rewards: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
-        self.settings, self.rewards, self.evaluations = settings, rewards, 0
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._times: set[int] = set()
-        self._last = self._step = 0
+    def __init__(self, settings: FKSteering, *args: Any, **kwargs: Any) -> None:
+        super().__init__(settings, *args, **kwargs)
         self._kept: Tensor | float = settings.floor  # r_prev, the maximum or the sum so far (P, k)
         self._log_product: Tensor | float = 0.0  # of the weights that were used so far (P, k)
         self._survivors: Tensor | None = None
 
-    def start(self, steps: int) -> None:
-        """Choose the steps at which to look, among those that this call takes."""
-        self._last, self._times = steps - 1, self.settings.looks(steps)
-
     def before(self, step: Step) -> Step:
         """Weigh the particles by their clean predictions, where it is time to."""
-        self._survivors = None
-        if self._step in self._times:
-            self.evaluations += len(step.x_t)
-            self._survivors = self._resample(self.rewards(step.x0).double().view(len(self._generators), -1))
-        self._step += 1
+        self._survivors = self.survivors(step)
         return step
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Let survivors take the places of the others."""
         return x if self._survivors is None else x[self._survivors.to(x.device)]
 
-    def finish(self) -> None:
-        """Refuse a run whose last step, at which weights are settled, was not taken."""
-        check_reached("FK steering", self._step, self._last + 1)
-
-    def _resample(self, r: Tensor) -> Tensor:
-        """The rows (B,) that go on, of rewards (P, k)."""
-        how, last, paper = self.settings, self._step == self._last, self.settings.form == "paper"
+    def choose(self, r: Tensor) -> Tensor:
+        """Resample particles of rewards (P, k) by their weights."""
+        how, last, paper = self.settings, self.taken == self.total, self.settings.form == "paper"
         before, product = (
             torch.as_tensor(value, dtype=r.dtype).expand_as(r) for value in (self._kept, self._log_product)
         )
@@ -186,11 +163,10 @@ class Particles(Hook):
         stays = weights.square().sum(1, keepdim=True).reciprocal() >= (0.5 * count if may_stay else torch.inf)
         drawn = [
             torch.multinomial(row, count, replacement=True, generator=generator)
-            for row, generator in zip(weights, self._generators, strict=True)
+            for row, generator in zip(weights, self.generators, strict=True)
         ]
         chosen = torch.stack(drawn)
         seen = before if paper and how.potential == "difference" else kept  # after a look that resampled nothing
         self._kept = torch.where(stays, seen, kept.gather(1, chosen))
         self._log_product = torch.where(stays, product, (product + log_weights).gather(1, chosen))
-        chosen = torch.where(stays, torch.arange(count), chosen)
-        return rows(chosen, count)
+        return torch.where(stays, torch.arange(count), chosen)

@@ -12,7 +12,7 @@ nothing is resampled late, and the choice at the end is best-of-N's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, noise_for
@@ -29,7 +28,6 @@ from ._face import (
     best,
     charged,
     check_comparable,
-    check_reached,
     hooked,
     in_steps,
     looks_cost,
@@ -37,7 +35,7 @@ from ._face import (
     sampling_cost,
     selection_cost,
 )
-from ._resampling import check_window, resampling_steps, rows, ssp
+from ._particles import Particles, check_window, resampling_steps, ssp
 
 
 @dataclass(frozen=True)
@@ -107,42 +105,15 @@ class Steered:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
 
 
-class Resampled(Hook):
-    """The hook that resamples populations, which are neighbours of one length in a batch.
+class Resampled(Particles):
+    """The hook that resamples populations to an effective sample size."""
 
-    Args:
-        settings: how.
-        rewards: from clean predictions (B, *) to rewards (B,).
-        seeds: of the resampling, one a population.
+    who = "steered best-of-N"
 
-    Attributes:
-        evaluations: clean predictions that were rewarded so far.
-    """
-
-    def __init__(self, settings: Steered, rewards: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> None:
-        self.settings, self.rewards, self.evaluations = settings, rewards, 0
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._times: set[int] = set()
-        self._taken = self._steps = 0
-
-    def start(self, steps: int) -> None:
-        """Choose the steps at which to look, among those that this call takes."""
-        self._steps, self._times = steps, self.settings.looks(steps)
-
-    def finish(self) -> None:
-        """Refuse a run of other steps than those that the looks were chosen for."""
-        check_reached("steered best-of-N", self._taken, self._steps)
-
-    def before(self, step: Step) -> Step:
-        """Resample, where it is time to; each row goes on with its own noise."""
-        self._taken += 1
-        if step.index in self._times:
-            self.evaluations += len(step.x_t)
-            r = self.rewards(step.x0).double().cpu().view(len(self._generators), -1)
-            weights = tempered(r, self.settings.ess)
-            chosen = torch.stack([ssp(row, g) for row, g in zip(weights, self._generators, strict=True)])
-            step = step.taking(rows(chosen, r.shape[1]))
-        return step
+    def choose(self, r: Tensor) -> Tensor:
+        """Resample particles of rewards (P, k), with as little noise as can be."""
+        weights = tempered(r, self.settings.ess)
+        return torch.stack([ssp(row, g) for row, g in zip(weights, self.generators, strict=True)])
 
 
 def tempered(rewards: Tensor, ess: float) -> Tensor:

@@ -17,7 +17,7 @@ by backward rollout (equation 6 of the LiDAR paper, https://arxiv.org/abs/2602.0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,12 +26,12 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Hook, Step
+from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, noise_for
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
-from ._resampling import rows
+from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
 
 
@@ -87,12 +87,14 @@ class SVDD:
         """Return what :meth:`draw` will count for one prompt: ``m`` proposals a step, their rollouts and rewards."""
         self._check(lidar)
         proposals = images * self.m
-        cost = sampling_cost(lidar, proposals)
-        if self.m == 1:  # nothing to choose from
-            return cost
-        looks = proposals * self.rollouts * (calls_of(lidar.pipe, lidar.arguments()) - 1)
-        ends = rollout_cost(lidar, proposals * self.rollouts, steps=self.rollout_steps)
-        return cost + looks_cost(lidar, looks) + ends
+        looks = self.looks(calls_of(lidar.pipe, lidar.arguments()))
+        rolled = proposals * self.rollouts
+        ends = rollout_cost(lidar, rolled, looks, steps=self.rollout_steps)
+        return sampling_cost(lidar, proposals) + looks_cost(lidar, rolled * len(looks)) + ends
+
+    def looks(self, steps: int) -> range:
+        """Return the steps of a run of ``steps`` at which there are proposals to choose from: all but the first."""
+        return range(1, steps) if self.m > 1 else range(0)
 
     def _check(self, lidar: LiDAR) -> None:
         check_population(lidar, "SVDD", "goes on from one of several proposals", copies=self.m > 1)
@@ -102,52 +104,30 @@ class SVDD:
             check_rollout(lidar, "SVDD")
 
 
-class Proposals(Hook):
-    """The hook that lets ``m`` neighbours in a batch go on from one of them.
+class Proposals(Particles):
+    """The hook that lets ``m`` neighbours in a batch go on from one of them."""
 
-    Args:
-        settings: how.
-        rewards: from clean samples (B, *) to rewards (B,); with several rollouts, of those of each side by side.
-        seeds: of the choice, one a sample.
-        ends: from a step to clean samples; None takes its clean predictions.
-
-    Attributes:
-        evaluations: clean samples that were rewarded so far.
-    """
-
-    def __init__(
-        self,
-        settings: SVDD,
-        rewards: Callable[[Tensor], Tensor],
-        seeds: Sequence[int],
-        ends: Callable[[Step], Tensor] | None = None,
-    ) -> None:
-        self.settings, self.rewards, self.ends, self.evaluations = settings, rewards, ends, 0
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._started = False
+    who = "SVDD"
 
     def before(self, step: Step) -> Step:
-        """Choose among the proposals; all rows of a sample go on from the chosen one, each with its own noise."""
-        m = self.settings.m
-        if self._started and m > 1:
-            x0 = self.ends(step) if self.ends else step.x0
-            self.evaluations += len(x0)
-            chosen = self._choose(self._values(self.rewards(x0).double()).view(-1, m))
-        else:
-            chosen = torch.zeros(len(self._generators), dtype=torch.long)  # one noise to start from
-        self._started = True
-        return step.taking(rows(chosen[:, None], m).repeat_interleave(m))
+        """Start the proposals of a sample from one noise; after that, choose."""
+        if self.taken == 0:
+            m = self.settings.m
+            step = step.taking(torch.arange(0, len(step.x_t), m).repeat_interleave(m))
+        return super().before(step)
 
-    def _values(self, rewards: Tensor) -> Tensor:
-        """The soft maxima (B,) of rewards (B * rollouts,); the maxima at temperature 0."""
-        rewards, temperature = rewards.view(-1, self.settings.rollouts), self.settings.temperature
-        if temperature == 0 or rewards.shape[1] == 1:
-            return rewards.amax(1)
-        return temperature * ((rewards / temperature).logsumexp(1) - math.log(rewards.shape[1]))
+    def choose(self, r: Tensor) -> Tensor:
+        """Let all rows of a sample go on from one proposal, given rewards (P, m * rollouts)."""
+        values, temperature = self.values(r.view(len(r), self.settings.m, -1)), self.settings.temperature
+        if temperature == 0:
+            return values.argmax(1, keepdim=True).expand_as(values)
+        weights = (values / temperature).softmax(1)
+        drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(weights, self.generators, strict=True)]
+        return torch.stack(drawn).expand_as(values)
 
-    def _choose(self, values: Tensor) -> Tensor:
-        if self.settings.temperature == 0:
-            return values.argmax(1)
-        weights = (values / self.settings.temperature).softmax(1)
-        drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(weights, self._generators, strict=True)]
-        return torch.cat(drawn)
+    def values(self, rewards: Tensor) -> Tensor:
+        """Return the soft maxima (*,) of rewards (*, rollouts); the maxima at temperature 0."""
+        temperature = self.settings.temperature
+        if temperature == 0 or rewards.shape[-1] == 1:
+            return rewards.amax(-1)
+        return temperature * ((rewards / temperature).logsumexp(-1) - math.log(rewards.shape[-1]))

@@ -30,8 +30,7 @@ from .._kernel import check_kernel, following, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_level_by_step, noise_for, takes_own_steps
-from ._ddim import check_ddim
+from ._checks import check_ddim, check_fields, check_level_by_step, noise_for, takes_own_steps
 from ._face import charged, check_differentiable, differentiable_rewards, hooked, looks_cost, sampling_cost
 
 

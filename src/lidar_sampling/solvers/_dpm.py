@@ -52,7 +52,7 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
 
 _FIRST = 0.999  # the noise level that the parent starts from, because it divides by the signal
 _ODE = {"algorithm_type": "dpmsolver++"}  # whatever the target is sampled by
-_NO_SPACING = {f"use_{name}": False for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")}
+NO_SPACING = {f"use_{name}": False for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")}
 
 
 def dpm_solver(scheduler: Any) -> Any:
@@ -83,7 +83,7 @@ def dpm_solver(scheduler: Any) -> Any:
             flow_shift=shift,
             # However the target spaces its levels: the solver would space those of a diffusion model, up to 157.
             final_sigmas_type="zero",
-            **_NO_SPACING,
+            **NO_SPACING,
             **_ODE,
         )
     if "beta_schedule" in config:
@@ -100,4 +100,4 @@ def karras_dpm_solver(scheduler: Any) -> Any:
     if type(solver) is not DPMSolverMultistepScheduler:
         raise ValueError(f"Karras's noise levels are not those of {type(scheduler).__name__}; use dpm:N")
     settings: Any = solver.config  # type: ignore[attr-defined]
-    return type(solver).from_config(settings, **{**_NO_SPACING, "use_karras_sigmas": True})
+    return type(solver).from_config(settings, **{**NO_SPACING, "use_karras_sigmas": True})
