@@ -113,6 +113,8 @@ def family(scheduler: Any) -> _Family:
 def _mend(name: str, config: Any) -> str:
     """Say what to do instead of stepping by a scheduler of no known family."""
     load = "Load another: pipe.scheduler = {}.from_config(pipe.scheduler.config)"
+    if name.startswith("BlockRefinement"):
+        return "Its model writes text: lidar_sampling.discrete.TextLiDAR guides it"
     if name.startswith(_DISCRETE):
         return "Its model is discrete: such models are in lidar_sampling.discrete"
     if "shift" in config or "Flow" in name:
@@ -348,4 +350,4 @@ _FAMILIES = {
     "SCMScheduler": _Family(_trig_flow, {"trigflow": _trig_flow_output}),
 }
 
-_DISCRETE = ("Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "VQDiffusion")  # of tokens, not of numbers
+_DISCRETE = ("Amused", "DiscreteDDIM", "EntropyBound", "VQDiffusion")  # of tokens, not of numbers

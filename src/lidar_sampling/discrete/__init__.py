@@ -24,3 +24,6 @@ from ._sampler import State as State
 from ._sampler import Stepper as Stepper
 from ._sampler import TokenIndependent as TokenIndependent
 from ._sampler import sample as sample
+from .text import TextLiDAR as TextLiDAR
+from .text import TextResult as TextResult
+from .text import TextSettings as TextSettings

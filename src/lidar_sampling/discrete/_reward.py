@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,12 @@ from ..rewards import RewardError, name_of
 Reward = Callable[[Tensor], Tensor]
 """From clean tokens (B, L) to rewards (B,); higher is better."""
 
+TextReward = Callable[[str], float]
+"""From a text to its reward; higher is better."""
 
-def score(reward: Reward, tokens: Tensor) -> Tensor:
-    """Rewards (B,) float32 of tokens (B, L), on the CPU.
+
+def score(reward: Callable[..., Any], samples: Tensor | Sequence[str]) -> Tensor:
+    """Return the rewards (B,) float32, on the CPU, of tokens (B, L), or of texts, which are asked about one by one.
 
     Raises:
         RewardError: the reward raised.
@@ -22,15 +26,16 @@ def score(reward: Reward, tokens: Tensor) -> Tensor:
     """
     try:
         with torch.no_grad():
-            rewards = torch.as_tensor(reward(tokens)).float().cpu()
+            given = reward(samples) if isinstance(samples, Tensor) else [float(reward(text)) for text in samples]
+            rewards = torch.as_tensor(given).float().cpu()
     except RewardError:  # it names itself
         raise
     except Exception as error:
         raise RewardError(f"reward {name_of(reward)!r} raised {type(error).__name__}: {error}") from error
     finite = bool(rewards.isfinite().all())
-    if rewards.shape != tokens.shape[:1] or not finite:
+    if rewards.shape != (len(samples),) or not finite:
         raise ValueError(
-            f"the reward must give {len(tokens)} finite numbers, got {tuple(rewards.shape)}"
+            f"the reward must give {len(samples)} finite numbers, got {tuple(rewards.shape)}"
             + ("" if finite else " with NaN or infinity")
         )
     return rewards

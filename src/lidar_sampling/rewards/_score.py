@@ -33,7 +33,7 @@ class _UnreadableError(ValueError):
     """What :func:`check_prompts` raises, so that a reward of rewards does not name itself as well."""
 
 
-def name_of(reward: Reward) -> str:
+def name_of(reward: Callable[..., Any]) -> str:
     """What results and banks call ``reward``: its ``name``, or a function's own."""
     name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
     return str(name)

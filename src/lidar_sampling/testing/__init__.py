@@ -25,6 +25,7 @@ from ._films import tiny_ltx_2 as tiny_ltx_2
 from ._films import tiny_mochi as tiny_mochi
 from ._flux import tiny_chroma as tiny_chroma
 from ._flux import tiny_flux_2 as tiny_flux_2
+from ._language import tiny_llada_2 as tiny_llada_2
 from ._pictures import tiny_cogview_4 as tiny_cogview_4
 from ._pictures import tiny_hidream as tiny_hidream
 from ._pictures import tiny_lumina_2 as tiny_lumina_2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._build import seeded
 from ._text import WIDTH
 
 _CHATS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -121,6 +122,16 @@ def llama(**changes: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**_language(**changes))).eval()
+
+
+@seeded
+def tiny_llada_2() -> Any:
+    """A ``LLaDA2Pipeline`` that writes bytes in blocks of 4; its language model is a Llama's, of two layers."""
+    from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
+
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    return LLaDA2Pipeline(llama(), BlockRefinementScheduler(block_length=4), tokenizer)
 
 
 def glm() -> Any:
