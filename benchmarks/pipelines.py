@@ -184,7 +184,7 @@ def without_hub() -> Iterator[None]:
         tokens = [
             "<|startoftext|>",
             "<|endoftext|>",
-            *(token + end for token in _text._LETTERS for end in ("", "</w>")),
+            *(token + end for token in _text.LETTERS for end in ("", "</w>")),
         ]
         vocabulary = {token: index for index, token in enumerate(tokens)}
         return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)

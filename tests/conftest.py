@@ -22,7 +22,7 @@ def glyph_lidar():
 
 # Pipelines whose tests run by thirds, another each week: those that fewer people use.
 LONG_TAIL = ["wan-i2v", "chroma", "hidream", "lumina-2", "cogview-4", "ltx-2", "kandinsky-5", "mochi"]
-LONG_TAIL += ["audioldm-2", "ace-step", "stable-audio-3"]
+LONG_TAIL += ["audioldm-2", "ace-step", "stable-audio-3", "kolors", "cosmos-2.5", "qwen-image-edit"]
 THIRD = datetime.date.today().isocalendar().week % 3
 
 

@@ -362,7 +362,7 @@ def test_what_a_guider_of_a_modular_pipeline_does_counts():
     assert pipeline_contents(pipe) != before
 
 
-@pytest.mark.parametrize("name", testing.PIPELINES)
+@pytest.mark.parametrize("name", [name for name, tiny in testing.PIPELINES.items() if tiny.kept])
 def test_saving_leaves_a_pipeline_what_it_was(name, tmp_path):
     pipe = testing.PIPELINES[name].make()
     before = pipeline_contents(pipe)

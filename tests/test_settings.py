@@ -85,8 +85,6 @@ class TestPresets:
 
 @pytest.mark.parametrize("name", [name for name, row in DEFAULTS.items() if row.source == _settings._UNTUNED])
 def test_defaults_are_those_of_the_pipeline_where_they_say_so(name):
-    if name == "KolorsPipeline" and not diffusers.utils.is_sentencepiece_available():
-        pytest.skip("diffusers has no Kolors without sentencepiece")
     call = inspect.signature(getattr(diffusers, name).__call__).parameters
     assert call["num_inference_steps"].default == DEFAULTS[name].steps
     guidance = call.get("guidance_scale")

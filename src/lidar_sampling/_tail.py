@@ -212,8 +212,9 @@ def _encoded(module: Any, *args: Any, **kwargs: Any) -> _Encoded:
     rows, length = shown.shape[0], shown.shape[1] if shown.dim() == 2 else 1
     like: dict[str, Any] = {"dtype": module.dtype, "device": shown.device}
     pooled = torch.zeros(rows, getattr(config, "projection_dim", None) or width, **like)
-    projects = "WithProjection" in type(module).__name__
-    return _Encoded(torch.zeros(rows, length, width, **like), pooled, layers, projects=projects)
+    name = type(module).__name__
+    shape = (length, rows, width) if name == "ChatGLMModel" else (rows, length, width)
+    return _Encoded(torch.zeros(shape, **like), pooled, layers, projects="WithProjection" in name)
 
 
 _LATENTS = "_lidar_sampling_latents"

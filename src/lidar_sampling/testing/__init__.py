@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from PIL import Image
 
 from .._bank import LookaheadBank
 from ..rewards.brightness import brightness as brightness
@@ -19,6 +20,7 @@ from ._audio import tiny_ace_step as tiny_ace_step
 from ._audio import tiny_audio_ldm_2 as tiny_audio_ldm_2
 from ._audio import tiny_stable_audio as tiny_stable_audio
 from ._audio import tiny_stable_audio_3 as tiny_stable_audio_3
+from ._films import tiny_cosmos_25 as tiny_cosmos_25
 from ._films import tiny_hunyuan_video_15 as tiny_hunyuan_video_15
 from ._films import tiny_kandinsky_5 as tiny_kandinsky_5
 from ._films import tiny_ltx_2 as tiny_ltx_2
@@ -30,10 +32,12 @@ from ._pictures import tiny_cogview_4 as tiny_cogview_4
 from ._pictures import tiny_hidream as tiny_hidream
 from ._pictures import tiny_lumina_2 as tiny_lumina_2
 from ._qwen import tiny_qwen_image as tiny_qwen_image
+from ._qwen import tiny_qwen_image_edit as tiny_qwen_image_edit
 from ._qwen import tiny_z_image as tiny_z_image
 from ._sana import tiny_sana as tiny_sana
 from ._sana import tiny_sana_sprint as tiny_sana_sprint
 from ._sequences import Sequences as Sequences
+from ._stable_diffusion import tiny_kolors as tiny_kolors
 from ._stable_diffusion import tiny_modular_stable_diffusion_xl as tiny_modular_stable_diffusion_xl
 from ._stable_diffusion import tiny_stable_diffusion as tiny_stable_diffusion
 from ._stable_diffusion import tiny_stable_diffusion_xl as tiny_stable_diffusion_xl
@@ -46,11 +50,19 @@ from ._video import tiny_wan as tiny_wan
 
 
 class Tiny(NamedTuple):
-    """A tiny pipeline, what to call it with to stay small, and its argument for several samples a prompt, if any."""
+    """A tiny pipeline, and how to draw with it.
+
+    Attributes:
+        make: builds it.
+        call: what to call it with to stay small.
+        per_prompt: its argument for several samples a prompt, if any.
+        kept: whether a folder keeps all of it; not so where a part of it is a stand-in.
+    """
 
     make: Callable[[], Any]
     call: Mapping[str, Any] = MappingProxyType({})
     per_prompt: str | None = "num_images_per_prompt"
+    kept: bool = True
 
 
 _SMALL = {"height": 16, "width": 16}
@@ -74,6 +86,9 @@ PIPELINES = {
     "cogvideox-ddim": Tiny(partial(tiny_cogvideox, ddim=True), {}, None),
     "stable-audio": Tiny(tiny_stable_audio, {}, "num_waveforms_per_prompt"),
     "qwen-image": Tiny(tiny_qwen_image, _SMALL),
+    "qwen-image-edit": Tiny(
+        tiny_qwen_image_edit, {"height": 64, "width": 64, "image": Image.new("RGB", (16, 16), "red")}, kept=False
+    ),
     "z-image": Tiny(tiny_z_image, _SHORT),
     "flux-2": Tiny(tiny_flux_2, {**_SHORT, "text_encoder_out_layers": (1, 2)}),
     "flux-kontext": Tiny(
@@ -103,6 +118,8 @@ PIPELINES = {
         | {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "spatio_temporal_guidance_blocks": None},
         "num_videos_per_prompt",
     ),
+    "kolors": Tiny(tiny_kolors, {**_SMALL, "max_sequence_length": 64}),
+    "cosmos-2.5": Tiny(tiny_cosmos_25, {**_SHORT, "num_frames": 5}, None, kept=False),
     "kandinsky-5": Tiny(tiny_kandinsky_5, {**_SHORT, "num_frames": 5}, None),
     "mochi": Tiny(tiny_mochi, {**_SHORT, "num_frames": 7}, "num_videos_per_prompt"),
     "audioldm-2": Tiny(tiny_audio_ldm_2, {"audio_length_in_s": 2.0}, None),

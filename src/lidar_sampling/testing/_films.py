@@ -45,6 +45,65 @@ def tiny_mochi() -> Any:
     )
 
 
+class _Trusting:
+    """The safety checker that Cosmos 2.5 refuses to draw without, which is told nothing and finds all safe."""
+
+    def to(self, *_: Any, **__: Any) -> _Trusting:
+        return self
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+
+@seeded
+def tiny_cosmos_25() -> Any:
+    """A ``Cosmos2_5_PredictBasePipeline``; 5 frames of 16 x 16 pixels from latents (4, 2, 2, 2)."""
+    from diffusers import (
+        AutoencoderKLWan,
+        Cosmos2_5_PredictBasePipeline,
+        CosmosTransformer3DModel,
+        UniPCMultistepScheduler,
+    )
+
+    transformer: Any = CosmosTransformer3DModel(
+        in_channels=5,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        mlp_ratio=2,
+        text_embed_dim=2 * WIDTH,
+        adaln_lora_dim=4,
+        max_size=(4, 16, 16),
+        patch_size=(1, 2, 2),
+        rope_scale=(1.0, 3.0, 3.0),
+        concat_padding_mask=False,  # which takes torchvision
+    )
+    vae: Any = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[2.0, 1.5, 2.5, 1.0],
+    )
+    return Cosmos2_5_PredictBasePipeline(
+        text_encoder=qwen_2_5_vl(),
+        tokenizer=qwen_tokenizer(),
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            use_karras_sigmas=True,
+            sigma_max=200.0,
+            sigma_min=0.01,
+        ),
+        safety_checker=_Trusting(),
+    )
+
+
 @seeded
 def tiny_hunyuan_video_15() -> Any:
     """A ``HunyuanVideo15Pipeline``, whose guidance is a guider's; 5 frames of 16 x 16 pixels from (4, 3, 4, 4).

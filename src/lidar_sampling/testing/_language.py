@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 from ._build import seeded
-from ._text import WIDTH
+from ._text import LETTERS, WIDTH
 
 _CHATS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SEEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -99,6 +103,22 @@ def qwen_2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
+def qwen_processor() -> Any:
+    """What makes pixels and tokens of pictures and texts for :func:`qwen_2_5_vl`; it reads no videos.
+
+    Reading videos takes torchvision, which a processor asks for even where none is read.
+    """
+    from transformers import Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
+    checks = mock.patch.object(
+        Qwen2VLProcessor, "check_argument_for_proper_class", lambda _, name, value: type(value)
+    )
+    with checks:
+        return Qwen2VLProcessor(pictures, qwen_tokenizer(), None)
+
+
 def mistral_3() -> Any:
     """A Mistral 3 model of three layers; the pipelines give it texts alone."""
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
@@ -132,6 +152,50 @@ def tiny_llada_2() -> Any:
     tokenizer = qwen_tokenizer()
     tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
     return LLaDA2Pipeline(llama(), BlockRefinementScheduler(block_length=4), tokenizer)
+
+
+@functools.cache
+def _letters_of_sentencepiece() -> tuple[Any, Path]:
+    """Return a folder that lasts as long as the process, and in it a SentencePiece model whose tokens are letters."""
+    import sentencepiece
+
+    folder = TemporaryDirectory(prefix="lidar-sampling-")
+    path = Path(folder.name, "tokenizer.model")
+    letters = [" ".join(LETTERS)] * 2
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(letters), model_writer=file, model_type="char", vocab_size=100, minloglevel=2
+        )
+    return folder, path
+
+
+def chat_glm_tokenizer() -> Any:
+    """The tokenizer of ChatGLM, whose tokens are letters; it wants ``sentencepiece``."""
+    from diffusers.pipelines.kolors import ChatGLMTokenizer
+
+    return ChatGLMTokenizer(str(_letters_of_sentencepiece()[1]))
+
+
+def chat_glm() -> Any:
+    """A ChatGLM of two layers."""
+    import torch
+    from diffusers.pipelines.kolors import ChatGLMModel
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=128,
+        hidden_size=WIDTH,
+        ffn_hidden_size=2 * WIDTH,
+        kv_channels=8,
+        num_attention_heads=2,
+        add_qkv_bias=True,
+        original_rope=True,
+    )
+    model = ChatGLMModel(config)
+    for name, parameter in model.named_parameters():  # made of memory that was never written
+        torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
 
 
 def glm() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ._build import seeded
-from ._language import qwen_2_5_vl, qwen_3, qwen_tokenizer
+from ._language import qwen_2_5_vl, qwen_3, qwen_processor, qwen_tokenizer
 from ._stable_diffusion import autoencoder
 from ._text import WIDTH
 
@@ -58,6 +58,39 @@ def tiny_qwen_image(cls: type | None = None) -> Any:
         tokenizer=qwen_tokenizer(),
         transformer=transformer.eval(),
     )
+
+
+@seeded
+def tiny_qwen_image_edit(cls: type | None = None) -> Any:
+    """A ``QwenImageEditPipeline`` that draws 64 x 64 pixels from latents (4, 2, 2), packed to (1, 16).
+
+    It reads the picture at a million pixels, however large it is, so its autoencoder takes patches of 16 x 16 first.
+
+    Args:
+        cls: another pipeline class of its components, such as ``QwenImageEditPlusPipeline``.
+    """
+    from diffusers import AutoencoderKLWan, QwenImageEditPipeline
+
+    patch = 16
+    vae: Any = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False] * 5,  # its length says that 32 pixels make a latent
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        patch_size=patch,
+        scale_factor_spatial=2 * patch,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[8.0, 6.0, 10.0, 4.0],
+    )
+    parts = {**tiny_qwen_image().components, "vae": vae.eval()}
+    with torch.no_grad():
+        parts["transformer"].transformer_blocks[0].attn.add_v_proj.weight.mul_(
+            30
+        )  # so that a letter counts beside a picture of 256 tokens
+    return (cls or QwenImageEditPipeline)(**parts, processor=qwen_processor())
 
 
 @seeded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._build import seeded, stir
+from ._language import chat_glm, chat_glm_tokenizer
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer
 
 LATENT = 8
@@ -55,6 +56,20 @@ def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
         unet=_unet(**_XL, **unet),
         scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
         **_controlnet(cls, **_XL),
+    )
+
+
+@seeded
+def tiny_kolors() -> Any:
+    """A ``KolorsPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8); a ChatGLM reads prompts."""
+    from diffusers import EulerDiscreteScheduler, KolorsPipeline
+
+    return KolorsPipeline(
+        vae=autoencoder(),
+        text_encoder=chat_glm(),
+        tokenizer=chat_glm_tokenizer(),
+        unet=_unet(**{**_XL, "cross_attention_dim": WIDTH}),
+        scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
     )
 
 

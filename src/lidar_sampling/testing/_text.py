@@ -6,7 +6,7 @@ import string
 from typing import Any
 
 WIDTH = 16
-_LETTERS = string.ascii_letters + string.digits + string.punctuation
+LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
 def clip_tokenizer() -> Any:
@@ -43,7 +43,7 @@ def t5_tokenizer() -> Any:
     from transformers import T5Tokenizer
 
     special = ["<pad>", "</s>", "<unk>", "▁"]
-    vocabulary = [*((token, 0.0) for token in special), *((letter, -1.0) for letter in _LETTERS)]
+    vocabulary = [*((token, 0.0) for token in special), *((letter, -1.0) for letter in LETTERS)]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=128)
 
 
@@ -69,7 +69,7 @@ def gemma_tokenizer() -> Any:
     from transformers import GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"]
-    vocabulary = {token: index for index, token in enumerate([*special, *_LETTERS])}
+    vocabulary = {token: index for index, token in enumerate([*special, *LETTERS])}
     return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
 
 
