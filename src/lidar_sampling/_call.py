@@ -31,17 +31,18 @@ _OWN = {  # what the sampler sets for every batch -> what to use instead
 }
 _TEXT = re.compile(r"prompt_\d|negative_prompt(_\d)?|lyrics|transcription|vocal_language")
 _COUNTS = ("height", "width", "num_frames", "num_inference_steps")
-_PICTURES = ("image", "mask_image", "control_image", "init_image")
+_PICTURES = ("image", "mask_image", "control_image", "control_mask", "init_image")
 # Pipelines that read a list of pictures as one picture per sample; others take several references for each sample.
 _PAIRED = re.compile(
     "Img2Img|Inpaint|Fill|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet|ConsisID|QwenImageEdit(?!Plus)"
 )
 # Of these, what takes one picture alone and serves all samples by it, without noise.
-_SHARED = re.compile("^(Wan|SkyReelsV2|Kandinsky5|ChronoEdit)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter")
+_SHARED = re.compile("^(Wan|SkyReelsV2|Kandinsky5|ChronoEdit|Sana)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter")
 _VIDEOS = re.compile("^(AnimateDiff|CogVideoX)VideoToVideo")  # which read a video for each sample
 # Pipelines that cannot draw several samples in a batch, or not each of them from its own noise (diffusers 0.42).
 _ALONE = re.compile(
     "WanVACE|DreamLite|MotifVideoImage2Video|QwenImageEditPlus|HunyuanVideo15|Cosmos3|GlmImage|BriaFiboEdit"
+    "|AnimateDiff(VideoToVideo)?ControlNet|Cosmos2?VideoToWorld|StableCascadeDecoder|^Kandinsky(Img2Img|Inpaint)?Pipe"
 )
 _ONE_TEXT = re.compile("WanVACE|DreamLite")  # and that take a text and a generator, not lists of one
 

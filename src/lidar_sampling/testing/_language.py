@@ -103,7 +103,7 @@ def qwen_2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen_processor() -> Any:
+def qwen_processor(patch: int = 4) -> Any:
     """What makes pixels and tokens of pictures and texts for :func:`qwen_2_5_vl`; it reads no videos.
 
     Reading videos takes torchvision, which a processor asks for even where none is read.
@@ -111,7 +111,9 @@ def qwen_processor() -> Any:
     from transformers import Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=patch, merge_size=2, min_pixels=4 * patch**2, max_pixels=16 * patch**2
+    )
     checks = mock.patch.object(
         Qwen2VLProcessor, "check_argument_for_proper_class", lambda _, name, value: type(value)
     )
