@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all of their own set-up, on any machine with Python 3.10 or newer.
+# `make demo` and `make test` do all of their own set-up, on any machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo

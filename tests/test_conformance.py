@@ -13,6 +13,7 @@ from test_guidance import naive
 from benchmarks.pipelines import check
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
 from lidar_sampling._call import for_batch
+from lidar_sampling._draw import Item, draw
 from lidar_sampling._hooks import Hook, attached
 from lidar_sampling._media import to_pil
 from lidar_sampling.cli import main
@@ -307,6 +308,33 @@ class TestOtherTasks:
         )
         torch.testing.assert_close(together.latents, alone.latents, rtol=1e-4, atol=1e-4)
         assert alone.latents[0, 0].sub(alone.latents[0, 1]).abs().max() > 0.1
+
+    @pytest.mark.parametrize(
+        ("make", "cls"),
+        [
+            (testing.tiny_stable_diffusion, "StableDiffusionInpaintPipeline"),
+            (testing.tiny_stable_diffusion_xl, "StableDiffusionXLInpaintPipeline"),
+            (testing.tiny_flux, "FluxInpaintPipeline"),
+            (testing.tiny_qwen_image, "QwenImageInpaintPipeline"),
+            (testing.tiny_z_image, "ZImageInpaintPipeline"),
+        ],
+    )
+    def test_what_is_pasted_after_the_last_step_is_in_the_bank(self, make, cls):
+        """Latents before it differ from member to member where all have the same picture."""
+        pipe = make(getattr(diffusers, cls))
+        call = {"height": 16, "width": 16, **INPAINT, "mask_image": MASK, "num_inference_steps": 3}
+        items = [Item("a cat", 0), Item("a cat", 1)]
+        (drawn,) = draw(pipe, items, call=call, batch_size=2, decoded=False)
+        torch.testing.assert_close(drawn.latents, drawn.images, rtol=0, atol=0)
+
+    def test_a_first_frame_that_is_the_picture_weighs_no_members(self):
+        """Wan 2.2 5B steps noise there, and puts the picture in its place at the end."""
+        pipe = testing.tiny_wan(diffusers.WanImageToVideoPipeline, first_frame=True)
+        call = {"height": 16, "width": 16, "num_frames": 5, "image": PICTURE[0]}
+        options = {"n": 3, "steps": 3, "lookahead": "own:2", "scale": 1.0, "reward_scale": 1e3}
+        (bank,) = LiDAR(pipe, reward=mean, pipe_kwargs=call, **options).look(PROMPTS[:1])
+        assert bank.samples[:, :, 0].std(0).max() == 0
+        assert bank.samples[:, :, 1:].std(0).max() > 0.1
 
     def test_know_the_defaults_of_their_family(self):
         pipe = testing.tiny_stable_diffusion_xl(diffusers.StableDiffusionXLControlNetPipeline)

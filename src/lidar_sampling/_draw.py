@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -132,15 +132,17 @@ def draw(
             record(pipe) as recording,
         ):
             recording.on_step = lambda step: report(step, len(batch), recording.total)
+            pasted = _Pasted(call, known)
             images = (_call_with_graph if differentiable else _call)(
                 pipe,
                 prompt=prompt,
                 generator=generators[0] if isinstance(prompt, str) else generators,
                 output_type="pt" if decoded else "latent",
                 **for_batch(call, texts, pipe),
+                **pasted.arguments,
                 **{name: value[chosen] for name, value in rows.items()},
             )
-        latents = recording.samples
+        latents = recording.samples if pasted.latents is None else pasted.latents
         if latents is None:
             raise TypeError(
                 f"{type(pipe).__name__} never stepped its scheduler: it steps copies, which nothing guides"
@@ -158,6 +160,25 @@ def draw(
     for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
         done += len(drawn.items)
         yield drawn
+
+
+class _Pasted:
+    """What a pipeline that paints within a mask goes on with: the picture is pasted around it after the step.
+
+    Attributes:
+        arguments: of the call, by which the pipeline tells; none where it pastes nothing, or tells somebody else.
+        latents: the last that it told.
+    """
+
+    def __init__(self, call: Mapping[str, Any], known: Collection[str]) -> None:
+        told = "callback_on_step_end"
+        asks = call.get("mask_image") is not None and told in known and call.get(told) is None
+        self.arguments: dict[str, Any] = {told: self._keep} if asks else {}
+        self.latents: Tensor | None = None
+
+    def _keep(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.latents = tensors["latents"].detach()
+        return tensors
 
 
 class _OneSchedule(Hook):

@@ -143,6 +143,9 @@ def look(
         samples = torch.cat(latents)
         space = space_of(pipe, tuple(samples.shape[1:]))
         for prompt, z, r in zip(missing, samples.split(n), scores.split(n), strict=True):
+            if getattr(pipe.config, "expand_timesteps", False) and "image" in call:
+                # Wan 2.2 5B puts the picture there at the end; until then it is noise, which would weigh the members.
+                z[:, :, 0] = z[:, :, 0].mean(0)
             scored_by = dict(zip(names, r.T.contiguous(), strict=True))
             bank = LookaheadBank(z, scored_by, prompt, space, {**provenance, "call": own.get(prompt)})
             banks[prompt] = bank

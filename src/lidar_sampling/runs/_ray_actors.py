@@ -183,8 +183,7 @@ class RayReward:
         for node in sorted(self.places, key=lambda node: node != here):
             try:
                 judge = ray.get_actor(self.places[node])
-                scores = ray.get(judge.score.remote(pictures.numpy(), list(prompts)), timeout=ANSWER)
-                return torch.tensor(scores)
+                return torch.tensor(ray.get(judge.score.remote(pictures.numpy(), list(prompts)), timeout=ANSWER))
             except RayTaskError as error:
                 raise error.cause or error from None
             except (RayError, ValueError) as error:  # lost, slower than ANSWER, or (ValueError) not found

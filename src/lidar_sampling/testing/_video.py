@@ -9,18 +9,19 @@ from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 
 @seeded
-def tiny_wan(cls: type | None = None, *, two: bool = False) -> Any:
+def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = False) -> Any:
     """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2).
 
     Args:
         cls: another pipeline class of its components, such as ``WanImageToVideoPipeline`` as of Wan 2.2, whose
             transformers see the picture's latents and a mask beside the noisy ones.
         two: one transformer for the noisier steps and one for the others, as in Wan 2.2 A14B.
+        first_frame: the picture takes the place of the first frame, as in Wan 2.2 5B.
     """
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
     cls = cls or WanPipeline
-    channels = 12 if "ImageToVideo" in cls.__name__ else 4
+    channels = 12 if "ImageToVideo" in cls.__name__ and not first_frame else 4
     vae: Any = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -37,6 +38,7 @@ def tiny_wan(cls: type | None = None, *, two: bool = False) -> Any:
         transformer=_wan_transformer(channels),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         **({"transformer_2": _wan_transformer(channels), "boundary_ratio": 0.875} if two else {}),
+        **({"expand_timesteps": True} if first_frame else {}),
     )
 
 
