@@ -140,7 +140,11 @@ def rows_of(pipe: Any, call: Mapping[str, Any]) -> int:
         return max(_conditions(pipe.guider, timesteps_of(pipe, call)))
     guided = _is_guided(pipe, call)
     branches = 3 if guided and "InstructPix2Pix" in type(pipe).__name__ else 1 + guided
-    return branches + bool(getattr(_with_scales(pipe, call), "do_perturbed_attention_guidance", False))
+    twin = _with_scales(pipe, call)
+    return branches + sum(bool(getattr(twin, f"do_{name}_guidance", False)) for name in _FURTHER)
+
+
+_FURTHER = ("perturbed_attention", "spatio_temporal", "modality_isolation")  # PAG's, and two of LTX-2
 
 
 def evaluations_of(pipe: Any, call: Mapping[str, Any]) -> int:
@@ -192,10 +196,11 @@ def _is_guided(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 def _with_scales(pipe: Any, call: Mapping[str, Any]) -> Any:
     """Return a copy of ``pipe`` that has taken the scales of guidance of a call, as its properties read them."""
-    twin = copy(pipe)
-    for name, value in {**parameters_of(pipe), **call}.items():
+    twin, arguments = copy(pipe), {**parameters_of(pipe), **call}
+    for name, value in arguments.items():
         if name.endswith("_scale"):
-            vars(twin)[f"_{name}"] = value
+            # Sound takes over the scale of pictures where it has none.
+            vars(twin)[f"_{name}"] = value or arguments.get(name.removeprefix("audio_"))
     return twin
 
 

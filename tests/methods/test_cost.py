@@ -228,6 +228,16 @@ def test_of_every_family(key, guidance_scale):
         assert told == counted
 
 
+@pytest.mark.parametrize(("stg_scale", "modality_scale", "branches"), [(1.0, 3.0, 4), (1.0, 1.0, 3), (0.0, 3.0, 3)])
+def test_of_the_further_guidance_of_ltx_2(stg_scale, modality_scale, branches):
+    lidar = copy(family("ltx-2"))
+    more = {"stg_scale": stg_scale, "modality_scale": modality_scale, "spatio_temporal_guidance_blocks": [0]}
+    lidar.pipe_kwargs = {**lidar.pipe_kwargs, **more, "audio_stg_scale": None, "audio_modality_scale": None}
+    told, counted = forecast_and_count(methods.load("vanilla"), lidar)
+    assert told == counted
+    assert told.network_evaluations % (3 * branches) == 0
+
+
 @pytest.mark.parametrize(("name", "looks", "backward"), [("ug", 2, 2 * 2), ("date", 3, 3)])
 def test_of_flow_models_whose_first_step_knows_nothing(name, looks, backward):
     """At alpha = 0 the velocity still tells x_0, which DATE asks for; universal guidance divides by alpha."""

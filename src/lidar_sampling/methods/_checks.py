@@ -93,15 +93,15 @@ def check_ddim(scheduler: Any, what: str) -> None:
         raise ValueError(f"{what} with DDIMScheduler alone, got {type(scheduler).__name__}")
 
 
-def noise_for(lidar: LiDAR, *, copies: bool = True) -> str | None:
-    """Return the noise that a population needs of its sampler; None where the sampler's own steps will do.
+def with_noise(lidar: LiDAR, *, copies: bool = True) -> LiDAR:
+    """Return the sampler with the noise that a population needs; itself where its own steps will do.
 
     Flow models step without noise, so theirs are replaced by stochastic ones, or where no copies are made by
-    deterministic ones, which remember nothing. A noise of the settings reaches every method already.
+    deterministic ones, which remember nothing. A noise of the settings stays what it is.
     """
     if lidar.settings.noise is not None or not is_flow(lidar.pipe.scheduler):
-        return None
-    return DEFAULT if copies else "ddpm:0"
+        return lidar
+    return lidar.with_settings(noise=DEFAULT if copies else "ddpm:0")
 
 
 def takes_own_steps(lidar: LiDAR) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -17,7 +17,6 @@ from .._decode import Decoder
 from .._draw import Item
 from .._forecast import evaluations_of
 from .._hooks import Hook, attached
-from .._kernel import stochastic
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
@@ -44,18 +43,15 @@ H = TypeVar("H", bound=Hook)
 
 
 def hooked(
-    lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, noise: str | None = None
+    lidar: LiDAR, make: Callable[[Sequence[Item]], H]
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks that were made so far.
-
-    ``noise`` replaces the scheduler's steps by stochastic ones, of :data:`lidar_sampling._kernel.NOISES`.
-    """
+    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far."""
     hooks: list[H] = []
 
     @contextmanager
     def around(batch: Sequence[Item]) -> Iterator[None]:
         hooks.append(make(batch))
-        with stochastic(lidar.pipe, noise) if noise else nullcontext(), attached(lidar.pipe, hooks[-1]):
+        with attached(lidar.pipe, hooks[-1]):
             yield
 
     return around, hooks

@@ -19,7 +19,7 @@ from .._forecast import calls_of
 from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start, noise_for
+from ._checks import check_fields, check_population, check_start, with_noise
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
@@ -54,6 +54,7 @@ class BeamSearch:
                 score loose images.
         """
         self._check(lidar, images)
+        lidar = with_noise(lidar, copies=self.candidates > 1)
         together = self.beams * self.candidates
 
         def searching(batch: Sequence[Item]) -> Beams:
@@ -61,7 +62,7 @@ class BeamSearch:
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
             return Beams(self, rewards, [item.seed for item in batch[::together]], ends)
 
-        around, hooks = hooked(lidar, searching, noise=noise_for(lidar, copies=self.candidates > 1))
+        around, hooks = hooked(lidar, searching)
         result = lidar.sample(list(prompts), together, seed, around=around, together=together)
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)

@@ -31,7 +31,7 @@ from .._hooks import Step
 from .._kernel import following, new_noise, noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_population, noise_for, takes_own_steps
+from ._checks import check_ddim, check_fields, check_population, takes_own_steps, with_noise
 from ._face import (
     charged,
     check_comparable,
@@ -77,13 +77,14 @@ class DAS:
                 pipeline that takes other steps than those of the settings, over which the temper is defined.
         """
         self._check(lidar)
+        lidar = with_noise(lidar)
 
         def tempered(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
             return Tempered(self, rewards, seeds, steps=lidar.settings.steps)
 
-        around, hooks = hooked(lidar, tempered, noise=noise_for(lidar))
+        around, hooks = hooked(lidar, tempered)
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
         each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step

@@ -37,7 +37,7 @@ from .._hooks import Step
 from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, noise_for
+from ._checks import check_fields, check_population, with_noise
 from ._face import (
     bank_cost,
     charged,
@@ -91,12 +91,13 @@ class FKSteering:
                 noise, under which copies stay alike; or a call that ends before the samples are clean.
         """
         self._check(lidar, images)
+        lidar = with_noise(lidar, copies=images > 1)
 
         def particles(batch: Sequence[Item]) -> Weighed:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Weighed(self, rewards, [item.seed for item in batch[::images]])
 
-        around, populations = hooked(lidar, particles, noise=noise_for(lidar, copies=images > 1))
+        around, populations = hooked(lidar, particles)
         if self.guided:
             result = lidar.guided(list(prompts), images, seed, None, around=around, together=images)
         else:

@@ -23,7 +23,7 @@ from .._draw import Item
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, noise_for
+from ._checks import check_fields, check_population, with_noise
 from ._face import (
     best,
     charged,
@@ -73,12 +73,13 @@ class Steered:
                 samples are clean; or a mixture that cannot score loose images.
         """
         self._check(lidar, images)
+        lidar = with_noise(lidar, copies=self.n > 1 and self.ess < 1)
 
         def resampled(batch: Sequence[Item]) -> Resampled:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[:: self.n]])
 
-        around, hooks = hooked(lidar, resampled, noise=noise_for(lidar, copies=self.n > 1 and self.ess < 1))
+        around, hooks = hooked(lidar, resampled)
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=self.n, call=call)
         many = charged(lidar, many, sum(hook.evaluations for hook in hooks))

@@ -29,7 +29,7 @@ from .._forecast import calls_of
 from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start, noise_for
+from ._checks import check_fields, check_population, check_start, with_noise
 from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
@@ -66,6 +66,7 @@ class SVDD:
                 alike; a call that ends before the samples are clean; or a mixture that cannot score loose images.
         """
         self._check(lidar)
+        lidar = with_noise(lidar, copies=self.m > 1)
 
         def proposals(batch: Sequence[Item]) -> Proposals:
             rewards = rewards_of_predictions(
@@ -76,7 +77,7 @@ class SVDD:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
             return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
-        around, hooks = hooked(lidar, proposals, noise=noise_for(lidar, copies=self.m > 1))
+        around, hooks = hooked(lidar, proposals)
         result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)

@@ -30,7 +30,7 @@ from .._kernel import check_kernel, following, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_level_by_step, noise_for, takes_own_steps
+from ._checks import check_ddim, check_fields, check_level_by_step, takes_own_steps, with_noise
 from ._face import charged, check_differentiable, differentiable_rewards, hooked, looks_cost, sampling_cost
 
 
@@ -67,13 +67,14 @@ class UniversalGuidance:
                 or in a part of the schedule.
         """
         self._check(lidar)
+        if self.recurrence > 1:
+            lidar = with_noise(lidar, copies=False)
 
         def gradient(batch: Sequence[Item]) -> Gradient:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             return Gradient(self, lambda x0: rewards(x0).sum())
 
-        again = noise_for(lidar, copies=False) if self.recurrence > 1 else None
-        around, hooks = hooked(lidar, gradient, noise=again)
+        around, hooks = hooked(lidar, gradient)
         forward = self.reward_scale > 0
         result = lidar.sample(list(prompts), images, seed, around=around, differentiable=forward)
         looks, gradients, taken = (
