@@ -79,7 +79,7 @@ def in_a_process(options: argparse.Namespace, file: Path) -> list[list[str]]:
     except subprocess.TimeoutExpired as late:
         output, why, ended = (late.stdout or b"").decode(), f"more than {options.limit:g} s", True
     rows = [json.loads(line.removeprefix(ROW)) for line in output.split("\n") if line.startswith(ROW)]
-    return [*rows, [file.name, "not run", why[:160]]] if ended else rows
+    return [*rows, [file.stem.removeprefix("test_"), "not run", why[:160]]] if ended else rows
 
 
 def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:

@@ -142,7 +142,7 @@ def draw(
                 **pasted.arguments,
                 **{name: value[chosen] for name, value in rows.items()},
             )
-        latents = recording.samples if pasted.latents is None else pasted.latents
+        latents = recording.samples if pasted.latents is None else pasted.latents.detach()
         if latents is None:
             raise TypeError(
                 f"{type(pipe).__name__} never stepped its scheduler: it steps copies, which nothing guides"
@@ -177,7 +177,7 @@ class _Pasted:
         self.latents: Tensor | None = None
 
     def _keep(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.latents = tensors["latents"].detach()
+        self.latents = tensors.get("latents")  # unless the call asks for other tensors alone
         return tensors
 
 
