@@ -135,8 +135,8 @@ def evaluations(pipe, store, **options):
 
 
 def last_bias(encoder):
-    """The name of a parameter, which versions of transformers put in different places."""
-    return next(name for name, _ in encoder.named_parameters() if name.endswith("final_layer_norm.bias"))
+    """A parameter that versions of transformers keep in different places."""
+    return next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.bias"))
 
 
 CHANGES = {
