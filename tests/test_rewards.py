@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from lidar_sampling import RewardError, rewards
 from lidar_sampling.glyph import DATA
 from lidar_sampling.rewards.clip import CLIPReward
+from lidar_sampling.runs import Job
 
 
 def pictures(n=3, size=128):
@@ -308,3 +309,47 @@ def test_another_checkpoint_is_named(tmp_path):
         rewards.load(f"aesthetic:{tmp_path / 'other.safetensors'}")
     with pytest.raises(ValueError, match="is a folder: give the file of weights itself"):
         rewards.load(f"aesthetic:{tmp_path}")
+
+
+class TestByPlace:
+    """Rewards of the user's own, and mixtures in a word."""
+
+    @pytest.fixture
+    def place(self, tmp_path, monkeypatch):
+        (tmp_path / "own_rewards.py").write_text(
+            "def red(*, images, prompts):\n    return images[:, 0].mean((1, 2))\n\nword = 'no function'\n"
+        )
+        (tmp_path / "broken_rewards.py").write_text("1 / 0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    def test_a_function(self, place):
+        red = rewards.load("own_rewards:red")
+        assert rewards.name_of(red) == "red"
+        torch.testing.assert_close(
+            red(images=torch.full((2, 3, 4, 4), 0.5), prompts=["a"] * 2), torch.full((2,), 0.5)
+        )
+        rewards.check_name("own_rewards:red")
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("own_rewards:blue", "own_rewards has no function 'blue'"),
+            ("own_rewards:word", "own_rewards has no function 'word'"),
+            ("no_such_module:red", "unknown reward 'no_such_module:red'; known are .*package.module:function"),
+            ("broken_rewards:red", "importing the reward broken_rewards:red raised ZeroDivisionError"),
+            ("brightness:0.5+ocr", "a mixture must be NAME:WEIGHT"),
+            ("ocr:0.5+ocr:0.5", "names ocr twice"),
+            ("ocr:0.5+orc:0.5", "unknown reward 'orc'; did you mean 'ocr'"),
+        ],
+    )
+    def test_refusals(self, place, name, message):
+        for ask in (rewards.load, rewards.check_name):
+            with pytest.raises(ValueError, match=message):
+                ask(name)
+
+    def test_a_mixture_in_a_word(self, place):
+        mixture = rewards.load("own_rewards:red:0.75+brightness:0.25")
+        assert mixture.weights == {"red": 0.75, "brightness": 0.25}
+        job = Job(prompts=["a cat"], reward="own_rewards:red:0.75+brightness:0.25")
+        assert job.reward == {"own_rewards:red": 0.75, "brightness": 0.25}
+        assert Job.from_json(job.to_json()) == job

@@ -142,7 +142,9 @@ class TestFailures:
     def test_a_server_that_is_not_there(self):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
-            with pytest.raises(ServiceError, match=r"Connection refused; see whether it runs \(lidar serve red\)"):
+            with pytest.raises(
+                ServiceError, match=r"Connection refused; see whether it runs \(lidar serve-rewards red\)"
+            ):
                 ask(f"http://127.0.0.1:{taken.getsockname()[1]}", retries=1)
 
     def test_a_server_that_dies_half_way(self):

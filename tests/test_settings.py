@@ -34,7 +34,7 @@ class TestEta:
         assert "eta=1.0 of the settings is left out: a step of EulerDiscreteScheduler takes none" in caplog.text
 
     def test_that_has_an_effect_is_kept(self, caplog):
-        lidar = LiDAR(ddim(testing.tiny_stable_diffusion()), reward="brightness", eta=1.0)
+        lidar = LiDAR(ddim(testing.tiny_stable_diffusion()), reward="brightness", eta=1.0, reward_scale=1.0)
         assert lidar.settings.eta == 1.0
         assert not caplog.records
 

@@ -117,6 +117,40 @@ def expected_future_reward(
     return info.log_efr
 
 
+def tempering(rewards: Tensor, ess: float) -> Tensor:
+    """Return the lambda at which the weights ``softmax(lambda r)`` have an effective sample size of ``ess * n``.
+
+    Tempering to an effective sample size (Del Moral et al. 2012, https://doi.org/10.1007/s11222-011-9271-y) gives a
+    strength without a unit: rewards that are shifted or stretched are weighed as before. At pure noise these are the
+    weights of a bank, since nothing is known of x_0 yet.
+
+    Args:
+        rewards: (*, n), finite.
+        ess: the share of n, in (0, 1]. Where so many rewards share the top that no lambda brings it so low, the top
+            alone is left.
+
+    Returns:
+        (*) float64, in 1 / reward; 0 where all rewards are equal.
+
+    Example:
+        >>> import torch
+        >>> r = torch.tensor([0.0, 1.0, 2.0, 30.0])
+        >>> weights = (tempering(r, 0.5) * r).softmax(0)
+        >>> round(float(1 / weights.square().sum()), 6)
+        2.0
+    """
+    r = rewards.double()
+    fall = r - r.amax(-1, keepdim=True)
+    spread = fall.abs().amax(-1, keepdim=True)
+    fall = fall / spread.clamp_min(torch.finfo(r.dtype).tiny)
+    low, high = torch.zeros_like(spread), torch.full_like(spread, 1e6)
+    for _ in range(100):  # bisection: the effective sample size falls as lambda grows
+        middle = (low + high) / 2
+        large = (middle * fall).softmax(-1).square().sum(-1, keepdim=True).reciprocal() > ess * r.shape[-1]
+        low, high = torch.where(large, middle, low), torch.where(large, high, middle)
+    return torch.where(spread > 0, high / spread, 0.0).squeeze(-1)
+
+
 class Members:
     """A bank prepared for many steps: what does not depend on x_t is computed once.
 

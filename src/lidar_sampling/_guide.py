@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
-from ._guidance import Members, ShiftInfo
+from ._guidance import Members, ShiftInfo, tempering
 from ._hooks import Hook, Step, attached, scheduler_of
 from ._levels import NoiseLevel, check
-from ._settings import check_strength, check_window
+from ._settings import Strength, check_reward_scale, check_strength, check_window
 from ._space import space_of
 
 
@@ -38,10 +38,12 @@ class Trace:
     Attributes:
         steps: the guided steps, in order.
         seen: number of scheduler steps in the block, guided or not.
+        reward_scales: lambda of each sample's bank, once the first step is guided.
     """
 
     steps: list[TraceStep] = field(default_factory=list)
     seen: int = 0
+    reward_scales: list[float] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a guided step, JSON values only; lists have one number a sample."""
@@ -59,7 +61,7 @@ class Trace:
     def of(self, rows: slice) -> Trace:
         """The trace of some samples of the batch."""
         steps = [step._replace(info=ShiftInfo(*(values[rows] for values in step.info))) for step in self.steps]
-        return Trace(steps, self.seen)
+        return Trace(steps, self.seen, self.reward_scales[rows])
 
     @staticmethod
     def join(traces: Sequence[Trace]) -> Trace:
@@ -70,7 +72,7 @@ class Trace:
             parts[0]._replace(info=ShiftInfo(*map(torch.cat, zip(*(p.info for p in parts), strict=True))))
             for parts in zip(*(trace.steps for trace in traces), strict=True)
         ]
-        return Trace(steps, traces[0].seen)
+        return Trace(steps, traces[0].seen, [each for trace in traces for each in trace.reward_scales])
 
 
 @contextmanager
@@ -79,10 +81,11 @@ def guide(
     banks: LookaheadBank | Sequence[LookaheadBank],
     *,
     scale: float,
-    reward_scale: float,
+    reward_scale: Strength,
     window: tuple[float, float] = (1.0, 0.2),
     reward: str | None = None,
     bank_dtype: torch.dtype | None = None,
+    ess: float = 0.25,
 ) -> Iterator[Trace]:
     """Guide every sample drawn in the block toward the reward-tilted distribution of its bank.
 
@@ -95,12 +98,15 @@ def guide(
         banks: one bank for the whole batch, or one a prompt in the order of the prompts; the batch is
             prompt-major, as diffusers lays it out with several images a prompt.
         scale: s, at least 0; 1 is exact when the bank comes from the sampler itself.
-        reward_scale: lambda, at least 0, in units of one over the reward.
+        reward_scale: lambda, at least 0, in units of one over the reward; ``"auto"`` gives each bank its own, at
+            which its weights at pure noise have the effective sample size ``ess``: then the unit of the reward, and
+            where it has its zero, do not matter.
         window: (start, end) of guidance in diffusion time, 1 at pure noise and 0 at the clean sample; steps at
             start >= time > end are guided, and with end 0 also the one at time 0.
         reward: which of the banks' rewards; may be left out when each bank has one.
         bank_dtype: precision in which banks are kept beside the samples, centred; by default that of the computation.
             bfloat16 halves their memory and moves the shift by less than a hundredth (docs/performance.md).
+        ess: of the automatic strength, as a share of the members, in (0, 1].
 
     Yields:
         A :class:`Trace` that fills as the block runs.
@@ -122,7 +128,7 @@ def guide(
     check(scheduler)
     banks = as_banks(banks)
     check_strength("scale", scale)
-    check_strength("reward_scale", reward_scale)
+    check_reward_scale(reward_scale, ess)
     check_window(window)
     for bank in {id(bank): bank for bank in banks}.values():
         bank.reward(reward)
@@ -131,7 +137,7 @@ def guide(
             if why := space.difference(space_of(pipe_or_scheduler, space.shape)):
                 raise BankError(f"a bank was drawn in another latent space: {why}")
 
-    hook = _Guide(banks, reward, scale, reward_scale, window, bank_dtype)
+    hook = _Guide(banks, reward, scale, reward_scale, ess, window, bank_dtype)
     with attached(scheduler, hook):
         yield hook.trace
     if not hook.trace.steps:
@@ -143,6 +149,18 @@ def guide(
         )
 
 
+def auto_strength(rewards: Tensor, ess: float) -> float:
+    """Return the lambda of a bank of rewards (n,) whose weights are worth ``ess * n`` members at pure noise.
+
+    Those are at least two: with fewer every sample would go to one and the same.
+
+    >>> rewards = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    >>> round(auto_strength(rewards, 0.01), 3) == round(auto_strength(rewards, 0.5), 3)
+    True
+    """
+    return float(tempering(rewards, max(ess, min(1.0, 2 / len(rewards)))))
+
+
 class _Guide(Hook):
     """The hook that moves the clean prediction by ``scale * Delta``."""
 
@@ -151,7 +169,8 @@ class _Guide(Hook):
         banks: list[LookaheadBank],
         reward: str | None,
         scale: float,
-        reward_scale: float,
+        reward_scale: Strength,
+        ess: float,
         window: tuple[float, float],
         bank_dtype: torch.dtype | None,
     ) -> None:
@@ -159,8 +178,11 @@ class _Guide(Hook):
         # Neighbours that share a bank are shifted together.
         groups = [list(same) for _, same in groupby(banks, key=id)]
         self.runs = [(same[0].samples, same[0].reward(reward), len(same)) for same in groups]
+        self.strengths = [
+            auto_strength(rewards, ess) if reward_scale == "auto" else reward_scale for _, rewards, _ in self.runs
+        ]
         self.members: list[Members] = []  # of each run; made at the first step, where the samples are
-        self.scale, self.reward_scale, self.window, self.bank_dtype = scale, reward_scale, window, bank_dtype
+        self.scale, self.window, self.bank_dtype = scale, window, bank_dtype
         self.trace = Trace()
 
     def before(self, step: Step) -> Step:
@@ -177,7 +199,10 @@ class _Guide(Hook):
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:
         if len(sample) % self.count:
             raise ValueError(f"a batch of {len(sample)} cannot be shared among {self.count} banks")
-        for bank, rewards, _ in self.runs[len(self.members) :]:
+        rows = len(sample) // self.count
+        for (bank, rewards, count), strength in list(zip(self.runs, self.strengths, strict=True))[
+            len(self.members) :
+        ]:
             if sample.shape[1:] != bank.shape[1:]:
                 raise BankError(
                     f"the scheduler steps samples of shape {tuple(sample.shape[1:])} but the bank holds "
@@ -186,13 +211,13 @@ class _Guide(Hook):
             members = Members(
                 bank.to(sample.device),
                 rewards.to(sample.device),
-                reward_scale=self.reward_scale,
+                reward_scale=strength,
                 dtype=sample.dtype,
                 resident=True,
                 storage=self.bank_dtype,
             )
             self.members.append(members)
-        rows = len(sample) // self.count
+            self.trace.reward_scales += [strength] * (rows * count)
         parts = sample.split([rows * count for *_, count in self.runs])
         shifts = [
             members.shift(x_t, alpha=level.alpha, sigma=level.sigma)

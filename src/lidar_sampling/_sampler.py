@@ -29,7 +29,7 @@ from ._precision import warn_if_emulated
 from ._preview import load_preview
 from ._prompts import check_prompt
 from ._result import Result
-from ._settings import GLYPH, Settings, preset, settings_for, takes_eta
+from ._settings import GLYPH, Settings, for_reward, preset, settings_for, takes_eta
 from ._space import space_of
 from ._values import accepts
 from .rewards import Reward, name_of, score
@@ -39,6 +39,7 @@ from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
 
+_ONE = 1.01  # an effective sample size that is one member's
 _log = logging.getLogger(__name__)
 
 
@@ -109,7 +110,9 @@ class LiDAR:
         found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
         if not isinstance(found, Settings):
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
-        self.settings = replace(found, **changes)
+        if settings is None and "reward_scale" not in changes:
+            found = for_reward(found, _called(reward))
+        self.settings = found.changed(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
         if isinstance(metrics, str):
@@ -184,7 +187,10 @@ class LiDAR:
         if name == "glyph":
             from . import glyph
 
-            options.setdefault("settings", GLYPH)
+            if "settings" not in options:
+                options["settings"] = GLYPH
+                if "reward_scale" not in options:
+                    options["settings"] = for_reward(GLYPH, _called(reward or "glyph"))
             judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
             options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
             pipe = glyph.load_pipeline(dtype=dtype).to(device)
@@ -216,7 +222,7 @@ class LiDAR:
         (8, 4)
         """
         twin = copy(self)
-        twin.settings = replace(self.settings, **changes)
+        twin.settings = self.settings.changed(**changes)
         if twin.settings.scheduler != self.settings.scheduler:
             twin.pipe, twin._lookaheads = _with_scheduler(self.pipe, twin.settings.scheduler), []
         twin._check_eta("eta" in changes)
@@ -329,6 +335,8 @@ class LiDAR:
             )
         mixed = self.reward.on if isinstance(self.reward, Mixture) else None
         of_prompt = {bank.prompt: mixed(bank) if mixed else bank for bank in given}
+        for bank in of_prompt.values():
+            self._warn_of_equal(bank)
         traces: list[Trace] = []
 
         @contextmanager
@@ -338,6 +346,7 @@ class LiDAR:
                 [of_prompt[item.prompt] for item in batch],
                 scale=self.settings.scale,
                 reward_scale=self.settings.reward_scale,
+                ess=self.settings.ess,
                 window=self.settings.window,
                 reward=None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward),
             )
@@ -346,7 +355,38 @@ class LiDAR:
             traces.append(trace)
 
         result = self.sample(texts, images, seed, progress, guided, together=together)
-        return replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
+        result = replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
+        self._warn_of_collapse(result)
+        return result
+
+    def _warn_of_equal(self, bank: LookaheadBank) -> None:
+        """Say that a bank cannot guide, since all of its members are worth the same."""
+        rewards = bank.reward() if len(bank.rewards) == 1 else bank.reward(name_of(self.reward))
+        if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
+            _log.warning(
+                "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing "
+                "there: give a reward that tells them apart",
+                name_of(self.reward),
+                len(rewards),
+                bank.prompt,
+                float(rewards[0]),
+            )
+
+    def _warn_of_collapse(self, result: Result) -> None:
+        """Say that all samples of a prompt follow one member from the first guided step on."""
+        if self.settings.tuned_for is not None or not result.trace.steps or self.settings.n == 1:
+            return
+        size = result.trace.steps[0].info.ess_tilted.view(len(result.prompts), -1)
+        for prompt, sizes, scale in zip(
+            result.prompts, size, result.trace.reward_scales[:: size.shape[1]], strict=True
+        ):
+            if bool((sizes < _ONE).all()) and scale > 0:
+                _log.warning(
+                    "collapsed: the weights of the bank of %r rest on one member from the first step, so all samples "
+                    "are drawn to it: lower reward_scale, which is %g, or raise ess",
+                    prompt,
+                    scale,
+                )
 
     def lookahead_pipeline(self, solver: Solver) -> Any:
         """The pipeline that ``solver`` draws with beside the target, made once.
@@ -532,6 +572,11 @@ def _check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _called(reward: Reward | str) -> str:
+    """Return the name of a reward that may not be loaded yet."""
+    return reward if isinstance(reward, str) else name_of(reward)
 
 
 def _stochastic(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import re
-from dataclasses import dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_type_hints
 
 from ._kernel import read_noise
 from ._values import check_settings
+
+_log = logging.getLogger(__name__)
+
+Strength = float | Literal["auto"]
 
 _PAPER = "Kim et al. 2026 (arXiv 2602.03211), appendix B.1"
 
@@ -25,12 +30,15 @@ class Settings:
         lookahead: the few-step solver of phase 1 (:mod:`lidar_sampling.solvers`).
         n: lookahead samples a prompt.
         scale: s, the strength of the shift.
-        reward_scale: lambda, in units of one over the reward.
+        reward_scale: lambda, in units of one over the reward; ``"auto"`` gives each bank its own, by the effective
+            sample size that its weights should have at pure noise.
         window: (start, end) of guidance in diffusion time, 1 at pure noise.
         source: where the numbers come from.
         scheduler: the class of diffusers that the target samples with; None keeps the pipeline's own.
         noise: ``ddpm`` or ``cps`` with its eta, such as ``ddpm:0.5``: the target's steps are replaced by stochastic
             ones (:func:`lidar_sampling.stochastic`); None keeps the scheduler's own.
+        ess: that effective sample size, as a share of n.
+        tuned_for: the reward that ``reward_scale`` was chosen with; None says nothing of it.
     """
 
     steps: int
@@ -39,19 +47,21 @@ class Settings:
     lookahead: str
     n: int
     scale: float
-    reward_scale: float
+    reward_scale: Strength
     window: tuple[float, float]
     source: str
     scheduler: str | None = None
     noise: str | None = None
+    ess: float = 0.25
+    tuned_for: str | None = None
 
     def __post_init__(self) -> None:
         check_settings("Settings", vars(self), get_type_hints(Settings))
         for name in ("steps", "n"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("scale", "reward_scale"):
-            check_strength(name, getattr(self, name))
+        check_strength("scale", self.scale)
+        check_reward_scale(self.reward_scale, self.ess)
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, got {self.eta}")
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
@@ -60,11 +70,27 @@ class Settings:
         if self.noise is not None:
             read_noise(self.noise)
 
+    def changed(self, **changes: Any) -> Settings:
+        """Return the settings with ``changes``; a strength among them was tuned for no reward that is known."""
+        if "reward_scale" in changes:
+            changes = {"tuned_for": None, **changes}
+        return replace(self, **changes)
+
 
 def check_strength(name: str, value: float) -> None:
     """Refuse a scale that is negative, infinite or NaN."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def check_reward_scale(reward_scale: Strength, ess: float) -> None:
+    """Refuse a reward_scale that is neither a strength nor ``"auto"``, and a share of the bank that is none."""
+    if reward_scale != "auto":
+        if isinstance(reward_scale, str):
+            raise ValueError(f"reward_scale must be a number or 'auto', got {reward_scale!r}")
+        check_strength("reward_scale", reward_scale)
+    if not 0 < ess <= 1:
+        raise ValueError(f"ess must be in (0, 1], got {ess}")
 
 
 def check_window(window: tuple[float, float]) -> None:
@@ -74,16 +100,36 @@ def check_window(window: tuple[float, float]) -> None:
         raise ValueError(f"window must be (start, end) with 1 >= start > end >= 0, got {window}")
 
 
-GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on glyph, docs/glyph.md")
+GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on glyph, docs/glyph.md", tuned_for="glyph")
 
 _UNTUNED = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; no guidance settings published"
 
 PRESETS = {
     "paper-sd15": Settings(
-        100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward", "DDIMScheduler"
+        100,
+        7.5,
+        1.0,
+        "dpm:5",
+        50,
+        12.5,
+        5000.0,
+        (1.0, 0.2),
+        f"{_PAPER}, SD 1.5, ImageReward",
+        "DDIMScheduler",
+        tuned_for="image-reward",
     ),
     "paper-sdxl": Settings(
-        100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward", "DDIMScheduler"
+        100,
+        7.5,
+        1.0,
+        "dpm:8-karras",
+        50,
+        8.0,
+        5000.0,
+        (1.0, 0.2),
+        f"{_PAPER}, SDXL, ImageReward",
+        "DDIMScheduler",
+        tuned_for="image-reward",
     ),
 }
 """Settings by name, whole with their scheduler: those of the paper."""
@@ -92,7 +138,16 @@ _STRENGTHS = "steps and guidance_scale are the pipeline's defaults in diffusers 
 
 DEFAULTS = {
     "StableDiffusionPipeline": Settings(
-        50, 7.5, None, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_STRENGTHS} paper-sd15, tuned with another scheduler"
+        50,
+        7.5,
+        None,
+        "dpm:5",
+        50,
+        12.5,
+        5000.0,
+        (1.0, 0.2),
+        f"{_STRENGTHS} paper-sd15, tuned with another scheduler",
+        tuned_for="image-reward",
     ),
     "StableDiffusionXLPipeline": Settings(
         50,
@@ -104,10 +159,20 @@ DEFAULTS = {
         5000.0,
         (1.0, 0.2),
         f"{_STRENGTHS} paper-sdxl, tuned with another scheduler",
+        tuned_for="image-reward",
     ),
-    "StableDiffusion3Pipeline": Settings(28, 7.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "StableDiffusion3Pipeline": Settings(28, 7.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
     "FluxPipeline": Settings(
-        50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was hyper-flux:8"
+        50,
+        3.5,
+        None,
+        "own:8",
+        50,
+        40.0,
+        5000.0,
+        (1.0, 0.95),
+        f"{_PAPER}, FLUX; its lookahead was hyper-flux:8",
+        tuned_for="image-reward",
     ),
     "FluxPipeline, schnell": Settings(
         4,
@@ -116,39 +181,39 @@ DEFAULTS = {
         "own:1",
         50,
         1.0,
-        1.0,
+        "auto",
         (1.0, 0.2),
         "model card of FLUX.1 [schnell]; no guidance settings published",
     ),
-    "PixArtSigmaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "SanaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "WanPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "LTXPipeline": Settings(50, 3.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "CogVideoXPipeline": Settings(50, 6.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "StableAudioPipeline": Settings(100, 7.0, None, "own:10", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "PixArtSigmaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "SanaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "WanPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "LTXPipeline": Settings(50, 3.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "CogVideoXPipeline": Settings(50, 6.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "StableAudioPipeline": Settings(100, 7.0, None, "own:10", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
     # Qwen-Image guides by true_cfg_scale, 4 by default, once there is a negative prompt.
-    "QwenImagePipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "QwenImageEditPipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "QwenImageEditPlusPipeline": Settings(50, None, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "ZImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "Flux2Pipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "Flux2KleinPipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "FluxKontextPipeline": Settings(28, 3.5, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "ChromaPipeline": Settings(35, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "HiDreamImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "Lumina2Pipeline": Settings(30, 4.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "KolorsPipeline": Settings(50, 5.0, None, "dpm:8-karras", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "CogView4Pipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "WanImageToVideoPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "HunyuanVideo15Pipeline": Settings(50, None, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "LTX2Pipeline": Settings(30, 3.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "Kandinsky5T2VPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "Cosmos2_5_PredictBasePipeline": Settings(36, 7.0, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "MochiPipeline": Settings(64, 4.5, None, "own:8", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "AudioLDM2Pipeline": Settings(200, 3.5, None, "dpm:10", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
-    "AceStepPipeline": Settings(8, 7.0, None, "own:4", 16, 1.0, 1.0, (1.0, 0.2), _UNTUNED),
+    "QwenImagePipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "QwenImageEditPipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "QwenImageEditPlusPipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "ZImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "Flux2Pipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "Flux2KleinPipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "FluxKontextPipeline": Settings(28, 3.5, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "ChromaPipeline": Settings(35, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "HiDreamImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "Lumina2Pipeline": Settings(30, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "KolorsPipeline": Settings(50, 5.0, None, "dpm:8-karras", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "CogView4Pipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "WanImageToVideoPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "HunyuanVideo15Pipeline": Settings(50, None, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "LTX2Pipeline": Settings(30, 3.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "Kandinsky5T2VPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "Cosmos2_5_PredictBasePipeline": Settings(36, 7.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "MochiPipeline": Settings(64, 4.5, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "AudioLDM2Pipeline": Settings(200, 3.5, None, "dpm:10", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "AceStepPipeline": Settings(8, 7.0, None, "own:4", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
     "StableAudio3Pipeline": Settings(
-        8, 1.0, None, "own:4", 16, 1.0, 1.0, (1.0, 0.2), f"{_UNTUNED}; steps are those of the distilled model"
+        8, 1.0, None, "own:4", 16, 1.0, "auto", (1.0, 0.2), f"{_UNTUNED}; steps are those of the distilled model"
     ),
 }
 
@@ -159,7 +224,7 @@ _OTHER = Settings(
     "own:8",
     50,
     1.0,
-    1.0,
+    "auto",
     (1.0, 0.2),
     "none published; scale 1 is exact for a bank of the sampler's own",
 )
@@ -177,6 +242,23 @@ def preset(name: str) -> Settings:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def for_reward(settings: Settings, reward: str) -> Settings:
+    """Return the settings, with an automatic strength where theirs was chosen with another reward than ``reward``.
+
+    >>> for_reward(GLYPH, "glyph").reward_scale, for_reward(GLYPH, "brightness").reward_scale
+    (20.0, 'auto')
+    """
+    if settings.tuned_for in (None, reward):
+        return settings
+    _log.warning(
+        "reward_scale %g was chosen with %s: with %s each bank gets its own, as reward_scale='auto' says",
+        settings.reward_scale,
+        settings.tuned_for,
+        reward,
+    )
+    return replace(settings, reward_scale="auto", tuned_for=None)
 
 
 def takes_eta(scheduler: Any) -> bool:

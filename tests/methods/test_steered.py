@@ -6,8 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_lidar import PROMPTS, make
 
+from lidar_sampling._guidance import tempering
 from lidar_sampling.methods import BestOf, Steered, Vanilla
-from lidar_sampling.methods.steered import tempered
+
+
+def tempered(rewards, ess):
+    return (tempering(rewards, ess)[..., None] * rewards).softmax(-1)
 
 
 class TestSteered:

@@ -7,6 +7,7 @@ Exit status: 0 done, 2 wrong use, 1 failure, 130 stopped by Ctrl-C. A failure is
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ._molecules import molecules
 from ._run import run
 from ._score import score
 from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
-from ._serve import serve
+from ._serve import serve, serve_rewards
 
 app = typer.Typer(
     help="Reward-guided sampling for diffusers pipelines, without backpropagation (LiDAR, arXiv 2602.03211).",
@@ -41,7 +42,7 @@ for command in (
     compare,
     evaluate,
     score,
-    serve,
+    serve_rewards,
     models,
     rewards,
     solvers,
@@ -49,6 +50,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.command(hidden=True)(serve)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # where module:function of a reward may lie
         status = typer.main.get_command(app).main(arguments, prog_name="lidar", standalone_mode=False) or 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong use, in typer's own words

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import asdict
 from math import isclose
 from pathlib import Path
@@ -98,7 +96,6 @@ def molecules(
     from ..runs._folder import Folder
 
     quieten()
-    sys.path.append(os.getcwd())  # where module:function of a reward may lie
     value = m.reward(reward, invalid=invalid)
     model: Any = m.load_model()
     lidar = TokenLiDAR(

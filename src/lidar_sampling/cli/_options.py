@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +25,13 @@ Model = Annotated[
     str, typer.Option(help="'glyph' (the embedded model), or a path or hub id of a diffusers pipeline.")
 ]
 RewardName = Annotated[
-    str | None, typer.Option("--reward", help="A reward of 'lidar rewards'. [default: the model's]")
+    str | None,
+    typer.Option(
+        "--reward",
+        help="A reward of 'lidar rewards'; package.module:function of your own; or a mixture, clip:0.9+ocr:0.1. "
+        "[default: the model's]",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Images = Annotated[int, typer.Option(min=1, help="Samples a prompt.")]
@@ -37,7 +45,31 @@ GuidanceScale = Annotated[
     float | None, typer.Option(help="Classifier-free guidance, both phases. [default: the model's]")
 ]
 Scale = Annotated[float | None, typer.Option(help="Strength of the shift, s. [default: the model's]")]
-RewardScale = Annotated[float | None, typer.Option(help="Lambda, in 1 / reward. [default: the model's]")]
+
+
+def _strength(text: str) -> Any:
+    """Return a number, or the word auto.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    if text == "auto":
+        return text
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise typer.BadParameter(f"must be a number or auto, got {text!r}")
+
+
+RewardScale = Annotated[
+    Any,
+    typer.Option(
+        parser=_strength,
+        metavar="FLOAT|auto",
+        help="Lambda, in 1 / reward; auto fits it to the rewards of each bank. [default: the model's]",
+        show_default=False,
+    ),
+]
 Noise = Annotated[
     str | None,
     typer.Option(

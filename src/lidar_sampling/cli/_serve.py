@@ -1,4 +1,4 @@
-"""``lidar serve``: rewards over HTTP, for samplers in other processes or on other machines."""
+"""``lidar serve-rewards``: rewards over HTTP, for samplers in other processes or on other machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ Host = Annotated[str, typer.Option(help="Address to listen on; the default answe
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
 
 
-def serve(
+def serve(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Say where this command went."""
+    raise typer.BadParameter("rewards are served by 'lidar serve-rewards' now")
+
+
+def serve_rewards(
     names: Names,
     host: Host = "127.0.0.1",
     port: Port = 8000,

@@ -21,7 +21,7 @@ def check_fields(settings: Any, **ranges: str) -> None:
 
     Args:
         settings: the dataclass.
-        **ranges: field -> interval, as mathematics writes it; None passes where the annotation allows it.
+        **ranges: field -> interval, as mathematics writes it; None and words pass where the annotation allows them.
 
     Raises:
         ValueError: the message names the field, the value and what is expected.
@@ -38,7 +38,7 @@ def check_fields(settings: Any, **ranges: str) -> None:
     what, values = type(settings).__name__, {field.name: getattr(settings, field.name) for field in fields(settings)}
     check_settings(what, values, get_type_hints(type(settings)))
     for name, interval in ranges.items():
-        if values[name] is not None and not _inside(values[name], interval):
+        if not isinstance(values[name], str | None) and not _inside(values[name], interval):
             raise ValueError(f"{name} must be {_in_words(interval, values[name])}, got {values[name]}")
 
 

@@ -9,6 +9,7 @@ from .._cost import Cost
 from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
+from .._settings import Strength
 from ..solvers import load
 from ._checks import check_fields
 from ._face import bank_cost, sampling_cost
@@ -21,19 +22,21 @@ class Guided:
     Attributes:
         n: lookahead samples a prompt.
         scale: s, the strength of the shift.
-        reward_scale: lambda, in 1 / reward.
+        reward_scale: lambda, in 1 / reward; or ``auto``.
+        ess: of ``auto``, the effective sample size of a bank at pure noise, as a share of ``n``.
         steps: denoising steps of the guided samples.
         lookahead: the few-step solver of the bank.
     """
 
     n: int | None = None
     scale: float | None = None
-    reward_scale: float | None = None
+    reward_scale: Strength | None = None
     steps: int | None = None
     lookahead: str | None = None
+    ess: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, n="[1, inf)", scale="[0, inf)", reward_scale="[0, inf)", steps="[1, inf)")
+        check_fields(self, n="[1, inf)", scale="[0, inf)", reward_scale="[0, inf)", steps="[1, inf)", ess="(0, 1]")
         if self.lookahead is not None:
             load(self.lookahead)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
+from .._guidance import tempering
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, with_noise
@@ -113,27 +114,5 @@ class Resampled(Particles):
 
     def choose(self, r: Tensor) -> Tensor:
         """Resample particles of rewards (P, k), with as little noise as can be."""
-        weights = tempered(r, self.settings.ess)
+        weights = (tempering(r, self.settings.ess)[:, None] * (r - r.amax(1, keepdim=True))).softmax(1)
         return torch.stack([ssp(row, g) for row, g in zip(weights, self.generators, strict=True)])
-
-
-def tempered(rewards: Tensor, ess: float) -> Tensor:
-    """Weights (P, k) ``softmax(lambda r)`` of rewards (P, k), with the lambda that makes their ESS ``ess * k``.
-
-    Where so many rewards share the top that no lambda brings it so low, the top alone is left.
-
-    Example:
-        >>> import torch
-        >>> weights = tempered(torch.tensor([[0.0, 1.0, 2.0, 30.0]]), 0.5)
-        >>> round(float(1 / weights.square().sum()), 6)
-        2.0
-    """
-    r = rewards.double()
-    fall = r - r.amax(1, keepdim=True)
-    fall = fall / fall.abs().amax(1, keepdim=True).clamp_min(torch.finfo(r.dtype).tiny)
-    low, high = torch.zeros_like(fall[:, :1]), torch.full_like(fall[:, :1], 1e6)
-    for _ in range(100):  # bisection: the ESS falls as lambda grows
-        middle = (low + high) / 2
-        large = (middle * fall).softmax(1).square().sum(1, keepdim=True).reciprocal() > ess * r.shape[1]
-        low, high = torch.where(large, middle, low), torch.where(large, high, middle)
-    return (high * fall).softmax(1)

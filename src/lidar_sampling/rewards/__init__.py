@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._hub import Published
+from ._imported import function_at as function_at
 from ._score import FRAMES as FRAMES
 from ._score import Reward as Reward
 from ._score import RewardError as RewardError
@@ -137,18 +138,27 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     """The reward called ``name``, its model on ``device``.
 
     Args:
-        name: one of :data:`REGISTRY`; where its line says so with ``:`` and a path or hub id of other weights.
+        name: one of :data:`REGISTRY`, where its line says so with ``:`` and a path or hub id of other weights; or
+            ``package.module:function`` of a function of your own; or a mixture of such, ``clip:0.9+brightness:0.1``.
         device: where its model runs.
         dtype: the precision of its model.
 
     Raises:
         ValueError: no such reward; the message names the nearest.
+        RewardError: the module of a function of your own cannot be imported.
 
     Example:
         >>> load("brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
         tensor([1.])
     """
-    entry, model = _find(name)
+    if weights := read_mixture(name):
+        from .mixture import Mixture
+
+        return Mixture(weights, device=device, dtype=dtype)
+    found = _find(name)
+    if callable(found):
+        return found
+    entry, model = found
     module, function = entry.factory.split(":")
     factory = getattr(import_module(f".{module}", __name__), function)
     return factory(model or entry.published, device=device, dtype=dtype)
@@ -159,16 +169,53 @@ def check_name(name: str) -> None:
 
     Raises:
         ValueError: it does not; the message names the nearest.
+        RewardError: the module of a function cannot be imported.
     """
-    _find(name)
+    for part in read_mixture(name) or [name]:
+        _find(part)
 
 
-def _find(name: str) -> tuple[Entry, str]:
-    """Return the entry of ``name``, and the model that stands behind its colon."""
+def read_mixture(text: str) -> dict[str, float]:
+    """Return the names and weights of a mixture that is written ``NAME:WEIGHT+NAME:WEIGHT``; empty for a name alone.
+
+    Raises:
+        ValueError: one part of it has a weight and another has none, or a name comes twice.
+
+    >>> read_mixture("image-reward:0.9+clip:some/model:0.1"), read_mixture("clip:a+b")
+    ({'image-reward': 0.9, 'clip:some/model': 0.1}, {})
+    """
+    found: dict[str, float] = {}
+    parts = [part.rpartition(":") for part in text.split("+")]
+    weighed = [name for name, _, weight in parts if name and _is_number(weight)]
+    if len(parts) < 2 or not weighed:
+        return found
+    for name, _, weight in parts:
+        if name not in weighed:
+            raise ValueError(f"a mixture must be NAME:WEIGHT+NAME:WEIGHT, got {text!r}")
+        if name in found:
+            raise ValueError(f"the mixture {text!r} names {name} twice: leave one out")
+        found[name] = float(weight)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _find(name: str) -> tuple[Entry, str] | Reward:
+    """Return the entry of ``name`` and the model that stands behind its colon, or a function of the user's own."""
     base, _, model = name.partition(":")
     entry = REGISTRY.get(base)
+    if entry is None and (function := function_at(name)) is not None:
+        return function
     if entry is None or (model and not entry.takes_model):
         near = get_close_matches(name, REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}")
+        raise ValueError(
+            f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}, or package.module:function of your own"
+        )
     return entry, model

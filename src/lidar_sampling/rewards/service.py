@@ -112,7 +112,7 @@ class RemoteReward:
             _log.warning("%s/score, attempt %d: %s", self.url, attempt + 1, problem)
         raise ServiceError(
             f"{self.url}/score failed {self.retries + 1} times, last with: {problem}; "
-            f"see whether it runs (lidar serve {self.name}) and answers within {self.timeout:g} s"
+            f"see whether it runs (lidar serve-rewards {self.name}) and answers within {self.timeout:g} s"
         )
 
 

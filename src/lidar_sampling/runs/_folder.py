@@ -170,6 +170,7 @@ class Folder:
                     "cost": {phase: vars(cost) for phase, cost in samples.cost.items()},
                 }
             entry["trace"] = result.trace.rows()
+            entry["reward_scale"] = next(iter(result.trace.reward_scales), None)
             banks = result.banks[:1]  # none, where the method draws none
             entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
             (part / "metadata.jsonl").write_text(json.dumps(dict(metadata)) + "\n")

@@ -23,7 +23,7 @@ from ._identity import read_json
 from ._levers import read_levers, read_scheduler
 from ._machine import check_dtype
 
-SETTINGS = tuple(name for name in Settings.__dataclass_fields__ if name not in ("source", "scheduler"))
+SETTINGS = tuple(name for name in Settings.__dataclass_fields__ if name not in ("source", "scheduler", "tuned_for"))
 """The settings that a Job can set."""
 
 
@@ -93,6 +93,8 @@ class Job:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        from ..rewards import read_mixture
+
         object.__setattr__(self, "prompts", _checked(self.prompts))
         for name in ("metrics", "methods", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
@@ -102,6 +104,8 @@ class Job:
                 raise ValueError(f"{name} must be {spelt(kind)}, got {value!r}")
         if isinstance(self.settings.get("window"), list):
             object.__setattr__(self, "settings", {**self.settings, "window": tuple(self.settings["window"])})
+        if isinstance(self.reward, str) and (weights := read_mixture(self.reward)):
+            object.__setattr__(self, "reward", weights)
         _check_json(self)
         _check_drawing(self)
         _check_methods(self)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from rdkit.Chem import QED
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ...rewards import RewardError
+from ...rewards import RewardError, function_at
 from ._tokenizer import decode
 
 Property = Callable[[Any], float]
@@ -49,19 +47,8 @@ def load_property(name: str) -> Property:
     """
     if name in PROPERTIES:
         return PROPERTIES[name]
-    module, colon, function = name.partition(":")
-    if colon and all(part.isidentifier() for part in (*module.split("."), function)):
-        try:
-            imported = import_module(module) if _importable(module) else None
-        except MemoryError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise RewardError(f"importing the reward {name} raised {type(error).__name__}: {error}") from error
-        if imported is not None:
-            found = getattr(imported, function, None)
-            if not callable(found):
-                raise ValueError(f"{module} has no function {function!r}")
-            return found
+    if (found := function_at(name)) is not None:
+        return found
     with rdBase.BlockLogs():
         pattern = Chem.MolFromSmarts(name) if name else None
     if pattern is None:
@@ -135,10 +122,3 @@ def parse(smiles: str) -> Any | None:
 def _finite(value: float) -> bool:
     """Whether ``value`` is a finite number in float32, which rewards are kept in."""
     return abs(value) <= torch.finfo(torch.float32).max
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
