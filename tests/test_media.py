@@ -109,7 +109,7 @@ def test_a_picture_that_moves_is_no_picture_but_a_sample(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (written(Image.fromarray(np.zeros((4, 4), np.uint16))), {}, "has pixels of mode I;16: save it with 8 bits"),
+        (written(Image.fromarray(np.zeros((4, 4), np.uint16))), {}, "has pixels of mode I(;16)?: save it with 8 bits"),
         (written(Image.effect_noise((64, 64), 50))[:900], {}, "cannot be read: "),
         (b"no picture", {}, "is not a picture"),
         (b"", {}, "is not a picture"),
@@ -157,7 +157,7 @@ def png_of(depth, kind, row, transparent=b""):
 
 @pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
 def test_sixteen_bits_a_channel_are_refused_in_any_mode(kind, channels):
-    with pytest.raises(ValueError, match=r"^x (has 16 bits a channel|has pixels of mode I;16).*: save it with 8"):
+    with pytest.raises(ValueError, match=r"^x (has 16 bits a channel|has pixels of mode I).*: save it with 8"):
         read_picture(png_of(16, kind, b"\x12\x34" * channels), name="x")
     if kind in (0, 2):
         with pytest.raises(ValueError, match=r"save it with 8"):

@@ -168,7 +168,7 @@ class TestShowing:
         assert capsys.readouterr().err == ""
 
     def test_what_is_nowhere_else_must_succeed(self):
-        with pytest.raises(OSError, match="disk full"), shown(saved=False):
+        with on(open(os.devnull, "w")), pytest.raises(OSError, match="disk full"), shown(saved=False):
             raise OSError(errno.ENOSPC, "disk full")
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")

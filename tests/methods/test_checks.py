@@ -65,7 +65,7 @@ WRONG = [
     (BeamSearch, "lookahead", 0, "at least 1, got 0"),
     (Guided, "n", 0, "at least 1, got 0"),
     (Guided, "scale", -1.0, "at least 0, got -1.0"),
-    (Guided, "reward_scale", "high", "float or None, got 'high'"),
+    (Guided, "reward_scale", "high", "float or 'auto' or None, got 'high'"),
     (Guided, "steps", 2.5, "int or None, got 2.5"),
     (Guided, "lookahead", "dmp:5", "unknown solver 'dmp:5'; did you mean 'dpm:5'"),
     (Halving, "keep_at", (0.5, 0.25), "rising fractions between 0 and 1"),
