@@ -40,7 +40,7 @@ def print_table(whole: dict[str, Any]) -> None:
             add("" if k else f"mean of {count} prompts", name, row)
     console().print(table)
     found = [entry["reward_scale"] for entry in whole["prompts"] if entry.get("reward_scale") is not None]
-    if whole["settings"]["reward_scale"] == "auto" and found:
+    if whole.get("settings", {}).get("reward_scale") == "auto" and found:
         low, high = (f"{end(found):.3g}" for end in (min, max))
         console().print(f"reward_scale auto: {low}" + (f" to {high}, by prompt" if high != low else ""))
 
