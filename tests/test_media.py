@@ -109,7 +109,11 @@ def test_a_picture_that_moves_is_no_picture_but_a_sample(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (written(Image.fromarray(np.zeros((4, 4), np.uint16))), {}, "has pixels of mode I(;16)?: save it with 8 bits"),
+        (
+            written(Image.fromarray(np.zeros((4, 4), np.uint16))),
+            {},
+            "has pixels of mode I(;16)?: save it with 8 bits",
+        ),
         (written(Image.effect_noise((64, 64), 50))[:900], {}, "cannot be read: "),
         (b"no picture", {}, "is not a picture"),
         (b"", {}, "is not a picture"),

@@ -1,6 +1,7 @@
 """A strength without units: the same for rewards that are shifted or stretched, and said wherever it was used."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lidar_sampling._guide import auto_strength
 from lidar_sampling._settings import DEFAULTS, GLYPH, for_reward
 from lidar_sampling.cli import main
 from lidar_sampling.methods import load
+from lidar_sampling.runs import Job, run
 
 REWARDS = st.lists(st.integers(-1000, 1000), min_size=3, max_size=20, unique=True)
 
@@ -121,6 +123,32 @@ class TestWarnings:
         caplog.clear()
         sampler(reward_scale=1e-3)("a cat", images=2)
         assert not caplog.text
+
+    def test_of_a_reward_that_reads_no_prompt_where_prompts_are_judged(self, caplog):
+        line = {"prompt": "a photo of a cat", "tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+        sampler().check_prompts([line, line])
+        assert caplog.text.count("a reward without prompts: brightness looks at images alone") == 1
+        caplog.clear()
+        sampler().check_prompts(["a photo of a cat"])
+        sampler(lambda *, images, prompts: images.flatten(1).mean(1)).check_prompts([line])
+        assert not caplog.text
+
+    def test_of_a_lookahead_that_is_worse_than_vanilla(self, caplog, tmp_path):
+        pipe = tmp_path / "pipe"
+        testing.tiny_stable_diffusion().save_pretrained(pipe)
+        how = {"n": 1, "steps": 4, "lookahead": "own:1", "reward_scale": 0.0}
+        job = Job(prompts=[f"{k}" for k in range(6)], model=str(pipe), reward="brightness", settings=how, images=2)
+        run(replace(job, methods=("vanilla", "lidar")), tmp_path / "out")
+        entries = json.loads((tmp_path / "out" / "result.json").read_text())["prompts"]
+        coarse = [
+            entry["prompt"]
+            for entry in entries
+            if max(entry["bank"]["brightness"]) < sum(entry["vanilla"]["rewards"]["brightness"]) / 2
+        ]
+        assert 0 < len(coarse) < 6
+        for entry in entries:
+            told = f"coarse lookahead: the best of the bank of {entry['prompt']!r}" in caplog.text
+            assert told is (entry["prompt"] in coarse)
 
 
 def test_the_command_keeps_what_it_chose(tmp_path, capfd):

@@ -526,6 +526,13 @@ class LiDAR:
         """
         for judge in (*self.parts, *self.metrics):
             _rewards.check_prompts(judge, prompts)
+        judged = any(isinstance(prompt, Mapping) and "include" in prompt for prompt in prompts)
+        if judged and not getattr(self.reward, "reads_prompt", True):
+            _log.warning(
+                "a reward without prompts: %s looks at images alone, and these are judged by what the prompts ask for: "
+                "guide by a reward that reads them, such as clip",
+                name_of(self.reward),
+            )
 
     @property
     def solver(self) -> Solver:

@@ -7,6 +7,7 @@ A function is a reward. An object may add:
 
 ``name``            what results and banks call it
 ``differentiable``  whether gradients reach the images
+``reads_prompt``    False where only the images count
 ``networks``        the modules that see every image, for :func:`lidar_sampling.accelerate`
 ``modality``        ``"video"``: it sees videos whole, as below
 ``check(prompts)``  raises ValueError for prompts that it cannot read; called before anything is drawn

@@ -31,6 +31,7 @@ class Aesthetic:
     """
 
     differentiable = True
+    reads_prompt = False
 
     def __init__(
         self,

@@ -13,6 +13,9 @@ def brightness(*, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images.flatten(1).mean(1)
 
 
+setattr(brightness, "reads_prompt", False)  # noqa: B010
+
+
 def load_brightness(model: None, *, device: torch.device | str, dtype: torch.dtype) -> Callable[..., Tensor]:
     """The function itself: it works wherever the images are."""
     return brightness

@@ -30,6 +30,7 @@ class JPEGSize:
     """
 
     differentiable = False
+    reads_prompt = False
 
     def __init__(self, sign: int, *, quality: int = 95) -> None:
         if not 1 <= quality <= 95:

@@ -86,6 +86,11 @@ class Mixture:
         return all(getattr(part, "differentiable", False) for part in self.parts)
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether any part does."""
+        return any(getattr(part, "reads_prompt", True) for part in self.parts)
+
+    @property
     def reads_metadata(self) -> bool:
         """Whether any part does; the others get the texts."""
         return any(getattr(part, "reads_metadata", False) for part in self.parts)
@@ -169,6 +174,11 @@ class Ensemble:
     def differentiable(self) -> bool:
         """Whether every member says it is."""
         return all(getattr(member, "differentiable", False) for member in self.members)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether any member does."""
+        return any(getattr(member, "reads_prompt", True) for member in self.members)
 
     @property
     def reads_metadata(self) -> bool:

@@ -19,6 +19,7 @@ from .._files import write_json, writing
 from .._result import Result
 from .._sampler import LiDAR
 from ..methods import load as load_method
+from ..rewards import name_of
 from ._folder import Folder, place_of, read_finished
 from ._grid import draw_grid
 from ._identity import identity, read_json
@@ -92,6 +93,9 @@ class Pictures:
         }
         *_, name = self.job.methods
         plain = results["vanilla"] if len(results) > 1 else [None] * len(group)
+        for result, vanilla in zip(results[name], plain, strict=True):
+            if vanilla is not None:
+                _warn_of_coarse(result, vanilla, name_of(lidar.reward))
         return [
             self.folder.put(unit, name, result, vanilla, line)
             for unit, result, vanilla, line in zip(group, results[name], plain, lines, strict=True)
@@ -189,6 +193,22 @@ def _told(job: Job) -> Any:
     for index in range(len(job)):
         digest.update(json.dumps(job.line(index)).encode() + b"\n")
     return f"{len(job)} prompts, sha256 {digest.hexdigest()}"
+
+
+def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
+    """Say that the few-step samples of a prompt are all worse than whole ones, so that guidance leads nowhere."""
+    for bank in result.banks:
+        if reward in bank.rewards and reward in vanilla.rewards:
+            best, mean = float(bank.reward(reward).max()), float(vanilla.rewards[reward].mean())
+            if best < mean:
+                _log.warning(
+                    "coarse lookahead: the best of the bank of %r has %s %.3g, less than vanilla's mean %.3g: take more "
+                    "steps, as dpm:N, or a distilled model",
+                    bank.prompt,
+                    reward,
+                    best,
+                    mean,
+                )
 
 
 def _batched(lines: Iterable[Record], size: int) -> Iterator[list[Record]]:
