@@ -529,7 +529,7 @@ class LiDAR:
         judged = any(isinstance(prompt, Mapping) and "include" in prompt for prompt in prompts)
         if judged and not getattr(self.reward, "reads_prompt", True):
             _log.warning(
-                "a reward without prompts: %s looks at images alone, and these are judged by what the prompts ask for: "
+                "a reward without prompts: %s looks at images alone, and these are judged by what prompts ask for: "
                 "guide by a reward that reads them, such as clip",
                 name_of(self.reward),
             )

@@ -202,8 +202,8 @@ def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
             best, mean = float(bank.reward(reward).max()), float(vanilla.rewards[reward].mean())
             if best < mean:
                 _log.warning(
-                    "coarse lookahead: the best of the bank of %r has %s %.3g, less than vanilla's mean %.3g: take more "
-                    "steps, as dpm:N, or a distilled model",
+                    "coarse lookahead: the best of the bank of %r has %s %.3g, less than vanilla's mean %.3g: take "
+                    "more steps, as dpm:N, or a distilled model",
                     bank.prompt,
                     reward,
                     best,
