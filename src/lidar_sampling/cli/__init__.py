@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import typer
 
+from ._check_reward import check_reward
 from ._compare import compare, methods
 from ._doctor import doctor
 from ._evaluate import evaluate
@@ -42,6 +43,7 @@ for command in (
     compare,
     evaluate,
     score,
+    check_reward,
     serve_rewards,
     models,
     rewards,

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .._hub import Published
+from ._examine import Finding as Finding
+from ._examine import examine as examine
 from ._imported import function_at as function_at
 from ._score import FRAMES as FRAMES
 from ._score import Reward as Reward

@@ -1,0 +1,33 @@
+"""``lidar check-reward``: what a reward does with known pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import _options as o
+from ._screen import echo, print_json, shown
+
+Name = Annotated[
+    str, typer.Argument(help="A reward of 'lidar rewards', or package.module:function.", show_default=False)
+]
+
+
+def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32", json: o.Json = False) -> None:
+    """Ask a reward about known pictures: order, batches, precision, files, prompts, speed. Status 1 if one fails."""
+    from ..rewards import examine, load
+    from ..runs import device_of, dtype_of, quieten
+
+    quieten()
+    reward = load(name, device=device_of(device), dtype=dtype_of(dtype))
+    findings = []
+    with shown(saved=False):
+        for finding in examine(reward):
+            findings.append(finding)
+            if not json:
+                echo(f"{finding.verdict:5} {finding.question}: {finding.answer}")
+        if json:
+            print_json([finding._asdict() for finding in findings])
+    if any(finding.verdict == "FAIL" for finding in findings):
+        raise typer.Exit(1)

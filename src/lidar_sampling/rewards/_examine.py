@@ -1,0 +1,186 @@
+"""What a reward does with pictures that are known: the questions that a reward of one's own should pass."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .._media import read_picture
+from ._score import Reward, RewardError, ask, score, score_pictures
+
+PROMPTS = ('a red sign that says "OPEN"', 'two cats under a sign that says "SHUT"')
+"""What the pictures are said to show; with words in quotes, which some rewards ask for."""
+
+_TOLERANCE, _HALF = 1e-3, 2e-2  # of the spread of the scores; the second where it computes in half precision
+
+
+class Finding(NamedTuple):
+    """One question and its answer: ``pass``, ``FAIL``, or ``note`` where either is right."""
+
+    question: str
+    verdict: str
+    answer: str
+
+
+def pictures(size: int = 64) -> Tensor:
+    """Return six pictures (6, 3, size, size): black, white, red, a ramp, a board and noise.
+
+    >>> pictures(8).shape
+    torch.Size([6, 3, 8, 8])
+    """
+    ramp = torch.linspace(0, 1, size).expand(3, size, size)
+    rows = torch.arange(size)
+    board = ((rows[:, None] // 8 + rows // 8) % 2).float().expand(3, size, size)
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, size, size)
+    noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.stack([torch.zeros_like(ramp), torch.ones_like(ramp), red, ramp, board, noise])
+
+
+def examine(reward: Reward) -> Iterator[Finding]:
+    """Ask ``reward`` about known pictures, and yield each answer as it comes.
+
+    Args:
+        reward: the reward.
+
+    Example:
+        >>> def mean(*, images, prompts):
+        ...     return images.mean((1, 2, 3))
+        >>> [finding.question for finding in examine(mean) if finding.verdict == "FAIL"]
+        []
+    """
+    known = pictures()
+    prompts = [PROMPTS[k % 2] for k in range(len(known))]
+
+    def of(images: Tensor, asked: Sequence[str] = prompts) -> Tensor:
+        return score(reward, images=images, prompts=asked)
+
+    try:
+        together = of(known)
+    except RewardError as error:
+        yield Finding("scores six pictures of 64 x 64", "FAIL", str(error))
+        return
+    yield Finding("scores six pictures of 64 x 64", "pass", ", ".join(f"{value:.4g}" for value in together.tolist()))
+    spread = float(together.max() - together.min())
+    ends = f"from {together.min():.4g} to {together.max():.4g}"
+    yield Finding("tells them apart", "pass" if spread else "FAIL", ends)
+
+    def same(
+        question: str, expected: Tensor, ask_again: Callable[[], Tensor], tolerance: float = _TOLERANCE
+    ) -> Finding:
+        try:
+            apart = float((ask_again() - expected).abs().max())
+        except (RewardError, ValueError) as error:
+            return Finding(question, "FAIL", str(error))
+        return Finding(question, "pass" if apart <= tolerance * spread else "FAIL", f"at most {apart:.2g} apart")
+
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    yield same("gives the same again", together, lambda: of(known))
+    yield same(
+        "gives each alone what it gives in a batch",
+        together,
+        lambda: torch.cat([of(known[k : k + 1], prompts[k : k + 1]) for k in range(len(known))]),
+    )
+    yield same("keeps the order", together[order], lambda: of(known[order], [prompts[k] for k in order.tolist()]))
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        rounded = known.to(dtype)
+        yield same(f"takes {name}", of(rounded.float()), partial(of, rounded), _HALF)
+    yield _takes("takes pictures of 96 x 48", lambda: of(torch.nn.functional.interpolate(known, (48, 96))))
+    yield same(
+        "reads transparent files as laid over white, and grey ones as grey",
+        of(_over_white(known)),
+        lambda: _of_files(reward, prompts),
+    )
+    yield _takes("takes one picture", lambda: of(known[:1], prompts[:1]))
+    yield _broken(reward, known, prompts)
+    yield _spoils(reward, known, prompts)
+    yield _reads_prompts(reward, known, together, prompts)
+    yield from _speed(reward, prompts)
+
+
+def _takes(question: str, ask_again: Callable[[], Tensor]) -> Finding:
+    try:
+        return Finding(question, "pass", f"{len(ask_again())} numbers")
+    except (RewardError, ValueError) as error:
+        return Finding(question, "FAIL", str(error))
+
+
+def _opacity(size: int) -> Tensor:
+    return torch.linspace(0, 1, size)[:, None].expand(size, size).mul(255).round().div(255)
+
+
+def _over_white(images: Tensor) -> Tensor:
+    """Return what files of the pictures hold: half of them transparent, half of them grey."""
+    rounded = images.mul(255).round().div(255)
+    a = _opacity(images.shape[-1])
+    grey = rounded.mul(255)[:, :1].expand_as(images).div(255)
+    return torch.cat([rounded[:3] * a + 1 - a, grey[3:]])
+
+
+def _of_files(reward: Reward, prompts: Sequence[str]) -> Tensor:
+    found = []
+    known = pictures()
+    for k, image in enumerate(known):
+        content = image.mul(255).round().to(torch.uint8)
+        if k < 3:
+            opacity = _opacity(image.shape[-1]).mul(255).round().to(torch.uint8)
+            picture = Image.fromarray(torch.cat([content, opacity[None]]).permute(1, 2, 0).numpy(), "RGBA")
+        else:
+            picture = Image.fromarray(content[0].numpy(), "L")
+        file = io.BytesIO()
+        picture.save(file, format="PNG")
+        found.append(read_picture(file.getvalue()))
+    return torch.tensor(score_pictures(reward, pictures=found, prompts=prompts))
+
+
+def _broken(reward: Reward, images: Tensor, prompts: list[str]) -> Finding:
+    question, broken = "has no score for a picture of NaN", images.clone()
+    broken[0] = torch.nan
+    try:
+        with torch.no_grad():
+            value = torch.as_tensor(ask(reward, images=broken, prompts=prompts))[0]
+    except Exception as error:
+        return Finding(question, "pass", f"it raises {type(error).__name__}")
+    finite = bool(value.isfinite())
+    return Finding(question, "note" if finite else "pass", f"it gives {float(value):.4g}")
+
+
+def _spoils(reward: Reward, images: Tensor, prompts: list[str]) -> Finding:
+    own, texts = images.clone(), list(prompts)
+    with torch.no_grad():
+        reward(images=own, prompts=texts)
+    spoiled = not torch.equal(own, images) or texts != prompts
+    return Finding("leaves what it is given as it was", "note" if spoiled else "pass", "it gets copies in any case")
+
+
+def _reads_prompts(reward: Reward, images: Tensor, scores: Tensor, prompts: Sequence[str]) -> Finding:
+    other = score(reward, images=images, prompts=[PROMPTS[1 - PROMPTS.index(prompt)] for prompt in prompts])
+    reads, says = bool((other != scores).any()), getattr(reward, "reads_prompt", True)
+    said = "it does" if reads else "it does not"
+    if says and not reads:
+        return Finding("reads the prompt", "note", f"{said}: say so with reads_prompt = False")
+    return Finding("reads the prompt", "pass" if reads == says else "FAIL", f"{said}, and reads_prompt is {says}")
+
+
+def _speed(reward: Reward, prompts: Sequence[str]) -> Iterator[Finding]:
+    """Yield how long a picture takes in batches of several sizes, and what the GPU's memory came to."""
+    for size in (1, 4, 16):
+        images = pictures(256)[[k % 6 for k in range(size)]]
+        texts = [prompts[k % 6] for k in range(size)]
+        call: dict[str, Any] = {"images": images, "prompts": texts}
+        with torch.no_grad():
+            ask(reward, **call)
+            start = time.perf_counter()
+            torch.as_tensor(ask(reward, **call)).cpu()  # waits for the device
+        each = 1000 * (time.perf_counter() - start) / size
+        memory = (
+            f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of the GPU" if torch.cuda.is_available() else ""
+        )
+        yield Finding(f"speed at 256 x 256 in batches of {size}", "note", f"{each:.3g} ms per picture{memory}")
