@@ -13,8 +13,8 @@ one exactly. With more, a step keeps tokens by how likely they are, which no law
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -201,8 +201,8 @@ class TextLiDAR:
         if not accepts(int, samples) or samples < 1:
             raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
         items = items_of(prompts, samples, seed, "target")
-        members = [partial(self._guided, bank) for bank in banks for _ in range(samples)]
-        tokens, sampling = self._draw(items, self.settings.steps, members)
+        guided = [partial(self._guided, bank) for bank in banks for _ in range(samples)]
+        tokens, sampling = self._draw(items, self.settings.steps, guided)
         start = time.perf_counter()
         rewards, texts = self._scored(tokens), self.decode(tokens)
         scoring = Cost(reward_calls=len(items), seconds=time.perf_counter() - start)
@@ -225,16 +225,22 @@ class TextLiDAR:
         provenance = {"steps": how.lookahead_steps, "n": how.n, "seed": seed, "call": repr(sorted(self.call.items()))}
         return LookaheadBank(tokens, {name_of(self.reward): rewards}, prompt, self.space, provenance), cost
 
-    def _draw(self, items: Sequence[Item], steps: int, hooks: Sequence[Any]) -> tuple[Tensor, Cost]:
+    def _draw(
+        self, items: Sequence[Item], steps: int, around: Sequence[Callable[[], AbstractContextManager[None]]]
+    ) -> tuple[Tensor, Cost]:
         """Return the tokens (B, L) of texts on the CPU, one drawn after the other, and what they cost."""
-        start, found = time.perf_counter(), []
-        calls: list[None] = []
-        counter = self.pipe.model.register_forward_hook(lambda *_: calls.append(None))
+        start, found, calls = time.perf_counter(), [], 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        counter = self.pipe.model.register_forward_hook(count)
         quiet = dict(getattr(self.pipe, "_progress_bar_config", {}))
         self.pipe.set_progress_bar_config(**{**quiet, "disable": True})
         try:
             for row, item in enumerate(items):
-                with hooks[row]() if hooks else _plain():
+                with around[row]() if around else nullcontext():
                     generator = torch.Generator(self.pipe.device).manual_seed(item.seed)
                     drawn = self.pipe(
                         prompt=item.prompt,
@@ -248,7 +254,7 @@ class TextLiDAR:
         finally:
             counter.remove()
             self.pipe.set_progress_bar_config(**quiet)
-        return torch.cat(found), Cost(network_evaluations=len(calls), seconds=time.perf_counter() - start)
+        return torch.cat(found), Cost(network_evaluations=calls, seconds=time.perf_counter() - start)
 
     def _scored(self, tokens: Tensor) -> Tensor:
         return score(self.reward, self.decode(tokens))
@@ -323,11 +329,6 @@ class BlockGuidance:
             members = Members(samples[:, first:end], rewards, kernel, reward_scale=how.reward_scale, weights=weights)
             self._members = first, members
         return self._members[1]
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    yield
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:
