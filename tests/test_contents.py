@@ -141,9 +141,7 @@ def last_bias(encoder):
 
 CHANGES = {
     "a weight": lambda p: p.unet.conv_in.weight.data.mul_(2),
-    "a bias of the text encoder": lambda p: dict(p.text_encoder.named_parameters())[
-        last_bias(p.text_encoder)
-    ].data.add_(1),
+    "a bias of the text encoder": lambda p: last_bias(p.text_encoder).data.add_(1),
     "an embedding": lambda p: p.text_encoder.get_input_embeddings().weight.data[7].add_(1),
     "a weight of the autoencoder": lambda p: p.vae.decoder.conv_out.weight.data.mul_(2),
     "tiling": lambda p: p.vae.enable_tiling(),

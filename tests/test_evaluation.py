@@ -497,7 +497,10 @@ def test_diversity_lies_between_copies_and_opposites(m, seed):
         ("best-of-12@10", "BestOf(method=Vanilla(steps=10, solver=None), n=12)"),
         ("fk+best-of-8", "n=8)"),
         ("refine-50", "Refine(n=50"),
-        ("lidar:n=9,lookahead=dpm:8", "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8')"),
+        (
+            "lidar:n=9,lookahead=dpm:8",
+            "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8', ess=None)",
+        ),
         ("lidar+best-of-8:n=9,scale=3", "BestOf(method=Guided(n=9, scale=3"),
         ("fk:potential=difference,adaptive=True", "FKSteering(potential='difference'"),
         ("best-of-50@dpm:5", "n=50)"),

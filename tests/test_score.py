@@ -1,4 +1,4 @@
-"""``lidar score``, ``lidar serve`` and the lists of rewards and solvers."""
+"""``lidar score``, ``lidar serve-rewards`` and the lists of rewards and solvers."""
 
 import json
 import os
@@ -308,7 +308,7 @@ def test_lists_say_where_weights_come_from(lidar):
 
 
 def test_serving_until_ctrl_c(tmp_path):
-    command = [sys.executable, "-m", "lidar_sampling.cli", "serve", "brightness", "--port", "0"]
+    command = [sys.executable, "-m", "lidar_sampling.cli", "serve-rewards", "brightness", "--port", "0"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         line = run.stderr.readline()

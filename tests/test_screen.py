@@ -295,7 +295,8 @@ class TestStatus:
     def test_of_wrong_use_shows_no_control_characters(self, lidar):
         code, out, err = lidar("doctor", "--\x1b[2J")
         assert (code, out) == (2, "")
-        assert "No such option: --\\x1b[2J" in err
+        assert "No such option" in err
+        assert "--\\x1b[2J" in err
 
     def test_of_a_finished_look_is_0_whatever_is_shown(self, lidar, tiny, monkeypatch, tmp_path):
         monkeypatch.setattr(_report, "print_json", raising(UnicodeEncodeError("charmap", "🐱", 0, 1, "undefined")))

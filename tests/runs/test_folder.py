@@ -21,7 +21,7 @@ def result(prompt="a cat", images=2):
         images=torch.rand(1, images, 3, 4, 4),
         rewards={"r": torch.tensor([[0.5] * images])},
         cost={"sampling": cost},
-        trace=SimpleNamespace(rows=list),
+        trace=SimpleNamespace(rows=list, reward_scales=[]),
         banks=[],
         sampling_rate=None,
     )
