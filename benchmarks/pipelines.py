@@ -113,6 +113,7 @@ def imported(name: str) -> Any:
 _OF_DUMMIES = {  # what an error says that comes of the dummies and not of us
     "name 'transforms' is not defined": "it needs torchvision",
     "Image features and image tokens do not match": "its processor is on the hub",
+    "should be the same as the number of images passed": "its processor is on the hub",
 }
 
 
@@ -171,10 +172,14 @@ def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
     alone = sampler(batch_size=1)(PROMPTS, images=2, seed=1, banks=guided.banks)
     apart = (alone.latents - guided.latents).abs().max().item() / guided.latents.abs().max().item()
     shifted = any(max(row["shift_norm"]) > 1e-4 for row in guided.trace.rows())  # not where all weights collapse
+    mask = call.get("mask_image")
+    if hasattr(mask, "convert"):
+        mask = torch.tensor(list(mask.convert("L").getdata())) > 127
+    painted = not isinstance(mask, torch.Tensor) or bool(mask.any())  # a black mask leaves the picture as it is
     faults = [
         fault
         for fault, found in {
-            "guidance changes nothing": shifted and torch.equal(guided.latents, vanilla.latents),
+            "guidance changes nothing": shifted and painted and torch.equal(guided.latents, vanilla.latents),
             "scale 0 changes something": not torch.equal(still.latents, vanilla.latents),
             "samples are not finite": not guided.latents.isfinite().all(),
             f"a sample depends on its batch, by {apart:.1g}": not apart < 1e-3,

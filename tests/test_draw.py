@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from lidar_sampling import LiDAR, testing
+from lidar_sampling import LiDAR, _draw, testing
 
 OPTIONS = {"n": 2, "steps": 3, "lookahead": "own:2", "scale": 1.0, "reward_scale": 1.0, "eta": None}
 
@@ -138,3 +138,18 @@ class TestOneAtATime:
         result, vanilla = lidar("a cat", images=2), lidar.vanilla("a cat", images=2)
         assert result.images.shape == (1, 2, 5, 3, 16, 16)
         assert not torch.equal(result.latents, vanilla.latents)
+
+
+def test_a_sample_does_not_depend_on_the_longest_prompt_of_its_batch():
+    """CogView 4 pads prompts, and its language model sees the padding."""
+    tiny = testing.PIPELINES["cogview-4"]
+    pipe, call = tiny.make(), {**tiny.call, "num_inference_steps": 2}
+    items = [
+        _draw.Item("a cat", 0),
+        _draw.Item("a cat", 1),
+        _draw.Item("a photo of a dog on the grass beside a red house", 2),
+    ]
+    together = list(_draw.draw(pipe, items, call=call, batch_size=4))
+    assert [len(part.items) for part in together] == [2, 1]
+    (alone,) = _draw.draw(pipe, items[:1], call=call, batch_size=4)
+    torch.testing.assert_close(together[0].latents[:1], alone.latents, rtol=0, atol=1e-4)

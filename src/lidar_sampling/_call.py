@@ -35,15 +35,21 @@ _PICTURES = ("image", "mask_image", "control_image", "control_mask", "init_image
 # Pipelines that read a list of pictures as one picture per sample; others take several references for each sample.
 _PAIRED = re.compile(
     "Img2Img|Inpaint|Fill|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet|ConsisID|QwenImageEdit(?!Plus)"
+    "|Kandinsky5I2I"
 )
 # Of these, what takes one picture alone and serves all samples by it, without noise.
-_SHARED = re.compile("^(Wan|SkyReelsV2|Kandinsky5|ChronoEdit|Sana)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter")
+_SHARED = re.compile(
+    "^(Wan|SkyReelsV2|Kandinsky5(?!I2I)|ChronoEdit|Sana)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter"
+)
 _VIDEOS = re.compile("^(AnimateDiff|CogVideoX)VideoToVideo")  # which read a video for each sample
 # Pipelines that cannot draw several samples in a batch, or not each of them from its own noise (diffusers 0.42).
 _ALONE = re.compile(
     "WanVACE|DreamLite|MotifVideoImage2Video|QwenImageEditPlus|HunyuanVideo15|Cosmos3|GlmImage|BriaFiboEdit"
     "|AnimateDiff(VideoToVideo)?ControlNet|Cosmos2?VideoToWorld|StableCascadeDecoder|^Kandinsky(Img2Img|Inpaint)?Pipe"
+    "|CogVideoXFunControl|^Latte"
 )
+# Whose text encoders see the padding of shorter prompts, so that a sample depends on the longest prompt of its batch.
+_APART = re.compile("^CogView4")
 _ONE_TEXT = re.compile("WanVACE|DreamLite")  # and that take a text and a generator, not lists of one
 
 
@@ -144,6 +150,11 @@ def _pairs(pipe: Any, name: str) -> bool:
 def alone(pipe: Any) -> bool:
     """Return whether ``pipe`` must draw its samples one by one."""
     return bool(_ALONE.search(type(pipe).__name__))
+
+
+def apart(pipe: Any) -> bool:
+    """Return whether a batch of ``pipe`` must hold samples of one prompt alone."""
+    return bool(_APART.search(type(pipe).__name__))
 
 
 def _part(pipe: Any, name: str) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ._batches import shrinking
-from ._call import alone, blocks_of, for_batch, inputs_of, prompts_for
+from ._call import alone, apart, blocks_of, for_batch, inputs_of, prompts_for
 from ._hooks import DivergedError, Hook, Watch, attached, record
 from ._media import check_pictures
 
@@ -157,9 +158,23 @@ def draw(
         watch.check(latents, texts)
         return Drawn(batch, checked(pipe, images.float()) if decoded else images.float(), latents)
 
-    for drawn in shrinking(range(len(items) // together), max(1, batch_size // together), run):
-        done += len(drawn.items)
-        yield drawn
+    for groups in _runs(items, together) if apart(pipe) else [range(len(items) // together)]:
+        for drawn in shrinking(groups, max(1, batch_size // together), run):
+            done += len(drawn.items)
+            yield drawn
+
+
+def _runs(items: Sequence[Item], together: int) -> Iterator[range]:
+    """Yield the groups of ``together`` items, as many at a time as follow one another with one prompt.
+
+    >>> list(_runs([Item("a", 0), Item("a", 1), Item("b", 0)], 1))
+    [range(0, 2), range(2, 3)]
+    """
+    start = 0
+    for _, same in groupby(items[::together], key=lambda item: item.prompt):
+        end = start + len(list(same))
+        yield range(start, end)
+        start = end
 
 
 class _Pasted:
