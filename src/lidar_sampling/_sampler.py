@@ -39,7 +39,7 @@ from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
 
-_ONE = 1.01  # an effective sample size that is one member's
+_ONE, _SOME = 1.01, 1.5  # effective sample sizes that are one member's, and more than one's
 _log = logging.getLogger(__name__)
 
 
@@ -376,11 +376,11 @@ class LiDAR:
         """Say that all samples of a prompt follow one member from the first guided step on."""
         if self.settings.tuned_for is not None or not result.trace.steps or self.settings.n == 1:
             return
-        size = result.trace.steps[0].info.ess_tilted.view(len(result.prompts), -1)
-        for prompt, sizes, scale in zip(
-            result.prompts, size, result.trace.reward_scales[:: size.shape[1]], strict=True
-        ):
-            if bool((sizes < _ONE).all()) and scale > 0:
+        info, count = result.trace.steps[0].info, len(result.images[0])
+        for k, prompt in enumerate(result.prompts):
+            rows, scale = slice(k * count, (k + 1) * count), result.trace.reward_scales[k * count]
+            # Where the noise alone tells one member, no strength is to blame.
+            if bool((info.ess_tilted[rows] < _ONE).all()) and bool((info.ess[rows] > _SOME).any()):
                 _log.warning(
                     "collapsed: the weights of the bank of %r rest on one member from the first step, so all samples "
                     "are drawn to it: lower reward_scale, which is %g, or raise ess",
