@@ -52,7 +52,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
-app.command(hidden=True)(serve)
+app.command(hidden=True, context_settings={"ignore_unknown_options": True})(serve)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
