@@ -110,8 +110,8 @@ class LiDAR:
         found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
         if not isinstance(found, Settings):
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
-        if settings is None and "reward_scale" not in changes:
-            found = for_reward(found, _called(reward))
+        if settings is None:
+            found = for_reward(found, _called(reward), changes)
         self.settings = found.changed(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
@@ -188,9 +188,7 @@ class LiDAR:
             from . import glyph
 
             if "settings" not in options:
-                options["settings"] = GLYPH
-                if "reward_scale" not in options:
-                    options["settings"] = for_reward(GLYPH, _called(reward or "glyph"))
+                options["settings"] = for_reward(GLYPH, _called(reward or "glyph"), options)
             judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
             options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
             pipe = glyph.load_pipeline(dtype=dtype).to(device)
@@ -335,8 +333,9 @@ class LiDAR:
             )
         mixed = self.reward.on if isinstance(self.reward, Mixture) else None
         of_prompt = {bank.prompt: mixed(bank) if mixed else bank for bank in given}
+        chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
-            self._warn_of_equal(bank)
+            self._warn_of_equal(bank, bank.reward(chosen))
         traces: list[Trace] = []
 
         @contextmanager
@@ -348,7 +347,7 @@ class LiDAR:
                 reward_scale=self.settings.reward_scale,
                 ess=self.settings.ess,
                 window=self.settings.window,
-                reward=None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward),
+                reward=chosen,
             )
             with guidance as trace, around(batch) if around else nullcontext():
                 yield
@@ -359,9 +358,8 @@ class LiDAR:
         self._warn_of_collapse(result)
         return result
 
-    def _warn_of_equal(self, bank: LookaheadBank) -> None:
+    def _warn_of_equal(self, bank: LookaheadBank, rewards: Tensor) -> None:
         """Say that a bank cannot guide, since all of its members are worth the same."""
-        rewards = bank.reward() if len(bank.rewards) == 1 else bank.reward(name_of(self.reward))
         if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
             _log.warning(
                 "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing "

@@ -6,7 +6,9 @@ import inspect
 import logging
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_type_hints
 
 from ._kernel import read_noise
@@ -84,7 +86,7 @@ def check_strength(name: str, value: float) -> None:
 
 
 def check_reward_scale(reward_scale: Strength, ess: float) -> None:
-    """Refuse a reward_scale that is neither a strength nor ``"auto"``, and a share of the bank that is none."""
+    """Refuse a reward_scale that is neither a strength nor ``"auto"``, and an ``ess`` outside (0, 1]."""
     if reward_scale != "auto":
         if isinstance(reward_scale, str):
             raise ValueError(f"reward_scale must be a number or 'auto', got {reward_scale!r}")
@@ -104,52 +106,31 @@ GLYPH = Settings(50, 3.0, 1.0, "dpm:5", 50, 6.0, 20.0, (1.0, 0.2), "sweep on gly
 
 _UNTUNED = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; no guidance settings published"
 
+_published = partial(Settings, tuned_for="image-reward")
+
 PRESETS = {
-    "paper-sd15": Settings(
-        100,
-        7.5,
-        1.0,
-        "dpm:5",
-        50,
-        12.5,
-        5000.0,
-        (1.0, 0.2),
-        f"{_PAPER}, SD 1.5, ImageReward",
-        "DDIMScheduler",
-        tuned_for="image-reward",
+    "paper-sd15": _published(
+        100, 7.5, 1.0, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_PAPER}, SD 1.5, ImageReward", "DDIMScheduler"
     ),
-    "paper-sdxl": Settings(
-        100,
-        7.5,
-        1.0,
-        "dpm:8-karras",
-        50,
-        8.0,
-        5000.0,
-        (1.0, 0.2),
-        f"{_PAPER}, SDXL, ImageReward",
-        "DDIMScheduler",
-        tuned_for="image-reward",
+    "paper-sdxl": _published(
+        100, 7.5, 1.0, "dpm:8-karras", 50, 8.0, 5000.0, (1.0, 0.2), f"{_PAPER}, SDXL, ImageReward", "DDIMScheduler"
     ),
 }
 """Settings by name, whole with their scheduler: those of the paper."""
 
 _STRENGTHS = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; the rest is that of the preset"
 
+
+def _untuned(steps: int, guidance_scale: float | None, lookahead: str, n: int, source: str = _UNTUNED) -> Settings:
+    """Return the settings of a model of which nobody has published how it is guided: a gentle strength that fits."""
+    return Settings(steps, guidance_scale, None, lookahead, n, 1.0, "auto", (1.0, 0.2), source)
+
+
 DEFAULTS = {
-    "StableDiffusionPipeline": Settings(
-        50,
-        7.5,
-        None,
-        "dpm:5",
-        50,
-        12.5,
-        5000.0,
-        (1.0, 0.2),
-        f"{_STRENGTHS} paper-sd15, tuned with another scheduler",
-        tuned_for="image-reward",
+    "StableDiffusionPipeline": _published(
+        50, 7.5, None, "dpm:5", 50, 12.5, 5000.0, (1.0, 0.2), f"{_STRENGTHS} paper-sd15, tuned with another scheduler"
     ),
-    "StableDiffusionXLPipeline": Settings(
+    "StableDiffusionXLPipeline": _published(
         50,
         5.0,
         None,
@@ -159,75 +140,45 @@ DEFAULTS = {
         5000.0,
         (1.0, 0.2),
         f"{_STRENGTHS} paper-sdxl, tuned with another scheduler",
-        tuned_for="image-reward",
     ),
-    "StableDiffusion3Pipeline": Settings(28, 7.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "FluxPipeline": Settings(
-        50,
-        3.5,
-        None,
-        "own:8",
-        50,
-        40.0,
-        5000.0,
-        (1.0, 0.95),
-        f"{_PAPER}, FLUX; its lookahead was hyper-flux:8",
-        tuned_for="image-reward",
+    "StableDiffusion3Pipeline": _untuned(28, 7.0, "own:8", 50),
+    "FluxPipeline": _published(
+        50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was hyper-flux:8"
     ),
-    "FluxPipeline, schnell": Settings(
-        4,
-        0.0,
-        None,
-        "own:1",
-        50,
-        1.0,
-        "auto",
-        (1.0, 0.2),
-        "model card of FLUX.1 [schnell]; no guidance settings published",
+    "FluxPipeline, schnell": _untuned(
+        4, 0.0, "own:1", 50, "model card of FLUX.1 [schnell]; no guidance settings published"
     ),
-    "PixArtSigmaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "SanaPipeline": Settings(20, 4.5, None, "dpm:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "WanPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "LTXPipeline": Settings(50, 3.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "CogVideoXPipeline": Settings(50, 6.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "StableAudioPipeline": Settings(100, 7.0, None, "own:10", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
+    "PixArtSigmaPipeline": _untuned(20, 4.5, "dpm:8", 50),
+    "SanaPipeline": _untuned(20, 4.5, "dpm:8", 50),
+    "WanPipeline": _untuned(50, 5.0, "own:8", 16),
+    "LTXPipeline": _untuned(50, 3.0, "own:8", 16),
+    "CogVideoXPipeline": _untuned(50, 6.0, "own:8", 16),
+    "StableAudioPipeline": _untuned(100, 7.0, "own:10", 16),
     # Qwen-Image guides by true_cfg_scale, 4 by default, once there is a negative prompt.
-    "QwenImagePipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "QwenImageEditPipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "QwenImageEditPlusPipeline": Settings(50, None, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "ZImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "Flux2Pipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "Flux2KleinPipeline": Settings(50, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "FluxKontextPipeline": Settings(28, 3.5, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "ChromaPipeline": Settings(35, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "HiDreamImagePipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "Lumina2Pipeline": Settings(30, 4.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "KolorsPipeline": Settings(50, 5.0, None, "dpm:8-karras", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "CogView4Pipeline": Settings(50, 5.0, None, "own:8", 50, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "WanImageToVideoPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "HunyuanVideo15Pipeline": Settings(50, None, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "LTX2Pipeline": Settings(30, 3.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "Kandinsky5T2VPipeline": Settings(50, 5.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "Cosmos2_5_PredictBasePipeline": Settings(36, 7.0, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "MochiPipeline": Settings(64, 4.5, None, "own:8", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "AudioLDM2Pipeline": Settings(200, 3.5, None, "dpm:10", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "AceStepPipeline": Settings(8, 7.0, None, "own:4", 16, 1.0, "auto", (1.0, 0.2), _UNTUNED),
-    "StableAudio3Pipeline": Settings(
-        8, 1.0, None, "own:4", 16, 1.0, "auto", (1.0, 0.2), f"{_UNTUNED}; steps are those of the distilled model"
-    ),
+    "QwenImagePipeline": _untuned(50, None, "own:8", 50),
+    "QwenImageEditPipeline": _untuned(50, None, "own:8", 50),
+    "QwenImageEditPlusPipeline": _untuned(50, None, "own:8", 50),
+    "ZImagePipeline": _untuned(50, 5.0, "own:8", 50),
+    "Flux2Pipeline": _untuned(50, 4.0, "own:8", 50),
+    "Flux2KleinPipeline": _untuned(50, 4.0, "own:8", 50),
+    "FluxKontextPipeline": _untuned(28, 3.5, "own:8", 50),
+    "ChromaPipeline": _untuned(35, 5.0, "own:8", 50),
+    "HiDreamImagePipeline": _untuned(50, 5.0, "own:8", 50),
+    "Lumina2Pipeline": _untuned(30, 4.0, "own:8", 50),
+    "KolorsPipeline": _untuned(50, 5.0, "dpm:8-karras", 50),
+    "CogView4Pipeline": _untuned(50, 5.0, "own:8", 50),
+    "WanImageToVideoPipeline": _untuned(50, 5.0, "own:8", 16),
+    "HunyuanVideo15Pipeline": _untuned(50, None, "own:8", 16),
+    "LTX2Pipeline": _untuned(30, 3.0, "own:8", 16),
+    "Kandinsky5T2VPipeline": _untuned(50, 5.0, "own:8", 16),
+    "Cosmos2_5_PredictBasePipeline": _untuned(36, 7.0, "own:8", 16),
+    "MochiPipeline": _untuned(64, 4.5, "own:8", 16),
+    "AudioLDM2Pipeline": _untuned(200, 3.5, "dpm:10", 16),
+    "AceStepPipeline": _untuned(8, 7.0, "own:4", 16),
+    "StableAudio3Pipeline": _untuned(8, 1.0, "own:4", 16, f"{_UNTUNED}; steps are those of the distilled model"),
 }
 
-_OTHER = Settings(
-    50,
-    None,
-    None,
-    "own:8",
-    50,
-    1.0,
-    "auto",
-    (1.0, 0.2),
-    "none published; scale 1 is exact for a bank of the sampler's own",
-)
+_OTHER = _untuned(50, None, "own:8", 50, "none published; scale 1 is exact for a bank of the sampler's own")
 
 
 def preset(name: str) -> Settings:
@@ -244,13 +195,15 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def for_reward(settings: Settings, reward: str) -> Settings:
+def for_reward(settings: Settings, reward: str, changes: Collection[str] = ()) -> Settings:
     """Return the settings, with an automatic strength where theirs was chosen with another reward than ``reward``.
+
+    They stay what they are where ``reward_scale`` is among the ``changes`` that are to come.
 
     >>> for_reward(GLYPH, "glyph").reward_scale, for_reward(GLYPH, "brightness").reward_scale
     (20.0, 'auto')
     """
-    if settings.tuned_for in (None, reward):
+    if settings.tuned_for in (None, reward) or "reward_scale" in changes:
         return settings
     _log.warning(
         "reward_scale %g was chosen with %s: with %s each bank gets its own, as reward_scale='auto' says",
