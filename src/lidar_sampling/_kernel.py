@@ -99,27 +99,26 @@ class Kernel(Hook):
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Return the sample that the formula gives, in the precision of ``x``."""
-        here = step.level
-        if here.sigma == 0:
+        if step.level.sigma == 0:
             return x
-        moved = kept(step.x_t, step.x0, (here.alpha, here.sigma), self._there, self._rho)
+        moved = kept(step.x_t, step.x0, step.level, self._there, self._rho)
         if step.noise is not None and step.deviation:
             moved = moved + step.deviation * step.noise
         return moved.to(x.dtype)
 
 
-def kept(x_t: Tensor, x0: Tensor, here: tuple[float, float], there: tuple[float, float], rho: float = 1.0) -> Tensor:
+def kept(x_t: Tensor, x0: Tensor, here: NoiseLevel, there: tuple[float, float], rho: float) -> Tensor:
     """Return the next sample (B, *) without its new noise; for rho = 1 that is the deterministic step.
 
     Args:
-        x_t: the sample (B, *), at the level ``here`` (alpha, sigma) with sigma above 0.
+        x_t: the sample (B, *), at the level ``here`` with sigma above 0.
         x0: its clean prediction (B, *).
         here: where the sample is.
         there: where it goes, (alpha', sigma').
         rho: the share of its noise that is kept.
     """
     moved = there[0] * x0
-    return moved + rho * (there[1] / here[1]) * (x_t - here[0] * x0) if there[1] else moved
+    return moved + rho * (there[1] / here.sigma) * (x_t - here.alpha * x0) if there[1] else moved
 
 
 def new_noise(eta: float, here: NoiseLevel, there: tuple[float, float], rho: Rho = _ddpm) -> tuple[float, float]:

@@ -57,8 +57,16 @@ class Particles(Hook):
         self.times: Collection[int] = ()
 
     def choose(self, rewards: Tensor) -> Tensor:
-        """Return (P, k) the particles that go on in the places of each population, given its rewards (P, k)."""
-        raise NotImplementedError
+        """Return (P, k) the particles that go on in the places of each population, given its rewards (P, k).
+
+        By default each goes on in its own.
+        """
+        return torch.arange(rewards.shape[1]).expand_as(rewards)
+
+    @property
+    def copies(self) -> int:
+        """Neighbours that start from one noise."""
+        return 1
 
     def start(self, steps: int) -> None:
         """Choose the steps at which to look, among those that this call takes."""
@@ -66,6 +74,8 @@ class Particles(Hook):
 
     def before(self, step: Step) -> Step:
         """Let those that were chosen go on in the places of all, each row with noise of its own."""
+        if self.taken == 0 and self.copies > 1:
+            step = step.taking(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
         chosen = self.survivors(step)
         return step if chosen is None else step.taking(chosen)
 
@@ -119,7 +129,7 @@ def resampling_steps(steps: int, *, start: float, end: float, every: float) -> s
 
 
 def check_window(start: float, end: float, every: float) -> None:
-    """Refuse a window of resampling that is none.
+    """Refuse a window of resampling that is empty or ill-formed.
 
     Raises:
         ValueError: not 0 <= start <= end < 1, or ``every`` is not positive.

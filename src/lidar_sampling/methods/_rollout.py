@@ -78,7 +78,7 @@ class Rollout:
             length = math.hypot(here.alpha, here.sigma)
             sample, here = sample / length, here._replace(alpha=here.alpha / length, sigma=here.sigma / length)
         rho, deviation = new_noise(self._eta, here, there)
-        moved = kept(sample, x0, (here.alpha, here.sigma), there, rho)
+        moved = kept(sample, x0, here, there, rho)
         if not deviation:
             return moved
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, with_noise
@@ -96,12 +94,10 @@ class Beams(Particles):
 
     who = "beam search"
 
-    def before(self, step: Step) -> Step:
-        """Start each beam from one noise; after that, choose."""
-        if self.taken == 0:
-            candidates = self.settings.candidates
-            step = step.taking(torch.arange(0, len(step.x_t), candidates).repeat_interleave(candidates))
-        return super().before(step)
+    @property
+    def copies(self) -> int:
+        """The candidates of a beam."""
+        return self.settings.candidates
 
     def choose(self, r: Tensor) -> Tensor:
         """Let each of the best candidates of rewards (P, k) be a beam, whose rows go on with noise of their own."""

@@ -26,7 +26,6 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
-from .._hooks import Step
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, with_noise
@@ -110,12 +109,10 @@ class Proposals(Particles):
 
     who = "SVDD"
 
-    def before(self, step: Step) -> Step:
-        """Start the proposals of a sample from one noise; after that, choose."""
-        if self.taken == 0:
-            m = self.settings.m
-            step = step.taking(torch.arange(0, len(step.x_t), m).repeat_interleave(m))
-        return super().before(step)
+    @property
+    def copies(self) -> int:
+        """The proposals of a sample."""
+        return self.settings.m
 
     def choose(self, r: Tensor) -> Tensor:
         """Let all rows of a sample go on from one proposal, given rewards (P, m * rollouts)."""
