@@ -7,6 +7,7 @@ from typing import Any
 from ._build import seeded, stir
 from ._language import gemma_3, qwen_2_5_vl, qwen_tokenizer
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from ._video import wan_autoencoder
 
 
 @seeded
@@ -59,7 +60,6 @@ class _Trusting:
 def tiny_cosmos_25() -> Any:
     """A ``Cosmos2_5_PredictBasePipeline``; 5 frames of 16 x 16 pixels from latents (4, 2, 2, 2)."""
     from diffusers import (
-        AutoencoderKLWan,
         Cosmos2_5_PredictBasePipeline,
         CosmosTransformer3DModel,
         UniPCMultistepScheduler,
@@ -79,20 +79,11 @@ def tiny_cosmos_25() -> Any:
         rope_scale=(1.0, 3.0, 3.0),
         concat_padding_mask=False,  # which takes torchvision
     )
-    vae: Any = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[2.0, 1.5, 2.5, 1.0],
-    )
     return Cosmos2_5_PredictBasePipeline(
         text_encoder=qwen_2_5_vl(),
         tokenizer=qwen_tokenizer(),
         transformer=transformer.eval(),
-        vae=vae.eval(),
+        vae=wan_autoencoder(),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,

@@ -86,10 +86,8 @@ def tiny_qwen_image_edit(cls: type | None = None) -> Any:
         latents_std=[8.0, 6.0, 10.0, 4.0],
     )
     parts = {**tiny_qwen_image().components, "vae": vae.eval()}
-    with torch.no_grad():
-        parts["transformer"].transformer_blocks[0].attn.add_v_proj.weight.mul_(
-            30
-        )  # so that a letter counts beside a picture of 256 tokens
+    # So that a letter counts beside a picture of 256 tokens.
+    parts["transformer"].transformer_blocks[0].attn.add_v_proj.weight.data.mul_(30)
     return (cls or QwenImageEditPipeline)(**parts, processor=qwen_processor())
 
 

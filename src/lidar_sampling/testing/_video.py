@@ -18,10 +18,25 @@ def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = 
         two: one transformer for the noisier steps and one for the others, as in Wan 2.2 A14B.
         first_frame: the picture takes the place of the first frame, as in Wan 2.2 5B.
     """
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+    from diffusers import UniPCMultistepScheduler, WanPipeline
 
     cls = cls or WanPipeline
     channels = 12 if "ImageToVideo" in cls.__name__ and not first_frame else 4
+    return cls(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(multilingual=True),
+        vae=wan_autoencoder(),
+        transformer=_wan_transformer(channels),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        **({"transformer_2": _wan_transformer(channels), "boundary_ratio": 0.875} if two else {}),
+        **({"expand_timesteps": True} if first_frame else {}),
+    )
+
+
+def wan_autoencoder() -> Any:
+    """The autoencoder of Wan, and of Cosmos 2.5: 8 pixels, and but for the first 4 frames, make a latent of 4."""
+    from diffusers import AutoencoderKLWan
+
     vae: Any = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -31,15 +46,7 @@ def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = 
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[2.0, 1.5, 2.5, 1.0],
     )
-    return cls(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(multilingual=True),
-        vae=vae.eval(),
-        transformer=_wan_transformer(channels),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        **({"transformer_2": _wan_transformer(channels), "boundary_ratio": 0.875} if two else {}),
-        **({"expand_timesteps": True} if first_frame else {}),
-    )
+    return vae.eval()
 
 
 def _wan_transformer(channels: int) -> Any:
