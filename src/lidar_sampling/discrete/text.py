@@ -1,17 +1,23 @@
 """LiDAR over diffusers' pipelines of text: masks that a language model fills block by block (LLaDA 2).
 
 ``LLaDA2Pipeline`` writes a block of tokens after the other. In each of its steps the model says what every token of
-the block may be, the scheduler draws them all and keeps those that it is surest of. Guidance adds the bank's
-single-site factor to what the model says: ``log p(v) + s g_l(v)``, with ``g_l(v)`` the estimate ``r_hat`` for the
-sequence with token l replaced by v (:mod:`lidar_sampling.discrete`). Masks say nothing, so the share of noise drops
-out, and blocks that are done weigh the members of the bank for those that follow.
+the block may be, the scheduler draws them all and keeps those that it is surest of. Guidance adds a factor of the
+bank to what the model says, ``log p(v) + s g_l(v)``, in one of two forms (:mod:`lidar_sampling.discrete`):
 
-With one token per block the sampler is autoregressive, and a bank that holds the population makes its law the tilted
-one exactly. With more, a step keeps tokens by how likely they are, which no law has a formula for.
+    token-independent   what the members' tokens at l say of v, all members weighed alike: for banks of tens
+    single-site         the members weighed by how many of the other tokens they share with the text: for banks so
+                        large that some do
+
+Masks say nothing, so the share of noise drops out; blocks that are done weigh the members for those that follow.
+
+With one token per block the sampler is autoregressive, and the single-site form with a bank that holds the population
+makes its law the tilted one exactly. With more, a step keeps tokens by how likely they are, which no law has a
+formula for.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +31,7 @@ from torch import Tensor, nn
 from .._bank import BankError, LookaheadBank
 from .._cost import Cost
 from .._draw import Item, items_of
+from .._prompts import check_prompt
 from .._space import Space
 from .._values import accepts
 from ..rewards import name_of
@@ -66,7 +73,7 @@ class TextSettings:
             if not accepts(int, getattr(self, name)) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
         for name in ("reward_scale", "scale", "softness"):
-            if not accepts(float, value := getattr(self, name)) or not torch.tensor(float(value)).isfinite():
+            if not accepts(float, value := getattr(self, name)) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         if self.form not in (known := get_args(TextForm)):
             raise ValueError(f"form must be one of {', '.join(known)}, got {self.form!r}")
@@ -111,7 +118,7 @@ class TextLiDAR:
         **settings: fields of :class:`TextSettings`.
 
     Raises:
-        TypeError: another pipeline, or a reward that is no function.
+        TypeError: another pipeline, or a reward that is not a function.
         ValueError: a setting that is not known or out of range.
 
     Example:
@@ -335,10 +342,11 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
     """Return prompts as a list.
 
     Raises:
-        ValueError: there is none, or one is no text.
+        ValueError: none is given, or one cannot be drawn.
     """
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    bad = [prompt for prompt in listed if not isinstance(prompt, str) or not prompt]
-    if bad or not listed:
-        raise ValueError(f"prompts must be texts that are not empty, got {(bad or listed)!r}")
+    if not listed:
+        raise ValueError("prompts must be texts that are not empty, got []")
+    for prompt in listed:
+        check_prompt(prompt)
     return listed
