@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def pictures(size: int = 64) -> Tensor:
-    """Return six pictures (6, 3, size, size): black, white, red, a ramp, a board and noise.
+    """Return six pictures (6, 3, size, size) of 8 bits: black, white, red, a ramp, a board and noise.
 
     >>> pictures(8).shape
     torch.Size([6, 3, 8, 8])
@@ -40,7 +40,8 @@ def pictures(size: int = 64) -> Tensor:
     board = ((rows[:, None] // 8 + rows // 8) % 2).float().expand(3, size, size)
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, size, size)
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
-    return torch.stack([torch.zeros_like(ramp), torch.ones_like(ramp), red, ramp, board, noise])
+    known = torch.stack([torch.zeros_like(ramp), torch.ones_like(ramp), red, ramp, board, noise])
+    return known.mul(255).round().div(255)
 
 
 def examine(reward: Reward) -> Iterator[Finding]:
@@ -96,7 +97,7 @@ def examine(reward: Reward) -> Iterator[Finding]:
     yield same(
         "reads transparent files as laid over white, and grey ones as grey",
         of(_over_white(known)),
-        lambda: _of_files(reward, prompts),
+        lambda: _of_files(reward, known, prompts),
     )
     yield _takes("takes one picture", lambda: of(known[:1], prompts[:1]))
     yield _broken(reward, known, prompts)
@@ -112,30 +113,25 @@ def _takes(question: str, ask_again: Callable[[], Tensor]) -> Finding:
         return Finding(question, "FAIL", str(error))
 
 
-def _opacity(size: int) -> Tensor:
-    return torch.linspace(0, 1, size)[:, None].expand(size, size).mul(255).round().div(255)
+def _opacity(images: Tensor) -> Tensor:
+    """Return how opaque each pixel of the transparent files is: 0 at the left, 1 at the right."""
+    return images[3, :1]  # the ramp
 
 
 def _over_white(images: Tensor) -> Tensor:
-    """Return what files of the pictures hold: half of them transparent, half of them grey."""
-    rounded = images.mul(255).round().div(255)
-    a = _opacity(images.shape[-1])
-    grey = rounded.mul(255)[:, :1].expand_as(images).div(255)
-    return torch.cat([rounded[:3] * a + 1 - a, grey[3:]])
+    """Return what the files of the pictures show: half of them are transparent, half are grey."""
+    opacity = _opacity(images)
+    return torch.cat([images[:3] * opacity + 1 - opacity, images[3:, :1].expand(-1, 3, -1, -1)])
 
 
-def _of_files(reward: Reward, prompts: Sequence[str]) -> Tensor:
-    found = []
-    known = pictures()
-    for k, image in enumerate(known):
-        content = image.mul(255).round().to(torch.uint8)
-        if k < 3:
-            opacity = _opacity(image.shape[-1]).mul(255).round().to(torch.uint8)
-            picture = Image.fromarray(torch.cat([content, opacity[None]]).permute(1, 2, 0).numpy(), "RGBA")
-        else:
-            picture = Image.fromarray(content[0].numpy(), "L")
+def _of_files(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    opacity, found = _opacity(images), []
+    for mode, channels in [("RGBA", torch.cat([image, opacity])) for image in images[:3]] + [
+        ("L", image[:1]) for image in images[3:]
+    ]:
+        pixels = channels.mul(255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2)
         file = io.BytesIO()
-        picture.save(file, format="PNG")
+        Image.fromarray(pixels.numpy(), mode).save(file, format="PNG")
         found.append(read_picture(file.getvalue()))
     return torch.tensor(score_pictures(reward, pictures=found, prompts=prompts))
 
@@ -180,7 +176,7 @@ def _speed(reward: Reward, prompts: Sequence[str]) -> Iterator[Finding]:
             start = time.perf_counter()
             torch.as_tensor(ask(reward, **call)).cpu()  # waits for the device
         each = 1000 * (time.perf_counter() - start) / size
-        memory = (
+        used = (
             f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of the GPU" if torch.cuda.is_available() else ""
         )
-        yield Finding(f"speed at 256 x 256 in batches of {size}", "note", f"{each:.3g} ms per picture{memory}")
+        yield Finding(f"speed at 256 x 256 in batches of {size}", "note", f"{each:.3g} ms per picture{used}")
