@@ -178,9 +178,7 @@ class _Guide(Hook):
         # Neighbours that share a bank are shifted together.
         groups = [list(same) for _, same in groupby(banks, key=id)]
         self.runs = [(same[0].samples, same[0].reward(reward), len(same)) for same in groups]
-        self.strengths = [
-            auto_strength(rewards, ess) if reward_scale == "auto" else reward_scale for _, rewards, _ in self.runs
-        ]
+        self.strengths = [auto_strength(r, ess) if reward_scale == "auto" else reward_scale for _, r, _ in self.runs]
         self.members: list[Members] = []  # of each run; made at the first step, where the samples are
         self.scale, self.window, self.bank_dtype = scale, window, bank_dtype
         self.trace = Trace()
@@ -200,9 +198,8 @@ class _Guide(Hook):
         if len(sample) % self.count:
             raise ValueError(f"a batch of {len(sample)} cannot be shared among {self.count} banks")
         rows = len(sample) // self.count
-        for (bank, rewards, count), strength in list(zip(self.runs, self.strengths, strict=True))[
-            len(self.members) :
-        ]:
+        made = len(self.members)
+        for (bank, rewards, count), strength in zip(self.runs[made:], self.strengths[made:], strict=True):
             if sample.shape[1:] != bank.shape[1:]:
                 raise BankError(
                     f"the scheduler steps samples of shape {tuple(sample.shape[1:])} but the bank holds "
