@@ -79,11 +79,12 @@ def tiny_cosmos_25() -> Any:
         rope_scale=(1.0, 3.0, 3.0),
         concat_padding_mask=False,  # which takes torchvision
     )
+    vae = wan_autoencoder()
     return Cosmos2_5_PredictBasePipeline(
         text_encoder=qwen_2_5_vl(),
         tokenizer=qwen_tokenizer(),
         transformer=transformer.eval(),
-        vae=wan_autoencoder(),
+        vae=vae,
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,

@@ -22,10 +22,11 @@ def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = 
 
     cls = cls or WanPipeline
     channels = 12 if "ImageToVideo" in cls.__name__ and not first_frame else 4
+    vae = wan_autoencoder()
     return cls(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_encoder(multilingual=True),
-        vae=wan_autoencoder(),
+        vae=vae,
         transformer=_wan_transformer(channels),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         **({"transformer_2": _wan_transformer(channels), "boundary_ratio": 0.875} if two else {}),
