@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lidar_sampling import testing
 from lidar_sampling._values import accepts, annotations_of, check_settings, read_named, read_value
-from lidar_sampling.runs import Job, _levers
+from lidar_sampling.cli._options import set_scheduler
+from lidar_sampling.runs import Job
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -78,12 +79,13 @@ class TestScheduler:
 
     @pytest.mark.parametrize("spelt", ["False", "false"])
     def test_a_flag_that_is_off_is_off(self, pipe, spelt):
-        scheduler = _levers.read_scheduler(f"EulerDiscreteScheduler:rescale_betas_zero_snr={spelt}")(pipe.scheduler)
-        assert scheduler.config.rescale_betas_zero_snr is False
+        set_scheduler(pipe, f"EulerDiscreteScheduler:rescale_betas_zero_snr={spelt}")
+        assert pipe.scheduler.config.rescale_betas_zero_snr is False
 
     def test_lists_keep_their_commas(self, pipe):
         text = "DDIMScheduler:trained_betas=[0.1, 0.2],num_train_timesteps=2,clip_sample=False"
-        assert _levers.read_scheduler(text)(pipe.scheduler).config.trained_betas == [0.1, 0.2]
+        set_scheduler(pipe, text)
+        assert pipe.scheduler.config.trained_betas == [0.1, 0.2]
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -147,7 +147,7 @@ class TestReleasedRule:
             particles, lineages = Weighed(how, None, [seed]), list(range(4))
             particles.start(10)
             for look, step in enumerate((2, 4, 6, 8, 9)):
-                particles.taken = step + 1
+                particles._step = step
                 (chosen,) = particles.choose(table[look, lineages][None]).tolist()
                 assert chosen == expected[look], (seed, look)
                 lineages = [lineages[i] for i in chosen]
@@ -162,7 +162,7 @@ class TestReleasedRule:
         for form, stays in (("code", True), ("paper", False)):
             particles = Weighed(FKSteering("rt", 1.0, form=form), None, [0])
             particles.start(10)
-            particles.taken = particles.total
+            particles._step = particles._last
             assert (particles.choose(r).tolist() == [[0, 1, 2, 3]]) is stays
 
     @pytest.mark.parametrize(("form", "expected"), [("code", [3.0, 3.0]), ("paper", [0.0, 1.0])])
@@ -171,9 +171,9 @@ class TestReleasedRule:
         seen = []
         particles = Weighed(FKSteering("max", 1.0, adaptive=True, form=form), None, [0])
         particles.start(10)
-        particles.taken = 3
+        particles._step = 2
         particles.choose(torch.full((1, 2), 3.0, dtype=torch.float64))  # equal weights: all stay, and 3 is kept
-        particles.taken = particles.total
+        particles._step = particles._last
         multinomial = torch.multinomial
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "multinomial", lambda w, *a, **k: seen.append(w) or multinomial(w, *a, **k))
@@ -186,7 +186,7 @@ class TestReleasedRule:
         particles = Weighed(FKSteering(potential, 1.0, adaptive=True, form=form), None, [0])
         particles.start(10)
         for step, r in ((2, 5.0), (4, 2.0)):
-            particles.taken = step + 1
+            particles._step = step
             particles.choose(torch.full((1, 3), r, dtype=torch.float64))
         assert particles._kept.tolist() == [[expected] * 3]
         assert particles._log_product.tolist() == [[0.0] * 3]  # a weight that was not used is none

@@ -188,3 +188,15 @@ def read_call(arguments: Sequence[str] | None) -> dict[str, Any]:
     {'height': 512, 'negative_prompt': 'a blurry photo', 'clean_caption': False}
     """
     return read_named(arguments or (), "--call")
+
+
+def set_scheduler(pipe: Any, text: str) -> None:
+    """Give a pipeline the scheduler that ``--scheduler`` names, made of its own.
+
+    Raises:
+        ValueError: there is no such scheduler, or it does not have a setting.
+    """
+    from ..runs._levers import read_scheduler
+
+    if (make := read_scheduler(text)) is not None:
+        pipe.scheduler = make(pipe.scheduler)

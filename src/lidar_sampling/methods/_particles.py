@@ -37,8 +37,6 @@ class Particles(Hook):
     Attributes:
         evaluations: clean samples that were rewarded so far.
         generators: of the choices, one per population.
-        taken: steps so far.
-        total: steps of this call.
     """
 
     who: ClassVar[str]  # the method, for messages
@@ -53,7 +51,7 @@ class Particles(Hook):
         self.settings: Any = settings
         self.rewards, self.ends = rewards, ends
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.evaluations = self.taken = self.total = 0
+        self.evaluations, self._step, self._last = 0, -1, -1  # the current step and the last one, from 0
         self.times: Collection[int] = ()
 
     def choose(self, rewards: Tensor) -> Tensor:
@@ -70,25 +68,27 @@ class Particles(Hook):
 
     def start(self, steps: int) -> None:
         """Choose the steps at which to look, among those that this call takes."""
-        self.total, self.times = steps, self.settings.looks(steps)
+        self._last, self.times = steps - 1, self.settings.looks(steps)
 
     def before(self, step: Step) -> Step:
         """Let those that were chosen go on in the places of all, each row with noise of its own."""
-        if self.taken == 0 and self.copies > 1:
+        if self._step < 0 and self.copies > 1:
             step = step.taking(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
         chosen = self.survivors(step)
         return step if chosen is None else step.taking(chosen)
 
     def survivors(self, step: Step) -> Tensor | None:
         """Return the rows (B,) of the batch that go on; None where it is not the time to look."""
-        self.taken += 1
-        if self.taken - 1 not in self.times:
+        self._step += 1
+        if self._step not in self.times:
             return None
         x0 = step.x0 if self.ends is None else self.ends(step)
         self.evaluations += len(x0)
-        count = len(step.x_t) // len(self.generators)
-        rewards = self.rewards(x0).double().cpu()
-        return rows(self.choose(rewards.view(len(self.generators), -1)), count)
+        return rows(self._resample(self.rewards(x0)), len(step.x_t) // len(self.generators))
+
+    def _resample(self, rewards: Tensor) -> Tensor:
+        """Return who goes on in each population (P, k), given the rewards (B,) of all that were looked at."""
+        return self.choose(rewards.detach().double().cpu().view(len(self.generators), -1))
 
     def finish(self) -> None:
         """Refuse a run of other steps than those among which the looks were chosen.
@@ -96,10 +96,10 @@ class Particles(Hook):
         Raises:
             ValueError: what cut its schedule short is unknown to the pipeline.
         """
-        if self.taken != self.total:
+        if self._step != self._last:
             raise ValueError(
-                f"{self.who} was set for the {self.total} steps that the pipeline promised, and it took "
-                f"{self.taken}: leave out what cuts its schedule short, such as denoising_end"
+                f"{self.who} was set for the {self._last + 1} steps that the pipeline promised, and it took "
+                f"{self._step + 1}: leave out what cuts its schedule short, such as denoising_end"
             )
 
 

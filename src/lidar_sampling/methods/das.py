@@ -144,7 +144,8 @@ class Tempered(Particles):
 
     def before(self, step: Step) -> Step:
         """Weigh, resample, and lean the noise of the step; the sample is a leaf of the graph of the output."""
-        sample, last = step.x_t, self.taken == self.total - 1
+        self._step += 1
+        sample, last = step.x_t, self._step == self._last
         sigma = step.deviation
         if sigma is None:  # DDIM draws its own
             _, sigma = new_noise(step.eta, step.level, following(step))
@@ -156,13 +157,12 @@ class Tempered(Particles):
         if not last:
             (g,) = torch.autograd.grad(rewards.sum(), sample)
             self.gradients += len(sample)
-        chosen = self.choose(rewards.detach().double().cpu().view(len(self.generators), -1))
+        chosen = self._resample(rewards)
         survivors = rows(chosen, chosen.shape[1]).to(sample.device)
-        self.taken += 1
         step = step.without_graph().taking(survivors)
         if last:
             return step
-        then = self.settings.temper(self.taken, self.total)
+        then = self.settings.temper(self._step + 1, self._last + 1)
         g = then * self.settings.reward_scale * g[survivors]
         z = noise_like(g, step.generator) if step.noise is None else step.noise
         correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
@@ -175,8 +175,8 @@ class Tempered(Particles):
 
     def choose(self, r: Tensor) -> Tensor:
         """Resample, of rewards (P, k), the populations that need it; their weights are equal then."""
-        last, count = self.taken == self.total - 1, r.shape[1]
-        tilt = self.settings.temper(self.taken, self.total) * self.settings.reward_scale * r
+        last, count = self._step == self._last, r.shape[1]
+        tilt = self.settings.temper(self._step, self._last + 1) * self.settings.reward_scale * r
         log_weights = self._log_weights + tilt
         weights = log_weights.softmax(1)
         enough = torch.inf if last else self.settings.threshold * count

@@ -147,7 +147,7 @@ class Weighed(Particles):
 
     def choose(self, r: Tensor) -> Tensor:
         """Resample particles of rewards (P, k) by their weights."""
-        how, last, paper = self.settings, self.taken == self.total, self.settings.form == "paper"
+        how, last, paper = self.settings, self._step == self._last, self.settings.form == "paper"
         before, product = (
             torch.as_tensor(value, dtype=r.dtype).expand_as(r) for value in (self._kept, self._log_product)
         )
