@@ -14,7 +14,7 @@ from PIL import Image
 from test_cli import failure, lidar, tiny
 
 from lidar_sampling import LiDAR, glyph, methods, testing
-from lidar_sampling.evaluation import compare, diversity, table
+from lidar_sampling.evaluation import compare, table
 from lidar_sampling.evaluation.budget import settled, within
 from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.guide import with_guide
@@ -482,20 +482,12 @@ class TestStrata:
         assert str(found) == "5.000"
 
 
-@given(st.integers(2, 6), st.integers(0, 1000))
-def test_diversity_lies_between_copies_and_opposites(m, seed):
-    features = torch.nn.functional.normalize(torch.randn(m, 4, generator=torch.Generator().manual_seed(seed)), dim=1)
-    assert diversity(features[:1].expand(m, 4)) == pytest.approx(0, abs=1e-6)
-    assert 0 <= diversity(features) <= 2
-    assert diversity(features.flip(0)) == pytest.approx(diversity(features), abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("vanilla@25", "Vanilla(steps=25, solver=None)"),
-        ("best-of-12@10", "BestOf(method=Vanilla(steps=10, solver=None), n=12)"),
-        ("fk+best-of-8", "n=8)"),
+        ("best-of-12@10", "BestOf(method=Vanilla(steps=10, solver=None), n=12, diverse=0.0)"),
+        ("fk+best-of-8", "n=8, diverse=0.0)"),
         ("refine-50", "Refine(n=50"),
         (
             "lidar:n=9,lookahead=dpm:8",
@@ -503,12 +495,12 @@ def test_diversity_lies_between_copies_and_opposites(m, seed):
         ),
         ("lidar+best-of-8:n=9,scale=3", "BestOf(method=Guided(n=9, scale=3"),
         ("fk:potential=difference,adaptive=True", "FKSteering(potential='difference'"),
-        ("best-of-50@dpm:5", "n=50)"),
+        ("best-of-50@dpm:5", "n=50, diverse=0.0)"),
         ("ug:reward_scale=3", "UniversalGuidance(reward_scale=3,"),
         ("ug-backward", "UniversalGuidance(reward_scale=0.0, backward_steps=5,"),
         ("ug-backward:backward_steps=10", "UniversalGuidance(reward_scale=0.0, backward_steps=10,"),
         ("fk+lidar", "guided=True"),
-        ("fk+lidar+best-of-8", "guided=True), n=8)"),
+        ("fk+lidar+best-of-8", "guided=True), n=8, diverse=0.0)"),
         ("das", "DAS(reward_scale=200.0, gamma=0.008"),
         ("date:every=2", "DATE(rho=0.1, every=2)"),
         ("beam-4x2", "BeamSearch(beams=4, candidates=2, lookahead=1)"),

@@ -43,6 +43,19 @@ def test_pictures_of_any_size(lidar, folder):
     assert "mean of 3" in out
 
 
+def test_the_diversity_of_the_pictures_of_a_prompt(lidar, folder):
+    asked = ["score", folder, "--reward", "brightness", "--reward", "glyph", "--diversity"]
+    alike = ["--prompt", "x", "--prompt", "x", "--prompt", "y"]
+    found = scores(lidar(*asked, *alike, "--json"))["diversity"]
+    assert found.keys() == {"x", "y"}
+    assert found["y"] == 0 < found["x"] < 2
+    code, out, _ = lidar(*asked, *alike)
+    assert code == 0
+    assert f"diversity of the 2 pictures of 'x': {found['x']:.4f}" in out
+    err = failure(lidar("score", folder, "--prompt", "x", "--reward", "brightness", "--diversity"))
+    assert "--diversity needs a reward with features" in " ".join(err.split())
+
+
 def test_a_prompt_for_each_picture(lidar, folder):
     three = ["--prompt", "a", "--prompt", "b", "--prompt", "c"]
     found = scores(lidar("score", folder, *three, "--reward", "brightness", "--json", "--batch-size", "1"))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._kernel import stochastic as stochastic
     from ._levels import NoiseLevel as NoiseLevel
     from ._levels import noise_level as noise_level
+    from ._live import Glimpse as Glimpse
     from ._profile import profiled as profiled
     from ._result import Result as Result
     from ._sampler import LiDAR as LiDAR
@@ -50,6 +51,7 @@ _HOMES = {
     "BankStore": "_bank",
     "Cost": "_cost",
     "DivergedError": "_hooks",
+    "Glimpse": "_live",
     "GuidanceError": "_guide",
     "LiDAR": "_sampler",
     "LookaheadBank": "_bank",

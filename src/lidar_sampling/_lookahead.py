@@ -17,6 +17,7 @@ from ._contents import OpaqueError, contents, key, pipeline_contents
 from ._cost import Cost, metered
 from ._decode import decoding_with, pictures
 from ._draw import Item, draw, items_of
+from ._live import Glimpse, Show
 from ._overlap import worker
 from ._space import space_of
 from .rewards import Reward, name_of, score
@@ -39,6 +40,7 @@ def look(
     preview: Any = None,
     rescore: int = 0,
     overlap: bool = False,
+    show: Show | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[LookaheadBank], Cost]:
     """Banks of ``n`` scored samples for each prompt, from ``store`` where it has them, and what they cost.
@@ -62,6 +64,7 @@ def look(
         preview: an autoencoder that decodes the samples for their rewards, instead of the pipeline's own.
         rescore: members of each bank, best by the preview for each reward, that are decoded in full and scored again.
         overlap: score in a thread, while the next batch is drawn; two batches of images are held then.
+        show: called with each batch when it is decoded.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -131,6 +134,9 @@ def look(
                 scored[-2].result()  # raises what the reward raised, and bounds how many images wait
             scored.append(submit(judge, drawn.images, [item.prompt for item in drawn.items]))
             latents.append(drawn.latents.cpu())
+            if show is not None:
+                texts, done = [item.prompt for item in drawn.items], sum(map(len, latents))
+                show(Glimpse("lookahead", texts, drawn.images.cpu(), done, len(items)))
         scores = torch.cat([part.result() for part in scored]) if scored else torch.zeros(0, len(rewards))
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
     if rescore and missing and rewards:

@@ -11,6 +11,7 @@ import re
 import struct
 import wave
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,16 @@ def to_pil(sample: Tensor) -> Any:
     return Image.fromarray((sample * 255).round().to(torch.uint8).movedim(0, -1).numpy())
 
 
-def save_sample(sample: Tensor, stem: Path, *, sampling_rate: int | None = None) -> Path:
+def save_sample(
+    sample: Tensor, stem: Path, *, sampling_rate: int | None = None, texts: Mapping[str, str] | None = None
+) -> Path:
     """Write one sample beside ``stem``: ``.png``, animated ``.webp`` for a video, ``.wav`` for audio.
 
     Args:
         sample: as in :func:`to_pil`, or audio (channels, S) in [-1, 1].
         stem: the path without its ending.
         sampling_rate: of audio, in Hz.
+        texts: what a picture says of itself, by keys of its PNG.
 
     Returns:
         The path that was written.
@@ -220,9 +224,18 @@ def save_sample(sample: Tensor, stem: Path, *, sampling_rate: int | None = None)
     if sample.dim() == 3:
         path = stem.with_suffix(".png")
         with naming(path):
-            pictures.save(path)
+            pictures.save(path, pnginfo=_texts(texts or {}))
         return path
     path = stem.with_suffix(".webp")
     with naming(path):
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0, quality=90)
     return path
+
+
+def _texts(texts: Mapping[str, str]) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)  # beyond Latin 1 Pillow writes UTF-8
+    return info

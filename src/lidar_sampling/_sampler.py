@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from ._cost import Cost, metered
 from ._decode import check_decodes, check_preview
 from ._draw import Item, draw, items_of
 from ._guide import Trace, guide
-from ._hooks import scheduler_of
+from ._hooks import attached, scheduler_of
 from ._kernel import check_kernel, stochastic
 from ._levels import check
+from ._live import Live, Show
 from ._lookahead import look
 from ._precision import warn_if_emulated
 from ._preview import load_preview
@@ -153,6 +155,8 @@ class LiDAR:
         self._solver = lookahead if isinstance(lookahead, Solver) else load_solver(self.settings.lookahead, pipe)
         self._lookaheads: list[tuple[Solver, Any]] = []
         self._progress: Progress | None = None
+        self._only: tuple[int, ...] = ()
+        self._live: tuple[Show, int] | None = None
 
     @classmethod
     def from_pretrained(
@@ -253,6 +257,46 @@ class LiDAR:
         """
         twin = copy(self)
         twin._progress = progress
+        return twin
+
+    def with_only(self, places: Sequence[int]) -> LiDAR:
+        """Return the same sampler, which draws of the samples of a prompt these alone, from the noise that they have.
+
+        Results then hold as many samples per prompt as there are places. It serves methods whose samples are
+        independent: those that choose among samples would choose among fewer.
+
+        Args:
+            places: from 0, of the samples that ``images`` counts; none at all draws every sample.
+
+        >>> from lidar_sampling import testing
+        >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
+        >>> again, four = lidar.with_only([2]).vanilla("a cat"), lidar.vanilla("a cat")
+        >>> bool((again.images[0, 0] - four.images[0, 2]).abs().max() < 1e-3)
+        True
+        """
+        twin = copy(self)
+        twin._only = tuple(places)
+        return twin
+
+    def with_live_preview(self, show: Show | None, *, every: int = 5) -> LiDAR:
+        """Return the same sampler, which shows its samples while they are drawn, whoever draws with it.
+
+        Members of a bank are shown when their batch is done. Of the target, the clean predictions are decoded every
+        few steps, which costs a decode per sample each time.
+
+        Args:
+            show: called with a :class:`lidar_sampling.Glimpse` each time; None shows nothing.
+            every: steps between two, at least 1.
+
+        >>> from lidar_sampling import testing
+        >>> lidar, seen = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5), []
+        >>> result = lidar.with_live_preview(seen.append, every=2)("a cat", images=3)
+        >>> [(glimpse.phase, len(glimpse.images), glimpse.step) for glimpse in seen]
+        [('lookahead', 4, 4), ('sampling', 3, 2), ('sampling', 3, 4)]
+        """
+        _check_whole("every", every, least=1)
+        twin = copy(self)
+        twin._live = None if show is None else (show, every)
         return twin
 
     def look(
@@ -421,6 +465,7 @@ class LiDAR:
             rescore=self.rescore,
             overlap=self.overlap,
             progress=progress and (lambda done, total: progress("lookahead", done, total)),
+            show=self._live and self._live[0],
         )
 
     def sample(
@@ -458,8 +503,15 @@ class LiDAR:
         pipe, progress = pipe or self.pipe, progress or self._progress
         call = per_prompt(pipe, call or self.arguments(), prompts)
         items = items_of(prompts, images, seed, "target")
+        if self._only:
+            if outside := [place for place in self._only if not 0 <= place < images]:
+                raise ValueError(f"of {images} images those from 0 to {images - 1} can be drawn, got {outside[0]}")
+            items = [items[p * images + place] for p in range(len(prompts)) for place in self._only]
+            images = len(self._only)
         if self.settings.noise is not None and pipe.scheduler is self.pipe.scheduler:
             around = _stochastic(pipe, self.settings.noise, around)
+        if self._live is not None and decoded:
+            around = _seen(partial(Live, *self._live, pipe, call), pipe, around)
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
         with metered(pipe, "sampling") as sampling:
@@ -592,6 +644,21 @@ def _stochastic(
     @contextmanager
     def both(batch: Sequence[Item]) -> Iterator[None]:
         with stochastic(pipe, noise), around(batch) if around else nullcontext():
+            yield
+
+    return both
+
+
+def _seen(
+    watching: Callable[[Sequence[Item]], Live],
+    pipe: Any,
+    around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None,
+) -> Callable[[Sequence[Item]], AbstractContextManager[None]]:
+    """Return ``around`` with each batch shown on its way, after what it attaches."""
+
+    @contextmanager
+    def both(batch: Sequence[Item]) -> Iterator[None]:
+        with around(batch) if around else nullcontext(), attached(pipe, watching(batch)):
             yield
 
     return both

@@ -20,6 +20,16 @@ MethodName = Annotated[
         "--method", help="How to draw, of 'lidar methods': lidar, best-of-12@10, steered-12@10, lidar:scale=3, ..."
     ),
 ]
+Only = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--only",
+        min=0,
+        help="Draw this sample of --images alone, as it is among all of them: --only 2 draws the third again. Repeat "
+        "for more.",
+        show_default=False,
+    ),
+]
 Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
 Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
 
@@ -33,6 +43,7 @@ def generate(
     preset: o.Preset = None,
     reward: o.RewardName = None,
     images: o.Images = 4,
+    only: Only = None,
     seed: o.Seed = 0,
     n: o.N = None,
     lookahead: o.Lookahead = None,
@@ -84,6 +95,7 @@ def generate(
             window=window,
         ),
         images=images,
+        only=tuple(only or ()),
         seeds=(seed,),
         call=o.read_call(call),
         scheduler=scheduler,

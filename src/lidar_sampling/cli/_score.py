@@ -25,6 +25,12 @@ Prompt = Annotated[
     typer.Option("--prompt", help="One for all pictures, or one for each in order.", show_default=False),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time; halved when memory runs out.")]
+Diversity = Annotated[
+    bool,
+    typer.Option(
+        "--diversity", help="Also say how different the pictures of a prompt are, by a reward with features."
+    ),
+]
 RewardNames = Annotated[list[str], typer.Option("--reward", help="A reward of 'lidar rewards'; repeat for more.")]
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -34,6 +40,7 @@ def score(
     reward: RewardNames,
     prompt: Prompt = None,
     prompts_file: o.PromptsFile = None,
+    diversity: Diversity = False,
     batch_size: BatchSize = 16,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
@@ -46,6 +53,8 @@ def score(
     metadata.jsonl beside the folder of a picture. Of a run in that layout, such as that of 'lidar generate', the
     samples are scored, not its grid or what lies in vanilla/.
     """
+    import torch
+
     from .. import rewards
     from ..runs import device_of, dtype_of, quieten
 
@@ -60,9 +69,12 @@ def score(
     judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():
         rewards.check_prompts(judge, prompts)
+    if diversity and not any(hasattr(judge, "features") for judge in judges.values()):
+        raise typer.BadParameter("--diversity needs a reward with features, such as clip: give one more --reward")
     rows: list[dict[str, Any]] = [
         {"file": str(file), "prompt": line["prompt"]} for file, line in zip(files, prompts, strict=True)
     ]
+    features: dict[str, list[Any]] = {}
     for start in range(0, len(files), batch_size):
         some = slice(start, start + batch_size)
         pixels = [read_sample(file) for file in files[some]]
@@ -70,12 +82,17 @@ def score(
             values = rewards.score_pictures(judge, pictures=pixels, prompts=prompts[some])
             for row, value in zip(rows[some], values, strict=True):
                 row[name] = value
+        for line, picture in zip(prompts[some], pixels if diversity else (), strict=diversity):
+            features.setdefault(line["prompt"], []).append(rewards.features_of([*judges.values()], picture[None]))
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in judges}
+    spread = {text: rewards.diversity(torch.cat(found)) for text, found in features.items()}
     with shown(saved=False):
         if json:
-            print_json({"images": rows, "mean": mean})
+            print_json({"images": rows, "mean": mean, **({"diversity": spread} if diversity else {})})
         else:
             _print(rows, mean)
+            for text, value in spread.items():
+                console().print(f"diversity of the {len(features[text])} pictures of {text!r}: {value:.4f}")
 
 
 def _pictures(places: Sequence[Path]) -> dict[Path, list[Path]]:

@@ -1,7 +1,6 @@
 """Comparing methods on the same prompts and seeds, at stated cost, with intervals over prompts."""
 
 from .comparison import compare as compare
-from .comparison import diversity as diversity
 from .publish import publish as publish
 from .statistics import Interval as Interval
 from .table import Row as Row

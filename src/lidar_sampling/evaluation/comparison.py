@@ -10,7 +10,6 @@ from .._sampler import LiDAR
 from ..methods import Method
 from ..runs import check_shard, share, work
 from ..runs._comparison import Comparison
-from ..runs._comparison import diversity as diversity
 from ..runs._lines import Line
 from ..runs._lines import read as read
 

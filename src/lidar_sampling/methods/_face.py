@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
-from .._cost import Cost
+from .._cost import Cost, metered
 from .._decode import Decoder
 from .._draw import Item
 from .._forecast import evaluations_of
@@ -20,7 +20,7 @@ from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
-from ..rewards import ask, name_of, score
+from ..rewards import ask, features_of, name_of, score, select_diverse
 from ..rewards.mixture import Mixture
 from ..solvers import Solver, running
 
@@ -173,12 +173,43 @@ def charged(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
 
-def best(lidar: LiDAR, result: Result, count: int) -> tuple[Result, Cost]:
-    """The ``count`` samples a prompt that the guiding reward likes best, best first, and what choosing them cost."""
+def best(lidar: LiDAR, result: Result, count: int, diverse: float = 0.0) -> tuple[Result, Cost]:
+    """Return the best ``count`` samples per prompt by the guiding reward, best first, and what choosing them cost.
+
+    With ``diverse`` above 0 they are the best set, as :func:`lidar_sampling.rewards.select_diverse` has it; the
+    features of a sample count as one more call of the reward.
+
+    Raises:
+        ValueError: neither reward nor metrics have features of the samples, and ``diverse`` is above 0.
+    """
     scores, cost = guiding_scores(lidar, result)
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    if diverse:
+        with metered(lidar.pipe, "selection") as looking:
+            features = [features_of([*lidar.parts, *lidar.metrics], images) for images in result.images]
+        chosen = torch.tensor(
+            [
+                select_diverse(values, seen, count, diverse)
+                for values, seen in zip(scores, features, strict=True)
+                if seen is not None
+            ]
+        )
+        cost = cost + replace(looking, reward_calls=scores.numel())
     rows = torch.arange(len(chosen))[:, None]
     return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), cost
+
+
+def check_features(lidar: LiDAR) -> None:
+    """Refuse a choice of diverse samples where nothing tells them apart.
+
+    Raises:
+        ValueError: neither the guiding reward nor a metric has features.
+    """
+    if not any(hasattr(judge, "features") for judge in (*lidar.parts, *lidar.metrics)):
+        raise ValueError(
+            "diverse needs features that tell samples apart, and neither the reward nor a metric has any: give one "
+            'that does, as metrics=["clip"]'
+        )
 
 
 def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, Cost]:

@@ -64,7 +64,8 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         "best-of-N",
         rf"best-of-{_N}(?:@(.+))?",
         lambda n, how: BestOf(_vanilla(how), int(n)),
-        "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank",
+        "the best of N vanilla samples; best-of-12@10 in 10 steps, best-of-50@dpm:5 of the bank; "
+        "best-of-12:diverse=1 keeps the best set",
     ),
     (
         "lidar+best-of-N",
@@ -134,7 +135,7 @@ def load(name: str) -> Method:
 
     Example:
         >>> load("best-of-12@10")
-        BestOf(method=Vanilla(steps=10, solver=None), n=12)
+        BestOf(method=Vanilla(steps=10, solver=None), n=12, diverse=0.0)
         >>> load("fk:reward_scale=2,adaptive=True").adaptive
         True
         >>> load("lidar+best-of-8:scale=3.0").method.scale
@@ -147,6 +148,15 @@ def load(name: str) -> Method:
         return _changed(method, changes) if changes else method
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def draws_each_alone(name: str) -> bool:
+    """Return whether the samples of a method are independent, so that one of them can be drawn alone again.
+
+    >>> draws_each_alone("lidar:scale=3"), draws_each_alone("best-of-4")
+    (True, False)
+    """
+    return isinstance(load(name), Guided | Vanilla)
 
 
 def with_number(name: str, n: int) -> str:
@@ -168,9 +178,12 @@ def split(names: str) -> list[str]:
 
 
 def _changed(method: Any, changes: dict[str, Any]) -> Any:
-    """``method`` with other fields; best-of-N, whose number is in its name, passes them on to what it selects of."""
+    """Return ``method`` with other fields; best-of-N passes on those of what it selects of."""
     if is_dataclass(inner := getattr(method, "method", None)):
-        return replace(method, method=_changed(inner, changes))
+        own = {name: value for name, value in changes.items() if name == "diverse"}
+        rest = {name: value for name, value in changes.items() if name not in own}
+        check_settings(type(method).__name__, own, get_type_hints(type(method)))
+        return replace(method, **own, **({"method": _changed(inner, rest)} if rest else {}))
     check_settings(type(method).__name__, changes, get_type_hints(type(method)))
     return replace(method, **changes)
 

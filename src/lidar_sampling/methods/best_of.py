@@ -3,6 +3,7 @@
 Of any method's samples: whole ones, few-step ones (the best of a bank, with a few-step solver), or guided ones. For
 independent samples the kept reward is the maximum of N draws, and the law of the kept sample lies
 ``log N - (N - 1) / N`` nats from the method's own at most (Beirami et al. 2024, https://arxiv.org/abs/2401.01879).
+With ``diverse`` the kept samples are the best set instead: rewards, and how different they are from one another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_whole
-from ._face import Method, best, selection_cost
+from ._face import Method, best, check_features, selection_cost
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,43 @@ class BestOf:
     Attributes:
         method: draws the candidates.
         n: candidates a prompt, at least as many as images are wanted.
+        diverse: what an average distance of two candidates is worth, in standard deviations of the reward
+            (:func:`lidar_sampling.rewards.select_diverse`); 0 keeps those of the highest rewards.
     """
 
     method: Method
     n: int
+    diverse: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, n="[1, inf)")
+        check_fields(self, n="[1, inf)", diverse="[0, inf)")
         if not callable(getattr(self.method, "draw", None)):
             raise TypeError(f"method must be a method such as Vanilla(), got {self.method!r}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best of ``n`` samples a prompt, best first; it costs ``n`` reward calls a prompt more."""
+        """Return the ``images`` best of ``n`` samples per prompt, best first.
+
+        It costs ``n`` reward calls per prompt more, and as many again for the features with ``diverse``.
+
+        Raises:
+            ValueError: more images than candidates, or nothing to tell candidates apart by.
+        """
         self._check(lidar, images)
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)
-        kept, selection = best(lidar, many, images)
+        kept, selection = best(lidar, many, images, self.diverse)
         return replace(kept, cost={**many.cost, "selection": selection})
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: ``n`` samples of the method, and their rewards."""
         self._check(lidar, images)
-        return self.method.cost(lidar, images=self.n) + selection_cost(lidar, self.n)
+        return self.method.cost(lidar, images=self.n) + self._selection(lidar)
+
+    def _selection(self, lidar: LiDAR) -> Cost:
+        return selection_cost(lidar, self.n) + Cost(reward_calls=self.n if self.diverse else 0)
 
     def _check(self, lidar: LiDAR, images: int) -> None:
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         check_whole(lidar, "best-of-N")
+        if self.diverse:
+            check_features(lidar)

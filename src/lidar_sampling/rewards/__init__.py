@@ -13,6 +13,7 @@ A function is a reward. An object may add:
 ``check(prompts)``  raises ValueError for prompts that it cannot read; called before anything is drawn
 ``reads_metadata``  True: it gets the metadata of a prompt, a dictionary, where the caller has some
 ``fingerprint``     a JSON value that tells apart what decides its scores, where its attributes do not
+``features(images)``  unit vectors (B, d) of images, by which the diversity of a set is told
 
 Of a video a reward sees evenly spaced frames, each as an image, and the mean counts; one with ``modality = "video"``
 sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].
@@ -27,6 +28,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .._hub import Published
+from ._diversity import diversity as diversity
+from ._diversity import features_of as features_of
+from ._diversity import select_diverse as select_diverse
 from ._examine import Finding as Finding
 from ._examine import examine as examine
 from ._imported import function_at as function_at

@@ -18,8 +18,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from .._contents import OpaqueError, contents, key
 from .._cost import Cost
 from .._files import natural_order, write_once
@@ -29,7 +27,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Method
 from ..methods import load as load_method
-from ..rewards import name_of
+from ..rewards import diversity, features_of, name_of
 from ..rewards.mixture import Mixture
 from ._folder import check_kept
 from ._identity import agree, identity, read_json
@@ -258,23 +256,9 @@ def _asks(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     return asks if asks and any(own.get(name) != value for name, value in asks.items()) else None
 
 
-def diversity(features: Tensor) -> float:
-    """The mean of 1 - cosine over pairs of unit features (m, d); 0 for one image or for copies.
-
-    >>> import torch
-    >>> diversity(torch.eye(3))
-    1.0
-    """
-    m = len(features)
-    if m < 2:
-        return 0.0
-    cosines = features @ features.T
-    return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (m * (m - 1)))
-
-
 def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, name: str) -> Line:
-    looking = next((judge for judge in (*lidar.metrics, lidar.reward) if hasattr(judge, "features")), None)
-    spread = None if looking is None else diversity(looking.features(result.images[0].clone()).cpu())
+    features = features_of([*lidar.metrics, *lidar.parts], result.images[0])
+    spread = None if features is None else diversity(features)
     cost = sum((part for phase, part in result.cost.items() if phase != "scoring"), Cost())
     asks = _asks(metadata)
     return {

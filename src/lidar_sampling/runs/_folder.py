@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._files import write_json, write_once
 from .._media import save_sample
+from ._embedded import texts_of
 from ._identity import agree, read_json
 
 if TYPE_CHECKING:
     from .._result import Result
+    from .job import Job
 
 MOST_FLAT = 10_000
 """Prompts whose folders lie side by side."""
@@ -129,9 +131,17 @@ class Folder:
         return read_finished(self.path, place_of(index, self.count), prompt, methods)
 
     def put(
-        self, index: int, method: str, result: Result, vanilla: Result | None, metadata: Mapping[str, Any]
+        self,
+        index: int,
+        method: str,
+        result: Result,
+        vanilla: Result | None,
+        metadata: Mapping[str, Any],
+        job: Job,
     ) -> dict[str, Any]:
         """Write the images and numbers of one prompt by ``method``, and plain ones; return the numbers.
+
+        Each picture says how ``job`` drew it, and goes by its place among the samples that the Job counts.
 
         What is in the prompt's folder, which :meth:`finished` refused, is replaced. Where another process has
         finished the prompt in the meantime, its numbers are returned: the same seed gives the same samples.
@@ -143,14 +153,14 @@ class Folder:
         for attempt in range(_TRIES):
             check_kept(self.path)
             try:
-                return self._put(index, result, drawn, metadata)
+                return self._put(index, result, drawn, metadata, job)
             except FileNotFoundError:  # swept away by another run in this folder
                 if attempt == _TRIES - 1:
                     raise
         raise AssertionError  # the last attempt returned or raised
 
     def _put(
-        self, index: int, result: Result, drawn: Mapping[str, Result], metadata: Mapping[str, Any]
+        self, index: int, result: Result, drawn: Mapping[str, Result], metadata: Mapping[str, Any], job: Job
     ) -> dict[str, Any]:
         name = place_of(index, self.count)
         place, part = self.path / name, self.path / f".{index:05d}.{secrets.token_hex(4)}.part"
@@ -160,9 +170,13 @@ class Folder:
             for method, samples in drawn.items():
                 folder = "samples" if samples is result else "vanilla"
                 (part / folder).mkdir()
+                places = job.only or range(samples.images.shape[1])
+                said = texts_of(job, method, samples, metadata)
                 files = [
-                    save_sample(sample, part / folder / f"{k:04d}", sampling_rate=samples.sampling_rate)
-                    for k, sample in enumerate(samples.images[0])
+                    save_sample(
+                        sample, part / folder / f"{place:04d}", sampling_rate=samples.sampling_rate, texts=texts
+                    )
+                    for place, sample, texts in zip(places, samples.images[0], said, strict=True)
                 ]
                 entry[method] = {
                     "images": [f"{name}/{folder}/{file.name}" for file in files],

@@ -56,9 +56,14 @@ class Pictures:
             }
         for some in _batched(map(job.line, self.units), MOST_ENTRIES):
             lidar.check_prompts(some)
-        self.lidar = lidar.with_prompts(job.texts())
-        self.together = max(1, lidar.batch_size // job.images)
-        asked = {"images": job.images, "seed": job.seeds[0], "vanilla": len(job.methods) > 1}
+        self.lidar = lidar.with_prompts(job.texts()).with_only(job.only)
+        self.together = max(1, lidar.batch_size // len(job.only or range(job.images)))
+        asked = {
+            "images": job.images,
+            **({"only": list(job.only)} if job.only else {}),
+            "seed": job.seeds[0],
+            "vanilla": len(job.methods) > 1,
+        }
         how = {"method": name, "drawn_by": contents(drawn_by, "method"), **asked}
         self.folder = Folder(
             self.out,
@@ -97,7 +102,7 @@ class Pictures:
             if vanilla is not None:
                 _warn_of_coarse(result, vanilla, name_of(lidar.reward))
         return [
-            self.folder.put(unit, name, result, vanilla, line)
+            self.folder.put(unit, name, result, vanilla, line, self.job)
             for unit, result, vanilla, line in zip(group, results[name], plain, lines, strict=True)
         ]
 

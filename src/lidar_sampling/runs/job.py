@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
@@ -46,6 +46,8 @@ class Job:
             a name may hold ``N`` for the number that the budget allows.
         settings: fields of :class:`lidar_sampling.Settings` that differ from the model's: ``n``, ``steps``, ...
         images: samples per prompt, at least 1.
+        only: places, from 0, of the samples of ``images`` that ``generate`` draws, each as it is among all of them;
+            empty for all. Its method must draw samples that are independent: lidar, or vanilla.
         seeds: of all noise. ``generate`` and ``look`` take one.
         call: further arguments of the pipeline, such as ``height``.
         scheduler: another scheduler of diffusers, ``CLASS:NAME=VALUE,...``.
@@ -80,6 +82,7 @@ class Job:
     methods: Sequence[str] = ("lidar",)
     settings: dict[str, Any] = field(default_factory=dict)
     images: int = 4
+    only: Sequence[int] = ()
     seeds: Sequence[int] = (0,)
     call: dict[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
@@ -96,7 +99,7 @@ class Job:
         from ..rewards import read_mixture
 
         object.__setattr__(self, "prompts", _checked(self.prompts))
-        for name in ("metrics", "methods", "seeds", "banks"):
+        for name in ("metrics", "methods", "only", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
                 object.__setattr__(self, name, tuple(value))
         for name, kind in get_type_hints(Job).items():
@@ -158,9 +161,17 @@ class Job:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the Job as JSON values, every field named."""
-        return json.loads(json.dumps({each.name: getattr(self, each.name) for each in fields(self)}))
+    def to_json(self, *, brief: bool = False) -> dict[str, Any]:
+        """Return the Job as JSON values: every field, or with ``brief`` those that differ from the defaults.
+
+        >>> Job(prompts=["a cat"], images=2).to_json(brief=True)
+        {'prompts': ['a cat'], 'images': 2}
+        """
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        if brief:
+            usual = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
+            found = {name: value for name, value in found.items() if value != usual[name]}
+        return json.loads(json.dumps(found))
 
     def text(self, index: int) -> str:
         """Return the text of prompt ``index``."""
@@ -288,6 +299,7 @@ def _check_methods(job: Job) -> None:
         raise ValueError(f"methods must be different names, at least one, got {list(job.methods)}")
     if job.budget is not None:
         read_budget(job.budget)
+    _check_only(job)
     for name in job.methods:
         numbered = with_number(name, 64)
         load(numbered)
@@ -305,6 +317,21 @@ def _check_methods(job: Job) -> None:
             raise ValueError("a budget belongs to compare: it makes methods cost the same")
     if job.banks and (job.task, job.methods[-1]) != ("generate", "lidar"):
         raise ValueError("banks guide the method lidar of generate alone: leave them out")
+
+
+def _check_only(job: Job) -> None:
+    """Refuse samples to draw alone that there are none of, or that depend on the others."""
+    from ..methods import draws_each_alone
+
+    if not job.only:
+        return
+    if len(set(job.only)) < len(job.only) or not all(0 <= place < job.images for place in job.only):
+        raise ValueError(f"only must name different samples of 0 to {job.images - 1}, got {list(job.only)}")
+    if job.task != "generate":
+        raise ValueError(f"only belongs to generate: {job.task} draws all samples")
+    for name in job.methods:
+        if not draws_each_alone(name):
+            raise ValueError(f"only draws samples of lidar or vanilla again: those of {name} depend on one another")
 
 
 def _check_judges(job: Job) -> None:

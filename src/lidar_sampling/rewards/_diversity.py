@@ -1,0 +1,136 @@
+"""How different the samples of a set are, and which of many candidates make a set that is good and different.
+
+The distance of two samples is ``d_ij = 1 - cos(f_i, f_j)`` of their features, such as those of a CLIP, and the
+diversity of a set is the mean of ``d_ij`` over its pairs. :func:`select_diverse` chooses the set S of k candidates
+that maximises
+
+    mean_{i in S} z_i  +  diverse * mean_{i < j in S} d_ij / mean_{i < j} d_ij,
+
+the quality z being the rewards standardised over all candidates. So neither the unit of the reward nor that of the
+distance matters. This is the objective of group inference (Parmar et al. 2025, https://arxiv.org/abs/2508.15773,
+unary and pairwise terms), without its pruning on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._score import FRAMES
+
+EXHAUSTIVE = 200_000  # sets that are tried one and all; beyond, exchanges from a greedy start
+
+
+def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
+    """Return unit features (m, d) of samples by the first judge that has some; None without one.
+
+    Args:
+        judges: rewards and metrics; one with a method ``features(images)`` has features.
+        samples: pictures (m, 3, H, W) or videos (m, F, 3, H, W) in [0, 1], or audio (m, channels, S). Features of a
+            video are the mean of those of its frames.
+
+    Example:
+        >>> from lidar_sampling import rewards
+        >>> features_of([rewards.load("brightness"), rewards.load("glyph")], torch.rand(2, 3, 128, 128)).shape
+        torch.Size([2, 192])
+    """
+    judge = next((judge for judge in judges if hasattr(judge, "features")), None)
+    if judge is None:
+        return None
+    with torch.no_grad():
+        if samples.dim() != 5:
+            return judge.features(samples.clone()).float().cpu()
+        shown = samples[:, torch.linspace(0, samples.shape[1] - 1, min(FRAMES, samples.shape[1])).round().long()]
+        each = judge.features(shown.flatten(0, 1)).float().cpu().view(len(samples), shown.shape[1], -1)
+        return F.normalize(each.mean(1), dim=1)
+
+
+def distances(features: Tensor) -> Tensor:
+    """Return ``1 - cos`` of all pairs (m, m) of unit features (m, d); 0 on the diagonal.
+
+    >>> distances(torch.eye(2))
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    apart = 1 - features @ features.T
+    return apart.fill_diagonal_(0.0)
+
+
+def diversity(features: Tensor) -> float:
+    """Return the mean distance over the pairs of unit features (m, d); 0 for one sample or for copies.
+
+    >>> diversity(torch.eye(3)), diversity(torch.ones(1, 1))
+    (1.0, 0.0)
+    """
+    m = len(features)
+    return float(distances(features).sum()) / (m * (m - 1)) if m > 1 else 0.0
+
+
+def select_diverse(rewards: Tensor, features: Tensor, count: int, diverse: float) -> list[int]:
+    """Return the ``count`` candidates whose set is the best, by falling reward.
+
+    The optimum is exact where there are at most :data:`EXHAUSTIVE` sets of that size. Beyond, candidates are added
+    one by one, each the one that helps most, and then exchanged while an exchange helps.
+
+    Args:
+        rewards: (m,) of the candidates.
+        features: (m, d) of unit length.
+        count: 1 to m.
+        diverse: what an average distance is worth, in standard deviations of the reward; 0 keeps the best.
+
+    Raises:
+        ValueError: ``count`` is not 1 to m.
+
+    Example:
+        >>> values, features = torch.tensor([2.0, 1.9, 1.0]), torch.eye(2)[[0, 0, 1]]  # the two best are copies
+        >>> select_diverse(values, features, 2, 0.0), select_diverse(values, features, 2, 2.0)
+        ([0, 1], [0, 2])
+    """
+    m = len(rewards)
+    if not 1 <= count <= m:
+        raise ValueError(f"count must be 1 to {m}, the number of candidates, got {count}")
+    values = rewards.double().cpu()
+    spread = values.std(correction=0)
+    z = (values - values.mean()) / spread if spread > 0 else torch.zeros(m, dtype=torch.float64)
+    apart = distances(features.double().cpu())
+    usual = apart.sum() / (m * (m - 1)) if m > 1 else torch.tensor(0.0)
+    pairs = diverse * apart / usual if usual > 0 else torch.zeros(m, m, dtype=torch.float64)
+    search = _every if math.comb(m, count) <= EXHAUSTIVE else _exchange
+    return sorted(search(z, pairs, count), key=lambda i: (-float(values[i]), i))
+
+
+def _worth(z: Tensor, pairs: Tensor, sets: Tensor) -> Tensor:
+    """Return the objective (s,) of sets (s, k) of candidates."""
+    k = sets.shape[1]
+    inside = pairs[sets[:, :, None], sets[:, None, :]].sum((1, 2)) / (k * (k - 1)) if k > 1 else 0.0
+    return z[sets].mean(1) + inside
+
+
+def _every(z: Tensor, pairs: Tensor, count: int) -> list[int]:
+    sets = torch.tensor(list(combinations(range(len(z)), count)))
+    worth = torch.cat([_worth(z, pairs, some) for some in sets.split(10_000)])
+    return list(map(int, sets[worth.argmax()].tolist()))
+
+
+def _exchange(z: Tensor, pairs: Tensor, count: int) -> list[int]:
+    chosen: list[int] = []
+    for _ in range(count):
+        others = [i for i in range(len(z)) if i not in chosen]
+        worth = _worth(z, pairs, torch.tensor([[*chosen, i] for i in others]))
+        chosen.append(others[int(worth.argmax())])
+    best = float(_worth(z, pairs, torch.tensor([chosen])))
+    while True:
+        others = [i for i in range(len(z)) if i not in chosen]
+        sets = [[*chosen[:k], i, *chosen[k + 1 :]] for k in range(count) for i in others]
+        if not sets:
+            return chosen
+        worth = _worth(z, pairs, torch.tensor(sets))
+        if worth.max() <= best + 1e-12:
+            return chosen
+        chosen, best = sets[int(worth.argmax())], float(worth.max())

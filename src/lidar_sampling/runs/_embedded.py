@@ -1,0 +1,107 @@
+"""What a picture says of itself: its settings inside the PNG, as text that people and other tools read.
+
+``lidar`` is JSON: the Job that draws the picture again, its place, the seed of its noise, its rewards.
+``parameters`` is the text that Stable Diffusion's web interfaces write and read
+(https://github.com/AUTOMATIC1111/stable-diffusion-webui, ``modules/infotext_utils.py``). Videos and audio carry
+neither.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._draw import seed_of
+from ..methods import draws_each_alone
+from ._summary import versions
+from .job import Job
+
+if TYPE_CHECKING:
+    from .._result import Result
+
+_ELSEWHERE = ("pictures", "store", "batch_size", "device")  # fields of a Job that change no picture
+
+
+def texts_of(job: Job, method: str, result: Result, line: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what each picture of one prompt says of itself, by the key of the text in its PNG.
+
+    Args:
+        job: that drew it.
+        method: that drew it.
+        result: of that prompt alone.
+        line: the prompt, with what judges read beside it.
+    """
+    places = job.only or range(result.images.shape[1])
+    return [_texts(job, method, result, line, k, place) for k, place in enumerate(places)]
+
+
+def _texts(job: Job, method: str, result: Result, line: Mapping[str, Any], k: int, place: int) -> dict[str, str]:
+    alone = draws_each_alone(method)
+    asked = {name: value for name, value in job.to_json(brief=True).items() if name not in _ELSEWHERE}
+    one = {"prompts": [dict(line)], "methods": [method], **({"only": [place]} if alone else {})}
+    seed = seed_of(job.seeds[0], "target", line["prompt"], place) if alone else None
+    said = {
+        "version": versions()["lidar-sampling"],
+        "job": {**asked, **one},
+        "image": place,
+        "noise_seed": seed,
+        "rewards": {name: _number(values[0, k].item()) for name, values in result.rewards.items()},
+    }
+    return {"parameters": _parameters(job, result, seed), "lidar": json.dumps(said)}
+
+
+def _parameters(job: Job, result: Result, seed: int | None) -> str:
+    """Return the text of web interfaces: the prompt, what it must not show, and a line of settings."""
+    settings, (height, width) = result.settings, result.images.shape[-2:]
+    named = {
+        "Steps": settings.steps,
+        "CFG scale": settings.guidance_scale,
+        "Seed": job.seeds[0] if seed is None else seed,
+        "Size": f"{width}x{height}",
+        "Model": job.model.replace(",", " "),
+        "LiDAR n": settings.n if result.banks else None,
+        "LiDAR scale": settings.scale if result.banks else None,
+        "Version": f"lidar-sampling {versions()['lidar-sampling']}",
+    }
+    negative = job.call.get("negative_prompt")
+    return "\n".join(
+        [
+            result.prompts[0],
+            *([f"Negative prompt: {negative}"] if isinstance(negative, str) else []),
+            ", ".join(f"{name}: {value}" for name, value in named.items() if value is not None),
+        ]
+    )
+
+
+def read_embedded(path: str | Path) -> dict[str, Any] | None:
+    """Return what a picture says of itself under ``lidar``; None for one that says nothing.
+
+    Its Job is JSON that was not checked: :meth:`Job.from_json` does so.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no picture, or what it says is damaged; the message names the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get("lidar")
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture") from None
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("job"), dict):
+        raise ValueError(f"what {path} says of itself is damaged: give a picture that lidar wrote")
+    return said
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
