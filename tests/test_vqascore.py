@@ -8,10 +8,12 @@ from pictures import WORDS, pictures, words_tokenizer
 from PIL import Image
 
 from lidar_sampling import rewards
-from lidar_sampling.rewards.vqascore import QUESTION, VQAScore, answer_tokens
+from lidar_sampling.rewards._language import answer_tokens
+from lidar_sampling.rewards.vqascore import COUNT, QUESTION, VQAScore
 
 QUESTION_WORDS = ["Does", "this", "figure", "show", "Please", "answer", "yes", "or", "no", ".", "?", '"']
-ASKING = [*WORDS, *QUESTION_WORDS, "user", "assistant", "Yes", "No", "YES"]
+COUNTING_WORDS = ["How", "many", "are", "in", "the", "image", "Answer", "one", "word", "three", "Three", "3", "Are"]
+ASKING = [*WORDS, *QUESTION_WORDS, "user", "assistant", "Yes", "No", "YES", *COUNTING_WORDS]
 TEMPLATE = (
     "{% for m in messages %}<|turn|> {{ m.role }} {% for c in m.content %}"
     "{% if c.type == 'image' %}IMAGE{% else %} {{ c.text }}{% endif %}{% endfor %} <|end|> {% endfor %}"
@@ -135,9 +137,31 @@ def test_vqascore_is_the_softmax_of_one_image_at_a_time_in_any_batch(vlm):
     assert expected.max() <= 1
 
 
+def test_another_answer_is_of_all_the_vocabulary(vlm):
+    """A count is read as a word and as digits, however the user writes it."""
+    from transformers import AutoModelForImageTextToText
+
+    image, prompts = pictures(1, 40, 56, seed=2), ["two dogs"]
+    word, digits = (VQAScore(vlm, question=COUNT, answer=answer) for answer in ("three", "3"))
+    model = AutoModelForImageTextToText.from_pretrained(vlm, dtype=torch.float32).eval()
+    vocabulary = word._processor.tokenizer.get_vocab()
+    mark = (vlm / "chat_template.jinja").read_text().split("'image' %}")[1].split("{% else")[0]
+    text = f"<|turn|> user {mark} How many two dogs are in the image? Answer in one word. <|end|> <|turn|> assistant "
+    picture = Image.fromarray((image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    with torch.no_grad():
+        p = model(**word._processor(text=[text], images=[picture], return_tensors="pt")).logits[0, -1].softmax(0)
+    expected = sum(p[vocabulary[spelling]] for spelling in ("three", "Three", "3"))
+    for reward in (word, digits):
+        torch.testing.assert_close(reward(images=image, prompts=prompts)[0], expected, rtol=1e-5, atol=1e-7)
+
+
 def test_vqascore_refusals(vlm):
     with pytest.raises(ValueError, match=r"must have \{text\}"):
         VQAScore(vlm, question="Is it good?")
+    with pytest.raises(ValueError, match="no single token for 'purple'"):
+        VQAScore(vlm, answer="purple")
+    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+        VQAScore(vlm)(images=torch.zeros(1, 3, 8, 8), prompts=["a cat"] * 2)
     mute = words_tokenizer(["[UNK]"])
     with pytest.raises(ValueError, match="no single token for 'yes'"):
         answer_tokens(mute, "yes")

@@ -23,3 +23,15 @@ def decoders(pipe: Any) -> list[nn.Module]:
     """The decoder of a diffusers pipeline's autoencoder, if it has one."""
     decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
     return [decoder] if isinstance(decoder, nn.Module) else []
+
+
+def sampling_rate_of(pipe: Any) -> int | None:
+    """Return the rate of the audio that a pipeline draws, in Hz; None where it does not say one.
+
+    It stands with the autoencoder (Stable Audio), with the vocoder (AudioLDM 2), or with the pipeline (ACE-Step).
+    """
+    vae, vocoder = getattr(pipe, "vae", None), getattr(pipe, "vocoder", None)
+    places = [getattr(vae, "config", None), vae, getattr(vocoder, "config", None), pipe]
+    names = ("sampling_rate", "output_sampling_rate", "sample_rate")
+    rates = (getattr(place, name, None) for place in places for name in names)
+    return next((rate for rate in rates if isinstance(rate, int) and not isinstance(rate, bool)), None)

@@ -27,6 +27,7 @@ from ._kernel import check_kernel, stochastic
 from ._levels import check
 from ._live import Live, Show
 from ._lookahead import look
+from ._parts import sampling_rate_of
 from ._precision import warn_if_emulated
 from ._preview import load_preview
 from ._prompts import check_prompt
@@ -133,6 +134,7 @@ class LiDAR:
         for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
             if not callable(value) or isinstance(value, type):
                 raise TypeError(f"{name} must be callable or a known name, and no class, got {value!r}")
+        self._check_rates(by_name=[isinstance(each, str) for each in (reward, *metrics)])
         for metric in self.metrics:
             if isinstance(metric, Mixture) and metric.calibration is None:
                 raise ValueError(f"the metric {metric.name!r} is a mixture over a bank: give it a calibration")
@@ -169,6 +171,7 @@ class LiDAR:
         preview: Any = None,
         variant: str | None = None,
         scheduler: Callable[[Any], Any] | None = None,
+        pipe: Any = None,
         **options: Any,
     ) -> LiDAR:
         """Load a model and make a sampler of it.
@@ -183,6 +186,7 @@ class LiDAR:
                 path or hub id of another.
             variant: of the weights, such as ``"fp16"``; that of a folder which has no other is found by itself.
             scheduler: from the pipeline's scheduler to the one that is to sample.
+            pipe: the pipeline of that name, if it is loaded already.
             **options: those of :class:`LiDAR`.
 
         Raises:
@@ -195,7 +199,7 @@ class LiDAR:
                 options["settings"] = for_reward(GLYPH, _called(reward or "glyph"), options)
             judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
             options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
-            pipe = glyph.load_pipeline(dtype=dtype).to(device)
+            pipe = pipe or glyph.load_pipeline(dtype=dtype).to(device)
             if preview == "tiny":
                 tiny: Any = glyph.load_tiny_decoder(dtype=dtype)
                 preview = tiny.to(device)
@@ -208,7 +212,7 @@ class LiDAR:
         else:
             from ._load import load_pipeline
 
-            pipe = load_pipeline(name, dtype=dtype, variant=variant).to(device)
+            pipe = pipe or load_pipeline(name, dtype=dtype, variant=variant).to(device)
         if scheduler is not None:
             pipe.scheduler = scheduler(pipe.scheduler)
         if isinstance(preview, str | Path):
@@ -538,7 +542,7 @@ class LiDAR:
             cost={"sampling": sampling},
             seed=seed,
             settings=self.taken(call),
-            sampling_rate=getattr(getattr(self.pipe, "vae", None), "sampling_rate", None),
+            sampling_rate=sampling_rate_of(self.pipe),
         )
 
     def judge(self, result: Result, metadata: Sequence[Mapping[str, Any]] | None = None) -> Result:
@@ -604,6 +608,25 @@ class LiDAR:
         """The settings with what the arguments of a call say otherwise."""
         names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
+
+    def _check_rates(self, by_name: Sequence[bool]) -> None:
+        """Let rewards that were loaded by name hear audio at the rate at which the pipeline draws it.
+
+        Raises:
+            ValueError: one of the caller's own hears at another rate.
+        """
+        rate = sampling_rate_of(self.pipe)
+        for judge, ours in zip((self.reward, *self.metrics), by_name, strict=True):
+            for part in judge.parts if isinstance(judge, Mixture) else [judge]:
+                own: Any = part
+                if rate is None or not hasattr(own, "sampling_rate") or own.sampling_rate == rate:
+                    continue
+                if not ours:
+                    raise ValueError(
+                        f"{name_of(own)} hears {own.sampling_rate} samples per second, and the pipeline draws "
+                        f"{rate}: give it sampling_rate={rate}"
+                    )
+                own.sampling_rate = rate
 
     def _check_eta(self, asked: bool) -> None:
         """Refuse an eta that was asked for and has no effect; leave out one of a default, with a warning.

@@ -42,16 +42,17 @@ class Guided:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` guided samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once."""
-        return self._set(lidar).guided(list(prompts), images, seed, None)
+        return self.sampler(lidar).guided(list(prompts), images, seed, None)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: its bank, and the steps of ``images`` samples.
 
         A bank that a store already holds costs nothing: the store is not asked.
         """
-        twin = self._set(lidar)
+        twin = self.sampler(lidar)
         check(twin.pipe.scheduler)
         return bank_cost(twin) + sampling_cost(twin, images)
 
-    def _set(self, lidar: LiDAR) -> LiDAR:
+    def sampler(self, lidar: LiDAR) -> LiDAR:
+        """Return the sampler with the settings that this method changes."""
         return lidar.with_settings(**{name: value for name, value in asdict(self).items() if value is not None})

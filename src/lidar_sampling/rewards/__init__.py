@@ -120,6 +120,62 @@ REGISTRY = {
         Published("Qwen/Qwen3-VL-4B-Instruct", "Apache-2.0", revision="ebb281ec70b05090aa6165b016eac8ec08e71b17"),
         takes_model=True,
     ),
+    "hpsv3": Entry(
+        "hpsv3:HPSv3",
+        "human preference score v3, by Qwen2-VL-7B; hpsv3:PATH",
+        Published(
+            "MizzenAI/HPSv3", "Apache-2.0", "HPSv3.safetensors", revision="4f81e3e09edd82fe3c5f636444c721b592a735ca"
+        ),
+        takes_model=True,
+    ),
+    "unified-reward": Entry(
+        "unified_reward:UnifiedReward",
+        "UnifiedReward 2.0, a vision-language model's scores for alignment, coherence and style, their mean, 1 to 5; "
+        "unified-reward:PATH or unified-reward:HUB_ID",
+        Published(
+            "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b",
+            "MIT (repository)",
+            revision="4175e6b78d62f639282797d05ccea35d3be823cf",
+        ),
+        takes_model=True,
+    ),
+    "cycle-reward": Entry(
+        "cycle_reward:CycleReward",
+        "CycleReward, whether image and text match; cycle-reward:PATH of a checkpoint, for none is known on the hub",
+        takes_model=True,
+    ),
+    "edit-reward": Entry(
+        "edit_reward:EditReward",
+        'how well a picture was edited by an instruction, the picture before in the metadata "source"; '
+        "edit-reward:PATH",
+        Published("TIGER-Lab/EditReward-MiMo-VL-7B-SFT-2508", "MIT (repository)", "model.safetensors"),
+        takes_model=True,
+    ),
+    "video-reward": Entry(
+        "video_reward:VideoReward",
+        "VideoReward of VideoAlign, visual and motion quality and text alignment of a video; video-reward:PATH",
+        Published(
+            "KlingTeam/VideoReward",
+            "Apache-2.0",
+            "checkpoint-11352/model.pth",
+            revision="4f26600130683e6f1de9f5d463887f28e8ef995c",
+        ),
+        takes_model=True,
+    ),
+    "clap": Entry(
+        "clap:CLAP",
+        "audio-text logit of a CLAP model, for audio; clap:PATH or clap:HUB_ID picks another",
+        Published("laion/larger_clap_general", "see its page", revision="ada0c23a36c4e8582805bb38fec3905903f18b41"),
+        takes_model=True,
+    ),
+    "soft-tifa": Entry(
+        "soft_tifa:SoftTIFA",
+        "Soft-TIFA of GenEval 2, geometric mean, 0 to 1, for metrics; soft-tifa:PATH names its file of questions",
+        takes_model=True,
+    ),
+    "soft-tifa-am": Entry(
+        "soft_tifa:soft_tifa_am", "the same by the arithmetic mean; soft-tifa-am:PATH", takes_model=True
+    ),
     "geneval": Entry(
         "geneval:load",
         "GenEval's verdict by Mask2Former and CLIP, 0 or 1, NaN for prompts that are not its own; for metrics; "

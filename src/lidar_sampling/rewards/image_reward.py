@@ -107,6 +107,8 @@ def _split(weights: dict[str, Tensor], origin: str) -> tuple[dict[str, Tensor], 
         if prefix is None:
             raise ValueError(f"{origin} is no ImageReward checkpoint: unknown weight {name}")
         parts[prefix][name.removeprefix(prefix)] = value
+    if "layers.8.weight" in parts["mlp."]:  # with something between the layers
+        raise ValueError(f"{origin} is a checkpoint of CycleReward: load it as cycle-reward:{origin}")
     for prefix, part in parts.items():
         if not part:
             raise ValueError(f"{origin} is no ImageReward checkpoint: it has no {prefix}*")

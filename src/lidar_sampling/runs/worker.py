@@ -24,12 +24,13 @@ def on_this_machine(job: Job) -> Job:
     return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
 
 
-def load(job: Job, *, judges: Mapping[str, Reward] | None = None) -> LiDAR:
+def load(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
     """Return the sampler that a Job describes; settings that it leaves open are the model's.
 
     Args:
         job: the Job.
         judges: rewards that are loaded already, by the names that the Job has for them; the others are loaded.
+        pipe: the pipeline of a Job with the same model and levers, if it is loaded already.
 
     Raises:
         OSError, ValueError: there is no such model, or it cannot be sampled as the Job says.
@@ -61,12 +62,13 @@ def load(job: Job, *, judges: Mapping[str, Reward] | None = None) -> LiDAR:
         variant=job.variant,
         scheduler=read_scheduler(job.scheduler),
         store=job.store,
+        pipe=pipe,
         **({} if job.preset is None else {"settings": preset(job.preset)}),
         **({} if job.metrics is None else {"metrics": [given.get(name, name) for name in job.metrics]}),
         **levers["sampler"],
         **job.settings,
     )
-    if levers["pipe"]:
+    if levers["pipe"] and pipe is None:
         accelerate(lidar.pipe, **levers["pipe"])
     if levers["reward"] and not elsewhere:
         accelerate(lidar.reward, **levers["reward"])
