@@ -1,6 +1,7 @@
 """A reward on the other side of HTTP: the same numbers, and a clear line when it is not there."""
 
 import base64
+import http.client
 import io
 import json
 import socket
@@ -109,6 +110,54 @@ def test_clients_at_once(url):
     for thread in threads:
         thread.join()
     assert all(torch.equal(results[k], red(images=pictures(2, seed=k), prompts=["a", "b"])) for k in range(8))
+
+
+def test_a_token_is_wanted_where_there_is_one(monkeypatch):
+    with serve([testing.brightness], port=0, tokens=["a-secret-token"]) as url:
+        for given in (None, "another-token"):
+            with pytest.raises(ServiceError, match="refused: this server needs its token"):
+                ask(url, "brightness", token=given)
+        assert ask(url, "brightness", token="a-secret-token").shape == (1,)
+        monkeypatch.setenv("LIDAR_TOKEN", "a-secret-token")
+        assert ask(url, "brightness").shape == (1,)
+    with pytest.raises(ValueError, match=r"can be reached from elsewhere: give a --token"):
+        serve([testing.brightness], host="0.0.0.0").__enter__()
+
+
+def test_requests_wait_unread_and_are_refused_beyond_the_places():
+    def slow(*, images, prompts):
+        time.sleep(0.2)
+        return images.flatten(1).mean(1)
+
+    with serve([slow], port=0, at_once=2, places=3) as url:
+        outcomes = []
+
+        def send():
+            try:
+                outcomes.append(ask(url, "slow", retries=0).item())
+            except ServiceError as error:
+                outcomes.append(str(error))
+
+        threads = [threading.Thread(target=send) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert len(refused) == 3
+        assert all("3 requests are here, and no more may: ask again later" in outcome for outcome in refused)
+        assert ask(url, "slow", retries=0).shape == (1,)
+
+
+def test_it_keeps_connections_and_tells_its_health_and_numbers(url):
+    host, port = url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    for page, kind in (("/", b'"protocol":1'), ("/healthz", b"ok"), ("/metrics", b"lidar_reward_requests_total")):
+        connection.request("GET", page)
+        answer = connection.getresponse()
+        assert (answer.version, answer.status) == (11, 200)
+        assert kind in answer.read()
+        assert connection.sock is not None  # kept
 
 
 def test_it_says_what_it_serves(url):
@@ -254,7 +303,7 @@ def test_what_a_client_must_not_send(url):
         assert "images must be a list of strings, got" in error
         assert len(error) < 200
     assert post(url, b"[" * 100_000)[0] == 400
-    assert post(url, b"{}", method="PUT") == (501, "Unsupported method ('PUT')")
+    assert post(url, b"{}", method="PUT") == (405, "no PUT of /score")
 
 
 def test_a_decompression_bomb_is_refused(url, monkeypatch):
@@ -274,13 +323,12 @@ def test_pictures_that_unpack_to_too_much_are_refused_unread(url):
         remote(images=flat.expand(2, -1, -1, -1), prompts=["x"] * 2)
 
 
-def test_a_client_that_goes_silent_loses_its_thread(monkeypatch):
-    monkeypatch.setattr("lidar_sampling.rewards.server._Handler.timeout", 0.2)
-    with serve([testing.brightness], port=0) as url:
+def test_a_client_that_goes_silent_loses_its_place():
+    with serve([testing.brightness], port=0, patience=0.2) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=5) as client:
             client.sendall(b"POST /score HTTP/1.0\r\nContent-Length: 100\r\n\r\n{")
-            assert b"400" in client.recv(1000)
+            assert b"408" in client.recv(1000)
 
 
 def test_a_port_that_is_taken_is_named(url):

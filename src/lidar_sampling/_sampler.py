@@ -158,6 +158,7 @@ class LiDAR:
         self._lookaheads: list[tuple[Solver, Any]] = []
         self._progress: Progress | None = None
         self._only: tuple[int, ...] = ()
+        self._bank_seed: int | None = None
         self._live: tuple[Show, int] | None = None
 
     @classmethod
@@ -280,6 +281,20 @@ class LiDAR:
         """
         twin = copy(self)
         twin._only = tuple(places)
+        return twin
+
+    def with_bank_seed(self, seed: int | None) -> LiDAR:
+        """Return the same sampler, whose banks are drawn from this seed whatever the samples are drawn from.
+
+        So one bank of a store serves samples of many seeds.
+
+        Args:
+            seed: of the noise of banks; None takes that of the samples.
+        """
+        if seed is not None:
+            _check_whole("bank_seed", seed)
+        twin = copy(self)
+        twin._bank_seed = seed
         return twin
 
     def with_live_preview(self, show: Show | None, *, every: int = 5) -> LiDAR:
@@ -461,7 +476,7 @@ class LiDAR:
             rewards=self.parts,
             solver=self._solver,
             n=self.settings.n,
-            seed=seed,
+            seed=seed if self._bank_seed is None else self._bank_seed,
             call=self.with_prompts(prompts).arguments(),
             batch_size=self.batch_size,
             store=self.store,

@@ -131,3 +131,15 @@ def test_only_some_of_several_prompts(job, drawn, tmp_path):
                 assert torch.allclose(one, same, atol=1.01 / 255)
     with pytest.raises(ValueError, match="only"):
         run(job, tmp_path / "some", resume=True)
+
+
+def test_one_bank_serves_samples_of_many_seeds(job, tmp_path):
+    how = replace(job, prompts=["a dog"], methods=["lidar"], images=1, bank_seed=3, store=str(tmp_path / "banks"))
+    for seed, calls in ((0, 4), (1, 0)):
+        outcome = run(replace(how, seeds=[seed]), tmp_path / str(seed))
+        assert outcome.result["prompts"][0]["lidar"]["cost"]["lookahead"]["reward_calls"] == calls
+    assert read_embedded(tmp_path / "1" / "00000" / "samples" / "0000.png")["job"]["bank_seed"] == 3
+    with pytest.raises(ValueError, match="bank_seed"):
+        run(replace(how, seeds=[1], bank_seed=None), tmp_path / "1", resume=True)
+    with pytest.raises(ValueError, match="bank_seed belongs to generate"):
+        replace(how, task="look")

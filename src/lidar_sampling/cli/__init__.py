@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import typer
 
+from ._app import app as page
 from ._check_reward import check_reward
 from ._compare import compare, methods
 from ._doctor import doctor
@@ -44,6 +45,7 @@ for command in (
     evaluate,
     score,
     check_reward,
+    serve,
     serve_rewards,
     models,
     rewards,
@@ -52,7 +54,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
-app.command(hidden=True, context_settings={"ignore_unknown_options": True})(serve)
+app.command("app")(page)
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 

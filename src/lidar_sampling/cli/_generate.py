@@ -30,6 +30,13 @@ Only = Annotated[
         show_default=False,
     ),
 ]
+BankSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="Seed of the banks' noise, so that samples of another --seed find the same bank. [default: --seed]",
+        show_default=False,
+    ),
+]
 Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
 Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
 
@@ -45,6 +52,7 @@ def generate(
     images: o.Images = 4,
     only: Only = None,
     seed: o.Seed = 0,
+    bank_seed: BankSeed = None,
     n: o.N = None,
     lookahead: o.Lookahead = None,
     steps: o.Steps = None,
@@ -97,6 +105,7 @@ def generate(
         images=images,
         only=tuple(only or ()),
         seeds=(seed,),
+        bank_seed=bank_seed,
         call=o.read_call(call),
         scheduler=scheduler,
         dtype=dtype,

@@ -1,38 +1,207 @@
-"""``lidar serve-rewards``: rewards over HTTP, for samplers in other processes or on other machines."""
+"""``lidar serve``: pictures over HTTP; and ``lidar serve-rewards``: rewards, for samplers in other processes."""
 
 from __future__ import annotations
 
-import threading
-from typing import Annotated
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from . import _options as o
+from ._screen import warn
 
 Names = Annotated[list[str], typer.Argument(help="Rewards of 'lidar rewards'.", show_default=False)]
-Host = Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; the default answers this machine alone, others need a --token.")
+]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
+Token = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--token",
+        help="What clients must send as Authorization: Bearer TOKEN. Repeat for several clients, who are then "
+        "served by turns; LIDAR_TOKEN holds them with commas between, out of sight of other users.",
+        show_default=False,
+    ),
+]
 
 
-def serve(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Say where this command went."""
-    raise typer.BadParameter("rewards are served by 'lidar serve-rewards' now")
+def serve(
+    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="A model to serve: glyph, a path or a hub id. Repeat for more. [default: glyph]"
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward", help="A reward to serve, as of lidar generate. Repeat for more. [default: the model's]"
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="A method to serve. Repeat for more. [default: lidar and vanilla]"),
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8008,
+    token: Token = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where jobs and banks are kept, also for a restart. [default: one that goes at the end]"),
+    ] = None,
+    places: Annotated[int, typer.Option(min=1, help="Jobs that may wait; more are refused with 429.")] = 16,
+    each: Annotated[int, typer.Option(min=1, help="Jobs of one client that may wait.")] = 8,
+    seconds: Annotated[int, typer.Option(min=1, help="That a job may be drawn.")] = 600,
+    most_images: Annotated[int, typer.Option(min=1, help="Images that a request may ask for.")] = 8,
+    most_steps: Annotated[int, typer.Option(min=1, help="Steps that a request may ask for.")] = 100,
+    most_n: Annotated[int, typer.Option(min=1, help="Lookahead samples that a request may ask for.")] = 64,
+    most_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image that a request may ask for.")] = 1 << 20,
+    most_megabytes: Annotated[float, typer.Option(min=1, help="Of banks that are kept.")] = 4096.0,
+    n: o.N = None,
+    steps: o.Steps = None,
+    call: o.Call = None,
+    variant: o.Variant = None,
+    dtype: o.Dtype = "float32",
+    fast: o.Fast = None,
+    batch_size: o.BatchSize = 16,
+    device: o.Device = None,
+) -> None:
+    """Serve pictures over HTTP until Ctrl-C or SIGTERM, which finish what runs; docs/serving.md has its pages.
+
+    It speaks OpenAI's POST /v1/images/generations, and has banks and jobs of its own. Give --model and --reward as
+    NAME=WHAT to let clients call them by a name of yours.
+    """
+    if words:
+        raise typer.BadParameter(
+            f"{words[0]!r}: rewards are served by 'lidar serve-rewards'; a model goes by --model"
+        )
+    from .._http import check_address, listen, need_extra, server_of, url_of
+    from ..runs import Job, device_of, quieten
+    from ..service import Desk
+    from ..service.limits import Limits
+
+    need_extra()
+    tokens = _tokens(token)
+    check_address(host, tokens)
+    from ..service.app import make_app
+    from ..service.catalog import Catalog
+
+    base = Job(
+        prompts=["a photo of two cats"],
+        variant=variant,
+        call=o.read_call(call),
+        settings=o.given(n=n, steps=steps),
+        images=1,
+        dtype=dtype,
+        fast=fast,
+        batch_size=batch_size,
+        device=device_of(device),
+    )
+    limits = Limits(
+        images=most_images,
+        steps=most_steps,
+        n=most_n,
+        pixels=most_pixels,
+        seconds=seconds,
+        places=places,
+        each=min(each, places),
+    )
+    catalog = Catalog(
+        _listed("--model", model or ["glyph"]),
+        _listed("--reward", reward or []),
+        tuple(method or ("lidar", "vanilla")),
+        base,
+        limits,
+    )
+    quieten()
+    with tempfile.TemporaryDirectory(prefix="lidar-") as place, listen(host, port) as listening:
+        desk = Desk(
+            folder or place,
+            places=limits.places,
+            most_each=limits.each,
+            most_bytes=int(most_megabytes * 1e6),
+            samplers=max(2, len(catalog.models)),
+            seconds=limits.seconds,
+        )
+        warming = [desk.warm(job) for job in catalog.jobs()]
+        app = make_app(desk, catalog, tokens=tokens, warming=warming)
+        server = server_of(app, stopping=desk.stop, busy=lambda: desk.running is not None)
+
+        def loaded(coming: Any) -> None:
+            if coming.exception() is not None:
+                server.should_exit = True
+            elif all(each.done() for each in warming):
+                warn("ready")
+
+        for coming in warming:
+            coming.add_done_callback(loaded)
+        typer.echo(f"serving {', '.join(catalog.models)} at {url_of(listening)}/v1", err=True)
+        _until_stopped(server, listening)
+        desk.close(finish=False)
+        for coming in warming:
+            if coming.done() and (error := coming.exception()) is not None:
+                raise error
 
 
 def serve_rewards(
     names: Names,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    token: Token = None,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
 ) -> None:
-    """Serve rewards until Ctrl-C; use one elsewhere as --reward http://HOST:PORT/NAME."""
+    """Serve rewards until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
+    from .._http import check_address, listen, need_extra, server_of, url_of
     from ..rewards import load
-    from ..rewards.server import serve as serving
+    from ..rewards.server import make_app
     from ..runs import device_of, dtype_of, quieten
 
+    need_extra()
+    tokens = _tokens(token)
+    check_address(host, tokens)
     quieten()
     rewards = [load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
-    with serving(rewards, host=host, port=port) as url:
-        typer.echo(f"serving {', '.join(names)} at {url}", err=True)
-        threading.Event().wait()
+    with listen(host, port) as listening:
+        typer.echo(f"serving {', '.join(names)} at {url_of(listening)}", err=True)
+        _until_stopped(server_of(make_app(rewards, tokens=tokens)), listening)
+
+
+def _until_stopped(server: Any, listening: Any) -> None:
+    """Run a server until SIGTERM, after which the command goes on, or Ctrl-C, which is raised again."""
+    sys.setswitchinterval(0.001)  # or a request waits 5 ms each time that it wants a turn beside what draws
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has stopped
+    try:
+        server.run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tokens(given: Sequence[str] | None) -> list[str]:
+    return [*(given or [token for token in os.environ.get("LIDAR_TOKEN", "").split(",") if token])]
+
+
+def _listed(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Return names and what they stand for, of texts ``NAME=WHAT`` or ``WHAT``.
+
+    >>> _listed("--model", ["glyph", "sd=/models/sd-1.5"])
+    {'glyph': 'glyph', 'sd': '/models/sd-1.5'}
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, what = text.partition("=")
+        if not equals or not name.replace("-", "").replace(".", "").isalnum():
+            name, what = text, text
+        if not what:
+            raise typer.BadParameter(f"{option} must be NAME=WHAT or WHAT, got {text!r}")
+        if name in found:
+            raise typer.BadParameter(f"{option} gives {name} twice: leave one out")
+        found[name] = what
+    return found

@@ -1,21 +1,24 @@
 """The reference server of :mod:`lidar_sampling.rewards.service`: rewards of this package over HTTP."""
 
-from __future__ import annotations
-
+import asyncio
 import base64
 import io
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .._guard import Guard
+from .._http import check_address, in_thread, listen, need_extra, server_of, url_of
 from .._media import read_picture
 from . import Reward, RewardError, name_of, score_pictures
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PROTOCOL = 1
 _log = logging.getLogger(__name__)
@@ -27,26 +30,34 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    tokens: Sequence[str] = (),
     most_megabytes: float = 256.0,
     most_megapixels: float = 100.0,
+    at_once: int = 2,
+    places: int = 64,
+    patience: float = 60.0,
 ) -> Iterator[str]:
     """Serve ``rewards`` by their names while the block runs.
 
     Only these can be asked for; nothing that a client sends is unpickled or loaded. Each reward scores one request at
-    a time. There is no authentication: put a proxy in front of it before you open it to a network.
+    a time.
 
     Args:
         rewards: what is served.
         host: address to listen on; the default answers this machine alone.
         port: 0 takes a free one.
+        tokens: one of which a request must bring; needed for any other address.
         most_megabytes: size of the largest request.
         most_megapixels: of all pictures of a request; a small PNG may hold very many.
+        at_once: requests that are read and decoded at a time; the others wait unread.
+        places: requests that may be there; the next are refused with 503.
+        patience: seconds without a byte after which a client that went silent gives its place back.
 
     Yields:
         The url.
 
     Raises:
-        ValueError: no reward, or two of one name.
+        ValueError: no reward, or two of one name; or another address and no token.
         OSError: the address cannot be listened on.
 
     Example:
@@ -56,104 +67,127 @@ def serve(
         ...     load(f"{url}/brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
         tensor([1.])
     """
-    by_name = {name_of(reward): (reward, threading.Lock()) for reward in rewards}
-    if len(by_name) < len(rewards) or not rewards:
+    check_address(host, tokens)
+    app = make_app(
+        rewards,
+        tokens=tokens,
+        most_megabytes=most_megabytes,
+        most_megapixels=most_megapixels,
+        at_once=at_once,
+        places=places,
+        patience=patience,
+    )
+    with listen(host, port) as listening, in_thread(server_of(app), listening):
+        yield url_of(listening)
+
+
+def make_app(
+    rewards: Sequence[Reward],
+    *,
+    tokens: Sequence[str] = (),
+    most_megabytes: float = 256.0,
+    most_megapixels: float = 100.0,
+    at_once: int = 2,
+    places: int = 64,
+    patience: float = 60.0,
+) -> "FastAPI":
+    """Return the app that :func:`serve` runs; arguments and errors are the same."""
+    need_extra()
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse, Response
+    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+    from starlette.exceptions import HTTPException
+
+    served = {name_of(reward): (reward, threading.Lock()) for reward in rewards}
+    if len(served) < len(rewards) or not rewards:
         raise ValueError(f"serve one or more rewards of different names, got {[name_of(r) for r in rewards]}")
+    registry = CollectorRegistry()
+    answers = Counter("lidar_reward_requests", "Answers by status.", ["status"], registry=registry)
+    seconds = Histogram(
+        "lidar_reward_seconds", "To score a request, waiting included.", ["reward"], registry=registry
+    )
+    pixels = int(most_megapixels * 1e6)
+    app = FastAPI(title="lidar-sampling rewards", docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Guard,
+        refusal=lambda status, text: {"error": text},
+        tokens=tuple(tokens),
+        largest=int(most_megabytes * 1e6),
+        patience=patience,
+        at_once=at_once,
+        places=places,
+        seen=lambda scope, status: answers.labels(str(status)).inc(),
+    )
 
-    class Handler(_Handler):
-        served = by_name
-        largest = int(most_megabytes * 1e6)
-        pixels = int(most_megapixels * 1e6)
+    @app.get("/")
+    def offer() -> dict[str, Any]:
+        """Say which rewards there are."""
+        return {"protocol": PROTOCOL, "rewards": list(served)}
 
+    @app.post("/score")
+    async def score(request: Request) -> JSONResponse:
+        """Score pictures: the protocol is in lidar_sampling.rewards.service."""
+        body = await request.body()
+        status, content = await asyncio.to_thread(_scored, served, body, pixels, seconds)
+        return JSONResponse(content, status)
+
+    @app.get("/healthz")
+    def alive() -> dict[str, str]:
+        """Say that the server lives."""
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    def numbers() -> Response:
+        """Tell Prometheus the numbers."""
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    def other(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        there = f"no page {request.url.path}; there are / and /score"
+        text = {404: there, 405: f"no {request.method} of {request.url.path}"}.get(
+            error.status_code, str(error.detail)
+        )
+        return JSONResponse({"error": text}, error.status_code, error.headers)
+
+    app.add_exception_handler(HTTPException, other)
+    return app
+
+
+def _scored(
+    served: dict[str, tuple[Reward, threading.Lock]], body: bytes, pixels: int, seconds: Any
+) -> tuple[int, dict[str, Any]]:
+    """Return the status and content of the answer to a request."""
     try:
-        listening = _Server((host, port), Handler)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port") from None
-    with listening as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://{host}:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+        reward, lock, pictures, prompts = _read(served, json.loads(body), pixels)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        return 400, {"error": f"{type(error).__name__}: {error}"}
+    try:
+        with seconds.labels(name_of(reward)).time(), lock:
+            return 200, {"scores": score_pictures(reward, pictures=pictures, prompts=prompts)}
+    except RewardError as error:
+        wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt it cannot use
+        return 422 if wrong else 500, {"error": str(error)}
+    except Exception as error:  # out of memory, above all: a dropped connection would not say so
+        _log.info("a request failed", exc_info=True)
+        return 500, {"error": f"{type(error).__name__}: {error}"}
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 64  # clients that may knock at once
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away while it was answered is no matter for stderr."""
-        _log.info("a request of %s broke off", client_address, exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    served: Mapping[str, tuple[Reward, threading.Lock]]
-    largest: int
-    pixels: int
-    timeout = 60  # seconds without a byte after which a client that went silent gives its thread back
-
-    def do_GET(self) -> None:
-        if self.path != "/":
-            return self._answer(404, {"error": f"no page {self.path}; there are / and /score"})
-        self._answer(200, {"protocol": PROTOCOL, "rewards": list(self.served)})
-
-    def do_POST(self) -> None:
-        if self.path != "/score":
-            return self._answer(404, {"error": f"no page {self.path}; there are / and /score"})
-        try:
-            length = int(self.headers.get("Content-Length") or -1)
-            if not 0 <= length <= self.largest:
-                self._discard(min(length, 4 * self.largest))  # a client that is still sending would not listen
-                self.close_connection = True
-                return self._answer(413, {"error": f"a request must have 0 to {self.largest} bytes, got {length}"})
-            reward, lock, pictures, prompts = self._read(json.loads(self.rfile.read(length)))
-        except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
-            return self._answer(400, {"error": f"{type(error).__name__}: {error}"})
-        try:
-            with lock:
-                scores = score_pictures(reward, pictures=pictures, prompts=prompts)
-        except RewardError as error:
-            wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt it cannot use
-            return self._answer(422 if wrong else 500, {"error": str(error)})
-        except Exception as error:  # out of memory, above all: a dropped connection would not say so
-            return self._answer(500, {"error": f"{type(error).__name__}: {error}"})
-        self._answer(200, {"scores": scores})
-
-    def _read(self, request: Any) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
-        if not isinstance(request, dict):
-            raise ValueError(f"a request must be a JSON object, got {_shown(request)}")
-        if missing := [key for key in ("reward", "prompts", "images") if key not in request]:
-            raise ValueError(f"a request must have reward, prompts and images, and this one lacks {missing[0]}")
-        name, prompts, pictures = request["reward"], request["prompts"], request["images"]
-        if not isinstance(name, str) or name not in self.served:
-            raise ValueError(f"no reward {_shown(name)} here; there are {', '.join(self.served)}")
-        for key, value in (("prompts", prompts), ("images", pictures)):
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"{key} must be a list of strings, got {_shown(value)}")
-        if len(prompts) != len(pictures):
-            raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
-        return *self.served[name], _tensors(pictures, self.pixels), prompts
-
-    def _discard(self, length: int) -> None:
-        while length > 0 and (read := len(self.rfile.read(min(length, 1 << 16)))):
-            length -= read
-
-    def _answer(self, status: int, content: Mapping[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses, such as other methods, in the protocol's words."""
-        self.close_connection = True
-        self._answer(code, {"error": message or f"status {code}"})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        _log.info(format, *args)
+def _read(
+    served: dict[str, tuple[Reward, threading.Lock]], request: Any, pixels: int
+) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
+    if not isinstance(request, dict):
+        raise ValueError(f"a request must be a JSON object, got {_shown(request)}")
+    if missing := [key for key in ("reward", "prompts", "images") if key not in request]:
+        raise ValueError(f"a request must have reward, prompts and images, and this one lacks {missing[0]}")
+    name, prompts, pictures = request["reward"], request["prompts"], request["images"]
+    if not isinstance(name, str) or name not in served:
+        raise ValueError(f"no reward {_shown(name)} here; there are {', '.join(served)}")
+    for key, value in (("prompts", prompts), ("images", pictures)):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{key} must be a list of strings, got {_shown(value)}")
+    if len(prompts) != len(pictures):
+        raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
+    return *served[name], _tensors(pictures, pixels), prompts
 
 
 def _shown(value: Any) -> str:

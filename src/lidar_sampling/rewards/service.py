@@ -5,8 +5,9 @@
               ->  {"scores": [0.61, ...]}, one number an image
 
 A refusal is {"error": "..."}: status 4xx where the request is at fault, 5xx where the server is. Any server that
-answers so will do; the one below serves rewards of this package. PNG holds 8 bits a channel, so what travels is the
-picture as it would be saved: a pixel moves by at most 1/510.
+answers so will do; :mod:`.server` serves rewards of this package. PNG holds 8 bits a channel, so what travels is the
+picture as it would be saved: a pixel moves by at most 1/510. A server that has a token wants it as ``Authorization:
+Bearer TOKEN``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -45,6 +47,7 @@ class RemoteReward:
         timeout: seconds to wait for an answer.
         retries: further attempts after a timeout, a lost connection or an error of the server, with pauses of 0.5, 1,
             2, ... seconds.
+        token: of a server that has one; None takes that of LIDAR_TOKEN, if it is set.
 
     Raises:
         ServiceError: no good answer came.
@@ -59,7 +62,16 @@ class RemoteReward:
 
     differentiable = False
 
-    def __init__(self, url: str, name: str, *, timeout: float = 120.0, retries: int = 3, pause: float = 0.5) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        timeout: float = 120.0,
+        retries: int = 3,
+        pause: float = 0.5,
+        token: str | None = None,
+    ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"the url of a reward service must start with http:// or https://, got {url!r}")
         if not name:
@@ -67,6 +79,7 @@ class RemoteReward:
         if not timeout > 0 or retries < 0:
             raise ValueError(f"timeout must be above 0 and retries at least 0, got {timeout} and {retries}")
         self.url, self.name, self.timeout, self.retries, self.pause = url.rstrip("/"), name, timeout, retries, pause
+        self._token = token
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -91,7 +104,10 @@ class RemoteReward:
 
     def _post(self, content: Mapping[str, Any]) -> Any:
         body = json.dumps(content).encode()
-        request = urllib.request.Request(f"{self.url}/score", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if token := self._token or os.environ.get("LIDAR_TOKEN", "").split(",")[0]:
+            headers["Authorization"] = f"Bearer {token}"
+        request = urllib.request.Request(f"{self.url}/score", body, headers)
         own = urllib.parse.urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
         # No proxy reaches this machine's own address.
         opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if own else [])

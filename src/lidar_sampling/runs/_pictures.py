@@ -56,11 +56,11 @@ class Pictures:
             }
         for some in _batched(map(job.line, self.units), MOST_ENTRIES):
             lidar.check_prompts(some)
-        self.lidar = lidar.with_prompts(job.texts()).with_only(job.only)
+        self.lidar = lidar.with_prompts(job.texts()).with_only(job.only).with_bank_seed(job.bank_seed)
         self.together = max(1, lidar.batch_size // len(job.only or range(job.images)))
         asked = {
             "images": job.images,
-            **({"only": list(job.only)} if job.only else {}),
+            **_told_apart(job),
             "seed": job.seeds[0],
             "vanilla": len(job.methods) > 1,
         }
@@ -188,6 +188,12 @@ class Pictures:
             if entry is None:
                 raise ValueError(f"{self.out} does not hold {self.said(unit)!r} of this run: finish it first")
             yield entry
+
+
+def _told_apart(job: Job) -> dict[str, Any]:
+    """Return the fields that few Jobs set, so that folders of those that do not stay as they were."""
+    found = {"only": list(job.only) or None, "bank_seed": job.bank_seed}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _told(job: Job) -> Any:

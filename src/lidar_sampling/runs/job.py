@@ -49,6 +49,7 @@ class Job:
         only: places, from 0, of the samples of ``images`` that ``generate`` draws, each as it is among all of them;
             empty for all. Its method must draw samples that are independent: lidar, or vanilla.
         seeds: of all noise. ``generate`` and ``look`` take one.
+        bank_seed: of the noise of banks, for ``generate``; None takes that of the samples.
         call: further arguments of the pipeline, such as ``height``.
         scheduler: another scheduler of diffusers, ``CLASS:NAME=VALUE,...``.
         dtype: precision of the pipeline: float32, float16, bfloat16 or auto.
@@ -84,6 +85,7 @@ class Job:
     images: int = 4
     only: Sequence[int] = ()
     seeds: Sequence[int] = (0,)
+    bank_seed: int | None = None
     call: dict[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
     dtype: str = "float32"
@@ -273,6 +275,8 @@ def _check_drawing(job: Job) -> None:
         raise ValueError(f"seeds must be different whole numbers, at least one, got {list(job.seeds)}")
     if job.task != "compare" and len(job.seeds) > 1:
         raise ValueError(f"{job.task} takes one seed, got {list(job.seeds)}")
+    if job.bank_seed is not None and job.task != "generate":
+        raise ValueError(f"bank_seed belongs to generate: {job.task} draws banks from its seeds")
     check_dtype(job.dtype)
     read_levers(job.fast)
     read_scheduler(job.scheduler)

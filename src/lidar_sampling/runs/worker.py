@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_origin
@@ -85,7 +86,9 @@ def _as_called(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
     import diffusers
 
     try:
-        name = diffusers.DiffusionPipeline.load_config(model)["_class_name"] if model != "glyph" else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of how diffusers asks the hub
+            name = diffusers.DiffusionPipeline.load_config(model)["_class_name"] if model != "glyph" else ""
     except (OSError, ValueError, KeyError):  # loading says what is wrong with the model
         return dict(call)
     cls: Any = getattr(diffusers, name or "StableDiffusionPipeline", None)

@@ -1,0 +1,95 @@
+"""How long the page takes to answer, and how it looks: ``lidar app`` on glyph in Chromium.
+
+    python -m benchmarks.page --out docs/pictures
+
+Needs gradio and playwright, and a Chromium on the machine. Draws one prompt, then changes the scale and draws again,
+and prints the seconds from each click to the first picture, to the guided ones and to the end. Then writes
+screenshots at 390, 820 and 1440 pixels, the narrow one in dark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = {390: "dark", 820: "light", 1440: "light"}
+PATIENCE = 600_000  # milliseconds
+
+
+def main() -> None:
+    """Draw twice, print the seconds, and write the screenshots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="a photo of a cup below a cow")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the screenshots")
+    arguments = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with serving() as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.locator("#cost p").first.wait_for()
+        page.get_by_label("Prompt", exact=True).fill(arguments.prompt)
+        for number, scale in enumerate((6, 9), 1):
+            box = page.get_by_role("spinbutton", name="number input for Scale of the shift")
+            box.fill(str(scale))
+            box.press("Tab")
+            first, guided, end = (f"{seconds:.1f} s" for seconds in drawn(page))
+            print(f"click {number}: first picture {first}, guided pictures {guided}, all {end}", flush=True)
+        for width, scheme in WIDTHS.items():
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.reload()
+            page.locator("#history label").first.click()
+            page.wait_for_function("document.querySelectorAll('#plain img').length == 4")
+            page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+            page.wait_for_timeout(3000)
+            page.screenshot(path=arguments.out / f"app-{width}.png", full_page=True)
+        browser.close()
+
+
+def drawn(page: Any) -> tuple[float, float, float]:
+    """Click, and return the seconds to the first picture of the order, to its guided ones, and to the end."""
+    start = time.monotonic()
+    page.click("#draw")
+    page.wait_for_function("document.querySelectorAll('#guided img').length == 0")
+    page.wait_for_function("document.querySelectorAll('#live img').length > 0")
+    first = time.monotonic() - start
+    page.wait_for_function("document.querySelectorAll('#guided img').length == 4")
+    guided = time.monotonic() - start
+    page.wait_for_function("document.querySelector('#state').innerText.includes('Done')")
+    return first, guided, time.monotonic() - start
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Run ``lidar app`` on glyph, and give its address."""
+    command = [sys.executable, "-c", "from lidar_sampling.cli import main; main()", "app", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        yield next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
+        server.send_signal(signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the controls of the page ask for, as a Job; and a Job, or a picture, as values of the controls."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..runs import Job
+
+_NO_BANK = ("n", "scale", "reward_scale", "lookahead", "window", "ess")  # settings that plain samples leave unread
+_OPTIONS = {"n": "--n", "scale": "--scale", "reward_scale": "--reward-scale", "steps": "--steps"}
+_FLAGS = {"lookahead": "--lookahead", "guidance_scale": "--guidance-scale", "noise": "--noise", "window": "--window"}
+_TEXTS = ("model", "variant", "preset", "scheduler", "dtype", "fast", "device")
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The values of the controls, as the page has them.
+
+    Attributes:
+        prompt: what to draw.
+        reward: a name, a mixture, or package.module:function of one's own.
+        method: of ``lidar methods``.
+        images: samples.
+        seed: of the samples' noise.
+        bank_seed: of the bank's, so that another seed of the samples needs no other bank.
+        only: places of the samples to draw alone, comma separated, from 0; empty for all.
+        n: lookahead samples.
+        scale: strength of the shift.
+        auto: whether lambda follows from the bank.
+        strength: lambda, where it does not.
+        steps: denoising steps.
+        beside: also draw without guidance.
+    """
+
+    prompt: str
+    reward: str
+    method: str
+    images: int
+    seed: int
+    bank_seed: int
+    only: str
+    n: int
+    scale: float
+    auto: bool
+    strength: float
+    steps: int
+    beside: bool
+
+    def job(self, base: Job) -> Job:
+        """Return the Job that draws this, with what ``base`` says of the model.
+
+        Raises:
+            ValueError: a value is not one that anything can be drawn with; the message names it.
+        """
+        if not self.prompt.strip():
+            raise ValueError("write a prompt first")
+        settings: dict[str, Any] = {"n": int(self.n), "scale": float(self.scale), "steps": int(self.steps)}
+        settings["reward_scale"] = "auto" if self.auto else float(self.strength)
+        return replace(
+            base,
+            prompts=[self.prompt],
+            reward=self.reward.strip() or base.reward,
+            methods=[self.method.strip()],
+            settings={**base.settings, **settings},
+            images=int(self.images),
+            seeds=[int(self.seed)],
+            bank_seed=int(self.bank_seed),
+            only=_places(self.only),
+        )
+
+
+def plain(job: Job) -> Job:
+    """Return the Job of the same samples without guidance, whatever the bank and its strength are."""
+    settings = {name: value for name, value in job.settings.items() if name not in _NO_BANK}
+    return replace(job, methods=["vanilla"], settings=settings, bank_seed=None)
+
+
+def restored(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the controls that the Job inside a picture, or of an order, sets; others stay as they are.
+
+    Nothing of it is checked or imported here: drawing does so.
+
+    Raises:
+        ValueError: it names no prompt.
+    """
+    prompts = said.get("prompts") or [""]
+    prompt = prompts[0]["prompt"] if isinstance(prompts[0], Mapping) else prompts[0]
+    if not isinstance(prompt, str) or not prompt:
+        raise ValueError("the picture names no prompt")
+    found: dict[str, Any] = {"prompt": prompt, "only": ",".join(map(str, said.get("only", ())))}
+    reward = said.get("reward")
+    if isinstance(reward, Mapping):
+        reward = "+".join(f"{name}:{weight:g}" for name, weight in reward.items())
+    found |= {"reward": reward} if reward else {}
+    found |= {"method": said["methods"][-1]} if said.get("methods") else {}
+    found |= {"images": said.get("images", 4), "seed": (said.get("seeds") or [0])[0]}
+    bank_seed = said.get("bank_seed")
+    found["bank_seed"] = found["seed"] if bank_seed is None else bank_seed
+    settings = said.get("settings", {})
+    found |= {name: settings[name] for name in ("n", "scale", "steps") if name in settings}
+    if "reward_scale" in settings:
+        found["auto"] = settings["reward_scale"] == "auto"
+        found |= {} if found["auto"] else {"strength": settings["reward_scale"]}
+    return found
+
+
+def as_command(job: Job) -> str:
+    """Return the command that draws a Job.
+
+    >>> print(as_command(Job(prompts=["a cat's hat"], settings={"n": 8}, images=2, seeds=[3])))
+    lidar generate "a cat's hat" --images 2 --seed 3 --n 8 --out out/
+    """
+    prompt = _quoted(job.text(0))
+    option = job.text(0).startswith("-")  # or rather it is not, and has to be told apart from one
+    words = ["lidar", "generate", *([] if option else [prompt])]
+    usual = Job(prompts=["-"])
+    for name in _TEXTS:
+        if (value := getattr(job, name)) != getattr(usual, name):
+            words += [f"--{name}", shlex.quote(value)]
+    if job.reward is not None:
+        reward = job.reward
+        if isinstance(reward, dict):
+            reward = "+".join(f"{name}:{weight:g}" for name, weight in reward.items())
+        words += ["--reward", shlex.quote(reward)]
+    if job.methods != usual.methods:
+        words += ["--method", shlex.quote(job.methods[-1])]
+    words += ["--images", str(job.images), "--seed", str(job.seeds[0])]
+    words += [] if job.bank_seed is None else ["--bank-seed", str(job.bank_seed)]
+    for place in job.only:
+        words += ["--only", str(place)]
+    for name, value in job.settings.items():
+        shown = map(str, value) if name == "window" else [str(value)]
+        words += [{**_OPTIONS, **_FLAGS}[name], *map(shlex.quote, shown)]
+    for name, value in job.call.items():
+        words += ["--call", shlex.quote(f"{name}={value}")]
+    return " ".join([*words, "--out", "out/", *(["--", prompt] if option else [])])
+
+
+def as_python(job: Job) -> str:
+    """Return the Python that draws a Job.
+
+    >>> exec(as_python(Job(prompts=["a cat"], images=2)).split("run(")[0])
+    """
+    wanted = {name: value for name, value in job.to_json(brief=True).items() if name not in ("device", "batch_size")}
+    lines = "".join(f"    {name}={value!r},\n" for name, value in wanted.items())
+    return f'from lidar_sampling.runs import Job, run\n\njob = Job(\n{lines})\nrun(job, "out")\n'
+
+
+def _places(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in str(text).split(",") if part.strip()]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"the pictures to draw alone must be numbers from 0, comma separated, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _quoted(text: str) -> str:
+    """Return a text in double quotes where a shell reads it as it stands, else as shlex quotes it."""
+    return f'"{text}"' if not any(letter in text for letter in '"$`\\!\n') else shlex.quote(text)

@@ -1,0 +1,126 @@
+"""What the page says: costs, progress, captions, and one sentence that reads the trace."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._cost import Cost
+from .._forecast import Rates
+from ..service import Desk, Order
+
+_ONE = 1.05  # an effective sample size of one member
+
+
+def cost_line(cost: Cost, rates: Rates | None, found: Cost | None) -> str:
+    """Return what drawing will cost, and how much of it a bank that is there already spares.
+
+    Args:
+        cost: of the whole.
+        rates: how long things take here; None if that is not measured yet.
+        found: cost of what is left to draw with a bank that is there; None if none is.
+
+    >>> cost_line(Cost(network_evaluations=900, reward_calls=50), None, Cost(network_evaluations=400))
+    '**900 network evaluations, 50 reward calls.** The bank is there already: 400 network evaluations are left.'
+    """
+    whole = _counted(cost) + ("" if rates is None else f", about {_seconds(rates.seconds(cost))} here")
+    if found is None:
+        return f"**{whole}.**"
+    left = f"{found.network_evaluations:,} network evaluations are left"
+    return f"**{whole}.** The bank is there already: {left}" + (
+        "." if rates is None else f", about {_seconds(rates.seconds(found))}."
+    )
+
+
+def _counted(cost: Cost) -> str:
+    counts = {"network evaluations": cost.network_evaluations, "reward calls": cost.reward_calls}
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+
+
+def _seconds(value: float) -> str:
+    if value >= 90:
+        return f"{value / 60:.0f} min"
+    return f"{value:.0f} s" if value >= 1 else "a second"
+
+
+_PHASES = {"loading": "loading the model", "lookahead": "looking ahead", "sampling": "guided sampling", "": "judging"}
+
+
+def status(desk: Desk, order: Order) -> str:
+    """Return where an order is, as HTML with a bar."""
+    if order.state == "waiting":
+        before = desk.position(order)
+        return _bar(f"Waiting: {before} before this one." if before else "Starting.", None)
+    if order.state == "running":
+        progress = order.progress
+        phase, part = (progress.phase, progress.part) if progress else ("loading", 0.0)
+        what = (
+            "plain sampling"
+            if phase == "sampling" and order.job.methods == ("vanilla",)
+            else _PHASES.get(phase, phase)
+        )
+        return _bar(what.capitalize(), part if phase in ("lookahead", "sampling") else None)
+    if order.state == "done":
+        return told("Done.")
+    said = {"failed": f"It failed: {order.problem}", "cancelled": "Cancelled.", "lost": f"Lost: {order.problem}"}
+    role = "alert" if order.state in ("failed", "lost") else "status"
+    return f'<p class="status {order.state}" role="{role}">{html.escape(said[order.state])}</p>'
+
+
+def refusal(problem: str) -> str:
+    """Return why nothing is drawn, as HTML."""
+    return f'<p class="status failed" role="alert">{html.escape(problem)}</p>'
+
+
+def told(text: str) -> str:
+    """Return a line on what was done, as HTML."""
+    return f'<p class="status" role="status">{html.escape(text)}</p>'
+
+
+def _bar(text: str, part: float | None) -> str:
+    value = "" if part is None else f' value="{part:.3f}" max="1"'
+    percent = "" if part is None else f" {100 * part:.0f} %"
+    return (
+        f'<p class="status" role="status">{html.escape(text)}{percent}</p>'
+        f'<progress aria-label="{html.escape(text)}"{value}></progress>'
+    )
+
+
+def scores(rewards: Mapping[str, float | None]) -> list[str]:
+    """Return a line for each reward of a picture; of GenEval its verdict.
+
+    >>> scores({"glyph": 29.4321, "geneval": 1.0, "ocr": None})
+    ['glyph 29.43', 'geneval right', 'ocr -']
+    """
+    return [f"{name} {_score(name, value)}" for name, value in rewards.items()]
+
+
+def _score(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "geneval":
+        return "right" if value == 1 else "wrong" if value == 0 else f"{value:.2f}"
+    return f"{value:.4g}"
+
+
+def reading(trace: Sequence[Mapping[str, Any]], n: int) -> str:
+    """Return one sentence on what guidance did, from the effective sample sizes of the tilted weights.
+
+    Args:
+        trace: the guided steps, rows of ``Trace.rows()``.
+        n: members of the bank.
+
+    >>> reading([{"ess_tilted": [3.0, 2.0]}, {"ess_tilted": [1.0, 1.0]}], 8)
+    'Guidance followed 2.5 of 8 members at its first step, and one alone from step 2 on.'
+    """
+    if not trace:
+        return "No step was guided."
+    sizes = [sum(row["ess_tilted"]) / len(row["ess_tilted"]) for row in trace]
+    alone = next((k for k in range(len(sizes)) if max(sizes[k:]) < _ONE), None)
+    if alone == 0:
+        return f"Guidance rests on one of {n} members from its first step: a smaller strength spreads it over more."
+    first = f"Guidance followed {sizes[0]:.1f} of {n} members at its first step"
+    if alone is None:
+        return f"{first}, and {sizes[-1]:.1f} at its last."
+    return f"{first}, and one alone from step {alone + 1} on."

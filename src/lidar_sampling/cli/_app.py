@@ -1,0 +1,95 @@
+"""``lidar app``: a page to look at guidance."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._http import check_address, listen
+from . import _options as o
+from ._screen import warn
+
+Host = Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Where orders and banks are kept. [default: a folder that ends with it]", show_default=False),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LIDAR_TOKEN", help="Password of the user 'lidar'; needed for other addresses than this machine's."
+    ),
+]
+
+
+def app(
+    model: o.Model = "glyph",
+    variant: o.Variant = None,
+    preset: o.Preset = None,
+    reward: o.RewardName = None,
+    call: o.Call = None,
+    scheduler: o.Scheduler = None,
+    dtype: o.Dtype = "float32",
+    fast: o.Fast = None,
+    device: o.Device = None,
+    batch_size: o.BatchSize = 16,
+    folder: Folder = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    token: Token = None,
+) -> None:
+    """Open a page to draw, look and compare, until Ctrl-C."""
+    check_address(host, [token] if token else [])
+    if port:
+        listen(host, port).close()  # what is taken is told before a model is loaded
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError:
+        raise ValueError("the page needs gradio: pip install 'lidar-sampling[app]'") from None
+    from ..app.page import CSS, make_page, theme, usual_controls
+    from ..runs import Job, device_of
+    from ..service import Desk
+
+    base = Job(
+        prompts=["a photo of two cats"],
+        model=model,
+        variant=variant,
+        preset=preset,
+        reward=reward or ("glyph" if model == "glyph" else None),
+        call=o.read_call(call),
+        scheduler=scheduler,
+        dtype=dtype,
+        fast=fast,
+        device=device_of(device),
+        batch_size=batch_size,
+    )
+    with tempfile.TemporaryDirectory(prefix="lidar-") as place, Desk(folder or place) as desk:
+        warn(f"loading {model}")
+        page = make_page(desk, base, usual_controls(desk.warm(base).result(), base))
+        page.queue(max_size=64)
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port or None,
+            auth=("lidar", token) if token else None,
+            allowed_paths=[str(desk.folder)],
+            ssr_mode=False,
+            share=False,
+            quiet=True,
+            show_error=True,
+            prevent_thread_lock=True,
+            theme=theme(),
+            css=CSS,
+            footer_links=[],
+        )
+        typer.echo(f"the page is at {url} (gradio {gradio.__version__}); Ctrl-C ends it", err=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+            desk.close(finish=False)

@@ -1,0 +1,150 @@
+"""The banks of a desk: found by an id, looked at as pictures, and kept as far as there is room.
+
+``banks/XX/ID.safetensors``  as :class:`lidar_sampling.BankStore` keeps it
+``banks/XX/ID.json``         the Job that drew it first
+``galleries/ID/``            a picture of each member
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._bank import BankStore, LookaheadBank
+from .._decode import pictures
+from .._files import write_json
+from .._media import save_sample
+from .._sampler import LiDAR
+from ..rewards import name_of
+from ..rewards.mixture import Mixture
+from ..runs import Job
+from .order import Bank
+
+_ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")
+
+
+class Banks:
+    """Banks and their galleries in a folder.
+
+    Args:
+        folder: of the desk.
+        most_bytes: that are kept; what was not used for longest goes first.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self.store, self.galleries, self.most_bytes = BankStore(folder / "banks"), folder / "galleries", most_bytes
+        self._bytes: OrderedDict[str, int] = OrderedDict()  # the latest last
+        self._lock = threading.Lock()
+        for file in sorted(self.store.directory.glob("*/*.safetensors"), key=lambda file: file.stat().st_mtime):
+            self._bytes[file.stem] = self._size(file)
+
+    @property
+    def bytes(self) -> int:
+        """How much all of them take."""
+        with self._lock:
+            return sum(self._bytes.values())
+
+    def file(self, name: str) -> Path | None:
+        """Return where the bank with an id is; None if there is none."""
+        if not _ID.fullmatch(name):
+            return None
+        file = self.store.directory / name[:2] / f"{name}.safetensors"
+        return file if file.is_file() else None
+
+    def job(self, name: str) -> Job | None:
+        """Return the Job that drew a bank; None if there is no such bank."""
+        if (file := self.file(name)) is None:
+            return None
+        with suppress(OSError, ValueError):
+            return Job.read(file.with_suffix(".json"))
+        return None
+
+    def recall(self, name: str) -> Bank | None:
+        """Return a bank that an order drew before, as people look at it; None if it is not kept any more."""
+        file = self.file(name)
+        if file is None or not (gallery := self.galleries / name).is_dir():
+            return None
+        try:
+            bank = LookaheadBank.load(file)
+        except (OSError, ValueError):  # removed in the meantime, or damaged: it is drawn again
+            return None
+        job = self.job(name)
+        guiding = job.reward if job is not None and isinstance(job.reward, str) else ""
+        names = sorted(bank.rewards, key=lambda reward: reward != guiding)
+        rewards = {reward: bank.rewards[reward].tolist() for reward in names}
+        return Bank(file, sorted(gallery.iterdir()), rewards, drawn=False)
+
+    def keep(self, lidar: LiDAR, bank: LookaheadBank, members: Tensor | None, job: Job) -> Bank:
+        """Keep a bank that was drawn or found, with a picture of each member.
+
+        Args:
+            lidar: the sampler that drew it.
+            bank: which its store holds.
+            members: (n, 3, H, W), if they were decoded when it was drawn; None decodes what is not there.
+            job: that asked for it.
+        """
+        file = self.store.path(bank.prompt, bank.key)
+        gallery = self.galleries / file.stem
+        if not gallery.is_dir():
+            images = pictures(lidar.pipe, bank.samples, lidar.batch_size) if members is None else members
+            part = gallery.with_name(f".{gallery.name}.{secrets.token_hex(4)}.part")
+            part.mkdir(parents=True)
+            for k, image in enumerate(images):
+                save_sample(image, part / f"{k:04d}")
+            part.rename(gallery)
+        if file.is_file() and not (told := file.with_suffix(".json")).is_file():  # what has no key is not kept
+            write_json(told, job.to_json())
+        self.use(file.stem)
+        rewards = {**_guiding(lidar, bank), **{name: values.tolist() for name, values in bank.rewards.items()}}
+        return Bank(file, sorted(gallery.iterdir()), rewards, drawn=members is not None)
+
+    def use(self, name: str) -> None:
+        """Count a bank as used now."""
+        if (file := self.file(name)) is None:
+            return
+        with self._lock, suppress(OSError):
+            os.utime(file)  # which a restart reads
+            self._bytes[name] = self._size(file)
+            self._bytes.move_to_end(name)
+
+    def trim(self, needed: Collection[str] = ()) -> None:
+        """Remove what was not used for longest, beyond what may be kept, but for what is needed."""
+        with self._lock:
+            excess = sum(self._bytes.values()) - self.most_bytes
+            for name in [*self._bytes]:
+                if excess <= 0:
+                    return
+                if name in needed:
+                    continue
+                excess -= self._bytes.pop(name)
+                if (file := self.file(name)) is not None:
+                    file.unlink(missing_ok=True)
+                    file.with_suffix(".json").unlink(missing_ok=True)
+                shutil.rmtree(self.galleries / name, ignore_errors=True)
+
+    def _size(self, file: Path) -> int:
+        gallery = self.galleries / file.stem
+        files = [file, *(gallery.iterdir() if gallery.is_dir() else ())]
+        return sum(each.stat().st_size for each in files)
+
+
+def _guiding(lidar: LiDAR, bank: LookaheadBank) -> dict[str, list[float]]:
+    reward = lidar.reward
+    scored = reward.on(bank) if isinstance(reward, Mixture) else bank
+    return {name_of(reward): scored.reward(name_of(reward)).tolist()}
+
+
+def members_of(shown: list[tuple[list[str], Tensor]], prompt: str) -> Tensor | None:
+    """Return the members of the bank of one prompt, of what was shown while several were drawn; None if none were."""
+    rows = [images[k] for prompts, images in shown for k, text in enumerate(prompts) if text == prompt]
+    return torch.stack(rows) if rows else None

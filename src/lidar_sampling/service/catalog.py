@@ -1,0 +1,274 @@
+"""What a server offers by name, and how a request becomes a Job: a client names only what the server lists."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..runs import Job
+from .banks import Banks
+from .limits import Limits
+from .requests import Draw, Generation, Look
+
+
+class RefusedError(ValueError):
+    """A request that cannot be drawn.
+
+    Attributes:
+        field: of the request, that is at fault.
+        status: of the answer.
+    """
+
+    def __init__(self, field: str | None, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.field, self.status = field, status
+
+
+@dataclass
+class Catalog:
+    """Models, rewards and methods by the names that clients call them, the first of each by default.
+
+    Args:
+        models: name -> ``glyph``, or the path or hub id of a pipeline.
+        rewards: name -> a reward as the command line takes it; without any, each model's own guides.
+        methods: of :mod:`lidar_sampling.methods`.
+        base: what all Jobs share, such as the device; its prompt does not matter.
+        limits: of a request.
+    """
+
+    models: Mapping[str, str]
+    rewards: Mapping[str, str] = field(default_factory=dict)
+    methods: Sequence[str] = ("lidar", "vanilla")
+    base: Job = field(default_factory=lambda: Job(prompts=["a photo of two cats"], images=1))
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("serve at least one model: give --model")
+        if not self.rewards and (lacking := [name for name, model in self.models.items() if model != "glyph"]):
+            raise ValueError(f"{lacking[0]} brings no reward: give one with --reward")
+        for name in self.methods:
+            replace(self.base, methods=(name,))  # which refuses what it does not know
+        self._seeds = _Seeds()
+
+    def jobs(self) -> list[Job]:
+        """Return a Job of each model by the first reward, to be warmed up."""
+        return [self._job(model, None) for model in self.models]
+
+    def look(self, asked: Look) -> Job:
+        """Return the Job of a bank.
+
+        Raises:
+            RefusedError: it cannot be drawn.
+        """
+        limits = self.limits
+        self._check_prompt(asked.prompt)
+        _check_most("n", asked.n, limits.n, "members")
+        return self._made(
+            self._job(asked.model, asked.reward),
+            {
+                "task": "look",
+                "prompts": [asked.prompt],
+                "seeds": [self._seeds.of(asked.prompt) if asked.seed is None else asked.seed],
+            },
+            settings=_given(n=asked.n, guidance_scale=asked.guidance_scale),
+            call=self._size(asked.size),
+        )
+
+    def draw(self, asked: Draw, banks: Banks) -> Job:
+        """Return the Job of pictures that a bank guides.
+
+        Raises:
+            RefusedError: there is no such bank, or it cannot be drawn.
+        """
+        base, file = self._of_bank("bank", asked.bank, banks)
+        _check_most("images", asked.images, self.limits.images, "images")
+        _check_most("steps", asked.steps, self.limits.steps, "steps")
+        prompt = base.text(0)
+        return self._made(
+            base,
+            {
+                "banks": [str(file)],
+                "methods": ("lidar",),
+                "images": asked.images or self.base.images,
+                "seeds": [self._seeds.of(prompt) if asked.seed is None else asked.seed],
+            },
+            settings=_given(scale=asked.scale, reward_scale=asked.strength, steps=asked.steps),
+        )
+
+    def generation(self, asked: Generation, banks: Banks) -> Job:
+        """Return the Job of OpenAI's request.
+
+        Raises:
+            RefusedError: it cannot be drawn.
+        """
+        limits = self.limits
+        self._check_prompt(asked.prompt)
+        _check_most("n", asked.n, limits.images, "images")
+        _check_most("steps", asked.steps, limits.steps, "steps")
+        _check_most("bank_size", asked.bank_size, limits.n, "members")
+        if asked.method is not None:
+            _check_name("method", asked.method, self.methods)
+        settings = _given(
+            n=asked.bank_size,
+            scale=asked.scale,
+            reward_scale=asked.strength,
+            steps=asked.steps,
+            guidance_scale=asked.guidance_scale,
+        )
+        how: dict[str, Any] = {
+            "prompts": [asked.prompt],
+            "images": asked.n or 1,
+            "seeds": [self._seeds.of(asked.prompt) if asked.seed is None else asked.seed],
+            "methods": (asked.method or self.methods[0],),
+        }
+        if asked.bank_id is None:
+            call = self._size(asked.size)
+            return self._made(self._job(asked.model, asked.reward), how, settings=settings, call=call)
+        base, file = self._of_bank("bank_id", asked.bank_id, banks)
+        if base.text(0) != asked.prompt:
+            raise RefusedError("prompt", f"the bank is of {base.text(0)!r}, not of {asked.prompt!r}: draw one of it")
+        same = asked.model is None or self.models.get(asked.model) == base.model
+        for name, fine in (
+            ("bank_size", asked.bank_size is None),
+            ("size", asked.size in (None, "auto")),
+            ("model", same),
+        ):
+            if not fine:
+                raise RefusedError(name, f"{name} is that of the bank: leave out {name}, or leave out bank_id")
+        if asked.reward is not None and self._job(asked.model, asked.reward).reward != base.reward:
+            raise RefusedError("reward", "another reward scored the bank: leave out reward, or leave out bank_id")
+        return self._made(base, {**how, "banks": [str(file)]}, settings=settings)
+
+    def _of_bank(self, field: str, name: str, banks: Banks) -> tuple[Job, Path]:
+        """Return a Job with what a bank was drawn with, and the file of the bank.
+
+        Raises:
+            RefusedError: there is no such bank, or its model or reward is not served any more.
+        """
+        job, file = banks.job(name), banks.file(name)
+        if job is None or file is None:
+            raise RefusedError(field, f"no bank {name!r} here: draw one with POST /v1/banks", 404)
+        rewards = [self._job(None, reward).reward for reward in self.rewards or [None]]
+        if job.model not in self.models.values() or job.reward not in rewards:
+            raise RefusedError(field, f"bank {name!r} is of a model or reward that is not served any more", 404)
+        base = replace(self.base, model=job.model, reward=job.reward, prompts=job.prompts)
+        return replace(base, settings=job.settings, call=job.call), file
+
+    def _job(self, model: str | None, reward: str | None) -> Job:
+        model = next(iter(self.models)) if model is None else model
+        _check_name("model", model, self.models)
+        if reward is not None:
+            _check_name("reward", reward, self.rewards)
+        name = reward or next(iter(self.rewards), None)
+        return replace(self.base, model=self.models[model], reward=None if name is None else self.rewards[name])
+
+    def _check_prompt(self, prompt: str) -> None:
+        if len(prompt) > self.limits.prompt:
+            text = f"a prompt has {len(prompt)} characters: give at most {self.limits.prompt}"
+            raise RefusedError("prompt", text)
+
+    def _size(self, size: str | None) -> dict[str, int]:
+        """Return the arguments that set a size.
+
+        Raises:
+            RefusedError: it has too many pixels.
+        """
+        if size is None or size == "auto":
+            return {}
+        width, height = map(int, size.split("x"))
+        if width * height > self.limits.pixels:
+            text = f"size must have at most {self.limits.pixels} pixels, got {size}: ask for a smaller one"
+            raise RefusedError("size", text)
+        return {"height": height, "width": width}
+
+    def _made(
+        self,
+        base: Job,
+        changes: dict[str, Any],
+        *,
+        settings: dict[str, Any],
+        call: Mapping[str, int] | None = None,
+    ) -> Job:
+        """Return a Job; what the command line would refuse is refused in its words."""
+        more = {"settings": {**base.settings, **settings}, "call": {**base.call, **(call or {})}}
+        try:
+            return replace(base, **{**changes, **more})
+        except (ValueError, TypeError) as error:
+            raise RefusedError(field_of(str(error)), str(error)) from None
+
+
+_FIELDS = {
+    "reward_scale": "strength",
+    "guidance_scale": "guidance_scale",
+    "scale": "scale",
+    "steps": "steps",
+    "height": "size",
+    "prompt": "prompt",
+}  # what the library speaks of -> the field of requests that sets it
+
+
+def field_of(problem: str) -> str | None:
+    """Return the field of a request that a line of the library is about, if that can be told.
+
+    >>> field_of("reward_scale must be finite and at least 0, got inf"), field_of("out of memory")
+    ('strength', None)
+    """
+    return next((name for word, name in _FIELDS.items() if re.search(rf"\b{word}\b", problem)), None)
+
+
+class _Seeds:
+    """Gives seeds to requests that name none.
+
+    Different prompts get the same one, so that they can be drawn together; a prompt that comes again gets another.
+    """
+
+    def __init__(self) -> None:
+        self._seed, self._prompts, self._lock = secrets.randbelow(2**32), set[str](), threading.Lock()
+
+    def of(self, prompt: str) -> int:
+        with self._lock:
+            if prompt in self._prompts or len(self._prompts) > 10_000:
+                self._seed = secrets.randbelow(2**32)
+                self._prompts.clear()
+            self._prompts.add(prompt)
+            return self._seed
+
+
+def check_size(lidar: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a size that the latents of a loaded model do not allow.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    processor = getattr(lidar.pipe, "image_processor", None)  # which knows of patches, too
+    unit = math.lcm(8, getattr(getattr(processor, "config", None), "vae_scale_factor", 8))  # 8 is diffusers' own
+    shape = (call.get("width"), call.get("height"))
+    if None not in shape and any(length % unit for length in shape if length is not None):
+        text = f"size must be a multiple of {unit} both ways, got {shape[0]}x{shape[1]}: ask for one that is"
+        raise RefusedError("size", text)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _check_most(name: str, value: int | None, most: int, what: str) -> None:
+    if value is not None and value > most:
+        raise RefusedError(name, f"{name} must be at most {most}, got {value}: ask for fewer {what}")
+
+
+def _check_name(field: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> None:
+    """Refuse a name that the server does not list."""
+    if name in known:
+        return
+    near = get_close_matches(name, known, n=1)
+    mend = f"did you mean {near[0]!r}?" if near else f"this server has {', '.join(known) or 'none to choose'}"
+    raise RefusedError(field, f"unknown {field} {name[:80]!r}; {mend}")

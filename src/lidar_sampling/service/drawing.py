@@ -1,0 +1,192 @@
+"""What the desk does with orders whose turn it is: draw them, each into a folder of its own.
+
+Orders that differ in their prompt alone are drawn together, so that batches are full. The same noise gives each the
+pictures that it would have alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .._bank import LookaheadBank
+from .._guide import GuidanceError
+from .._hooks import DivergedError
+from .._live import Glimpse
+from .._result import Result
+from .._sampler import LiDAR
+from ..methods import Guided
+from ..methods import load as load_method
+from ..rewards import RewardError
+from ..runs import Job, Progress, task_of
+from ..runs._folder import Folder
+from .banks import Banks, members_of
+from .order import Fault, Order
+from .samplers import Samplers
+
+_OF_REQUEST = (ValueError, TypeError, DivergedError, GuidanceError)  # what another request would mend
+_GLIMPSES = 6  # of a picture on its way
+
+
+class StoppedError(Exception):
+    """Nobody wants what is drawn any more."""
+
+
+class OverdueError(RuntimeError):
+    """It took longer than an order may take."""
+
+
+def fits(group: Sequence[Order], order: Order) -> bool:
+    """Return whether an order can be drawn together with others: as they are, but for its prompt."""
+    first, job = group[0].job, order.job
+    room = (first.batch_size or 1) // max(first.images, 1)
+    if first.task != "generate" or first.banks or len(group) >= room:
+        return False
+    return _but_prompts(first) == _but_prompts(job) and all(other.job.text(0) != job.text(0) for other in group)
+
+
+def _but_prompts(job: Job) -> dict[str, Any]:
+    return {**job.to_json(), "prompts": None}
+
+
+class Drawing:
+    """One go of the desk: orders that are drawn together, watched and stopped.
+
+    Args:
+        orders: one, or several that :func:`fits` together.
+        seconds: that it may take; 0 for as long as it takes.
+    """
+
+    def __init__(self, orders: Sequence[Order], seconds: float) -> None:
+        self.orders, self.seconds, self._begun = list(orders), seconds, time.monotonic()
+        self.job = orders[0].job
+
+    def step(self, progress: Progress) -> None:
+        """Tell where it is; stop where nobody waits for it or its time is over.
+
+        Raises:
+            StoppedError, OverdueError: it is to stop.
+        """
+        if all(order.stop.is_set() for order in self.orders):
+            raise StoppedError
+        if self.seconds and time.monotonic() - self._begun > self.seconds:
+            raise OverdueError(f"it took more than {self.seconds:g} s: ask for fewer images or steps")
+        for order in self.orders:
+            order.tell(progress=progress)
+
+    def show(self, glimpse: Glimpse) -> None:
+        """Show each order its own samples under way."""
+        for order in self.orders:
+            rows = [k for k, text in enumerate(glimpse.prompts) if text == order.job.text(0)]
+            if rows and order.live:
+                own = glimpse._replace(prompts=[order.job.text(0)] * len(rows), images=glimpse.images[rows])
+                order.tell(glimpse=own)
+
+    def draw(self, samplers: Samplers, banks: Banks) -> None:
+        """Draw the orders: their banks, and what their Jobs want of them."""
+        said = self.job.text(0) + (f" and {len(self.orders) - 1} more" if len(self.orders) > 1 else "")
+
+        def step(phase: str, done: float, total: int) -> None:
+            self.step(Progress(0, 1, said, phase, done / total if total else 0.0))
+
+        step("loading", 0, 1)
+        lidar = samplers.load(self.job).with_progress(step)
+        method = load_method(self.job.methods[-1])
+        found: list[LookaheadBank] | None = None
+        if self.job.banks:
+            found = [self._given(order, banks) for order in self.orders]
+        elif isinstance(method, Guided):
+            found = self._look(method.sampler(lidar), banks)
+        if self.job.task == "look":
+            return
+        if any(order.live for order in self.orders):
+            lidar = lidar.with_live_preview(self.show, every=max(1, lidar.settings.steps // _GLIMPSES))
+        self._put(lidar, found)
+
+    def _given(self, order: Order, banks: Banks) -> LookaheadBank:
+        """Return the bank that an order names."""
+        file = Path(order.job.banks[0])
+        bank = LookaheadBank.load(file)
+        banks.use(file.stem)
+        order.tell(bank=banks.recall(file.stem))
+        return bank
+
+    def _look(self, lidar: LiDAR, banks: Banks) -> list[LookaheadBank]:
+        """Find or draw the bank of each order."""
+        shown: list[tuple[list[str], Tensor]] = []
+
+        def show(glimpse: Glimpse) -> None:
+            shown.append((glimpse.prompts, glimpse.images))
+            self.show(glimpse)
+
+        texts = [order.job.text(0) for order in self.orders]
+        found = lidar.with_live_preview(show).look(texts, seed=self.job.seeds[0])
+        for order, bank in zip(self.orders, found, strict=True):
+            order.tell(bank=banks.keep(lidar, bank, members_of(shown, bank.prompt), order.job))
+        return found
+
+    def _put(self, lidar: LiDAR, found: list[LookaheadBank] | None) -> None:
+        """Draw as :func:`lidar_sampling.runs.run` does, one batch for all, and keep each in its own folder.
+
+        Nobody goes on with what is in these folders, so that they need not say which weights drew it: that would
+        read every weight for each order. So would finding once more the banks that were found.
+        """
+        texts, lines = [order.job.text(0) for order in self.orders], [order.job.line(0) for order in self.orders]
+        lidar.check_prompts(lines)
+        images, seed = self.job.images, self.job.seeds[0]
+        lidar = lidar.with_prompts(texts).with_only(self.job.only)
+
+        def drawn(name: str) -> Result:
+            method = load_method(name)
+            if found is not None and isinstance(method, Guided):
+                return method.sampler(lidar).guided(texts, images, seed, found)
+            return method.draw(lidar, texts, images=images, seed=seed)
+
+        results = {name: lidar.judge(drawn(name), lines).split() for name in reversed(self.job.methods)}
+        name = self.job.methods[-1]
+        plain = results["vanilla"] if len(results) > 1 else [None] * len(lines)
+        for order, line, result, vanilla in zip(self.orders, lines, results[name], plain, strict=True):
+            manifest = {**order.job.to_json(), "settings": asdict(lidar.settings)}
+            folder = Folder(order.out, manifest, resume=None, overwrite=False, count=1)
+            folder.put(0, name, result, vanilla, line, order.job)
+            task_of(order.job, order.out).collect()
+
+
+FAILS_ALONE = (RewardError, DivergedError)
+"""What is wrong with one order, and need not be with those that were drawn together with it."""
+
+
+@contextmanager
+def noted(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell what the library warns of in this thread."""
+    logger, me = logging.getLogger("lidar_sampling"), threading.get_ident()
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == me:
+                tell(record.getMessage())
+
+    handler = Notes(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Return whose fault a failure is."""
+    if isinstance(error, OverdueError):
+        return "time"
+    cause: BaseException | None = error
+    while isinstance(cause, RewardError):  # a reward fails for a reason
+        cause = cause.__cause__
+    return "request" if isinstance(cause, _OF_REQUEST) else "server"

@@ -1,0 +1,88 @@
+"""Samplers that stay loaded, and how long things take with each."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+from .._bank import BankStore
+from .._call import check_call
+from .._forecast import Rates
+from .._sampler import LiDAR
+from ..runs import Job, load
+
+_OF_PIPELINE = ("model", "variant", "preset", "call", "scheduler", "dtype", "fast", "device", "batch_size")
+_OF_SAMPLER = (*_OF_PIPELINE, "reward", "metrics")
+_SIZE = ("height", "width")  # what differs from order to order, and needs nothing loaded
+
+
+class Samplers:
+    """The samplers that were used last, each with its model and rewards.
+
+    Args:
+        store: where their banks are found and kept.
+        most: that stay loaded; those that draw with one pipeline share it.
+    """
+
+    def __init__(self, store: BankStore, most: int) -> None:
+        self.store, self.most = store, most
+        self._loaded: OrderedDict[str, LiDAR] = OrderedDict()
+        self._rates: dict[str, Rates] = {}
+
+    def get(self, job: Job) -> LiDAR | None:
+        """Return the sampler of a Job with its settings, if it is loaded."""
+        lidar = self._loaded.get(_key(job, _OF_SAMPLER))
+        return None if lidar is None else _set(lidar, job)
+
+    def load(self, job: Job) -> LiDAR:
+        """Return the sampler of a Job with its settings; load what it needs, and let go of what was not used."""
+        key = _key(job, _OF_SAMPLER)
+        if key not in self._loaded:
+            same = [lidar for other, lidar in self._loaded.items() if _alike(other, key)]
+            whole = replace(
+                job, task="generate", settings={}, call=_call(job), store=None, banks=(), methods=("lidar",), only=()
+            )
+            lidar = load(whole, pipe=same[0].pipe if same else None)
+            lidar.store = self.store
+            while len(self._loaded) >= self.most:
+                self._loaded.popitem(last=False)
+            self._loaded[key] = lidar
+        self._loaded.move_to_end(key)
+        return _set(self._loaded[key], job)
+
+    def rates(self, job: Job) -> Rates | None:
+        """Return how long things take with the sampler of a Job; None before that was measured."""
+        return self._rates.get(_key(job, _OF_SAMPLER))
+
+    def measure(self, job: Job) -> LiDAR:
+        """Load the sampler of a Job, and measure how long things take with it."""
+        key, lidar = _key(job, _OF_SAMPLER), self.load(job)
+        if key not in self._rates:
+            self._rates[key] = Rates.measure(lidar, job.text(0), images=job.images)
+        return lidar
+
+
+def _set(lidar: LiDAR, job: Job) -> LiDAR:
+    """Return a loaded sampler with the settings and the size of a Job."""
+    twin = lidar.with_settings(**job.settings).with_bank_seed(job.bank_seed)
+    size = {name: value for name, value in job.call.items() if name in _SIZE}
+    check_call(twin.pipe, size)
+    twin.pipe_kwargs = {**lidar.pipe_kwargs, **size}
+    return twin
+
+
+def _call(job: Job) -> dict[str, Any]:
+    return {name: value for name, value in job.call.items() if name not in _SIZE}
+
+
+def _key(job: Job, names: tuple[str, ...]) -> str:
+    found = {**job.to_json(), "call": _call(job)}
+    return json.dumps({name: found[name] for name in names}, sort_keys=True)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Return whether samplers with these keys draw with one pipeline."""
+    a, b = json.loads(one), json.loads(other)
+    return all(a[name] == b[name] for name in _OF_PIPELINE)

@@ -1,0 +1,159 @@
+"""Controls, Jobs and pictures; what the page says; its plot. None of it needs a browser."""
+
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lidar_sampling import Cost
+from lidar_sampling.app import words
+from lidar_sampling.app.controls import Controls, as_command, as_python, plain, restored
+from lidar_sampling.app.plot import trace_svg
+from lidar_sampling.methods import Rates
+from lidar_sampling.runs import Job
+
+BASE = Job(prompts=["-"], reward="glyph")
+USUAL = Controls(
+    prompt="a cat",
+    reward="glyph",
+    method="lidar",
+    images=4,
+    seed=0,
+    bank_seed=0,
+    only="",
+    n=8,
+    scale=6.0,
+    auto=False,
+    strength=20.0,
+    steps=10,
+    beside=True,
+)
+
+
+def controls():
+    """Whatever a person may set, that can be drawn."""
+    return st.builds(
+        Controls,
+        prompt=st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and text.isprintable()),
+        reward=st.sampled_from(["glyph", "brightness", "glyph:0.9+brightness:0.1"]),
+        method=st.sampled_from(["lidar", "vanilla"]),
+        images=st.integers(3, 16),
+        seed=st.integers(0, 2**31),
+        bank_seed=st.integers(0, 9),
+        only=st.sampled_from(["", "2", "0,1"]),
+        n=st.integers(1, 64),
+        scale=st.floats(0, 20),
+        auto=st.booleans(),
+        strength=st.floats(0, 100),
+        steps=st.integers(1, 100),
+        beside=st.booleans(),
+    )
+
+
+@given(controls())
+def test_a_job_restores_the_controls_that_made_it(asked):
+    found = replace(USUAL, **restored(asked.job(BASE).to_json(brief=True)))
+    assert found.job(BASE) == asked.job(BASE)
+
+
+@given(controls())
+def test_python_that_is_copied_is_the_job(asked):
+    made = {}
+    exec(as_python(asked.job(BASE)).split("run(job")[0], made)
+    assert made["job"] == asked.job(BASE)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(asked=controls())
+@example(asked=replace(USUAL, prompt='--help $HOME\'s "hat"'))
+def test_a_command_that_is_copied_is_the_job(asked, parsed):
+    job = asked.job(BASE)
+    assert parsed(shlex.split(as_command(job))[1:]) == job
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    """From the words of a command to the Job that it would carry out."""
+    from lidar_sampling.cli import _generate, app
+
+    jobs = []
+
+    def command(arguments):
+        import typer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_generate, "carry_out", lambda job, *_, **__: jobs.append(job))
+            typer.main.get_command(app).main(arguments, standalone_mode=False)
+        return replace(jobs[-1], prompts=[jobs[-1].text(0)])
+
+    return command
+
+
+def test_plain_samples_do_not_depend_on_the_bank():
+    other = replace(USUAL, n=32, scale=1.0, auto=True)
+    assert plain(USUAL.job(BASE)) == plain(other.job(BASE))
+    assert plain(USUAL.job(BASE)) != plain(replace(USUAL, steps=11).job(BASE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "  "}, "write a prompt first"),
+        ({"only": "x"}, "must be numbers from 0, comma separated, got 'x'"),
+        ({"only": "9"}, "only must name different samples of 0 to 3"),
+        ({"method": "best-off-4"}, "unknown method"),
+        ({"reward": "glpyh"}, "did you mean 'glyph'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(USUAL, **changes).job(BASE)
+
+
+def test_a_picture_without_a_prompt_is_refused():
+    with pytest.raises(ValueError, match="names no prompt"):
+        restored({"settings": {}})
+
+
+def test_what_it_costs_with_and_without_a_bank():
+    whole, left = Cost(network_evaluations=900, reward_calls=50), Cost(network_evaluations=400)
+    rates = Rates(network=0.02, decode=0.0, reward=0.0)
+    assert words.cost_line(whole, rates, None) == "**900 network evaluations, 50 reward calls, about 18 s here.**"
+    assert "400 network evaluations are left, about 8 s." in words.cost_line(whole, rates, left)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([[1.0, 1.0]], "rests on one of 9 members from its first step"),
+        ([[4.0], [2.0]], "followed 4.0 of 9 members at its first step, and 2.0 at its last"),
+        ([[4.0], [1.0], [1.0]], "and one alone from step 2 on"),
+    ],
+)
+def test_the_sentence_reads_the_trace(sizes, said):
+    assert said in words.reading([{"ess_tilted": row} for row in sizes], 9)
+
+
+def test_the_plot_is_drawn_to_scale():
+    rows = [
+        {"ess_tilted": [4.0, 2.0], "shift_norm": [1.0, 3.0]},
+        {"ess_tilted": [1.0, 1.0], "shift_norm": [0.0, 0.0]},
+    ]
+    svg = ET.fromstring(trace_svg(rows))
+    first, second = (
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in svg.iter("polyline")
+    )
+    labels = [text.text for text in svg.iter("text")]
+    assert {"members in effect", "size of the shift", "5", "2.5", "guided step, 1 to 2"} <= set(labels)
+    assert first[0][1] < first[1][1]  # three members are above one
+    assert second[0][1] < second[1][1]
+    assert trace_svg([]) == ""
+
+
+def test_text_of_others_is_never_markup():
+    assert "<script>" not in words.refusal("<script>alert(1)</script>")
+    assert re.search("&lt;script&gt;", words.refusal("<script>alert(1)</script>"))
