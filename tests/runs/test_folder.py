@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lidar_sampling.runs import agree, read_json
+from lidar_sampling.runs import Job, agree, read_json
 from lidar_sampling.runs._folder import Folder
+
+JOB = Job(prompts=["a cat"], images=2)
 
 WRONG = ["[]", "null", "3", '"run"', "[" * 100_000, "{", "\x00"]
 
@@ -22,6 +24,7 @@ def result(prompt="a cat", images=2):
         rewards={"r": torch.tensor([[0.5] * images])},
         cost={"sampling": cost},
         trace=SimpleNamespace(rows=list, reward_scales=[]),
+        settings=SimpleNamespace(steps=4, guidance_scale=None, n=2, scale=1.0),
         banks=[],
         sampling_rate=None,
     )
@@ -34,7 +37,7 @@ def opened(path, *, resume=True, identity=1):
 @pytest.fixture
 def folder(tmp_path):
     folder = opened(tmp_path / "out")
-    folder.put(0, "lidar", result(), result(), {"prompt": "a cat"})
+    folder.put(0, "lidar", result(), result(), {"prompt": "a cat"}, JOB)
     return folder
 
 
@@ -60,7 +63,7 @@ def test_without_a_picture_it_is_drawn_again_in_its_place(folder, name):
     for spoil in (picture.unlink, lambda: picture.write_bytes(b"")):
         spoil()
         assert folder.finished(0, "a cat", ["vanilla", "lidar"]) is None
-        folder.put(0, "lidar", result(), result(), {"prompt": "a cat"})
+        folder.put(0, "lidar", result(), result(), {"prompt": "a cat"}, JOB)
         assert folder.finished(0, "a cat", ["vanilla", "lidar"]) is not None
         assert sorted(os.listdir(folder.path)) == ["00000", "run.json"]
 
@@ -78,7 +81,7 @@ def test_whatever_has_the_place_of_a_prompt_is_replaced(folder, there, tmp_path)
         pytest.skip("links need rights there")
     else:
         place.symlink_to(other)
-    folder.put(1, "lidar", result("a dog"), None, {"prompt": "a dog"})
+    folder.put(1, "lidar", result("a dog"), None, {"prompt": "a dog"}, JOB)
     assert folder.finished(1, "a dog", ["lidar"]) is not None
     assert sorted(os.listdir(folder.path)) == ["00000", "00001", "run.json"]
     assert (other / "kept").exists()

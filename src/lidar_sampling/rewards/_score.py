@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from numbers import Number
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,19 @@ from .._batches import shrinking
 from .._media import check_pictures
 from .._profile import timed
 
-Reward = Callable[..., Tensor]
 Prompt = str | Mapping[str, Any]
+
+
+class Reward(Protocol):
+    """What a reward is: a callable by these two names, so that any function of them is one.
+
+    It may have attributes besides, such as ``name``, ``reads_prompt`` and ``differentiable``; the table of
+    :mod:`lidar_sampling.rewards` says which, and what is taken where one is missing.
+    """
+
+    def __call__(self, *, images: Tensor, prompts: Sequence[Any]) -> Tensor:
+        """Return (B,) numbers, higher where an image (3, H, W) in [0, 1] is liked better for its prompt."""
+
 
 FRAMES = 8  # of a video that an image reward looks at
 
