@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -32,6 +32,19 @@ def words_tokenizer(special, *, words=WORDS, **options):
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     backend.post_processor = options.pop("post_processor", None)
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=special[0], **options)
+
+
+def bert_tokenizer(path):
+    """Save a tokenizer of these words that marks texts as BERT's does; give its folder."""
+    words_tokenizer(
+        ["[UNK]", "[CLS]", "[SEP]", "[PAD]"],
+        normalizer=normalizers.BertNormalizer(),
+        post_processor=processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)),
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+    ).save_pretrained(path)
+    return path
 
 
 def by_pillow(images, height, width, resample=Image.Resampling.BICUBIC):

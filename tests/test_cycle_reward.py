@@ -5,9 +5,8 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import PROMPTS, WORDS, pictures, tiny, words_tokenizer
+from pictures import PROMPTS, WORDS, bert_tokenizer, pictures, tiny
 from restated import image_reward_restated
-from tokenizers import normalizers, processors
 
 from benchmarks.peers.shapes import image_reward_shapes
 from lidar_sampling import rewards
@@ -63,16 +62,7 @@ def cycle_restated(weights, image, prompt):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bert")
-    words_tokenizer(
-        ["[UNK]", "[CLS]", "[SEP]", "[PAD]"],
-        normalizer=normalizers.BertNormalizer(),
-        post_processor=processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)),
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-    ).save_pretrained(path)
-    return path
+    return bert_tokenizer(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import CLIP_MEAN, CLIP_STD, PROMPTS, WORDS, by_pillow, pictures, tiny, words_tokenizer
+from pictures import CLIP_MEAN, CLIP_STD, PROMPTS, WORDS, bert_tokenizer, by_pillow, pictures, tiny, words_tokenizer
 from PIL import Image
 from restated import image_reward_restated, image_reward_weights, openclip_restated, openclip_weights
-from tokenizers import normalizers, processors
 from transformers import CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
 from lidar_sampling import rewards
@@ -135,17 +134,7 @@ def test_every_published_reward_is_pinned():
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bert")
-    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
-    words_tokenizer(
-        special,
-        normalizer=normalizers.BertNormalizer(),
-        post_processor=processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)),
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-    ).save_pretrained(path)
-    return path
+    return bert_tokenizer(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +176,7 @@ def test_image_reward_cuts_long_prompts_and_says_so_once(image_reward, caplog):
         (lambda w: w.pop("mlp.layers.7.bias"), "a head has weights"),
         (lambda w: w.update({"blip.text_encoder.pooler.weight": torch.zeros(1)}), "does not fit BlipTextModel"),
         (lambda w: w.update({"blip.queue": torch.zeros(1)}), "unknown weight blip.queue"),
+        (lambda w: w.update({"mlp.layers.8.weight": torch.zeros(1)}), "one of CycleReward: load it as cycle-reward:"),
     ],
 )
 def test_image_reward_takes_no_other_checkpoint(tmp_path, bert, change, message):
