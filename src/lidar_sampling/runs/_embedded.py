@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from .._draw import seed_of
 from ..methods import draws_each_alone
-from ._summary import versions
 from .job import Job
 
 if TYPE_CHECKING:
     from .._result import Result
 
-_ELSEWHERE = ("pictures", "store", "batch_size", "device")  # fields of a Job that change no picture
+# Of a Job: what is said of the one picture instead, and what changes no picture.
+_WITHOUT = ("prompts", "methods", "only", "pictures", "store", "batch_size", "device")
 
 
 def texts_of(job: Job, method: str, result: Result, line: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -34,23 +35,19 @@ def texts_of(job: Job, method: str, result: Result, line: Mapping[str, Any]) -> 
         result: of that prompt alone.
         line: the prompt, with what judges read beside it.
     """
-    places = job.only or range(result.images.shape[1])
-    return [_texts(job, method, result, line, k, place) for k, place in enumerate(places)]
-
-
-def _texts(job: Job, method: str, result: Result, line: Mapping[str, Any], k: int, place: int) -> dict[str, str]:
-    alone = draws_each_alone(method)
-    asked = {name: value for name, value in job.to_json(brief=True).items() if name not in _ELSEWHERE}
-    one = {"prompts": [dict(line)], "methods": [method], **({"only": [place]} if alone else {})}
-    seed = seed_of(job.seeds[0], "target", line["prompt"], place) if alone else None
-    said = {
-        "version": versions()["lidar-sampling"],
-        "job": {**asked, **one},
-        "image": place,
-        "noise_seed": seed,
-        "rewards": {name: _number(values[0, k].item()) for name, values in result.rewards.items()},
-    }
-    return {"parameters": _parameters(job, result, seed), "lidar": json.dumps(said)}
+    asked = {**job.to_json(brief=True, without=_WITHOUT), "prompts": [dict(line)], "methods": [method]}
+    alone, texts = draws_each_alone(method), []
+    for k, place in enumerate(job.only or range(result.images.shape[1])):
+        seed = seed_of(job.seeds[0], "target", line["prompt"], place) if alone else None
+        said = {
+            "version": __version__,
+            "job": {**asked, **({"only": [place]} if alone else {})},
+            "image": place,
+            "noise_seed": seed,
+            "rewards": {name: _number(values[0, k].item()) for name, values in result.rewards.items()},
+        }
+        texts.append({"parameters": _parameters(job, result, seed), "lidar": json.dumps(said)})
+    return texts
 
 
 def _parameters(job: Job, result: Result, seed: int | None) -> str:
@@ -64,7 +61,7 @@ def _parameters(job: Job, result: Result, seed: int | None) -> str:
         "Model": job.model.replace(",", " "),
         "LiDAR n": settings.n if result.banks else None,
         "LiDAR scale": settings.scale if result.banks else None,
-        "Version": f"lidar-sampling {versions()['lidar-sampling']}",
+        "Version": f"lidar-sampling {__version__}",
     }
     negative = job.call.get("negative_prompt")
     return "\n".join(

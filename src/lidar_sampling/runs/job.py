@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -163,13 +163,15 @@ class Job:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def to_json(self, *, brief: bool = False) -> dict[str, Any]:
+    def to_json(self, *, brief: bool = False, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the Job as JSON values: every field, or with ``brief`` those that differ from the defaults.
+
+        Fields ``without`` are left out; of many prompts it is they that take the time.
 
         >>> Job(prompts=["a cat"], images=2).to_json(brief=True)
         {'prompts': ['a cat'], 'images': 2}
         """
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in without}
         if brief:
             usual = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
             found = {name: value for name, value in found.items() if value != usual[name]}
