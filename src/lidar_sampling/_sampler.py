@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -527,10 +526,13 @@ class LiDAR:
                 raise ValueError(f"of {images} images those from 0 to {images - 1} can be drawn, got {outside[0]}")
             items = [items[p * images + place] for p in range(len(prompts)) for place in self._only]
             images = len(self._only)
-        if self.settings.noise is not None and pipe.scheduler is self.pipe.scheduler:
-            around = _stochastic(pipe, self.settings.noise, around)
-        if self._live is not None and decoded:
-            around = _seen(partial(Live, *self._live, pipe, call), pipe, around)
+        noise = self.settings.noise if pipe.scheduler is self.pipe.scheduler else None
+        watched = self._live if decoded else None
+        around = _in_turn(
+            None if noise is None else lambda batch: stochastic(pipe, noise),
+            around,
+            None if watched is None else lambda batch: attached(pipe, Live(*watched, pipe, call, batch)),
+        )
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
         with metered(pipe, "sampling") as sampling:
@@ -674,32 +676,20 @@ def _called(reward: Reward | str) -> str:
     return reward if isinstance(reward, str) else name_of(reward)
 
 
-def _stochastic(
-    pipe: Any, noise: str, around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None
+def _in_turn(
+    *contexts: Callable[[Sequence[Item]], AbstractContextManager[Any]] | None,
 ) -> Callable[[Sequence[Item]], AbstractContextManager[None]]:
-    """Return ``around`` with the steps of ``pipe`` replaced by stochastic ones, before what it attaches."""
+    """Return what runs a batch in all of these contexts, each inside the one before; None stands for none."""
 
     @contextmanager
-    def both(batch: Sequence[Item]) -> Iterator[None]:
-        with stochastic(pipe, noise), around(batch) if around else nullcontext():
+    def all_of(batch: Sequence[Item]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for context in contexts:
+                if context is not None:
+                    stack.enter_context(context(batch))
             yield
 
-    return both
-
-
-def _seen(
-    watching: Callable[[Sequence[Item]], Live],
-    pipe: Any,
-    around: Callable[[Sequence[Item]], AbstractContextManager[None]] | None,
-) -> Callable[[Sequence[Item]], AbstractContextManager[None]]:
-    """Return ``around`` with each batch shown on its way, after what it attaches."""
-
-    @contextmanager
-    def both(batch: Sequence[Item]) -> Iterator[None]:
-        with around(batch) if around else nullcontext(), attached(pipe, watching(batch)):
-            yield
-
-    return both
+    return all_of
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:

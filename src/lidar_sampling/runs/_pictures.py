@@ -18,6 +18,7 @@ from .._cost import Cost
 from .._files import write_json, writing
 from .._result import Result
 from .._sampler import LiDAR
+from ..methods import Guided
 from ..methods import load as load_method
 from ..rewards import name_of
 from ._folder import Folder, place_of, read_finished
@@ -92,25 +93,13 @@ class Pictures:
     def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
         """Draw, judge and keep prompts that :meth:`fits` together; return their entries."""
         lines = [self.job.line(unit) for unit in group]
-        texts = [line["prompt"] for line in lines]
-        results = {
-            name: lidar.judge(self._drawn(name, lidar, texts), lines).split() for name in reversed(self.job.methods)
-        }
-        *_, name = self.job.methods
-        plain = results["vanilla"] if len(results) > 1 else [None] * len(group)
-        for result, vanilla in zip(results[name], plain, strict=True):
-            if vanilla is not None:
-                _warn_of_coarse(result, vanilla, name_of(lidar.reward))
+        banks = None if self._banks is None else [self._banks[line["prompt"]] for line in lines]
         return [
-            self.folder.put(unit, name, result, vanilla, line, self.job)
-            for unit, result, vanilla, line in zip(group, results[name], plain, lines, strict=True)
+            self.folder.put(unit, self.job.methods[-1], result, vanilla, line, self.job)
+            for unit, line, (result, vanilla) in zip(
+                group, lines, draw_judged(self.job, lidar, lines, banks), strict=True
+            )
         ]
-
-    def _drawn(self, name: str, lidar: LiDAR, texts: list[str]) -> Result:
-        images, seed = self.job.images, self.job.seeds[0]
-        if name == "lidar" and self._banks is not None:
-            return lidar.guided(texts, images, seed, [self._banks[text] for text in texts])
-        return load_method(name).draw(lidar, texts, images=images, seed=seed)
 
     def cost(self, record: Record) -> Cost:
         """Return what a record cost to draw and judge."""
@@ -188,6 +177,37 @@ class Pictures:
             if entry is None:
                 raise ValueError(f"{self.out} does not hold {self.said(unit)!r} of this run: finish it first")
             yield entry
+
+
+def draw_judged(
+    job: Job, lidar: LiDAR, lines: Sequence[Mapping[str, Any]], banks: list[LookaheadBank] | None
+) -> list[tuple[Result, Result | None]]:
+    """Draw prompts together as a Job says, and judge them.
+
+    Args:
+        job: names the methods, images and seed.
+        lidar: the sampler, with what the Job changes.
+        lines: the prompts, with what judges read beside them.
+        banks: of the prompts, which guide the methods that guide; None lets methods draw their own.
+
+    Returns:
+        For each prompt its samples by the Job's last method, and the plain ones if the Job draws them beside it.
+    """
+    texts = [line["prompt"] for line in lines]
+    results: dict[str, list[Any]] = {}
+    for name in reversed(job.methods):
+        method: Any = load_method(name)
+        if banks is not None and isinstance(method, Guided):
+            drawn = method.sampler(lidar).guided(texts, job.images, job.seeds[0], banks)
+        else:
+            drawn = method.draw(lidar, texts, images=job.images, seed=job.seeds[0])
+        results[name] = lidar.judge(drawn, lines).split()
+    found = results[job.methods[-1]]
+    plain = results["vanilla"] if len(results) > 1 else [None] * len(found)
+    for result, vanilla in zip(found, plain, strict=True):
+        if vanilla is not None:
+            _warn_of_coarse(result, vanilla, name_of(lidar.reward))
+    return list(zip(found, plain, strict=True))
 
 
 def _told_apart(job: Job) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from .._bank import LookaheadBank
 from .._guide import GuidanceError
 from .._hooks import DivergedError
 from .._live import Glimpse
-from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Guided
 from ..methods import load as load_method
 from ..rewards import RewardError
 from ..runs import Job, Progress, task_of
 from ..runs._folder import Folder
+from ..runs._pictures import draw_judged
 from .banks import Banks, members_of
 from .order import Fault, Order
 from .samplers import Samplers
@@ -141,22 +141,12 @@ class Drawing:
         """
         texts, lines = [order.job.text(0) for order in self.orders], [order.job.line(0) for order in self.orders]
         lidar.check_prompts(lines)
-        images, seed = self.job.images, self.job.seeds[0]
         lidar = lidar.with_prompts(texts).with_only(self.job.only)
-
-        def drawn(name: str) -> Result:
-            method = load_method(name)
-            if found is not None and isinstance(method, Guided):
-                return method.sampler(lidar).guided(texts, images, seed, found)
-            return method.draw(lidar, texts, images=images, seed=seed)
-
-        results = {name: lidar.judge(drawn(name), lines).split() for name in reversed(self.job.methods)}
-        name = self.job.methods[-1]
-        plain = results["vanilla"] if len(results) > 1 else [None] * len(lines)
-        for order, line, result, vanilla in zip(self.orders, lines, results[name], plain, strict=True):
+        drawn = draw_judged(self.job, lidar, lines, found)
+        for order, line, (result, vanilla) in zip(self.orders, lines, drawn, strict=True):
             manifest = {**order.job.to_json(), "settings": asdict(lidar.settings)}
             folder = Folder(order.out, manifest, resume=None, overwrite=False, count=1)
-            folder.put(0, name, result, vanilla, line, order.job)
+            folder.put(0, self.job.methods[-1], result, vanilla, line, order.job)
             task_of(order.job, order.out).collect()
 
 
