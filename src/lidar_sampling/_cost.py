@@ -114,3 +114,13 @@ def read_proc(file: str, field: str) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def spell_counts(cost: Cost) -> str:
+    """Return the network evaluations and reward calls of a cost as a person says them.
+
+    >>> spell_counts(Cost(network_evaluations=1200, reward_calls=50)), spell_counts(Cost(network_evaluations=8))
+    ('1,200 network evaluations, 50 reward calls', '8 network evaluations')
+    """
+    counts = {"network evaluations": cost.network_evaluations, "reward calls": cost.reward_calls}
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -143,3 +143,20 @@ def spelt(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inner))
     return annotation.__name__ if isinstance(annotation, type) and not inner else str(annotation)
+
+
+def spell_seconds(seconds: float) -> str:
+    """Return seconds as a person says them.
+
+    >>> [spell_seconds(seconds) for seconds in (4.4, 75, 7300, 200_000)]
+    ['4 s', '1 min 15 s', '2 h 1 min', '2 d 7 h']
+    """
+    whole = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    first = next((k for k, (_, size) in enumerate(units) if whole >= size), len(units) - 1)
+    said: list[str] = []
+    for name, size in units[first : first + 2]:
+        count, whole = divmod(whole, size)
+        if count or not said:
+            said.append(f"{count} {name}")
+    return " ".join(said)

@@ -91,10 +91,7 @@ def restored(said: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(prompt, str) or not prompt:
         raise ValueError("the picture names no prompt")
     found: dict[str, Any] = {"prompt": prompt, "only": ",".join(map(str, said.get("only", ())))}
-    reward = said.get("reward")
-    if isinstance(reward, Mapping):
-        reward = "+".join(f"{name}:{weight:g}" for name, weight in reward.items())
-    found |= {"reward": reward} if reward else {}
+    found |= {"reward": _one_word(said["reward"])} if said.get("reward") else {}
     found |= {"method": said["methods"][-1]} if said.get("methods") else {}
     found |= {"images": said.get("images", 4), "seed": (said.get("seeds") or [0])[0]}
     bank_seed = said.get("bank_seed")
@@ -120,11 +117,7 @@ def as_command(job: Job) -> str:
     for name in _TEXTS:
         if (value := getattr(job, name)) != getattr(usual, name):
             words += [f"--{name}", shlex.quote(value)]
-    if job.reward is not None:
-        reward = job.reward
-        if isinstance(reward, dict):
-            reward = "+".join(f"{name}:{weight:g}" for name, weight in reward.items())
-        words += ["--reward", shlex.quote(reward)]
+    words += [] if job.reward is None else ["--reward", shlex.quote(_one_word(job.reward))]
     if job.methods != usual.methods:
         words += ["--method", shlex.quote(job.methods[-1])]
     words += ["--images", str(job.images), "--seed", str(job.seeds[0])]
@@ -147,6 +140,11 @@ def as_python(job: Job) -> str:
     wanted = {name: value for name, value in job.to_json(brief=True).items() if name not in ("device", "batch_size")}
     lines = "".join(f"    {name}={value!r},\n" for name, value in wanted.items())
     return f'from lidar_sampling.runs import Job, run\n\njob = Job(\n{lines})\nrun(job, "out")\n'
+
+
+def _one_word(reward: str | Mapping[str, float]) -> str:
+    """Return a reward, or a mixture, as ``--reward`` takes it."""
+    return reward if isinstance(reward, str) else "+".join(f"{name}:{weight}" for name, weight in reward.items())
 
 
 def _places(text: str) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
                         allow_custom_value=True,
                     )
                     method = gr.Dropdown(
-                        [name for name in methods.NAMES if name.islower() or name == "lidar"],
+                        [name for name in methods.NAMES if name.islower()],
                         value=usual.method,
                         label="Method, of 'lidar methods'",
                         allow_custom_value=True,
@@ -270,13 +270,11 @@ def has_bank(desk: Desk, job: Job) -> bool:
 
 def _of_bank(job: Job) -> dict[str, Any]:
     """Return what decides the bank of a Job."""
-    found = {
-        name: value for name, value in job.to_json().items() if name in ("prompts", "bank_seed", "model", "call")
-    }
     settings = {
         name: value for name, value in job.settings.items() if name not in ("scale", "reward_scale", "ess", "steps")
     }
-    return {**found, **settings, "method": job.methods[-1] if job.methods != ("lidar",) else ""}
+    method = job.methods[-1] if job.methods != ("lidar",) else ""
+    return {**settings, "asks": (job.text(0), job.bank_seed, job.model, job.call, method)}
 
 
 def _title(order: Order) -> str:

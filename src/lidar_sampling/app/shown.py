@@ -96,10 +96,12 @@ def _as_data(image: Any) -> str:
 
 def trace(order: Order) -> str:
     """Return the plot of the trace and the sentence that reads it, as HTML."""
-    if order.state != "done" or not (rows := order.result().get("trace")):
+    if order.state != "done":
         return ""
-    members = len(next(iter(order.result()["bank"].values()), []))
-    strength = order.result().get("reward_scale")
+    entry = order.result()
+    if not (rows := entry.get("trace")):
+        return ""
+    members, strength = len(next(iter(entry["bank"].values()), [])), entry.get("reward_scale")
     said = words.reading(rows, members) + ("" if strength is None else f" Its strength was {strength:.4g}.")
     return f'<h3>What guidance did</h3><p class="reading">{html.escape(said)}</p>{trace_svg(rows)}'
 

@@ -6,8 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._cost import Cost
+from .._cost import Cost, spell_counts
 from .._forecast import Rates
+from .._values import spell_seconds
 from ..service import Desk, Order
 
 _ONE = 1.05  # an effective sample size of one member
@@ -24,24 +25,15 @@ def cost_line(cost: Cost, rates: Rates | None, found: Cost | None) -> str:
     >>> cost_line(Cost(network_evaluations=900, reward_calls=50), None, Cost(network_evaluations=400))
     '**900 network evaluations, 50 reward calls.** The bank is there already: 400 network evaluations are left.'
     """
-    whole = _counted(cost) + ("" if rates is None else f", about {_seconds(rates.seconds(cost))} here")
+    whole = spell_counts(cost) + (
+        "" if rates is None else f", about {spell_seconds(max(1.0, rates.seconds(cost)))} here"
+    )
     if found is None:
         return f"**{whole}.**"
     left = f"{found.network_evaluations:,} network evaluations are left"
     return f"**{whole}.** The bank is there already: {left}" + (
-        "." if rates is None else f", about {_seconds(rates.seconds(found))}."
+        "." if rates is None else f", about {spell_seconds(max(1.0, rates.seconds(found)))}."
     )
-
-
-def _counted(cost: Cost) -> str:
-    counts = {"network evaluations": cost.network_evaluations, "reward calls": cost.reward_calls}
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-
-
-def _seconds(value: float) -> str:
-    if value >= 90:
-        return f"{value / 60:.0f} min"
-    return f"{value:.0f} s" if value >= 1 else "a second"
 
 
 _PHASES = {"loading": "loading the model", "lookahead": "looking ahead", "sampling": "guided sampling", "": "judging"}
@@ -64,12 +56,11 @@ def status(desk: Desk, order: Order) -> str:
     if order.state == "done":
         return told("Done.")
     said = {"failed": f"It failed: {order.problem}", "cancelled": "Cancelled.", "lost": f"Lost: {order.problem}"}
-    role = "alert" if order.state in ("failed", "lost") else "status"
-    return f'<p class="status {order.state}" role="{role}">{html.escape(said[order.state])}</p>'
+    return told(said[order.state]) if order.state == "cancelled" else refusal(said[order.state])
 
 
 def refusal(problem: str) -> str:
-    """Return why nothing is drawn, as HTML."""
+    """Return why there are no pictures, as HTML."""
     return f'<p class="status failed" role="alert">{html.escape(problem)}</p>'
 
 
@@ -81,10 +72,7 @@ def told(text: str) -> str:
 def _bar(text: str, part: float | None) -> str:
     value = "" if part is None else f' value="{part:.3f}" max="1"'
     percent = "" if part is None else f" {100 * part:.0f} %"
-    return (
-        f'<p class="status" role="status">{html.escape(text)}{percent}</p>'
-        f'<progress aria-label="{html.escape(text)}"{value}></progress>'
-    )
+    return told(text + percent) + f'<progress aria-label="{html.escape(text)}"{value}></progress>'
 
 
 def scores(rewards: Mapping[str, float | None]) -> list[str]:

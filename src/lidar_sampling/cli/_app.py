@@ -13,8 +13,6 @@ from .._http import check_address, listen
 from . import _options as o
 from ._screen import warn
 
-Host = Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")]
-Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
 Folder = Annotated[
     Path | None,
     typer.Option(help="Where orders and banks are kept. [default: a folder that ends with it]", show_default=False),
@@ -39,8 +37,8 @@ def app(
     device: o.Device = None,
     batch_size: o.BatchSize = 16,
     folder: Folder = None,
-    host: Host = "127.0.0.1",
-    port: Port = 7860,
+    host: o.Host = "127.0.0.1",
+    port: o.Port = 7860,
     token: Token = None,
 ) -> None:
     """Open a page to draw, look and compare, until Ctrl-C."""

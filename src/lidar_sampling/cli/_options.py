@@ -98,6 +98,10 @@ BatchSize = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; the default answers this machine alone, others need a --token.")
+]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
 Fast = Annotated[
     str | None,
     typer.Option(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .._values import spell_seconds
 from ._screen import console, warn
 
 if TYPE_CHECKING:
@@ -79,21 +80,4 @@ def in_words(now: Progress) -> str:
     cost = now.cost
     parts = [f"{now.done}/{now.total}", f"{cost.network_evaluations:,} network evaluations"]
     parts += [f"{cost.reward_calls:,} reward calls"] if cost.reward_calls else []
-    return ", ".join([*parts, *([] if now.left is None else [f"about {spelt(now.left)} left"])])
-
-
-def spelt(seconds: float) -> str:
-    """Return seconds as a person says them.
-
-    >>> [spelt(seconds) for seconds in (4.4, 75, 7300, 200_000)]
-    ['4 s', '1 min 15 s', '2 h 1 min', '2 d 7 h']
-    """
-    whole = round(seconds)
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    first = next((k for k, (_, size) in enumerate(units) if whole >= size), len(units) - 1)
-    said: list[str] = []
-    for name, size in units[first : first + 2]:
-        count, whole = divmod(whole, size)
-        if count or not said:
-            said.append(f"{count} {name}")
-    return " ".join(said)
+    return ", ".join([*parts, *([] if now.left is None else [f"about {spell_seconds(now.left)} left"])])

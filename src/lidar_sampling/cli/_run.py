@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._values import spell_seconds
 from . import _options as o
-from ._progress import spelt, telling
+from ._progress import telling
 from ._screen import after_drawing, echo, print_json, shown, warn
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ def _rehearse(job: Job) -> None:
 
 def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
     """Return a line per method on what it will cost."""
+    from .._cost import spell_counts
     from .._forecast import Rates
     from ..methods import load
 
@@ -258,10 +260,9 @@ def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
     lines = []
     for name in job.methods:
         cost = load(name).cost(lidar, images=job.images)
-        counts = {"network evaluations": cost.network_evaluations, "reward calls": cost.reward_calls}
-        said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         seconds = rates.seconds(cost)
         lines.append(
-            f"{name}: {said} per prompt, about {spelt(seconds)} here; about {spelt(seconds * units)} for all {units}"
+            f"{name}: {spell_counts(cost)} per prompt, about {spell_seconds(seconds)} here; about "
+            f"{spell_seconds(seconds * units)} for all {units}"
         )
     return lines

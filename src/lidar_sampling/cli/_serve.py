@@ -16,10 +16,6 @@ from . import _options as o
 from ._screen import warn
 
 Names = Annotated[list[str], typer.Argument(help="Rewards of 'lidar rewards'.", show_default=False)]
-Host = Annotated[
-    str, typer.Option(help="Address to listen on; the default answers this machine alone, others need a --token.")
-]
-Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
 Token = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,8 +45,8 @@ def serve(
         list[str] | None,
         typer.Option("--method", help="A method to serve. Repeat for more. [default: lidar and vanilla]"),
     ] = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8008,
+    host: o.Host = "127.0.0.1",
+    port: o.Port = 8008,
     token: Token = None,
     folder: Annotated[
         Path | None,
@@ -152,8 +148,8 @@ def serve(
 
 def serve_rewards(
     names: Names,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: o.Host = "127.0.0.1",
+    port: o.Port = 8000,
     token: Token = None,
     device: o.Device = None,
     dtype: o.Dtype = "float32",
