@@ -42,9 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with serving() as address, sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        browser = started.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.set_default_timeout(PATIENCE)
         page.goto(address)
@@ -81,14 +80,27 @@ def drawn(page: Any) -> tuple[float, float, float]:
     return first, guided, time.monotonic() - start
 
 
+def chromium() -> str | None:
+    """Return the path of this machine's Chromium; None if it has none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @contextmanager
-def serving() -> Iterator[str]:
-    """Run ``lidar app`` on glyph, and give its address."""
-    command = [sys.executable, "-c", "from lidar_sampling.cli import main; main()", "app", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+def serving(*options: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[str]:
+    """Run ``lidar app`` on a free port, by default on glyph, and give its address; end it with the block.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    command = [sys.executable, "-m", "lidar_sampling.cli", "app", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env) as server:
         assert server.stderr is not None
-        yield next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
+        address = next((found[0] for line in server.stderr if (found := re.search(r"http://\S+", line))), None)
+        if address is None:
+            raise RuntimeError("the page did not start")
+        yield address
         server.send_signal(signal.SIGINT)
+        server.wait(30)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ._values import cut
+
 _MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -131,7 +133,7 @@ def _from_text(path: Path, text: str) -> Iterator[dict[str, Any]]:
         if _is_nearly_json(line):
             raise ValueError(
                 f"{path}, line {number} looks like JSON or Python, and would be drawn as text: write one prompt a "
-                f"line, or JSON in a .json or .jsonl file; got {_cut(line.strip())}"
+                f"line, or JSON in a .json or .jsonl file; got {cut(line.strip())}"
             )
         yield _checked({"prompt": line.strip()}, f"{path}, line {number}")
 
@@ -157,7 +159,7 @@ def _parsed(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected {expected}, got {_cut(text.strip())} ({error.msg})") from None
+        raise ValueError(f"{where}: expected {expected}, got {cut(text.strip())} ({error.msg})") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -220,8 +222,4 @@ def _is_nearly_json(line: str) -> bool:
 
 def _shown(value: Any) -> str:
     """``value`` as JSON, for a message."""
-    return _cut(json.dumps(value, default=repr))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return cut(json.dumps(value, default=repr))

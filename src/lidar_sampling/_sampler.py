@@ -393,8 +393,7 @@ class LiDAR:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
             )
-        mixed = self.reward.on if isinstance(self.reward, Mixture) else None
-        of_prompt = {bank.prompt: mixed(bank) if mixed else bank for bank in given}
+        of_prompt = {bank.prompt: self.with_guide(bank) for bank in given}
         chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
             self._warn_of_equal(bank, bank.reward(chosen))
@@ -614,6 +613,10 @@ class LiDAR:
     def parts(self) -> list[Reward]:
         """What is scored to guide: the parts of a mixture, or the reward itself."""
         return list(self.reward.parts) if isinstance(self.reward, Mixture) else [self.reward]
+
+    def with_guide(self, bank: LookaheadBank) -> LookaheadBank:
+        """Return a bank with the reward that guides: as it is, or of a mixture with the sum of its parts."""
+        return self.reward.on(bank) if isinstance(self.reward, Mixture) else bank
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
         """The arguments of the target's call but its prompts and noise, with ``changes``."""

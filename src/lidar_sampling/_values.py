@@ -160,3 +160,12 @@ def spell_seconds(seconds: float) -> str:
         if count or not said:
             said.append(f"{count} {name}")
     return " ".join(said)
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return a text of at most so many characters, for a message: what is given may have megabytes.
+
+    >>> cut("a" * 100)[-5:], len(cut("a" * 100))
+    ('aa...', 80)
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -3,30 +3,18 @@
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from benchmarks.page import ARGUMENTS, chromium, serving
 from lidar_sampling import testing
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = chromium()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 REWARDS = """
 def failing(*, images, prompts):
     raise RuntimeError("the reward broke")
@@ -42,20 +30,9 @@ def address(tmp_path_factory):
     place = tmp_path_factory.mktemp("page")
     testing.tiny_stable_diffusion().save_pretrained(place / "tiny")
     (place / "mine.py").write_text(REWARDS)
-    command = [sys.executable, "-c", "from lidar_sampling.cli import main; main()"]
-    options = ["app", "--model", str(place / "tiny"), "--reward", "brightness", "--port", "0"]
-    options += ["--folder", str(place / "desk")]
-    with subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as server:
-        for line in server.stderr:
-            if found := re.search(r"http://\S+", line):
-                break
-        else:
-            pytest.fail("the page did not start")
-        yield found[0]
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
+    options = ["--model", str(place / "tiny"), "--reward", "brightness", "--folder", str(place / "desk")]
+    with serving(*options, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

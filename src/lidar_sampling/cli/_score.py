@@ -69,7 +69,7 @@ def score(
     judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():
         rewards.check_prompts(judge, prompts)
-    if diversity and not any(hasattr(judge, "features") for judge in judges.values()):
+    if diversity and rewards.with_features(judges.values()) is None:
         raise typer.BadParameter("--diversity needs a reward with features, such as clip: give one more --reward")
     rows: list[dict[str, Any]] = [
         {"file": str(file), "prompt": line["prompt"]} for file, line in zip(files, prompts, strict=True)

@@ -20,7 +20,7 @@ from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
-from ..rewards import ask, features_of, name_of, score, select_diverse
+from ..rewards import ask, features_of, name_of, score, select_diverse, with_features
 from ..rewards.mixture import Mixture
 from ..solvers import Solver, running
 
@@ -205,7 +205,7 @@ def check_features(lidar: LiDAR) -> None:
     Raises:
         ValueError: neither the guiding reward nor a metric has features.
     """
-    if not any(hasattr(judge, "features") for judge in (*lidar.parts, *lidar.metrics)):
+    if with_features([*lidar.parts, *lidar.metrics]) is None:
         raise ValueError(
             "diverse needs features that tell samples apart, and neither the reward nor a metric has any: give one "
             'that does, as metrics=["clip"]'

@@ -25,7 +25,6 @@ from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of
-from ..rewards.mixture import Mixture
 from ._checks import check_fields
 from ._face import bank_cost, hooked, sampling_cost
 
@@ -52,8 +51,7 @@ class Repelling(ABC):
         banks, cost = lidar.looked(list(prompts), seed, None)
         members = {}
         for bank in banks:
-            judged = lidar.reward.on(bank) if isinstance(lidar.reward, Mixture) else bank
-            rewards = judged.reward(name_of(lidar.reward))
+            rewards = lidar.with_guide(bank).reward(name_of(lidar.reward))
             members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[: self.worst]]
 
         around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))

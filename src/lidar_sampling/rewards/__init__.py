@@ -31,6 +31,7 @@ from .._hub import Published
 from ._diversity import diversity as diversity
 from ._diversity import features_of as features_of
 from ._diversity import select_diverse as select_diverse
+from ._diversity import with_features as with_features
 from ._examine import Finding as Finding
 from ._examine import examine as examine
 from ._imported import function_at as function_at

@@ -14,7 +14,7 @@ unary and pairwise terms), without its pruning on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +25,11 @@ from torch import Tensor
 from ._score import FRAMES
 
 EXHAUSTIVE = 200_000  # sets that are tried one and all; beyond, exchanges from a greedy start
+
+
+def with_features(judges: Iterable[Any]) -> Any:
+    """Return the first of rewards and metrics that has features; None if none has."""
+    return next((judge for judge in judges if hasattr(judge, "features")), None)
 
 
 def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
@@ -40,7 +45,7 @@ def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
         >>> features_of([rewards.load("brightness"), rewards.load("glyph")], torch.rand(2, 3, 128, 128)).shape
         torch.Size([2, 192])
     """
-    judge = next((judge for judge in judges if hasattr(judge, "features")), None)
+    judge = with_features(judges)
     if judge is None:
         return None
     with torch.no_grad():

@@ -109,7 +109,7 @@ def answer_tokens(tokenizer: Any, *words: str) -> list[int]:
     They are lower case, capitalised or upper case, with or without a space before.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no spelling is a single token.
     """
     cases = [spelling for word in words for spelling in (word, word.title(), word.upper())]
     encoded = [

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._guard import Guard
 from .._http import check_address, in_thread, listen, need_extra, server_of, url_of
 from .._media import read_picture
+from .._values import cut
 from . import Reward, RewardError, name_of, score_pictures
 
 if TYPE_CHECKING:
@@ -176,24 +177,18 @@ def _read(
     served: dict[str, tuple[Reward, threading.Lock]], request: Any, pixels: int
 ) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
     if not isinstance(request, dict):
-        raise ValueError(f"a request must be a JSON object, got {_shown(request)}")
+        raise ValueError(f"a request must be a JSON object, got {cut(repr(request))}")
     if missing := [key for key in ("reward", "prompts", "images") if key not in request]:
         raise ValueError(f"a request must have reward, prompts and images, and this one lacks {missing[0]}")
     name, prompts, pictures = request["reward"], request["prompts"], request["images"]
     if not isinstance(name, str) or name not in served:
-        raise ValueError(f"no reward {_shown(name)} here; there are {', '.join(served)}")
+        raise ValueError(f"no reward {cut(repr(name))} here; there are {', '.join(served)}")
     for key, value in (("prompts", prompts), ("images", pictures)):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{key} must be a list of strings, got {_shown(value)}")
+            raise ValueError(f"{key} must be a list of strings, got {cut(repr(value))}")
     if len(prompts) != len(pictures):
         raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
     return *served[name], _tensors(pictures, pixels), prompts
-
-
-def _shown(value: Any) -> str:
-    """``value`` for a message, cut: a client may send megabytes."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:

@@ -131,7 +131,7 @@ def read_questions(file: str | Path) -> dict[str, Pairs]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is broken, a prompt has other questions in a second line, or there are none at all.
+        ValueError: a line is broken, a prompt has other questions in a second line, or the file holds no questions.
     """
     path = Path(file)
     if not path.is_file():

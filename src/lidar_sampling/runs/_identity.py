@@ -17,6 +17,7 @@ from typing import Any
 
 from .._contents import OpaqueError, contents, key, pipeline_contents
 from .._sampler import LiDAR
+from .._values import cut
 from ..rewards import name_of
 from ..rewards.mixture import Mixture
 from ..solvers import Solver
@@ -159,8 +160,7 @@ def short(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return cut(repr(value), 120)
 
 
 def _plain(value: Any) -> Any:

@@ -326,7 +326,7 @@ def _check_methods(job: Job) -> None:
 
 
 def _check_only(job: Job) -> None:
-    """Refuse samples to draw alone that there are none of, or that depend on the others."""
+    """Refuse to draw samples alone that do not exist, or that depend on the others."""
     from ..methods import draws_each_alone
 
     if not job.only:

@@ -26,7 +26,6 @@ from .._files import write_json
 from .._media import save_sample
 from .._sampler import LiDAR
 from ..rewards import name_of
-from ..rewards.mixture import Mixture
 from ..runs import Job
 from .order import Bank
 
@@ -55,7 +54,7 @@ class Banks:
             return sum(self._bytes.values())
 
     def file(self, name: str) -> Path | None:
-        """Return where the bank with an id is; None if there is none."""
+        """Return where the bank with an id is; None if it is not kept."""
         if not _ID.fullmatch(name):
             return None
         file = self.store.directory / name[:2] / f"{name}.safetensors"
@@ -105,7 +104,9 @@ class Banks:
         if file.is_file() and not (told := file.with_suffix(".json")).is_file():  # what has no key is not kept
             write_json(told, job.to_json())
         self.use(file.stem)
-        rewards = {**_guiding(lidar, bank), **{name: values.tolist() for name, values in bank.rewards.items()}}
+        guide = name_of(lidar.reward)
+        guiding = {guide: lidar.with_guide(bank).reward(guide).tolist()}
+        rewards = {**guiding, **{name: values.tolist() for name, values in bank.rewards.items()}}
         return Bank(file, sorted(gallery.iterdir()), rewards, drawn=members is not None)
 
     def use(self, name: str) -> None:
@@ -136,12 +137,6 @@ class Banks:
         gallery = self.galleries / file.stem
         files = [file, *(gallery.iterdir() if gallery.is_dir() else ())]
         return sum(each.stat().st_size for each in files)
-
-
-def _guiding(lidar: LiDAR, bank: LookaheadBank) -> dict[str, list[float]]:
-    reward = lidar.reward
-    scored = reward.on(bank) if isinstance(reward, Mixture) else bank
-    return {name_of(reward): scored.reward(name_of(reward)).tolist()}
 
 
 def members_of(shown: list[tuple[list[str], Tensor]], prompt: str) -> Tensor | None:

@@ -76,7 +76,7 @@ class Catalog:
             {
                 "task": "look",
                 "prompts": [asked.prompt],
-                "seeds": [self._seeds.of(asked.prompt) if asked.seed is None else asked.seed],
+                "seeds": [self._seeds.of(asked.prompt, asked.seed)],
             },
             settings=_given(n=asked.n, guidance_scale=asked.guidance_scale),
             call=self._size(asked.size),
@@ -98,7 +98,7 @@ class Catalog:
                 "banks": [str(file)],
                 "methods": ("lidar",),
                 "images": asked.images or self.base.images,
-                "seeds": [self._seeds.of(prompt) if asked.seed is None else asked.seed],
+                "seeds": [self._seeds.of(prompt, asked.seed)],
             },
             settings=_given(scale=asked.scale, reward_scale=asked.strength, steps=asked.steps),
         )
@@ -126,7 +126,7 @@ class Catalog:
         how: dict[str, Any] = {
             "prompts": [asked.prompt],
             "images": asked.n or 1,
-            "seeds": [self._seeds.of(asked.prompt) if asked.seed is None else asked.seed],
+            "seeds": [self._seeds.of(asked.prompt, asked.seed)],
             "methods": (asked.method or self.methods[0],),
         }
         if asked.bank_id is None:
@@ -233,7 +233,10 @@ class _Seeds:
     def __init__(self) -> None:
         self._seed, self._prompts, self._lock = secrets.randbelow(2**32), set[str](), threading.Lock()
 
-    def of(self, prompt: str) -> int:
+    def of(self, prompt: str, given: int | None) -> int:
+        """Return the seed of a request, or one of ours if it gives none."""
+        if given is not None:
+            return given
         with self._lock:
             if prompt in self._prompts or len(self._prompts) > 10_000:
                 self._seed = secrets.randbelow(2**32)

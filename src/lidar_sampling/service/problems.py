@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from .._values import cut
 from .answers import LeftError
 from .catalog import RefusedError
 from .desk import Desk, FullError
@@ -95,7 +96,7 @@ def handle(app: FastAPI, desk: Desk) -> None:
 def _words(error: dict[str, Any], path: str) -> tuple[str | None, str]:
     """Return the field at fault and a line, of what pydantic says."""
     place = [str(part) for part in error["loc"][1:] if not str(part).startswith(("function-", "constrained-"))]
-    field, given = (place[0] if place else None), _shown(error.get("input"))
+    field, given = (place[0] if place else None), cut(repr(error.get("input")))
     kind, message = error["type"], str(error["msg"])
     if kind == "json_invalid":
         return None, f"a request must be JSON ({error.get('ctx', {}).get('error', message)})"
@@ -112,8 +113,3 @@ def _words(error: dict[str, Any], path: str) -> tuple[str | None, str]:
     for said, ours in _OURS:
         wanted = wanted.replace(said, ours)
     return field, f"{field} must be {wanted[:1].lower() + wanted[1:]}, got {given}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
