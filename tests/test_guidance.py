@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.guidance import tight
 from lidar_sampling import expected_future_reward, mean_shift
-from lidar_sampling._guidance import Members
+from lidar_sampling._guidance import Members, reading
 
 
 def naive(x_t, samples, rewards, alpha, sigma, reward_scale):
@@ -264,3 +264,15 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         mean_shift(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([1.0, 1.0], "rests on one of 9 members from its first step"),
+        ([4.0, 2.0], "followed 4.0 of 9 members at its first step, and 2.0 at its last"),
+        ([4.0, 1.0, 1.0], "and one alone from step 2 on"),
+    ],
+)
+def test_the_sentence_reads_effective_sizes(sizes, said):
+    assert said in reading(sizes, 9)

@@ -23,13 +23,16 @@ beyond the bank itself does not grow with n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # elements of a block of the bank, or of its logits: 16 MiB in float32
+
+ONE_MEMBER = 1.05
+"""An effective sample size below which weights rest on one member alone."""
 
 
 class ShiftInfo(NamedTuple):
@@ -149,6 +152,39 @@ def tempering(rewards: Tensor, ess: float) -> Tensor:
         large = (middle * fall).softmax(-1).square().sum(-1, keepdim=True).reciprocal() > ess * r.shape[-1]
         low, high = torch.where(large, middle, low), torch.where(large, high, middle)
     return torch.where(spread > 0, high / spread, 0.0).squeeze(-1)
+
+
+def auto_strength(rewards: Tensor, ess: float) -> float:
+    """Return the lambda of a bank of rewards (n,) whose weights are worth ``ess * n`` members at pure noise.
+
+    Those are at least two: with fewer every sample would go to one and the same.
+
+    >>> rewards = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    >>> round(auto_strength(rewards, 0.01), 3) == round(auto_strength(rewards, 0.5), 3)
+    True
+    """
+    return float(tempering(rewards, max(ess, min(1.0, 2 / len(rewards)))))
+
+
+def reading(sizes: Sequence[float], n: int) -> str:
+    """Return one sentence on what guidance did.
+
+    Args:
+        sizes: the effective sample size of the tilted weights at each guided step, a mean over the samples.
+        n: members of the bank.
+
+    >>> reading([2.5, 1.0], 8)
+    'Guidance followed 2.5 of 8 members at its first step, and one alone from step 2 on.'
+    """
+    if not sizes:
+        return "No step was guided."
+    alone = next((k for k in range(len(sizes)) if max(sizes[k:]) < ONE_MEMBER), None)
+    if alone == 0:
+        return f"Guidance rests on one of {n} members from its first step: a smaller strength spreads it over more."
+    first = f"Guidance followed {sizes[0]:.1f} of {n} members at its first step"
+    if alone is None:
+        return f"{first}, and {sizes[-1]:.1f} at its last."
+    return f"{first}, and one alone from step {alone + 1} on."
 
 
 class Members:

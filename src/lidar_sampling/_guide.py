@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
-from ._guidance import Members, ShiftInfo, tempering
+from ._guidance import Members, ShiftInfo, auto_strength
 from ._hooks import Hook, Step, attached, scheduler_of
 from ._levels import NoiseLevel, check
 from ._settings import Strength, check_reward_scale, check_strength, check_window
@@ -147,18 +147,6 @@ def guide(
             else f"no step was guided: this {type(scheduler).__name__} was never stepped inside the block "
             f"(a pipeline whose scheduler is replaced afterwards loses its guidance)"
         )
-
-
-def auto_strength(rewards: Tensor, ess: float) -> float:
-    """Return the lambda of a bank of rewards (n,) whose weights are worth ``ess * n`` members at pure noise.
-
-    Those are at least two: with fewer every sample would go to one and the same.
-
-    >>> rewards = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    >>> round(auto_strength(rewards, 0.01), 3) == round(auto_strength(rewards, 0.5), 3)
-    True
-    """
-    return float(tempering(rewards, max(ess, min(1.0, 2 / len(rewards)))))
 
 
 class _Guide(Hook):

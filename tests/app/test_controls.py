@@ -126,18 +126,6 @@ def test_what_it_costs_with_and_without_a_bank():
     assert "400 network evaluations are left, about 8 s." in words.cost_line(whole, rates, left)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "said"),
-    [
-        ([[1.0, 1.0]], "rests on one of 9 members from its first step"),
-        ([[4.0], [2.0]], "followed 4.0 of 9 members at its first step, and 2.0 at its last"),
-        ([[4.0], [1.0], [1.0]], "and one alone from step 2 on"),
-    ],
-)
-def test_the_sentence_reads_the_trace(sizes, said):
-    assert said in words.reading([{"ess_tilted": row} for row in sizes], 9)
-
-
 def test_the_plot_is_drawn_to_scale():
     rows = [
         {"ess_tilted": [4.0, 2.0], "shift_norm": [1.0, 3.0]},

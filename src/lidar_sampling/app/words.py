@@ -1,17 +1,14 @@
-"""What the page says: costs, progress, captions, and one sentence that reads the trace."""
+"""What the page says: costs, progress and captions."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from .._cost import Cost, spell_counts
 from .._forecast import Rates
 from .._values import spell_seconds
 from ..service import Desk, Order
-
-_ONE = 1.05  # an effective sample size of one member
 
 
 def cost_line(cost: Cost, rates: Rates | None, found: Cost | None) -> str:
@@ -90,25 +87,3 @@ def _score(name: str, value: float | None) -> str:
     if name == "geneval":
         return "right" if value == 1 else "wrong" if value == 0 else f"{value:.2f}"
     return f"{value:.4g}"
-
-
-def reading(trace: Sequence[Mapping[str, Any]], n: int) -> str:
-    """Return one sentence on what guidance did, from the effective sample sizes of the tilted weights.
-
-    Args:
-        trace: the guided steps, rows of ``Trace.rows()``.
-        n: members of the bank.
-
-    >>> reading([{"ess_tilted": [3.0, 2.0]}, {"ess_tilted": [1.0, 1.0]}], 8)
-    'Guidance followed 2.5 of 8 members at its first step, and one alone from step 2 on.'
-    """
-    if not trace:
-        return "No step was guided."
-    sizes = [sum(row["ess_tilted"]) / len(row["ess_tilted"]) for row in trace]
-    alone = next((k for k in range(len(sizes)) if max(sizes[k:]) < _ONE), None)
-    if alone == 0:
-        return f"Guidance rests on one of {n} members from its first step: a smaller strength spreads it over more."
-    first = f"Guidance followed {sizes[0]:.1f} of {n} members at its first step"
-    if alone is None:
-        return f"{first}, and {sizes[-1]:.1f} at its last."
-    return f"{first}, and one alone from step {alone + 1} on."

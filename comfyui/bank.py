@@ -1,0 +1,145 @@
+"""Banks in ComfyUI, whose samples are LATENTs; files that diffusers drew become such where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from lidar_sampling import BankError, LookaheadBank
+from lidar_sampling._batches import shrinking
+from lidar_sampling._space import Space
+
+# Pipelines of diffusers whose latents have ComfyUI's layout: those of the others are packed.
+_FORMATS = {
+    "StableDiffusionPipeline": "SD15",
+    "StableDiffusionXLPipeline": "SDXL",
+    "StableDiffusion3Pipeline": "SD3",
+}
+
+
+def space_of(model: Any, shape: tuple[int, ...]) -> Space:
+    """Return the latent space of a MODEL for samples of this shape; models with one VAE share it."""
+    return Space(f"ComfyUI {type(model.get_model_object('latent_format')).__name__}", tuple(shape))
+
+
+def check_space(bank: LookaheadBank, model: Any) -> None:
+    """Refuse a bank of another latent space than the MODEL's.
+
+    Raises:
+        BankError: it is.
+    """
+    if bank.space is not None and (why := bank.space.difference(space_of(model, bank.space.shape))):
+        raise BankError(
+            f"the bank was drawn in another latent space than the model's, {why}: draw it with this model"
+        )
+
+
+def draw_bank(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    *,
+    prompt: str,
+    n: int,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    batch: int,
+) -> LookaheadBank:
+    """Draw n samples in a few steps each.
+
+    Args:
+        model: MODEL.
+        positive: CONDITIONING.
+        negative: CONDITIONING.
+        latent: LATENT, of which the first says how large a sample is.
+        prompt: what rewards will be asked about.
+        n: samples.
+        seed: of their noise, the same whatever the batch; noise that a sampler adds on the way depends on the batch.
+        steps: of each.
+        cfg: scale of classifier-free guidance.
+        sampler_name: ComfyUI's name.
+        scheduler: ComfyUI's name.
+        batch: samples at once; halved when memory runs out.
+
+    Raises:
+        ValueError: the latent has a mask.
+        BankError: samples are not finite, or the prompt is empty.
+    """
+    if "noise_mask" in latent:
+        raise ValueError("a bank is drawn of whole pictures: remove the mask of the latent")
+    if not prompt.strip():
+        raise BankError("prompt is empty: give the text that rewards are to read, that of the positive prompt")
+    empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"][:1])
+    noise = comfy.sample.prepare_noise(empty.repeat(n, *[1] * (empty.dim() - 1)), seed)
+    told = _progress(model, n * steps)
+
+    def some(rows: range) -> Tensor:
+        return comfy.sample.sample(
+            model,
+            noise[rows.start : rows.stop],
+            steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            positive,
+            negative,
+            empty.repeat(len(rows), *[1] * (empty.dim() - 1)),
+            callback=told(rows, steps),
+            disable_pbar=True,
+            seed=seed + rows.start,
+        )
+
+    samples = torch.cat([*shrinking(range(n), batch, some)])
+    how = {"seed": seed, "steps": steps, "cfg": cfg, "sampler": sampler_name, "scheduler": scheduler, "n": n}
+    return LookaheadBank(samples.cpu(), {}, prompt, space_of(model, samples.shape[1:]), {"ComfyUI": how})
+
+
+def _progress(model: Any, total: int) -> Callable[[range, int], Callable[..., None]]:
+    """Return what makes the callback of a batch: progress over the whole bank, with a preview of its first sample."""
+    bar = comfy.utils.ProgressBar(total)
+    previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
+
+    def of(rows: range, steps: int) -> Callable[..., None]:
+        def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
+            picture = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
+            done = rows.start * steps + len(rows) * (step + 1) * steps // total_steps
+            bar.update_absolute(done, total, picture)
+
+        return callback
+
+    return of
+
+
+def load_bank(path: str | Path) -> LookaheadBank:
+    """Read a bank that was saved here, or by diffusers' Stable Diffusion, SDXL or Stable Diffusion 3.
+
+    Raises:
+        BankError: it is of a pipeline whose latents are packed otherwise, or no bank.
+    """
+    bank = LookaheadBank.load(path)
+    if bank.space is None or bank.space.pipeline.startswith("ComfyUI "):
+        return bank
+    found = _FORMATS.get(bank.space.pipeline)
+    if found is None or not bank.space.fingerprint:
+        raise BankError(
+            f"{Path(path).name} was drawn by diffusers' {bank.space.pipeline}, whose latents are not ComfyUI's: draw "
+            "the bank here"
+        )
+    scaling, offset, *_ = bank.space.fingerprint
+    return replace(
+        bank,
+        samples=bank.samples.float() / scaling + offset,
+        space=Space(f"ComfyUI {found}", bank.space.shape),
+    )

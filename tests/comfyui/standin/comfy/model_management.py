@@ -1,0 +1,2 @@
+def text_encoder_device():
+    return "cpu"

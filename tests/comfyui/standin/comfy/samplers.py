@@ -1,0 +1,3 @@
+class KSampler:
+    SAMPLERS = ("euler", "dpmpp_2m")
+    SCHEDULERS = ("normal", "karras")
