@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -97,10 +96,17 @@ def serving(*options: str, cwd: Path | None = None, env: dict[str, str] | None =
         assert server.stderr is not None
         address = next((found[0] for line in server.stderr if (found := re.search(r"http://\S+", line))), None)
         if address is None:
+            server.kill()
             raise RuntimeError("the page did not start")
-        yield address
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
+        try:
+            yield address
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
 
 
 if __name__ == "__main__":

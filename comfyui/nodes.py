@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from lidar_sampling._values import cut
 from .bank import draw_bank, load_bank
 from .guide import Guide
 from .judge import captioned, check_reward, decoded, flat, judge
+
+_log = logging.getLogger(__name__)
 
 Bank = io.Custom("LIDAR_BANK")
 
@@ -218,6 +221,7 @@ class LiDARGuide(io.ComfyNode):
         said = f"strength {found:.4g}"
         if bool((rewards == rewards[0]).all()):
             said = f"all {len(bank)} samples have the reward {float(rewards[0]):g}, so guidance does nothing"
+        _log.info("LiDAR: %s", said)
         return io.NodeOutput(guide.patch(model), ui=ui.PreviewText(said))
 
 

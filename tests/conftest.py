@@ -1,5 +1,6 @@
 import datetime
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # as modules with doctests they would have one name
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background switches off, also for children
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("house")

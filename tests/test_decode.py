@@ -13,7 +13,7 @@ from lidar_sampling._hooks import Hook, attached
 from lidar_sampling._parts import denoisers
 from lidar_sampling._tail import Tail
 
-ITEMS = items_of(PROMPTS, 1, 0, "target")
+ITEMS = items_of(PROMPTS[:1], 2, 0, "target")  # of one prompt, since CogView 4 draws no two together
 HALF = torch.ones(1, 1, 16, 16)
 HALF[..., 8:] = 0
 

@@ -49,7 +49,11 @@ def test_every_pipeline_that_is_tested_is_in_the_table(key):
     assert any(f"`{type(pipe).__name__}`" in row and f"`{type(pipe.scheduler).__name__}`" in row for row in rows)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "comfyui/README.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_links_and_named_tests_exist(page):
     text = page.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidar_sampling import LiDAR, guide, mean_shift, testing
-from lidar_sampling._guidance import tempering
-from lidar_sampling._guidance import auto_strength
+from lidar_sampling._guidance import auto_strength, tempering
 from lidar_sampling._settings import DEFAULTS, GLYPH, for_reward
 from lidar_sampling.cli import main
 from lidar_sampling.methods import load

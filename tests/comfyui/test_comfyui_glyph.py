@@ -8,12 +8,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMFYUI
+from ideal import COMFYUI
 
 from lidar_sampling import LookaheadBank
 
@@ -25,6 +24,7 @@ import comfy.samplers
 from glyph_nodes import encode, load_model, pipeline
 
 import lidar_sampling
+from benchmarks.page import chromium
 from comfyui.bank import draw_bank, load_bank
 from comfyui.guide import Guide
 
@@ -98,10 +98,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-@contextmanager
-def running(base):
-    """Start ComfyUI with the pack and glyph's nodes; yield its address."""
-    (base / "custom_nodes").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """ComfyUI with the pack and glyph's nodes: its address and its folder."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "custom_nodes").mkdir()
     for name, folder in (("lidar-sampling", ROOT / "comfyui"), ("glyph", Path(__file__).parent / "glyph_nodes")):
         (base / "custom_nodes" / name).symlink_to(folder)
     port = free_port()
@@ -123,7 +124,7 @@ def running(base):
                     break
                 except OSError:
                     time.sleep(0.5)
-            yield url
+            yield url, base
         finally:
             process.terminate()
 
@@ -195,29 +196,59 @@ def done(url, prompt):
     return found[name]
 
 
-def test_the_running_server_draws_and_keeps_the_bank(tmp_path):
-    with running(tmp_path / "base") as url:
-        first = done(url, graph(1))
-        assert first["status"]["status_str"] == "success", first["status"]
-        assert len(first["outputs"]["10"]["images"]) == 2
-        assert len(first["outputs"]["6"]["images"]) == 8
-        assert first["outputs"]["7"]["text"][0].startswith("strength ")
-        saved = tmp_path / "base/output/lidar/dog_00001_.safetensors"
-        assert len(LookaheadBank.load(saved).reward("glyph")) == 8
+def test_the_running_server_draws_and_keeps_the_bank(server):
+    url, base = server
+    first = done(url, graph(1))
+    assert first["status"]["status_str"] == "success", first["status"]
+    assert len(first["outputs"]["10"]["images"]) == 2
+    assert len(first["outputs"]["6"]["images"]) == 8
+    assert first["outputs"]["7"]["text"][0].startswith("strength ")
+    assert len(LookaheadBank.load(base / "output/lidar/dog_00001_.safetensors").reward("glyph")) == 8
 
-        second = done(url, graph(2))
-        cached = next(what["nodes"] for kind, what in second["status"]["messages"] if kind == "execution_cached")
-        assert {"5", "6", "7"} <= set(cached)  # another seed needs no other bank
+    second = done(url, graph(2))
+    cached = next(what["nodes"] for kind, what in second["status"]["messages"] if kind == "execution_cached")
+    assert {"5", "6", "7"} <= set(cached)  # another seed needs no other bank
 
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            asked(url, "/prompt", {"prompt": graph(1, LiDARScore={"reward": "os:system"})})
-        assert "unknown reward 'os:system'; known here are" in refused.value.read().decode()
-        large = graph(3)
-        large["12"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 128, "batch_size": 1}}
-        large["8"]["inputs"]["latent_image"] = ["12", 0]
-        failed = done(url, large)
-        error = next(what for kind, what in failed["status"]["messages"] if kind == "execution_error")
-        assert error["exception_message"].strip() == (
-            "the bank holds latents (4, 16, 16) and these are (4, 16, 32): draw the bank with a latent of the same "
-            "size"
-        )
+
+def test_a_graph_with_an_unknown_reward_is_not_begun(server):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        asked(server[0], "/prompt", {"prompt": graph(1, LiDARScore={"reward": "os:system"})})
+    assert "unknown reward 'os:system'; known here are" in refused.value.read().decode()
+
+
+def test_another_size_is_refused_in_one_line(server):
+    large = graph(3)
+    large["12"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 128, "batch_size": 1}}
+    large["8"]["inputs"]["latent_image"] = ["12", 0]
+    failed = done(server[0], large)
+    error = next(what for kind, what in failed["status"]["messages"] if kind == "execution_error")
+    assert error["exception_message"].strip() == (
+        "the bank holds latents (4, 16, 16) and these are (4, 16, 32): draw the bank with a latent of the same size"
+    )
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if (path := chromium()) is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        found = browser.new_page()
+        found.set_default_timeout(120_000)
+        found.goto(server[0])
+        found.wait_for_function("window.LiteGraph && 'LiDARGuide' in window.LiteGraph.registered_node_types")
+        yield found
+        browser.close()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "wan"])
+def test_an_example_opens_in_the_page(page, name):
+    workflow = json.loads((ROOT / f"comfyui/example_workflows/lidar_{name}.json").read_text())
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    unknown = "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
+    assert page.evaluate(unknown) == []
+    assert page.evaluate("app.graph._nodes.length") == len(workflow["nodes"])
+    saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    values = lambda found: {node["id"]: node.get("widgets_values") or [] for node in found["nodes"]}  # noqa: E731
+    assert values(saved) == values(workflow)  # none slipped to another name

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 import torch
-from conftest import COMFYUI
+from ideal import COMFYUI
 
 from comfyui.guide import Guide, noise_level
 from lidar_sampling import BankError, mean_shift

@@ -1,14 +1,16 @@
 """The nodes, run as ComfyUI runs them: what they take, give, show and refuse."""
 
 import asyncio
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import folder_paths
 import pytest
 import torch
-from conftest import COMFYUI
 from hypothesis import given
 from hypothesis import strategies as st
+from ideal import COMFYUI
 
 from comfyui import comfy_entrypoint, nodes
 from comfyui.bank import draw_bank, load_bank
@@ -18,6 +20,7 @@ from lidar_sampling import BankError, LookaheadBank
 from lidar_sampling._guidance import auto_strength
 from lidar_sampling._space import Space
 
+EXAMPLES = Path(nodes.__file__).parent / "example_workflows"
 CONDITIONING = [[torch.zeros(1, 1, 8), {}]]
 HOW = {"n": 5, "seed": 3, "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "batch": 2}
 BRIGHT = torch.tensor([0.2, 0.8, 0.5])
@@ -52,6 +55,24 @@ def drawn(model, **changes):
 def test_every_node_has_a_schema():
     names = [each.define_schema() for each in asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())]
     assert len(names) == 7
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_examples_use_the_nodes_as_they_are(path):
+    """Also where no ComfyUI can be asked: names of inputs, and as many values as there are widgets."""
+    found = [node for node in json.loads(path.read_text())["nodes"] if node["type"].startswith("LiDAR")]
+    assert {"LiDARBank", "LiDARScore", "LiDARGuide"} <= {node["type"] for node in found}
+    for node in found:
+        named = {each["name"] for each in node["inputs"]}
+        assert named == inputs_of(getattr(nodes, node["type"]))
+        assert len(node["widgets_values"]) == sum("widget" in each for each in node["inputs"])
+
+
+def inputs_of(node):
+    schema = node.define_schema()
+    if COMFYUI:
+        return {each.id for each in schema.inputs}
+    return {each.args[0] for each in schema.options["inputs"]}
 
 
 class TestBank:

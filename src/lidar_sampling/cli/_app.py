@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,7 @@ def app(
     port: o.Port = 7860,
     token: Token = None,
 ) -> None:
-    """Open a page to draw, look and compare, until Ctrl-C."""
+    """Open a page to draw, look and compare, until Ctrl-C or SIGTERM."""
     check_address(host, [token] if token else [])
     if port:
         listen(host, port).close()  # what is taken is told before a model is loaded
@@ -86,8 +87,10 @@ def app(
             footer_links=[],
         )
         typer.echo(f"the page is at {url} (gradio {gradio.__version__}); Ctrl-C ends it", err=True)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
         try:
             page.block_thread()
         finally:
+            signal.signal(signal.SIGTERM, before)
             page.close(verbose=False)
             desk.close(finish=False)
