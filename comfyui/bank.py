@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,10 @@ def draw_bank(
     noise = comfy.sample.prepare_noise(empty.repeat(n, *[1] * (empty.dim() - 1)), seed)
     told = _progress(model, n * steps)
 
-    def some(rows: range) -> Tensor:
+    def some(rows: Sequence[int]) -> Tensor:
         return comfy.sample.sample(
             model,
-            noise[rows.start : rows.stop],
+            noise[rows[0] : rows[-1] + 1],
             steps,
             cfg,
             sampler_name,
@@ -98,7 +98,7 @@ def draw_bank(
             empty.repeat(len(rows), *[1] * (empty.dim() - 1)),
             callback=told(rows, steps),
             disable_pbar=True,
-            seed=seed + rows.start,
+            seed=seed + rows[0],
         )
 
     samples = torch.cat([*shrinking(range(n), batch, some)])
@@ -106,15 +106,15 @@ def draw_bank(
     return LookaheadBank(samples.cpu(), {}, prompt, space_of(model, samples.shape[1:]), {"ComfyUI": how})
 
 
-def _progress(model: Any, total: int) -> Callable[[range, int], Callable[..., None]]:
+def _progress(model: Any, total: int) -> Callable[[Sequence[int], int], Callable[..., None]]:
     """Return what makes the callback of a batch: progress over the whole bank, with a preview of its first sample."""
     bar = comfy.utils.ProgressBar(total)
     previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
 
-    def of(rows: range, steps: int) -> Callable[..., None]:
+    def of(rows: Sequence[int], steps: int) -> Callable[..., None]:
         def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
             picture = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-            done = rows.start * steps + len(rows) * (step + 1) * steps // total_steps
+            done = rows[0] * steps + len(rows) * (step + 1) * steps // total_steps
             bar.update_absolute(done, total, picture)
 
         return callback
