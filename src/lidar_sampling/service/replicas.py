@@ -1,6 +1,6 @@
 """The service on Ray Serve: the same app in several processes, behind one address.
 
-It needs ``ray[serve]``. Each replica has a desk, a queue and a folder of its own. Ray sends a request to any of them,
+It needs ``lidar-sampling[ray,serve]``. Each replica has a desk, a queue and a folder of its own. Ray sends a request to any of them,
 so a job or a bank is known only to the replica that drew it: use the face of OpenAI, whose answer comes on the
 connection that asked.
 """
@@ -39,7 +39,9 @@ def deployment(
     try:
         from ray import serve
     except ImportError as error:
-        raise ValueError(f"replicas need Ray Serve ({error.name} is missing): pip install 'ray[serve]'") from None
+        raise ValueError(
+            f"replicas need Ray Serve ({error.name} is missing): pip install 'lidar-sampling[ray,serve]'"
+        ) from None
 
     parts = {field.name: getattr(catalog, field.name) for field in fields(catalog)}  # what travels to the replicas
 
