@@ -1,8 +1,8 @@
 """The service on Ray Serve: the same app in several processes, behind one address.
 
-It needs ``lidar-sampling[ray,serve]``. Each replica has a desk, a queue and a folder of its own. Ray sends a request to any of them,
-so a job or a bank is known only to the replica that drew it: use the face of OpenAI, whose answer comes on the
-connection that asked.
+It needs ``lidar-sampling[ray,serve]``. Each replica has a desk, a queue and a folder of its own. Ray sends a request
+to any of them, so a job or a bank is known only to the replica that drew it: use the face of OpenAI, whose answer
+comes on the connection that asked.
 """
 
 from __future__ import annotations
