@@ -1,0 +1,256 @@
+"""Many pictures of a prompt: what each method is worth as more are kept, at the evaluations that LiDAR takes.
+
+    python -m benchmarks.many --prompts 24 --steps 25 --kept 1 4 16 --out docs/results/many
+
+A bank is paid once, however many pictures M of a prompt are kept, so LiDAR's cost per picture falls with M. The
+others get as many network evaluations as LiDAR takes for M pictures, bank included:
+
+    lidar            M guided samples
+    vanilla          M plain samples, which cost less: the zero of the gains
+    best M of N      of N plain samples in as many steps as LiDAR's
+    best M of N@10   of N plain samples in 10 steps
+    steered@10       the best M of a population of 10 steps that is resampled early; and in islands, which keep apart
+    fk               the best M of N particles of FK steering, in as many steps as LiDAR's
+    refine           the best of few-step samples, noised half way and denoised
+
+Samples of LiDAR and of plain sampling do not depend on one another, so a pool of each is drawn once per prompt, and
+every M takes its share of it; where a pool holds several such shares, their mean counts. Guiding reward, held-out
+reward, GenEval and diversity are means over the kept pictures. What is done is kept in results.jsonl, and a run that
+was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_sampling import Cost, LiDAR, glyph, methods
+from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.methods import Method
+from lidar_sampling.rewards import diversity, features_of
+from lidar_sampling.runs._lines import fill, read_objects
+
+FEW = 10  # steps of the samples that are selected from, where steps are free
+JUDGES = ("glyph", "glyph-heldout", "geneval")
+COLUMNS = (*JUDGES, "diversity")
+DRAWN_ANEW = ("steered-{few}@10", "steered-{few}@10:islands={kept}", "fk+best-of-{same}", "refine-{few}")
+
+
+def main() -> None:
+    """Draw what is missing; write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--prompts", type=int, default=24, help="prompts per split, spread over its tags (default 24)"
+    )
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps of LiDAR (default 25)")
+    parser.add_argument("--kept", type=int, nargs="+", default=[1, 4, 16], help="pictures kept (default 1 4 16)")
+    parser.add_argument("--anew", nargs="*", default=DRAWN_ANEW, help="methods that draw for each M anew")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
+    parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "results.jsonl"
+    if not arguments.table:
+        lidar = LiDAR.from_pretrained("glyph", device=arguments.device, steps=arguments.steps, batch_size=16)
+        for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measured(lidar, unit)), 1):
+            print(number, line["prompt"], line["method"], flush=True)
+    lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
+    (arguments.out / f"table-{arguments.steps}.md").write_text(table(lines, arguments.steps))
+    draw_figure(lines, arguments.out / f"figure-{arguments.steps}.svg")
+
+
+def units(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what is drawn, whole prompts one after another, and both splits by turns."""
+    every = {split: glyph.prompts(split) for split in ("geneval", "hard")}
+    tags = {split: len({line["tag"] for line in prompts}) for split, prompts in every.items()}
+    spread = [glyph.spread(prompts, max(1, arguments.prompts // tags[split])) for split, prompts in every.items()]
+    turns = [sorted(lines, key=partial(_turn, lines)) for lines in spread]
+    for seed in range(arguments.seeds):
+        for pair in zip(*turns, strict=True):
+            for split, metadata in zip(every, pair, strict=True):
+                known = {"prompt": metadata["prompt"], "tag": metadata["tag"], "split": split}
+                of = {**known, "steps": arguments.steps, "seed": seed}
+                yield {**of, "method": "pools", "kept": arguments.kept}
+                for kept in arguments.kept:
+                    for method in arguments.anew:
+                        if kept > 1 or "{kept}" not in method:
+                            yield {**of, "method": method, "kept": [kept]}
+
+
+def _turn(lines: list[dict[str, Any]], line: dict[str, Any]) -> int:
+    """Return which of its tag a prompt is, so that a run that stops early has had all tags alike."""
+    return [other["prompt"] for other in lines if other["tag"] == line["tag"]].index(line["prompt"])
+
+
+class Pool(NamedTuple):
+    """Judged samples: rewards (m,) by judge, features (m, d), and what one of them costs."""
+
+    scores: dict[str, Tensor]
+    features: Tensor
+    evaluations: float
+
+
+def measured(lidar: LiDAR, unit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, by M and method, the means over the kept pictures, and the evaluations per kept picture."""
+    found: dict[str, dict[str, Any]] = {}
+    if unit["method"] != "pools":
+        (kept,) = unit["kept"]
+        name = named(unit["method"], lidar, kept)
+        pool, cost = drawn(lidar, methods.load(name), unit, kept)
+        return {"results": {str(kept): {_label(unit["method"]): means(pool, [range(kept)], cost / kept)}}}
+    most = max(unit["kept"])
+    budgets = {kept: methods.load("lidar").cost(lidar, images=kept).network_evaluations for kept in unit["kept"]}
+    whole, few = methods.load("vanilla"), methods.load(f"vanilla@{FEW}")
+    each, each_few = (method.cost(lidar, images=1).network_evaluations for method in (whole, few))
+    guided, _ = drawn(lidar, methods.load("lidar"), unit, most)
+    plain, _ = drawn(lidar, whole, unit, budgets[most] // each)
+    quick, _ = drawn(lidar, few, unit, budgets[most] // each_few)
+    for kept, budget in budgets.items():
+        blocks = list(_blocks(most, kept))
+        found[str(kept)] = {
+            "lidar": means(guided, blocks, budget / kept),
+            "vanilla": means(plain, list(_blocks(most, kept)), each),
+            "best M of N": selected(plain, kept, budget // each, budget / kept),
+            f"best M of N@{FEW}": selected(quick, kept, budget // each_few, budget / kept),
+        }
+    return {"results": found}
+
+
+def named(pattern: str, lidar: LiDAR, kept: int) -> str:
+    """Return a method's name with the largest number that costs no more than LiDAR for so many pictures."""
+    budget = methods.load("lidar").cost(lidar, images=kept).network_evaluations
+
+    def name(number: int) -> str:
+        number -= number % kept if "{kept}" in pattern else 0
+        return pattern.format(few=number, same=number, kept=kept)
+
+    fits = [
+        number
+        for number in range(kept, budget)
+        if methods.load(name(number)).cost(lidar, images=kept).network_evaluations <= budget
+    ]
+    return name(max(fits))
+
+
+def _label(pattern: str) -> str:
+    return pattern.replace("-{few}", "").replace("{kept}", "M").replace("+best-of-{same}", "")
+
+
+def drawn(lidar: LiDAR, method: Method, unit: Mapping[str, Any], images: int) -> tuple[Pool, int]:
+    """Draw so many samples and judge them; return them, and the network evaluations that they took."""
+    result = lidar.judge(method.draw(lidar, [unit["prompt"]], images=images, seed=unit["seed"]))
+    features = features_of([judge for judge in lidar.metrics if judge.name == "glyph-heldout"], result.images[0])
+    cost = sum(result.cost.values(), Cost()).network_evaluations
+    return Pool({name: values[0] for name, values in result.rewards.items()}, features, cost / images), cost
+
+
+def _blocks(size: int, block: int) -> Iterator[range]:
+    return (range(start, start + block) for start in range(0, size - block + 1, block))
+
+
+def selected(pool: Pool, kept: int, of: int, cost: float) -> dict[str, float]:
+    """Return the means over the best ``kept`` of each ``of`` samples of a pool."""
+    guide = pool.scores["glyph"]
+    best = []
+    for block in _blocks(len(guide), of):
+        order = guide[list(block)].argsort(descending=True)
+        best.append([block[i] for i in order[:kept]])
+    return means(pool, best, cost)
+
+
+def means(pool: Pool, sets: list[Any], cost: float) -> dict[str, float]:
+    """Return the means over sets of samples of a pool, with the evaluations per kept sample."""
+    values = {name: np.mean([float(pool.scores[name][list(s)].mean()) for s in sets]) for name in JUDGES}
+    apart = np.mean([diversity(pool.features[list(s)]) for s in sets])
+    return {**{name: round(float(v), 5) for name, v in {**values, "diversity": apart}.items()}, "evaluations": cost}
+
+
+def gathered(lines: list[dict[str, Any]]) -> tuple[dict[tuple[int, str], dict[tuple[str, int], Any]], dict[str, str]]:
+    """Return the results by (M, method) and (prompt, seed), and the stratum of each prompt."""
+    found: dict[tuple[int, str], dict[tuple[str, int], Any]] = {}
+    for line in lines:
+        for kept, results in line["results"].items():
+            for method, values in results.items():
+                found.setdefault((int(kept), method), {})[line["prompt"], line["seed"]] = values
+    return found, {line["prompt"]: f"{line['split']} {line['tag']}" for line in lines}
+
+
+def gains(
+    found: Mapping[tuple[int, str], Mapping[Any, Any]], strata: Mapping[str, str], one: tuple, other: tuple, key: str
+) -> Any:
+    """Return the paired difference of two rows, over the prompts that both have; seeds are averaged first."""
+    shared = sorted(set(found[one]) & set(found[other]))
+    prompts = list(dict.fromkeys(prompt for prompt, _ in shared))
+    values = np.array(
+        [np.mean([found[one][u][key] - found[other][u][key] for u in shared if u[0] == prompt]) for prompt in prompts]
+    )
+    return interval(bootstrap(values[:, None], [strata[prompt] for prompt in prompts])[:, 0])
+
+
+def table(lines: list[dict[str, Any]], steps: int) -> str:
+    """Return gains over vanilla and over LiDAR by M, as Markdown."""
+    found, strata = gathered(lines)
+    text = (
+        f"# Many pictures of a prompt, {steps} steps\n\n{len(strata)} prompts. Gains over vanilla in as many steps, "
+        "paired, with 95 % bootstrap intervals over prompts; in the last column the\nheld-out reward less LiDAR's."
+        "\n\n| kept | method | evaluations per picture | guiding | held-out | GenEval | diversity | less LiDAR's |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+    )
+    for kept, method in sorted(found, key=lambda row: row[0]):
+        row = found[kept, method]
+        cost = np.mean([values["evaluations"] for values in row.values()])
+        cells = ["-"] * 3 if method == "vanilla" else [_gain(found, strata, kept, method, key) for key in JUDGES]
+        spread = "-" if kept == 1 else f"{np.mean([values['diversity'] for values in row.values()]):.3f}"
+        rows = (kept, method), (kept, "lidar")
+        less = "-" if method == "lidar" else str(gains(found, strata, *rows, "glyph-heldout"))
+        text += f"| {kept} | {method} | {cost:.0f} | " + " | ".join([*cells, spread, less]) + " |\n"
+    return text
+
+
+def _gain(found: Any, strata: Any, kept: int, method: str, key: str) -> str:
+    return str(gains(found, strata, (kept, method), (kept, "vanilla"), key))
+
+
+def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw the held-out gain against the evaluations per kept picture: a line per method, M beside its points."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "many"
+    from matplotlib import pyplot
+
+    found, strata = gathered(lines)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for method in dict.fromkeys(method for _, method in found if method != "vanilla"):
+        points = []
+        for kept in sorted(kept for kept, name in found if name == method):
+            gain = gains(found, strata, (kept, method), (kept, "vanilla"), "glyph-heldout")
+            cost = np.mean([values["evaluations"] for values in found[kept, method].values()])
+            points.append((cost, gain.estimate, gain.estimate - gain.low, gain.high - gain.estimate, kept))
+        x, y, low, high, kept_here = zip(*points, strict=True)
+        (line,) = axes.plot(x, y, marker="o", label=method)
+        axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=line.get_color(), alpha=0.4)
+        for cost, gain_here, kept in zip(x, y, kept_here, strict=True):
+            axes.annotate(str(kept), (cost, gain_here), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("network evaluations per kept picture; at the points, pictures kept")
+    axes.set_ylabel("held-out gain over vanilla")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
