@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from lidar_sampling import Cost, LiDAR, testing
+from lidar_sampling._quiet import quieten
 from lidar_sampling.methods import load
-from lidar_sampling.runs import quieten
 
 METHODS = (
     "vanilla",

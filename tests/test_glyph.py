@@ -1,5 +1,8 @@
 """The embedded model: it draws what it is asked, and guidance helps where it has room."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -136,3 +139,14 @@ def test_the_judge_refuses_what_it_was_not_made_for(change, message):
         judge(images=change(image), prompts=["a photo of a dog"])
     with pytest.raises(ValueError, match="got the text 'a'"):
         judge(images=image, prompts="a")
+
+
+def test_loading_says_nothing_and_leaves_the_logging_of_others_as_it_was():
+    code = (
+        "from transformers.utils import logging as of\n"
+        "before = of.get_verbosity(), of.is_progress_bar_enabled()\n"
+        "from lidar_sampling import LiDAR; LiDAR.from_pretrained('glyph')\n"
+        "assert before == (of.get_verbosity(), of.is_progress_bar_enabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -39,7 +39,7 @@ from benchmarks.peers.rows import FAST, FASTER, ROWS, Bench, Row, fast
 from benchmarks.peers.shapes import SHAPES, Shape
 from benchmarks.peers.table import table
 from lidar_sampling import LiDAR
-from lidar_sampling.runs import quieten
+from lidar_sampling._quiet import quieten
 
 DEFAULTS = {"images": 4, "steps": 100, "n": 50, "gradient_steps": 4}
 

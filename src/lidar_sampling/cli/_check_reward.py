@@ -16,8 +16,9 @@ Name = Annotated[
 
 def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32", json: o.Json = False) -> None:
     """Ask a reward about known pictures: order, batches, precision, files, prompts, speed. Status 1 if one fails."""
+    from .._quiet import quieten
     from ..rewards import examine, load
-    from ..runs import device_of, dtype_of, quieten
+    from ..runs import device_of, dtype_of
 
     quieten()
     reward = load(name, device=device_of(device), dtype=dtype_of(dtype))

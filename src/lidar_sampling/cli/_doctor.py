@@ -73,7 +73,7 @@ def _attachment() -> str:
 
     from .. import testing
     from .._guide import guide
-    from ..runs import quieten
+    from .._quiet import quieten
 
     quieten()
     pipe = testing.tiny_stable_diffusion()

@@ -37,7 +37,8 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
         raise typer.BadParameter(f"--judge must be glyph or mask2former, got {judge!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
-    from ..runs import device_of, quieten
+    from .._quiet import quieten
+    from ..runs import device_of
 
     quieten()
     files = inside(folder)

@@ -92,7 +92,7 @@ def molecules(
     except ImportError as error:
         raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
     from .._files import write_atomically, write_json
-    from ..runs import quieten
+    from .._quiet import quieten
     from ..runs._folder import Folder
 
     quieten()

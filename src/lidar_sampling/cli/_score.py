@@ -56,7 +56,8 @@ def score(
     import torch
 
     from .. import rewards
-    from ..runs import device_of, dtype_of, quieten
+    from .._quiet import quieten
+    from ..runs import device_of, dtype_of
 
     quieten()
     if again := [name for k, name in enumerate(reward) if name in reward[:k]]:

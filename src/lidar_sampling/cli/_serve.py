@@ -79,7 +79,8 @@ def serve(
             f"{words[0]!r}: rewards are served by 'lidar serve-rewards'; a model goes by --model"
         )
     from .._http import check_address, listen, need_extra, server_of, url_of
-    from ..runs import Job, device_of, quieten
+    from .._quiet import quieten
+    from ..runs import Job, device_of
     from ..service import Desk
     from ..service.limits import Limits
 
@@ -156,9 +157,10 @@ def serve_rewards(
 ) -> None:
     """Serve rewards until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
     from .._http import check_address, listen, need_extra, server_of, url_of
+    from .._quiet import quieten
     from ..rewards import load
     from ..rewards.server import make_app
-    from ..runs import device_of, dtype_of, quieten
+    from ..runs import device_of, dtype_of
 
     need_extra()
     tokens = _tokens(token)

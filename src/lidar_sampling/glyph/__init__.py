@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._geneval import asked, verdict
 from .._media import check_batch
+from .._quiet import quiet
 from ._detector import Detector as Detector
 from ._prompts import generate_hard_prompts as generate_hard_prompts
 from ._prompts import generate_prompts as generate_prompts
@@ -30,6 +31,7 @@ DATA = Path(__file__).parent / "data"
 SIDE = 128  # pixels of a picture, which the detector was trained on
 
 
+@quiet()
 def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
     """Glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
 
@@ -42,6 +44,7 @@ def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
     return pipe
 
 
+@quiet()
 def load_tiny_decoder(*, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
     """A small decoder in the place of glyph's autoencoder, for pictures that are only scored.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._hub import Published
+from .._quiet import quiet
 from ..glyph import DATA
 from ._towers import Towers
 from ._weights import CLIP_H, Source, name_of
@@ -102,6 +103,7 @@ class PickScore(CLIPReward):
         super().__init__(model, processor=processor, name=name_of("pickscore", model), device=device, dtype=dtype)
 
 
+@quiet()
 def glyph_reward(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
@@ -109,6 +111,7 @@ def glyph_reward(
     return CLIPReward(DATA / "reward-clip", name="glyph", device=device, dtype=dtype)
 
 
+@quiet()
 def glyph_heldout(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:

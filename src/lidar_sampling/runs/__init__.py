@@ -9,7 +9,6 @@ from ._identity import identity as identity
 from ._identity import read_json as read_json
 from ._machine import device_of as device_of
 from ._machine import dtype_of as dtype_of
-from ._machine import quieten as quieten
 from ._shards import check_shard as check_shard
 from ._shards import from_environment as from_environment
 from ._shards import order as order

@@ -49,16 +49,3 @@ def _computes_in_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     told = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return device == "cpu" and any(ask is not None and ask() for ask in told)
-
-
-def quieten() -> None:
-    """Keep the loading bars and advice of diffusers and transformers away from the user."""
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    hub_logging.set_verbosity_error()  # it counts its attempts to reach the hub
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()

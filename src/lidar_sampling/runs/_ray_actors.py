@@ -16,11 +16,12 @@ from torch import Tensor
 
 from .._accelerate import accelerate
 from .._cost import Cost
+from .._quiet import quieten
 from ..rewards import ask, check_prompts, name_of
 from ..rewards import load as load_reward
 from ._identity import short
 from ._levers import read_levers
-from ._machine import device_of, quieten
+from ._machine import device_of
 from .job import Job
 from .local import draw_each, in_groups, task_of
 from .worker import load, on_this_machine

@@ -9,12 +9,13 @@ from typing import Any, get_origin
 
 from .._call import check_call
 from .._files import check_writable
+from .._quiet import quieten
 from .._sampler import LiDAR
 from .._settings import preset
 from .._values import annotations_of
 from ..rewards import Reward, name_of
 from ._levers import read_levers, read_scheduler
-from ._machine import device_of, dtype_of, quieten
+from ._machine import device_of, dtype_of
 from .job import Job
 
 
