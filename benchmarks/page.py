@@ -91,7 +91,7 @@ def serving(*options: str, cwd: Path | None = None, env: dict[str, str] | None =
     Raises:
         RuntimeError: it did not start.
     """
-    command = [sys.executable, "-m", "lidar_sampling.cli", "app", "--port", "0", *options]
+    command = [sys.executable, "-m", "lidar_sampling", "app", "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env) as server:
         assert server.stderr is not None
         address = next((found[0] for line in server.stderr if (found := re.search(r"http://\S+", line))), None)

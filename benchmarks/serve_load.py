@@ -138,7 +138,7 @@ def main() -> None:
             testing.tiny_stable_diffusion().save_pretrained(f"{folder}/tiny")
             model, reward = ["--model", f"tiny={folder}/tiny"], ["--reward", "brightness"]
         limits = ["--places", str(args.places), "--each", "8", "--folder", f"{folder}/desk", "--port", "0"]
-        command = [sys.executable, "-m", "lidar_sampling.cli", "serve", *model, *reward, *limits]
+        command = [sys.executable, "-m", "lidar_sampling", "serve", *model, *reward, *limits]
         environment = {**os.environ, "LIDAR_TOKEN": "", "OMP_NUM_THREADS": "1"}
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert server.stderr is not None

@@ -10,11 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from lidar_sampling import LookaheadBank, testing
 from lidar_sampling._media import read_picture
-from lidar_sampling.cli import main
+from lidar_sampling.cli import app, main
+from lidar_sampling.cli._panels import PANEL_OF
 from lidar_sampling.runs import _machine
 
 FAST = ["--n", "4", "--steps", "4", "--images", "2", "--scale", "1", "--reward-scale", "5"]
@@ -319,7 +321,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "lidar_sampling.cli",
+        "lidar_sampling",
         "generate",
         *prompts,
         *tiny,
@@ -349,3 +351,21 @@ def test_importing_is_cheap():
     seconds, torch_loaded, missing = subprocess.check_output([sys.executable, "-c", code], text=True).split(None, 2)
     assert float(seconds) < 1
     assert (torch_loaded, missing.strip()) == ("False", "[]")
+
+
+def test_alone_it_shows_what_to_try(lidar):
+    status, out, _ = lidar()
+    assert status == 0
+    for line in ("lidar generate ", "lidar app", "lidar compare "):
+        assert line in out
+
+
+def test_long_help_is_in_groups_and_every_option_has_one(lidar):
+    for name, command in typer.main.get_command(app).commands.items():
+        options = [p.opts[0] for p in command.get_params(typer.Context(command)) if p.param_type_name == "option"]
+        status, out, _ = lidar(name, "--help")
+        assert status == 0
+        if len(options) > 12:
+            assert {option for option in options if option not in PANEL_OF} == set(), name
+            assert "\nSpeed:\n" in out
+            assert "\nOptions:\n" not in out

@@ -332,7 +332,7 @@ def test_the_old_name_of_the_server_says_where_it_went(lidar, monkeypatch, argum
 
 
 def test_serving_until_ctrl_c(tmp_path):
-    command = [sys.executable, "-m", "lidar_sampling.cli", "serve-rewards", "brightness", "--port", "0"]
+    command = [sys.executable, "-m", "lidar_sampling", "serve-rewards", "brightness", "--port", "0"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         line = run.stderr.readline()

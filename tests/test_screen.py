@@ -183,7 +183,7 @@ class TestShowing:
     @pytest.mark.parametrize("command", ["rewards", "--version"])
     def test_to_a_stdout_that_is_closed_is_a_failure(self, command):
         run = subprocess.run(
-            ["sh", "-c", f'"$0" -m lidar_sampling.cli {command} >&-', sys.executable], capture_output=True, text=True
+            ["sh", "-c", f'"$0" -m lidar_sampling {command} >&-', sys.executable], capture_output=True, text=True
         )
         assert (run.returncode, run.stderr.count("\n")) == (1, 1)
         assert "stdout is closed" in run.stderr
@@ -288,7 +288,7 @@ class TestStatus:
     @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"])
     @pytest.mark.parametrize("options", ["--colour", "--debug --colour"])
     def test_of_wrong_use_is_2_where_stderr_is_full_or_closed(self, stderr, options):
-        command = f'"$0" -m lidar_sampling.cli doctor {options} {stderr}'
+        command = f'"$0" -m lidar_sampling doctor {options} {stderr}'
         run = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True)
         assert (run.returncode, run.stdout) == (2, b"")
 

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 @contextmanager
 def running(tiny, folder, *more):
     """Yield (process, client) of a server that is ready; it is killed at the end, if it still runs."""
-    command = [sys.executable, "-m", "lidar_sampling.cli", "serve", "--model", f"tiny={tiny}", "--port", "0"]
+    command = [sys.executable, "-m", "lidar_sampling", "serve", "--model", f"tiny={tiny}", "--port", "0"]
     how = ["--reward", "sleeps=slow_reward:sleeps", "--n", "2", "--steps", "2", "--folder", str(folder), *more]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "LIDAR_TOKEN": ""}
     process = subprocess.Popen([*command, *how], stderr=subprocess.PIPE, text=True, env=environment)

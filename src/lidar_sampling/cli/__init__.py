@@ -24,6 +24,7 @@ from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
+from ._panels import GroupedCommand
 from ._run import run
 from ._score import score
 from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
@@ -31,7 +32,6 @@ from ._serve import serve, serve_rewards
 
 app = typer.Typer(
     help="Reward-guided sampling for diffusers pipelines, without backpropagation (LiDAR, arXiv 2602.03211).",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -53,14 +53,23 @@ for command in (
     methods,
     doctor,
 ):
-    app.command()(command)
-app.command("app")(page)
+    app.command(cls=GroupedCommand)(command)
+app.command("app", cls=GroupedCommand)(page)
+
+_WELCOME = """Make a diffusion model draw what a reward likes. Three commands to try, with the embedded model:
+
+  lidar generate "a photo of a cat left of a cup" --beside-vanilla    # pictures in out/, the plain ones beside
+  lidar app                                                           # a page to draw, look and compare
+  lidar compare --prompts glyph:6 --methods vanilla,best-of-9,lidar   # methods beside one another in report/
+
+lidar --help lists all commands, lidar doctor checks the installation."""
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 @app.callback(invoke_without_command=True)
 def _before_any(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
 ) -> None:
@@ -70,6 +79,9 @@ def _before_any(
         with shown(saved=False):
             typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        with shown(saved=False):
+            typer.echo(_WELCOME)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,0 @@
-"""``python -m lidar_sampling.cli``."""
-
-from . import main
-
-main()
