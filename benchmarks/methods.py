@@ -30,6 +30,8 @@ METHODS = (
     "refine-4",
     "halving-8",
     "steered-4",
+    "group-4:diverse=0",
+    "threshold-2:parts=2",
     "fk",
     "fk+lidar",
     "das:reward_scale=1",

@@ -59,6 +59,23 @@ def test_the_unit_of_the_reward_does_not_matter(m, seed, shift, unit):
     assert worth(values, features, again, 1.0) == pytest.approx(worth(values, features, chosen, 1.0), abs=1e-6)
 
 
+@settings(deadline=None)
+@given(st.integers(2, 8), SEEDS, st.sampled_from([0.0, 0.1, 0.5, 1.5]), st.data())
+def test_by_weight_the_chosen_set_has_the_largest_sum(m, seed, weight, data):
+    """The published objective, in the units of reward and distance, over every set there is."""
+    count = data.draw(st.integers(1, m))
+    values, features = candidates(m, seed)
+    apart = (1 - features @ features.T).tolist()
+
+    def total(some):
+        return sum(values[i].item() for i in some) + weight * sum(apart[i][j] for i, j in combinations(some, 2))
+
+    best = max(map(total, combinations(range(m), count)))
+    chosen = select_diverse(values, features, count, 7.0, weight=weight)  # in the place of the 7
+    assert len(set(chosen)) == count
+    assert total(sorted(chosen)) == pytest.approx(best, abs=1e-5)
+
+
 def test_without_diversity_the_best_are_kept_and_ties_stay_in_order():
     values, features = torch.tensor([1.0, 3.0, 2.0, 3.0]), torch.eye(4)
     assert select_diverse(values, features, 3, 0.0) == [1, 3, 2]

@@ -189,6 +189,10 @@ class Segment(Hook):
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
         self._whole = timesteps
+        if self.scheduler is not None and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(
+                self.ends[self.part]
+            )  # some scale the network's input before the first step
         return timesteps[self.ends[self.part] : self.ends[self.part + 1]]
 
     def start(self, steps: int) -> None:

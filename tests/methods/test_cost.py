@@ -40,6 +40,13 @@ NAMES = [
     "steered-4",
     "steered-5@9",
     "steered-4:ess=1.0",
+    "steered-8:islands=2",
+    "steered-4:islands=4",
+    "group-8:diverse=0",
+    "group-9@7:diverse=0,keep=0.3,start=0.2,every=0.2",
+    "threshold-2:parts=1",
+    "threshold-3@4:parts=2",
+    "threshold-2@6:parts=3,threshold=0.5",
     "fk",
     "fk:start=0.0,every=0.4",
     "fk:adaptive=True,form=paper",
@@ -160,6 +167,9 @@ def test_is_told_without_a_call_of_the_network():
         ("halving-8", 3, "images must be 1 to the 2 that reach the end"),
         ("halving-8@2", 1, "keep_at must be rising fractions"),
         ("steered-2", 3, "images must be 1 to n = 2"),
+        ("group-2", 3, "images must be 1 to n = 2"),
+        ("group-99:diverse=0", 1, "in 7 looks, and 5 steps have places for 4"),
+        ("threshold-2:parts=2", 1, "parts must divide the 5 steps"),
         ("beam-2x2", 3, "images must be 1 to the 2 beams"),
         ("spell", 1, "worst must be at most n = 6"),
     ],
@@ -173,7 +183,9 @@ def test_what_drawing_refuses_is_refused(name, images, message):
             method.draw(make(), ["a cat"], images=images, seed=0)
 
 
-@pytest.mark.parametrize("name", ["fk", "steered-4", "svdd-2", "beam-2x2", "halving-8", "das"])
+@pytest.mark.parametrize(
+    "name", ["fk", "steered-4", "svdd-2", "beam-2x2", "halving-8", "das", "group-2:diverse=0", "threshold-2"]
+)
 def test_samplers_that_a_method_cannot_follow_are_refused(name):
     with pytest.raises(ValueError, match="HeunDiscreteScheduler"):
         methods.load(name).cost(make("HeunDiscreteScheduler"), images=1)
@@ -364,6 +376,8 @@ class TestBudgets:
             ("halving-N", 2, 300, "network_evaluations"),
             ("halving-16@N", 1, 200, "network_evaluations"),
             ("steered-N", 4, 123, "reward_calls"),
+            ("group-N@9:diverse=0", 2, 300, "network_evaluations"),
+            ("threshold-N@4:parts=2", 2, 300, "network_evaluations"),
             ("svdd-N", 1, 99, "decodes"),
             ("beam-2x2:candidates=N", 2, 500, "network_evaluations"),
             ("search-N", 1, 700, "network_evaluations"),
@@ -400,6 +414,15 @@ class TestBudgets:
             within(make(), "best-of-N", float("inf"), prompt="a cat", images=1, unit="network_evaluations")
         found = within(make(), "vanilla@N", 1e6, prompt="a cat", images=1, unit="network_evaluations")
         assert found == "vanilla@1000"
+
+    @pytest.mark.parametrize(("islands", "images"), [(4, 1), (3, 4), (12, 1)])
+    def test_go_by_the_multiples_that_a_method_takes(self, islands, images):
+        lidar, name = make(), f"steered-N@3:islands={islands}"
+        found = methods.load(within(lidar, name, 700, prompt="a cat", images=images, unit="network_evaluations"))
+        assert found.n % islands == 0
+        more = replace(found, n=found.n + islands)
+        told = [method.cost(lidar, images=images).network_evaluations for method in (found, more)]
+        assert told[0] <= 700 < told[1]
 
     def test_of_seconds_measure_one_batch(self, monkeypatch):
         lidar, rows = make(), []

@@ -6,10 +6,11 @@ import torch
 from oracle import SD, bank_of_four, model_output
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling import testing
+from lidar_sampling import LiDAR, testing
 from lidar_sampling._decode import decode
 from lidar_sampling._hooks import Hook, Segment, attached
 from lidar_sampling.methods import Halving
+from lidar_sampling.methods._segments import run_part
 
 
 class TestHalving:
@@ -59,6 +60,28 @@ class TestHalving:
         parts, joined = run(*(Segment((1 / 3, 5 / 6), k) for k in range(3)))
         assert joined == steps
         torch.testing.assert_close(parts, whole)
+
+    @pytest.mark.parametrize(
+        "name", ["EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
+    )
+    def test_parts_join_to_the_whole_of_schedulers_whose_steps_a_noise_replaces(self, name):
+        """Some scale the noise that they start from, and the network's input by the number of the step."""
+        lidar = make(f"{name}Scheduler", steps=6, noise="ddpm:0")
+        whole, part = lidar.sample(PROMPTS, 2, 1), None
+        for k in range(3):
+            latents = None if part is None else part.latents
+            part, _ = run_part(lidar, PROMPTS, 2, 1, (1 / 3, 5 / 6), k, steps=None, latents=latents)
+        torch.testing.assert_close(part.images, whole.images, rtol=0, atol=1e-5)
+
+    def test_seeds_of_a_flow_model_with_memory_go_on_without_it(self):
+        """Wan's scheduler remembers earlier steps: survivors are samples of the deterministic step instead."""
+        tiny = testing.PIPELINES["wan"]
+        lidar = LiDAR(tiny.make(), reward=testing.brightness, steps=6, pipe_kwargs=dict(tiny.call))
+        halved = Halving(n=4, keep_at=(0.5,)).draw(lidar, PROMPTS, images=2, seed=1)
+        whole = lidar.with_settings(noise="ddpm:0").sample(PROMPTS, 4, 1)
+        for row in range(2):
+            apart = (halved.images[row, :, None] - whole.images[row]).flatten(2).abs().amax(2)
+            assert apart.amin(1).max() < 1e-4
 
     def test_keeps_the_seeds_that_look_best(self):
         """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""

@@ -139,8 +139,9 @@ def within(
         except ValueError:  # more than the method can take, as more steps than the scheduler has
             return False
 
-    least = _least(cost, 8 * images)
-    more = max(8 * images, 2 * least)
+    least = _least(cost, max(8 * images, 64))
+    step = _least(lambda k: cost(least + k), 64)  # some methods take multiples alone
+    more = least + step * math.ceil(max(8 * images - least, least) / step)
     low, high = cost(least), cost(more)
     if not high > low:
         raise ValueError(f"{name} does not cost more {unit} with a larger N ({low:g} and {high:g})")
@@ -149,7 +150,7 @@ def within(
             f"a budget of {budget:g} {unit} a prompt is too small for {name}: {low:g} for N = {least}, the smallest "
             f"that gives images={images}"
         )
-    return with_number(name, _largest(fits, least))
+    return with_number(name, least + step * (_largest(lambda k: fits(least + step * (k - 1)), 1) - 1))
 
 
 def _least(cost: Callable[[int], float], most: int) -> int:

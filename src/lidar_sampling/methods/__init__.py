@@ -22,6 +22,7 @@ from .best_of import BestOf as BestOf
 from .das import DAS as DAS
 from .date import DATE as DATE
 from .fk_steering import FKSteering as FKSteering
+from .group import Group as Group
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
 from .noise_search import NoiseSearch as NoiseSearch
@@ -30,5 +31,6 @@ from .repulsion import SafeDenoiser as SafeDenoiser
 from .repulsion import Spell as Spell
 from .steered import Steered as Steered
 from .svdd import SVDD as SVDD
+from .threshold import Threshold as Threshold
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

@@ -173,23 +173,34 @@ def charged(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
 
-def best(lidar: LiDAR, result: Result, count: int, diverse: float = 0.0) -> tuple[Result, Cost]:
+def best(
+    lidar: LiDAR, result: Result, count: int, diverse: float = 0.0, *, weight: float | None = None, islands: int = 1
+) -> tuple[Result, Cost]:
     """Return the best ``count`` samples per prompt by the guiding reward, best first, and what choosing them cost.
 
-    With ``diverse`` above 0 they are the best set, as :func:`lidar_sampling.rewards.select_diverse` has it; the
-    features of a sample count as one more call of the reward.
+    With ``diverse`` or ``weight`` above 0 they are the best set, as :func:`lidar_sampling.rewards.select_diverse` has
+    it; the features of a sample count as one more call of the reward.
+
+    Args:
+        lidar: scores the samples.
+        result: the samples.
+        count: how many to keep.
+        diverse: what an average distance is worth, in standard deviations of the reward.
+        weight: what the distance of a pair is worth, in the unit of the reward, in the place of ``diverse``.
+        islands: groups of equal size that follow one another among the samples of a prompt; those that are kept by
+            their rewards alone are spread over them, as :func:`spread` has it.
 
     Raises:
-        ValueError: neither reward nor metrics have features of the samples, and ``diverse`` is above 0.
+        ValueError: neither reward nor metrics have features of the samples, and a best set is wanted.
     """
     scores, cost = guiding_scores(lidar, result)
-    chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-    if diverse:
+    chosen = spread(scores, count, islands)
+    if wants_features(diverse, weight):
         with metered(lidar.pipe, "selection") as looking:
             features = [features_of([*lidar.parts, *lidar.metrics], images) for images in result.images]
         chosen = torch.tensor(
             [
-                select_diverse(values, seen, count, diverse)
+                select_diverse(values, seen, count, diverse, weight=weight)
                 for values, seen in zip(scores, features, strict=True)
                 if seen is not None
             ]
@@ -197,6 +208,40 @@ def best(lidar: LiDAR, result: Result, count: int, diverse: float = 0.0) -> tupl
         cost = cost + replace(looking, reward_calls=scores.numel())
     rows = torch.arange(len(chosen))[:, None]
     return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), cost
+
+
+def best_cost(lidar: LiDAR, count: int, diverse: float = 0.0, *, weight: float | None = None) -> Cost:
+    """Return what :func:`best` of ``count`` samples will count."""
+    return selection_cost(lidar, count) + Cost(reward_calls=count if wants_features(diverse, weight) else 0)
+
+
+def wants_features(diverse: float, weight: float | None = None) -> bool:
+    """Return whether a choice by these settings is of a set, and not by the rewards alone."""
+    return (diverse if weight is None else weight) > 0
+
+
+def spread(scores: Tensor, count: int, islands: int) -> Tensor:
+    """Return the places (P, count) of the best samples, best first, as evenly from all islands as can be.
+
+    The best of every island come before any second best, and so on.
+
+    Args:
+        scores: (P, m) of the samples, m a multiple of ``islands``.
+        count: 1 to m.
+        islands: groups of neighbours, of equal size.
+
+    Example:
+        >>> scores = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+        >>> spread(scores, 3, 1), spread(scores, 3, 3), spread(scores, 4, 3)
+        (tensor([[0, 1, 2]]), tensor([[0, 2, 4]]), tensor([[0, 1, 2, 4]]))
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    if islands > 1:
+        within = scores.unflatten(1, (islands, -1)).argsort(dim=2, descending=True, stable=True)
+        turn = within.argsort(dim=2).flatten(1)  # how many of its own island are better
+        first = order.gather(1, turn.gather(1, order).argsort(dim=1, stable=True))[:, :count]
+        order = first.gather(1, scores.gather(1, first).argsort(dim=1, descending=True, stable=True))
+    return order[:, :count]
 
 
 def check_features(lidar: LiDAR) -> None:

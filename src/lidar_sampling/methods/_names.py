@@ -16,6 +16,7 @@ from .best_of import BestOf
 from .das import DAS
 from .date import DATE
 from .fk_steering import FKSteering
+from .group import Group
 from .halving import Halving
 from .lidar import Guided
 from .noise_search import NoiseSearch
@@ -23,6 +24,7 @@ from .refine import Refine
 from .repulsion import SafeDenoiser, Spell
 from .steered import Steered
 from .svdd import SVDD
+from .threshold import Threshold
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
@@ -89,7 +91,20 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         "steered-N",
         rf"steered-{_N}(?:@{_N})?",
         lambda n, steps: Steered(int(n), **_number(steps, "steps")),
-        "best of N samples that are resampled early, to half their number in effect; steered-12@10 in 10 steps",
+        "best of N samples that are resampled early, to half their number in effect; steered-12@10 in 10 steps, "
+        "steered-12:islands=4 in four populations, for images that differ",
+    ),
+    (
+        "group-N",
+        rf"group-{_N}(?:@{_N})?",
+        lambda n, steps: Group(int(n), **_number(steps, "steps")),
+        "N candidates, of which the best set goes on after each step, half as large (group inference); group-16@10",
+    ),
+    (
+        "threshold-N",
+        rf"threshold-{_N}(?:@{_N})?",
+        lambda n, steps: Threshold(int(n), **_number(steps, "steps")),
+        "N samples' worth of proposals, part by part, each tried again until the reward reaches a threshold",
     ),
     ("fk", "(fk)", lambda name: _INNER[name](), "FK steering, as many particles as images"),
     ("fk+lidar", r"(fk\+lidar)", lambda name: _INNER[name](), "FK steering of LiDAR's guided sampler"),

@@ -15,7 +15,7 @@ from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_whole
-from ._face import Method, best, check_features, selection_cost
+from ._face import Method, best, best_cost, check_features, wants_features
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,11 @@ class BestOf:
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: ``n`` samples of the method, and their rewards."""
         self._check(lidar, images)
-        return self.method.cost(lidar, images=self.n) + self._selection(lidar)
-
-    def _selection(self, lidar: LiDAR) -> Cost:
-        return selection_cost(lidar, self.n) + Cost(reward_calls=self.n if self.diverse else 0)
+        return self.method.cost(lidar, images=self.n) + best_cost(lidar, self.n, self.diverse)
 
     def _check(self, lidar: LiDAR, images: int) -> None:
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         check_whole(lidar, "best-of-N")
-        if self.diverse:
+        if wants_features(self.diverse):
             check_features(lidar)

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-
-from .._cost import Cost, metered
-from .._decode import pictures
-from .._draw import items_of, seed_of
-from .._forecast import rows_of, timesteps_of
-from .._hooks import Segment
+from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_level_by_step, check_population, check_start
-from ._face import best, hooked, in_steps, looks_cost
+from ._checks import check_fields, with_noise
+from ._face import best, selection_cost
+from ._segments import check_parts, pruned, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -55,52 +50,24 @@ class Halving:
             TypeError: the pipeline takes no ``latents``, or starts from a picture.
         """
         self._check(lidar, images)
-        result, hooks = self._segment(lidar, prompts, self.n, 0, seed, None)
-        cost, latents = result.cost["sampling"], result.latents
-        for part in range(1, len(self.keep_at) + 1):
-            with metered(lidar.pipe, "lookahead") as looking:
-                x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
-                items = items_of(prompts, latents.shape[1], seed, "target")
-                decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.with_prompts(prompts).arguments(), items)
-                looks = decoded.cpu().unflatten(0, latents.shape[:2])
-            looking.decodes = len(x0)
-            kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)
-            cost += looking + selection
-            noise = seed_of(seed, f"step {hooks[0].ends[part]}", "", 0)  # that no earlier segment has met
-            result, hooks = self._segment(lidar, prompts, kept.latents.shape[1], part, noise, kept.latents)
-            cost, latents = cost + result.cost["sampling"], result.latents
+        lidar = with_noise(lidar, copies=False)
+        alive, choose = self._alive, partial(best, lidar)
+        result, cost = pruned(lidar, prompts, alive, self.keep_at, choose, steps=self.steps, seed=seed)
         kept, selection = best(lidar, result, images)
-        return replace(kept, seed=seed, cost={"sampling": cost + selection})
+        return replace(kept, cost={"sampling": cost + selection})
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps of each seed as far as it gets, and looks."""
         self._check(lidar, images)
-        call, segment = in_steps(lidar, self.steps), Segment(self.keep_at, 0)
-        segment.timesteps(timesteps_of(lidar.pipe, call))  # says where parts end
-        alive = [self.n >> part for part in range(len(self.keep_at) + 1)]
-        steps = sum(seeds * (b - a) for seeds, (a, b) in zip(alive, pairwise(segment.ends), strict=True))
-        return Cost(network_evaluations=steps * rows_of(lidar.pipe, call)) + looks_cost(lidar, sum(alive))
+        pruning = pruning_cost(lidar, self._alive, self.keep_at, steps=self.steps)
+        return pruning + selection_cost(lidar, self._alive[-1])
+
+    @property
+    def _alive(self) -> list[int]:
+        return [self.n >> part for part in range(len(self.keep_at) + 1)]
 
     def _check(self, lidar: LiDAR, images: int) -> None:
-        check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
-        check_start(lidar, "successive halving")
-        check_level_by_step(lidar.pipe, "successive halving", cache=False)
-        end = self.n >> len(self.keep_at)
+        check_parts(lidar, "successive halving", "goes on with some of the samples")
+        end = self._alive[-1]
         if not 1 <= images <= end:
             raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
-
-    def _segment(
-        self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None
-    ) -> tuple[Result, list[Segment]]:
-        """Part ``part`` of the schedule of ``alive`` samples a prompt, and its hooks, one a batch."""
-        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part, lidar.pipe.scheduler))
-        result = lidar.sample(
-            list(prompts),
-            alive,
-            seed,
-            around=around,
-            call=in_steps(lidar, self.steps),
-            rows={} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)},
-            decoded=part == len(self.keep_at),
-        )
-        return result, hooks

@@ -7,8 +7,12 @@ that maximises
     mean_{i in S} z_i  +  diverse * mean_{i < j in S} d_ij / mean_{i < j} d_ij,
 
 the quality z being the rewards standardised over all candidates. So neither the unit of the reward nor that of the
-distance matters. This is the objective of group inference (Parmar et al. 2025, https://arxiv.org/abs/2508.15773,
-unary and pairwise terms), without its pruning on the way.
+distance matters. Group inference (Parmar et al. 2025, https://arxiv.org/abs/2508.15773) maximises
+
+    sum_{i in S} r_i  +  weight * sum_{i < j in S} d_ij
+
+in the units of both, where diversity counts for more the larger the set; that is the objective with ``weight``. Its
+pruning on the way is :class:`lidar_sampling.methods.Group`.
 """
 
 from __future__ import annotations
@@ -77,7 +81,9 @@ def diversity(features: Tensor) -> float:
     return float(distances(features).sum()) / (m * (m - 1)) if m > 1 else 0.0
 
 
-def select_diverse(rewards: Tensor, features: Tensor, count: int, diverse: float) -> list[int]:
+def select_diverse(
+    rewards: Tensor, features: Tensor, count: int, diverse: float, *, weight: float | None = None
+) -> list[int]:
     """Return the ``count`` candidates whose set is the best, by falling reward.
 
     The optimum is exact where there are at most :data:`EXHAUSTIVE` sets of that size. Beyond, candidates are added
@@ -88,6 +94,7 @@ def select_diverse(rewards: Tensor, features: Tensor, count: int, diverse: float
         features: (m, d) of unit length.
         count: 1 to m.
         diverse: what an average distance is worth, in standard deviations of the reward; 0 keeps the best.
+        weight: what the distance of a pair is worth, in the unit of the reward, in the place of ``diverse``.
 
     Raises:
         ValueError: ``count`` is not 1 to m.
@@ -100,12 +107,13 @@ def select_diverse(rewards: Tensor, features: Tensor, count: int, diverse: float
     m = len(rewards)
     if not 1 <= count <= m:
         raise ValueError(f"count must be 1 to {m}, the number of candidates, got {count}")
-    values = rewards.double().cpu()
-    spread = values.std(correction=0)
-    z = (values - values.mean()) / spread if spread > 0 else torch.zeros(m, dtype=torch.float64)
-    apart = distances(features.double().cpu())
-    usual = apart.sum() / (m * (m - 1)) if m > 1 else torch.tensor(0.0)
-    pairs = diverse * apart / usual if usual > 0 else torch.zeros(m, m, dtype=torch.float64)
+    values, apart = rewards.double().cpu(), distances(features.double().cpu())
+    if weight is None:
+        spread, usual = values.std(correction=0), apart.sum() / max(1, m * (m - 1))
+        z = (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
+        pairs = diverse * apart / usual if usual > 0 else torch.zeros_like(apart)
+    else:
+        z, pairs = values, weight * (count - 1) / 2 * apart  # the published sums, over count
     search = _every if math.comb(m, count) <= EXHAUSTIVE else _exchange
     return sorted(search(z, pairs, count), key=lambda i: (-float(values[i]), i))
 
@@ -125,17 +133,21 @@ def _every(z: Tensor, pairs: Tensor, count: int) -> list[int]:
 
 def _exchange(z: Tensor, pairs: Tensor, count: int) -> list[int]:
     chosen: list[int] = []
-    for _ in range(count):
+    to_chosen = torch.zeros_like(z)  # the sum of each one's pairs with those that are chosen
+    for size in range(1, count + 1):
+        gain = z / size + (2 * to_chosen / (size * (size - 1)) if size > 1 else 0.0)
+        gain[chosen] = -math.inf
+        chosen.append(int(gain.argmax()))
+        to_chosen += pairs[chosen[-1]]
+    while count < len(z):
         others = [i for i in range(len(z)) if i not in chosen]
-        worth = _worth(z, pairs, torch.tensor([[*chosen, i] for i in others]))
-        chosen.append(others[int(worth.argmax())])
-    best = float(_worth(z, pairs, torch.tensor([chosen])))
-    while True:
-        others = [i for i in range(len(z)) if i not in chosen]
-        sets = [[*chosen[:k], i, *chosen[k + 1 :]] for k in range(count) for i in others]
-        if not sets:
-            return chosen
-        worth = _worth(z, pairs, torch.tensor(sets))
-        if worth.max() <= best + 1e-12:
-            return chosen
-        chosen, best = sets[int(worth.argmax())], float(worth.max())
+        gain = (z[others] - z[chosen][:, None]) / count
+        if count > 1:
+            more = to_chosen[others] - to_chosen[chosen][:, None] - pairs[chosen][:, others]
+            gain = gain + 2 * more / (count * (count - 1))
+        if gain.max() <= 1e-12:
+            break
+        k, i = divmod(int(gain.argmax()), len(others))
+        to_chosen += pairs[others[i]] - pairs[chosen[k]]
+        chosen[k] = others[i]
+    return chosen

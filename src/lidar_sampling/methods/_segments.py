@@ -1,0 +1,162 @@
+"""Runs in parts: after each, the samples are looked at by their clean predictions, and some of them go on.
+
+So what is dropped costs no further steps. Each part is a call of the pipeline that takes its share of the schedule
+(:class:`lidar_sampling._hooks.Segment`) and starts from what the part before came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .._cost import Cost, metered
+from .._decode import pictures
+from .._draw import items_of, seed_of
+from .._forecast import rows_of, timesteps_of
+from .._hooks import Segment
+from .._result import Result
+from .._sampler import LiDAR
+from ._checks import check_level_by_step, check_population, check_start
+from ._face import hooked, in_steps, looks_cost
+
+
+def run_part(
+    lidar: LiDAR,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    cuts: Sequence[float],
+    part: int,
+    *,
+    steps: int | None,
+    latents: Tensor | None = None,
+) -> tuple[Result, list[Segment]]:
+    """Return what ``count`` samples per prompt come to in one part of the schedule, and the hooks, one per batch.
+
+    Only the last part is decoded.
+
+    Args:
+        lidar: draws.
+        prompts: the prompts.
+        count: samples per prompt.
+        seed: of all noise of this part.
+        cuts: rising fractions of the steps, after each of which a part ends.
+        part: from 0.
+        steps: denoising steps of the whole schedule; None takes those of the sampler's call.
+        latents: (P, count, *) to start from, as an earlier part returned them; None starts from noise.
+
+    Raises:
+        ValueError: a part has no step.
+    """
+    scheduler = lidar.pipe.scheduler
+    around, hooks = hooked(lidar, lambda batch: Segment(cuts, part, scheduler))
+    rows = {}
+    if latents is not None:  # the pipeline scales them as it would noise
+        scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / scale
+    result = lidar.sample(
+        list(prompts),
+        count,
+        seed,
+        around=around,
+        call=in_steps(lidar, steps),
+        rows=rows,
+        decoded=part == len(cuts),
+    )
+    return result, hooks
+
+
+def predictions(
+    lidar: LiDAR, prompts: Sequence[str], result: Result, hooks: Sequence[Segment], seed: int
+) -> tuple[Result, Cost]:
+    """Return a part's result with the pictures of its last clean predictions, and what decoding them cost.
+
+    Args:
+        lidar: decodes.
+        prompts: that arguments with a value per prompt belong to.
+        result: of the part.
+        hooks: of the part.
+        seed: that the samples were drawn from.
+    """
+    shape = result.latents.shape[:2]
+    with metered(lidar.pipe, "lookahead") as looking:
+        x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
+        items = items_of(result.prompts, shape[1], seed, "target")
+        call = lidar.with_prompts(prompts).arguments()
+        decoded = pictures(lidar.pipe, x0, lidar.batch_size, call, items).cpu()
+    looking.decodes = len(x0)
+    return replace(result, images=decoded.unflatten(0, shape)), looking
+
+
+Choose = Callable[[Result, int], tuple[Result, Cost]]
+
+
+def pruned(
+    lidar: LiDAR,
+    prompts: Sequence[str],
+    alive: Sequence[int],
+    cuts: Sequence[float],
+    choose: Choose,
+    *,
+    steps: int | None,
+    seed: int,
+) -> tuple[Result, Cost]:
+    """Return the samples that reach the end, and what all of it cost.
+
+    Args:
+        lidar: draws.
+        prompts: the prompts.
+        alive: samples per prompt in each part, falling.
+        cuts: rising fractions of the steps, after each of which some are dropped; one less than parts.
+        choose: from samples whose images are those of their clean predictions, and a count, to those that go on and
+            what choosing them cost.
+        steps: as in :func:`run_part`.
+        seed: of all noise.
+    """
+    result, hooks = run_part(lidar, prompts, alive[0], seed, cuts, 0, steps=steps)
+    cost = result.cost["sampling"]
+    for part, count in enumerate(alive[1:], start=1):
+        looks, looking = predictions(lidar, prompts, result, hooks, seed)
+        kept, selection = choose(looks, count)
+        noise = seed_of(seed, f"step {hooks[0].ends[part]}", "", 0)  # that no earlier part has met
+        result, hooks = run_part(lidar, prompts, count, noise, cuts, part, steps=steps, latents=kept.latents)
+        cost = cost + looking + selection + result.cost["sampling"]
+    return replace(result, seed=seed), cost
+
+
+def pruning_cost(lidar: LiDAR, alive: Sequence[int], cuts: Sequence[float], *, steps: int | None) -> Cost:
+    """Return what :func:`pruned` will count for one prompt with a choice by rewards: the steps of all that go on.
+
+    Raises:
+        ValueError: a part has no step.
+    """
+    call, segment = in_steps(lidar, steps), Segment(cuts, 0)
+    segment.timesteps(timesteps_of(lidar.pipe, call))  # says where parts end
+    taken = sum(count * (b - a) for count, (a, b) in zip(alive, pairwise(segment.ends), strict=True))
+    network = Cost(network_evaluations=taken * rows_of(lidar.pipe, call), decodes=alive[-1])
+    return network + looks_cost(lidar, sum(alive[:-1]))
+
+
+def check_parts(lidar: LiDAR, who: str, what: str, *, copies: bool = False) -> None:
+    """Refuse, for the method ``who``, a sampler or a pipeline that cannot be run in parts.
+
+    Args:
+        lidar: draws.
+        who: the method, for the message.
+        what: it does to the samples, for the message.
+        copies: whether several samples go on from one.
+
+    Raises:
+        ValueError: a scheduler whose memory would stay with the dropped, or whose schedule has no parts; a call that
+            ends before the samples are clean; or copies that no noise parts.
+        TypeError: the pipeline takes no ``latents``, starts from a picture, or reads levels by the number of a step.
+    """
+    check_population(lidar, who, what, copies=copies)
+    if type(lidar.pipe.scheduler).__name__ == "SCMScheduler":
+        raise ValueError(f"{who} runs in parts, and those of SCMScheduler's schedule would lose their last steps")
+    check_start(lidar, who)
+    check_level_by_step(lidar.pipe, who, cache=False)
