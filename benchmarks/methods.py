@@ -43,6 +43,8 @@ METHODS = (
     "date",
     "ug",
     "ug:recurrence=2",
+    "fmrg",
+    "reno-2",
 )
 COUNTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls")
 

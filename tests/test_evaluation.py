@@ -503,6 +503,10 @@ class TestStrata:
         ("fk+lidar+best-of-8", "guided=True), n=8, diverse=0.0)"),
         ("das", "DAS(reward_scale=200.0, gamma=0.008"),
         ("date:every=2", "DATE(rho=0.1, every=2)"),
+        ("fmrg:rule=adam", "FMRG(step_size=3.0, end=0.25, rule='adam')"),
+        ("reno", "ReNO(n=50, steps=None, solver=None, rate=5.0, momentum=0.9, clip=0.1, penalty=0.01)"),
+        ("reno-20@2", "ReNO(n=20, steps=2,"),
+        ("reno-20@dpm:1", "solver=Solver(name='dpm:1'"),
         ("beam-4x2", "BeamSearch(beams=4, candidates=2, lookahead=1)"),
         ("beam-4x2@6", "lookahead=6)"),
         ("search-5", "NoiseSearch(rounds=4, neighbours=5, cosine=0.95"),
@@ -553,6 +557,7 @@ class TestBudgets:
         [
             ("best-of-N@3", 100, "best-of-12@3"),  # 8 a sample: PNDM takes 4 evaluations in 3 steps, twice with CFG
             ("vanilla@N", 24, "vanilla@5"),  # 4 (N + 1) for two images
+            ("reno-N@dpm:2", 100, "reno-12@dpm:2"),  # 8 an iterate of both; going back is not counted here
             ("lidar:n=N", 40, "lidar:n=6"),  # 4 a member, and 16 for two images
             ("vanilla", 1, "vanilla"),
         ],

@@ -146,7 +146,7 @@ def tiny(key, **options):
 
 FLOWS = ["sd3", "sana", "flux", "wan"]
 NAMES = ["fk", "fk+lidar", "das:reward_scale=5", "svdd-2", "beam-2x2", "steered-4", "halving-8", "ug:recurrence=2"]
-NAMES += ["svdd-2:rollout_steps=3,rollouts=2,temperature=0.1", "beam-2x2@3"]
+NAMES += ["svdd-2:rollout_steps=3,rollouts=2,temperature=0.1", "beam-2x2@3", "fmrg", "reno-2"]
 
 
 class TestEveryMethod:

@@ -64,6 +64,13 @@ NAMES = [
     "ug:recurrence=2",
     "ug:backward_steps=2",
     "ug-backward",
+    "fmrg",
+    "fmrg:end=1.0,rule=adam",
+    "fmrg:end=0.0",
+    "reno-1",
+    "reno-3",
+    "reno-2@2",
+    "reno-2@dpm:1",
     "date",
     "date:every=2",
     "safe-denoiser:worst=4",
@@ -118,7 +125,10 @@ def test_of_a_mixture_counts_each_of_its_rewards():
     weights, rewards = {"bright": 1.0, "contrast": 1.0}, [bright, contrast]
     mixture = Mixture(weights, rewards=rewards)
     loose = Mixture(weights, rewards=rewards, calibration=dict.fromkeys(weights, (0.0, 1.0)))
-    for reward, names in ((mixture, ["lidar", "best-of-3", "halving-4"]), (loose, ["fk", "steered-3", "ug", "das"])):
+    for reward, names in (
+        (mixture, ["lidar", "best-of-3", "halving-4"]),
+        (loose, ["fk", "steered-3", "ug", "das", "fmrg", "reno-2"]),
+    ):
         for name in names:
             told, counted = forecast_and_count(methods.load(name), make(reward=reward))
             assert told == counted
@@ -213,7 +223,7 @@ SCHEDULERS = [
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_of_every_scheduler(scheduler):
     lidar = make(f"{scheduler}Scheduler", steps=4)
-    for name in ("vanilla", "lidar:n=2,lookahead=own:2", "best-of-2@2", "ug", "date"):
+    for name in ("vanilla", "lidar:n=2,lookahead=own:2", "best-of-2@2", "ug", "date", "fmrg", "reno-2@2"):
         told, counted = forecast_and_count(methods.load(name), lidar)
         assert told == counted
 

@@ -11,10 +11,12 @@ from lidar_sampling._hooks import Hook, attached
 from lidar_sampling.methods import (
     DAS,
     DATE,
+    FMRG,
     FKSteering,
     Halving,
     NoiseSearch,
     Refine,
+    ReNO,
     Steered,
     UniversalGuidance,
     Vanilla,
@@ -85,6 +87,13 @@ class TestThePipelineSaysHowMany:
         ours, theirs = (load(name).draw(lidar, ["a cat"], images=1, seed=0) for lidar in (given, usual))
         assert torch.equal(ours.images, theirs.images)
 
+    @pytest.mark.parametrize(
+        "cls", [diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionXLImg2ImgPipeline]
+    )
+    def test_fmrg_guides_its_share_of_what_is_taken(self, cls):
+        cost = FMRG(end=0.4).draw(from_picture(cls, steps=10), ["a cat"], images=2, seed=0).cost["sampling"]
+        assert (cost.network_evaluations, cost.backward_passes) == (2 * 5 * 2, 2 * 2 * 2)
+
     def test_refinement_takes_the_steps_that_it_names(self):
         """strength .3 of a schedule is a whole number of steps rarely: 10 are of 34, not of 33."""
         result = Refine(n=2, steps=10, strength=0.3).draw(make(), ["a cat"], images=1, seed=0)
@@ -141,14 +150,16 @@ class TestDATE:
 
 
 class TestPartsOfTheSchedule:
-    @pytest.mark.parametrize("name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das"])
+    @pytest.mark.parametrize(
+        "name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das", "reno-2"]
+    )
     def test_that_end_early_are_refused_by_name_before_drawing(self, name):
         lidar = make(make_pipe=testing.tiny_stable_diffusion_xl, eta=1.0, pipe_kwargs={"denoising_end": 0.6})
         lidar.pipe.unet.forward = None  # drawing is an error
         with pytest.raises(ValueError, match=r"denoising_end=0\.6 stops before: leave it out"):
             load(name).draw(lidar, ["a cat"], images=1, seed=0)
 
-    @pytest.mark.parametrize("method", [FKSteering(), Steered(2)])
+    @pytest.mark.parametrize("method", [FKSteering(), Steered(2), ReNO(n=2, steps=5)])
     def test_that_end_early_in_other_ways_are_refused_at_the_end(self, method, monkeypatch):
         """A pipeline that takes one step less than it promised."""
         lidar = make(eta=1.0, steps=5)
@@ -163,7 +174,7 @@ class TestPartsOfTheSchedule:
         assert once.cost["sampling"].network_evaluations == 5 * 2
 
     @pytest.mark.parametrize(
-        "method", [Halving(4), NoiseSearch(), load("svdd-2:rollout_steps=3"), load("beam-2x2@3")]
+        "method", [Halving(4), NoiseSearch(), load("svdd-2:rollout_steps=3"), load("beam-2x2@3"), ReNO()]
     )
     def test_methods_that_give_latents_refuse_pipelines_that_start_from_a_picture(self, method):
         with pytest.raises(TypeError, match="StableDiffusionXLImg2ImgPipeline starts from a picture"):

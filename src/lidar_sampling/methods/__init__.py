@@ -22,11 +22,13 @@ from .best_of import BestOf as BestOf
 from .das import DAS as DAS
 from .date import DATE as DATE
 from .fk_steering import FKSteering as FKSteering
+from .fmrg import FMRG as FMRG
 from .group import Group as Group
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
 from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
+from .reno import ReNO as ReNO
 from .repulsion import SafeDenoiser as SafeDenoiser
 from .repulsion import Spell as Spell
 from .steered import Steered as Steered

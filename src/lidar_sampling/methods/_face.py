@@ -20,7 +20,7 @@ from .._hooks import Hook, attached
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
-from ..rewards import ask, features_of, name_of, score, select_diverse, with_features
+from ..rewards import ask_part, features_of, name_of, score, select_diverse, with_features
 from ..rewards.mixture import Mixture
 from ..solvers import Solver, running
 
@@ -94,8 +94,31 @@ def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Ten
 
 def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
     """As :func:`rewards_of_predictions`, through which gradients flow."""
-    decoder, prompts = Decoder(lidar.pipe, lidar.arguments(), batch), [item.prompt for item in batch]
-    return lambda x0: ask(lidar.reward, images=decoder(x0), prompts=prompts)
+    judge = judge_of(lidar, batch, lidar.pipe, lidar.arguments())
+    return lambda x0: judge(x0)[1]
+
+
+def judge_of(
+    lidar: LiDAR, batch: Sequence[Item], pipe: Any, call: Mapping[str, Any]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """From clean latents (B, *) of a batch to its samples and guiding rewards (B,); gradients flow through both.
+
+    Args:
+        lidar: whose reward it is.
+        batch: the samples.
+        pipe: draws them.
+        call: its arguments.
+
+    Raises:
+        RewardError: the reward returned something else than one number an image.
+    """
+    decoder, prompts = Decoder(pipe, call, batch), [item.prompt for item in batch]
+
+    def judge(x0: Tensor) -> tuple[Tensor, Tensor]:
+        images = decoder(x0)
+        return images, ask_part(lidar.reward, images=images, prompts=prompts)
+
+    return judge
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:

@@ -16,11 +16,13 @@ from .best_of import BestOf
 from .das import DAS
 from .date import DATE
 from .fk_steering import FKSteering
+from .fmrg import FMRG
 from .group import Group
 from .halving import Halving
 from .lidar import Guided
 from .noise_search import NoiseSearch
 from .refine import Refine
+from .reno import ReNO
 from .repulsion import SafeDenoiser, Spell
 from .steered import Steered
 from .svdd import SVDD
@@ -29,11 +31,16 @@ from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
 
+def _drawn(how: str | None) -> dict[str, Any]:
+    """The fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
+    if how is None or how.isdecimal():
+        return {"steps": int(how)} if how else {}
+    return {"solver": load_solver(how)}
+
+
 def _vanilla(how: str | None) -> Vanilla:
     """Plain sampling in ``how`` steps, or by the solver of that name."""
-    if how is None or how.isdecimal():
-        return Vanilla(steps=int(how) if how else None)
-    return Vanilla(solver=load_solver(how))
+    return Vanilla(**_drawn(how))
 
 
 def _number(text: str | None, field: str) -> dict[str, Any]:
@@ -133,6 +140,19 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         "ug-backward",
         lambda: UniversalGuidance(0.0, backward_steps=5),
         "universal guidance, backward, 5 steps on each prediction",
+    ),
+    (
+        "fmrg",
+        "fmrg",
+        FMRG,
+        "FMRG without a flow map: gradients as long as the velocity, in the first quarter of the steps; "
+        "fmrg:rule=adam as its runs were",
+    ),
+    (
+        "reno-N",
+        rf"reno(?:-{_N})?(?:@(.+))?",
+        lambda n, how: ReNO(**_number(n, "n"), **_drawn(how)),
+        "N steps of gradient descent on the noise of a few-step sample (50), the bank's or reno-50@dpm:1",
     ),
     ("date", "date", DATE, "gradients of the text embedding, every step; date:every=2"),
     ("safe-denoiser", "safe-denoiser", SafeDenoiser, "repulsion from the posterior mean of the bank's 15 worst"),

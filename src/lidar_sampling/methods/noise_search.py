@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item, items_of
 from .._hooks import Hook, Step, attached
+from .._levels import data_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
@@ -65,7 +67,7 @@ class NoiseSearch:
 
         @contextmanager
         def watched(batch: Sequence[Item]) -> Iterator[None]:
-            hook = _Start()
+            hook = Start()
             with attached(lidar.pipe.scheduler, hook):
                 yield
             starts.append(hook.noise.cpu())
@@ -128,13 +130,23 @@ def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) 
     return around.view(len(pivots), count, *pivots.shape[1:]).to(pivots.dtype)
 
 
-class _Start(Hook):
-    """The hook that keeps the noise that a run started from, as the pipeline's ``latents`` would give it."""
+class Start(Hook):
+    """The hook that keeps the noise that a run started from, as the pipeline's ``latents`` would give it.
+
+    Attributes:
+        noise: (B, *); empty before the first step.
+    """
 
     def __init__(self) -> None:
         self.noise = torch.empty(0)
 
     def before(self, step: Step) -> Step:
+        """Keep the sample of the first step, in units of the noise that the pipeline was given."""
         if step.index == 0:
-            self.noise = step.x_t / float(getattr(step.scheduler, "init_noise_sigma", 1.0))
+            self.noise = step.x_t / initial_scale(step.scheduler)
         return step
+
+
+def initial_scale(scheduler: Any) -> float:
+    """Return what a pipeline multiplies the noise by that it is given as ``latents``."""
+    return float(getattr(scheduler, "init_noise_sigma", 1.0)) * data_scale(scheduler)

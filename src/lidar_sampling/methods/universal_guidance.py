@@ -17,21 +17,22 @@ noised back, ``x_t <- sqrt(abar_t / abar_s) x_s + sqrt(1 - abar_t / abar_s) z``,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._cost import Cost
-from .._draw import Item
 from .._forecast import levels_of
-from .._hooks import Hook, Step
+from .._hooks import Step
 from .._kernel import check_kernel, following, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_level_by_step, takes_own_steps, with_noise
-from ._face import charged, check_differentiable, differentiable_rewards, hooked, looks_cost, sampling_cost
+from ._face import check_differentiable
+from ._gradients import Climb, climbing_cost, draw_climbing
 
 
 @dataclass(frozen=True)
@@ -69,30 +70,22 @@ class UniversalGuidance:
         self._check(lidar)
         if self.recurrence > 1:
             lidar = with_noise(lidar, copies=False)
-
-        def gradient(batch: Sequence[Item]) -> Gradient:
-            rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
-            return Gradient(self, lambda x0: rewards(x0).sum())
-
-        around, hooks = hooked(lidar, gradient)
-        forward = self.reward_scale > 0
-        result = lidar.sample(list(prompts), images, seed, around=around, differentiable=forward)
-        looks, gradients, taken = (
-            sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients", "taken")
-        )
-        backward = result.cost["sampling"].network_evaluations * gradients // taken
-        return charged(lidar, result, looks, backward_passes=backward)
+        make, forward = partial(Gradient, self), self.reward_scale > 0
+        return draw_climbing(lidar, prompts, make, images=images, seed=seed, differentiable=forward)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: every step ``recurrence`` times, and looks at it."""
         self._check(lidar)
-        taken, forward = images * self.recurrence, self.reward_scale > 0
-        levels = levels_of(lidar.pipe, lidar.arguments())
+        forward, levels = self.reward_scale > 0, levels_of(lidar.pipe, lidar.arguments())
         guided = sum(map(_is_guidable, levels))
-        network = replace(sampling_cost(lidar, taken), decodes=images)
-        looks = taken * guided * (forward + self.backward_steps)
-        backward = forward * network.network_evaluations * guided // len(levels)
-        return network + looks_cost(lidar, looks, backward_passes=backward)
+        return climbing_cost(
+            lidar,
+            images=images,
+            steps=len(levels),
+            climbed=forward * guided,
+            looks=guided * (forward + self.backward_steps),
+            again=self.recurrence,
+        )
 
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "universal guidance")
@@ -109,22 +102,17 @@ def _is_guidable(level: NoiseLevel) -> bool:
     return level.sigma != 0 and level.alpha != 0
 
 
-class Gradient(Hook):
+class Gradient(Climb):
     """The hook that moves the clean prediction along the gradient of a scalar of it.
 
     Args:
         settings: how.
         total: from clean predictions (B, *) to the sum of their rewards, differentiable.
-
-    Attributes:
-        evaluations: clean predictions that were rewarded so far.
-        taken: rows of all steps so far.
-        gradients: how many of them were gone back through.
     """
 
     def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
-        self.settings, self.total = settings, total
-        self.evaluations = self.taken = self.gradients = 0
+        super().__init__(total)
+        self.settings = settings
         self._schedule = 0
         self._back: tuple[float, float] | None = None
 
@@ -149,13 +137,9 @@ class Gradient(Hook):
         self._back = following(step) if (step.index + 1) % how.recurrence else None
         if not _is_guidable(level):
             return step.without_graph()
-        x0 = step.x0
-        shift = self._ascent(x0.detach())
+        shift = self._ascent(step.x0.detach())
         if how.reward_scale > 0:
-            (gradient,) = torch.autograd.grad(self.total(x0), step.x_t)
-            self.evaluations += len(step.x_t)
-            self.gradients += len(step.x_t)
-            shift = shift + how.reward_scale * level.sigma**2 / level.alpha * gradient
+            shift = shift + how.reward_scale * level.sigma**2 / level.alpha * self.gradient(step)
         return step.without_graph().shifted(shift)
 
     def after(self, step: Step, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from .._cost import Cost
 from .._result import Result
@@ -34,12 +36,18 @@ class Vanilla:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs steps a sample, twice with classifier-free guidance."""
-        if self.solver is not None:
-            pipe = lidar.lookahead_pipeline(self.solver)
-            with running(self.solver, pipe):
-                call = self.solver.arguments(lidar.arguments())
-                return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
-        return lidar.sample(list(prompts), images, seed, call=in_steps(lidar, self.steps))
+        with self.running(lidar) as (pipe, call):
+            return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
+
+    @contextmanager
+    def running(self, lidar: LiDAR) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Yield the pipeline that draws and the arguments of its call, for as long as the block lasts."""
+        if self.solver is None:
+            yield lidar.pipe, in_steps(lidar, self.steps)
+            return
+        pipe = lidar.lookahead_pipeline(self.solver)
+        with running(self.solver, pipe):
+            yield pipe, self.solver.arguments(lidar.arguments())
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps of ``images`` samples."""

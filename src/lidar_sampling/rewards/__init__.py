@@ -39,6 +39,7 @@ from ._score import FRAMES as FRAMES
 from ._score import Reward as Reward
 from ._score import RewardError as RewardError
 from ._score import ask as ask
+from ._score import ask_part as ask_part
 from ._score import check_prompts as check_prompts
 from ._score import name_of as name_of
 from ._score import score as score
