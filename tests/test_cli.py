@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -369,3 +370,20 @@ def test_long_help_is_in_groups_and_every_option_has_one(lidar):
             assert {option for option in options if option not in PANEL_OF} == set(), name
             assert "\nSpeed:\n" in out
             assert "\nOptions:\n" not in out
+
+
+def test_a_run_is_explained(lidar, tiny, tmp_path):
+    lidar("generate", "a cat", "a dog", *tiny, *FAST, "--beside-vanilla", "--out", tmp_path / "out")
+    status, out, _ = lidar("explain", tmp_path / "out")
+    assert status == 0
+    moved, followed, agreed = out.splitlines()
+    assert re.fullmatch(r"It moved the prediction in \d of \d guided steps(: in the others .*)?\.", moved)
+    assert "4 members" in followed
+    assert re.search(r"brightness, which guided, (gained|lost) .* no other reward was asked", agreed)
+    assert json.loads(lidar("explain", tmp_path / "out/result.json", "--json")[1])["prompts"] == 2
+
+
+def test_what_was_not_guided_is_not_explained(lidar, tiny, tmp_path):
+    lidar("generate", "a cat", *tiny, *FAST, "--method", "best-of-2", "--out", tmp_path / "out")
+    assert "holds no run that guidance drew" in failure(lidar("explain", tmp_path / "out"))
+    assert "No such file" in failure(lidar("explain", tmp_path / "nothing"))

@@ -20,6 +20,7 @@ from ._check_reward import check_reward
 from ._compare import compare, methods
 from ._doctor import doctor
 from ._evaluate import evaluate
+from ._explain import explain
 from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
@@ -43,6 +44,7 @@ for command in (
     molecules,
     compare,
     evaluate,
+    explain,
     score,
     check_reward,
     serve,

@@ -1,0 +1,107 @@
+"""``lidar explain``: what guidance did in a run, in a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from .._guidance import reading
+from . import _options as o
+from ._screen import echo, print_json, shown
+
+Place = Annotated[Path, typer.Argument(help="The folder of a run, or its result.json.")]
+
+_MOVED = 0.01  # of the largest shift of a run, below which a step counts as not moved
+
+
+def explain(run: Place, json: o.Json = False) -> None:
+    """Say what guidance did in a run: how much it moved, whether it collapsed, and whether other rewards agree.
+
+    Whether they agree is told against plain samples of the same noise, so draw with --beside-vanilla.
+    """
+    from ..runs import read_json
+
+    file = run / "result.json" if run.is_dir() else run
+    entries = [entry for entry in read_json(file).get("prompts", []) if entry.get("trace")]
+    if not entries:
+        raise ValueError(f"{file} holds no run that guidance drew: give one of lidar generate or lidar guide")
+    said = sentences(entries)
+    with shown(saved=False):
+        if json:
+            print_json({"prompts": len(entries), "sentences": said})
+        else:
+            echo("\n".join(said))
+
+
+def sentences(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what guidance did, from the entries of guided prompts in a ``result.json``.
+
+    >>> trace = [{"ess_tilted": [3.0], "shift_norm": [2.0]}, {"ess_tilted": [1.0], "shift_norm": [0.0]}]
+    >>> bank, plain = {"clip": [20.0, 24.0]}, {"rewards": {"clip": [21.0], "heldout": [5.0]}}
+    >>> ours = {"rewards": {"clip": [23.0], "heldout": [4.0]}}
+    >>> for sentence in sentences([{"trace": trace, "bank": bank, "vanilla": plain, "lidar": ours}]):
+    ...     print(sentence)
+    It moved the prediction in 1 of 2 guided steps: in the others both weightings rest on one member.
+    Guidance followed 3.0 of 2 members at its first step, and one alone from step 2 on.
+    Against plain samples of the same noise clip, which guided, gained 2.00 and heldout lost 1.00: they disagree, so \
+look at the pictures.
+    """
+    shifts = [[value for row in entry["trace"] for value in row["shift_norm"]] for entry in entries]
+    counted = [sum(value > _MOVED * max(values) for value in values) / len(values) for values in shifts]
+    steps = mean(len(entry["trace"]) for entry in entries)
+    moved = mean(counted) * steps
+    rest = "" if round(moved) == round(steps) else ": in the others both weightings rest on one member"
+    sizes = [mean(values) for values in _columns([_sizes(entry) for entry in entries])]
+    members = round(mean(len(next(iter(entry["bank"].values()))) for entry in entries))
+    return [
+        f"It moved the prediction in {moved:.0f} of {steps:.0f} guided steps{rest}.",
+        reading(sizes, members),
+        _agreement(entries),
+    ]
+
+
+def _sizes(entry: Mapping[str, Any]) -> list[float]:
+    return [mean(row["ess_tilted"]) for row in entry["trace"]]
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[value for value in column if value is not None] for column in zip_longest(*rows)]
+
+
+def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:
+    guides = list(entries[0]["bank"])
+    if not all("vanilla" in entry for entry in entries):
+        ours = mean(mean(entry["lidar"]["rewards"][guides[0]]) for entry in entries)
+        banks = mean(mean(entry["bank"][guides[0]]) for entry in entries)
+        best = mean(max(entry["bank"][guides[0]]) for entry in entries)
+        return (
+            f"By {guides[0]} its pictures have {ours:.4g}, the bank {banks:.4g} and the best of the bank {best:.4g}; "
+            "--beside-vanilla tells more."
+        )
+    gains = {
+        name: mean(_mean(entry["lidar"], name) - _mean(entry["vanilla"], name) for entry in entries)
+        for name in entries[0]["lidar"]["rewards"]
+        if all(None not in entry[who]["rewards"][name] for entry in entries for who in ("lidar", "vanilla"))
+    }
+    told = [
+        f"{name}{', which guided,' if name in guides else ''} {'gained' if gain >= 0 else 'lost'} {abs(gain):.2f}"
+        for name, gain in gains.items()
+    ]
+    others = {name: gain for name, gain in gains.items() if name not in guides}
+    if not others:
+        verdict = "no other reward was asked, so look at the pictures"
+    elif min(others.values()) >= 0:
+        verdict = "they agree"
+    else:
+        verdict = "they disagree, so look at the pictures"
+    listed = " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
+    return f"Against plain samples of the same noise {listed}: {verdict}."
+
+
+def _mean(drawn: Mapping[str, Any], name: str) -> float:
+    return mean(drawn["rewards"][name])
