@@ -31,7 +31,7 @@ METHODS = (
     "halving-8",
     "steered-4",
     "group-4:diverse=0",
-    "threshold-2:parts=2",
+    "threshold-2@4:parts=2",
     "fk",
     "fk+lidar",
     "das:reward_scale=1",

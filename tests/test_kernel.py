@@ -73,6 +73,28 @@ class TestEquals:
         theirs, _ = drawn(make(), None)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
 
+    @pytest.mark.parametrize("make", [flow, ddim, euler])
+    def test_ddpm_where_every_step_is_a_transition(self, make):
+        ours, _ = drawn(make(), "glass:1")
+        theirs, _ = drawn(make(), "ddpm")
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+
+    @pytest.mark.parametrize("make", [flow, ddim])
+    def test_the_deterministic_sampler_of_new_noise_where_all_steps_are_one(self, make):
+        """From a sample that is noise and nothing else, which a transition forgets."""
+        scheduler = make()
+        ours, levels = drawn(scheduler, "glass:20")
+        generator = torch.Generator().manual_seed(0)
+        torch.randn(2048, 1, generator=generator, dtype=torch.float64)
+        x = torch.randn(2048, 1, generator=generator, dtype=torch.float64)
+        if make is ddim:  # whose start knows a little
+            assert abs(ours.var() - drawn(make(), "ddpm:0")[0].var()) < 0.02
+            return
+        for (alpha, sigma), (to, rest) in pairwise([*levels, (1.0, 0.0)]):
+            x0 = MEAN + slope(alpha, sigma) * (x - alpha * MEAN)
+            x = to * x0 + rest / sigma * (x - alpha * x0)
+        torch.testing.assert_close(ours, x, rtol=0, atol=5e-6)
+
     def test_ddpm(self):
         ours, _ = drawn(diffusers.DDPMScheduler(**SD, clip_sample=False), "ddpm")
         theirs, _ = drawn(diffusers.DDPMScheduler(**SD, clip_sample=False), None)
@@ -119,7 +141,7 @@ class TestLaw:
         assert abs(found["ddpm"] / VARIANCE - 1) < 0.05
         assert 0.4 < found["cps"] / VARIANCE < 0.6
 
-    @pytest.mark.parametrize("noise", ["ddpm", "ddpm:0.5"])
+    @pytest.mark.parametrize("noise", ["ddpm", "ddpm:0.5", "glass:6"])
     def test_under_guidance_is_the_tilted_one(self, noise):
         bank, scheduler = bank_of_four(), flow()
         with guide(scheduler, bank, scale=1.0, reward_scale=0.75, window=(1.0, 0.0)), stochastic(scheduler, noise):
@@ -127,15 +149,157 @@ class TestLaw:
         target = (0.75 * bank.reward()).softmax(0)
         assert total_variation(shares(ends, bank.samples), target) < 0.06
 
+    @pytest.mark.parametrize("noise", ["ddpm", "glass:3"])
     @pytest.mark.parametrize("make", [flow, euler])
-    def test_of_fk_particles_is_the_tilted_one(self, make):
+    def test_of_fk_particles_is_the_tilted_one(self, make, noise):
         bank, scheduler, k = bank_of_four(), make(), 256
         how = FKSteering(potential="difference", reward_scale=0.75, floor=-10.0, form="paper")
         particles = Weighed(how, smooth_reward(bank), list(range(8)))
-        with stochastic(scheduler, "ddpm"), attached(scheduler, particles):
+        with stochastic(scheduler, noise), attached(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=8 * k, steps=30)
         target = (0.75 * bank.reward()).softmax(0)
         assert total_variation(shares(ends, bank.samples), target) < 0.08
+
+
+class TestTransitions:
+    """GLASS: several steps are one transition, whose law is that of the model, and not one Gaussian."""
+
+    MEMBERS = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+
+    def denoised(self, x, alpha, sigma):
+        """E[x_0 | x] of a model of two members."""
+        logits = -((x - alpha * self.MEMBERS.T) ** 2) / (2 * sigma**2)
+        return logits.softmax(1) @ self.MEMBERS
+
+    def transition(self, scheduler, steps, start, *, noise):
+        """Where one transition over all of ``steps`` but the last leads from ``start`` (B, 1), and its levels."""
+        scheduler.set_timesteps(steps)
+        x, levels, generator = start, [], torch.Generator().manual_seed(1)
+        with stochastic(scheduler, noise):
+            for t in list(scheduler.timesteps)[:-1]:
+                level = noise_level(scheduler, t)
+                levels.append((level.alpha, level.sigma))
+                x0 = self.denoised(x, level.alpha, level.sigma)
+                output = level.slope * x0 + level.tilt * x
+                x = scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
+        level = noise_level(scheduler, scheduler.timesteps[-1])
+        return x, [*levels, (level.alpha, level.sigma)]
+
+    def test_are_those_of_the_published_algorithm(self):
+        """Restated: the covariance of (x, x_s), the sufficient statistic, and Euler's steps on the inner flow."""
+        start = torch.randn(64, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        class FromTheSecond(diffusers.FlowMatchEulerDiscreteScheduler):
+            """The first step of a flow knows nothing."""
+
+            def set_timesteps(self, steps):
+                super().set_timesteps(steps + 1)
+                self.timesteps, self.sigmas = self.timesteps[1:], self.sigmas[1:]
+
+        ours, levels = self.transition(FromTheSecond(shift=3.0), 9, start, noise="glass:8")
+        (alpha, sigma), (to, rest) = levels[0], levels[-1]
+        rho = alpha * rest / (sigma * to)
+        gamma = rho * rest / sigma
+        alpha_bar, sigma_bar = to - gamma * alpha, rest * math.sqrt(1 - rho**2)
+        eps = torch.randn(64, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        first = 1.0  # any deviation of the inner flow's noise
+        place, s = gamma * start + first * eps, 0.0
+        for there in levels[1:]:
+            alpha_s, sigma_s = s * alpha_bar, (1 - s) * first + s * sigma_bar
+            mean = torch.tensor([alpha, alpha_s + gamma * alpha], dtype=torch.float64)
+            covariance = torch.tensor(
+                [
+                    [sigma**2, gamma * sigma**2],
+                    [gamma * sigma**2, sigma_s**2 + gamma**2 * sigma**2],
+                ],
+                dtype=torch.float64,
+            )
+            weights = torch.linalg.solve(covariance, mean)
+            precision = float(weights @ mean)
+            statistic = (weights[0] * start + weights[1] * place) / precision
+            x0 = self.denoised(statistic, 1.0, precision**-0.5)  # the denoiser of x_0 with that much noise
+            u = (sigma_bar - first) / sigma_s
+            velocity = u * place + (alpha_bar - alpha_s * u) * x0 - u * gamma * start
+            goal = math.sqrt((there[0] / there[1]) ** 2 - (alpha / sigma) ** 2)  # alpha_s / sigma_s at the next level
+            s_next = goal * first / (alpha_bar + goal * (first - sigma_bar))
+            place, s = place + (s_next - s) * velocity, s_next
+        assert s == pytest.approx(1.0)
+        torch.testing.assert_close(ours, place, rtol=0, atol=1e-5)
+
+    def test_have_the_law_of_the_model_and_one_gaussian_has_not(self):
+        """Between two members the sample goes to one or the other; a single Gaussian step goes between them."""
+        chains, steps = 20_000, 40
+
+        class Late(diffusers.FlowMatchEulerDiscreteScheduler):
+            """From sigma = .7 to .2, and to the end, in one step or in many."""
+
+            def set_timesteps(self, steps):
+                super().set_timesteps(sigmas=torch.linspace(0.7, 0.2, steps).tolist())
+
+        start = torch.full((chains, 1), 0.06, dtype=torch.float64)
+        member = (0.3 * self.MEMBERS.flatten() * 0.06 / 0.49).softmax(0)  # p(x_0 | x)
+        rho = 0.3 * 0.2 / (0.7 * 0.8)
+        gamma = rho * 0.2 / 0.7
+        far = 0.8 - gamma * 0.3
+        known = float(member @ self.MEMBERS.flatten())
+        mean, variance = gamma * 0.06 + far * known, far**2 * (1 - known**2) + 0.04 * (1 - rho**2)
+        found = {
+            noise: self.transition(Late(), count, start, noise=noise)[0]
+            for noise, count in ((f"glass:{steps}", steps), ("ddpm", 2))
+        }
+        assert abs(found["glass:40"].mean() - mean) < 0.03
+        assert found["glass:40"].var() == pytest.approx(variance, rel=0.05)
+        assert found["ddpm"].var() < 0.1 * variance
+        near = (found["glass:40"] / far).abs()
+        assert ((near > 0.5) & (near < 1.5)).float().mean() > 0.9
+
+    def test_lose_less_of_the_models_spread(self):
+        """In 10 steps of a flow of one Gaussian, of variance .25; with one step a transition it is ``ddpm``."""
+        found = [drawn(flow(), f"glass:{m}", steps=10, chains=20_000)[0].var() for m in (1, 2, 5, 10)]
+        assert all(a < b for a, b in pairwise(found))
+
+    def test_copies_part_at_once_where_particles_go_on_from_one_another(self):
+        class Taking(Hook):
+            def before(self, step):
+                return step.taking(torch.zeros(len(step.x_t), dtype=torch.long)) if step.index == 3 else step
+
+        scheduler, seen = flow(), []
+
+        class Spy(Hook):
+            def after(self, step, x):
+                seen.append(len(x.unique()))
+                return x
+
+        with stochastic(scheduler, "glass:5"), attached(scheduler, Taking()), attached(scheduler, Spy()):
+            drawn(scheduler, None, steps=10, chains=8)
+        assert seen[3] == 8
+
+    @pytest.mark.parametrize("name", ["fk", "steered-4:islands=2", "svdd-2", "beam-2x2", "threshold-2:parts=2"])
+    @pytest.mark.parametrize("key", ["sd", "sd3"])
+    def test_serve_every_method_that_wants_noise(self, key, name):
+        lidar, method = tiny(key, noise="glass:2"), methods.load(name)
+        lidar.pipe.scheduler = lidar.pipe.scheduler if key == "sd3" else ddim()
+        result = method.draw(lidar, ["a cat"], images=2, seed=0)
+        told = method.cost(lidar, images=2)
+        assert told.network_evaluations == result.cost["sampling"].network_evaluations
+        assert torch.equal(result.images, method.draw(lidar, ["a cat"], images=2, seed=0).images)
+        assert not torch.equal(result.images[0, 0], result.images[0, 1])
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("das", "DAS proposes along the noise of every step"),
+            ("ug:recurrence=2", "recurrence takes every step again"),
+        ],
+    )
+    def test_are_refused_where_every_step_needs_noise(self, name, message):
+        with pytest.raises(ValueError, match=f"{message}, and noise=glass:2 draws noise once for several steps"):
+            methods.load(name).cost(tiny("sd3", noise="glass:2"), images=2)
+
+    @pytest.mark.parametrize("noise", ["glass", "glass:0", "glass:-1", "glass:1.5", "glass:x"])
+    def test_need_a_number_of_steps(self, noise):
+        with pytest.raises(ValueError, match="glass needs its steps a transition"):
+            read_noise(noise)
 
 
 def tiny(key, **options):

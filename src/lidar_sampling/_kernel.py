@@ -15,7 +15,8 @@ With eta = 0 both are the deterministic step, DDIM's or Euler's; ``ddpm`` with e
 marginals are exact for a true x0. A model gives its mean instead, whose spread is less, and each share of noise that
 is drawn anew forgets the difference. With ``ddpm`` that share falls with the step, so many steps are exact. With
 ``cps`` it does not, so its samples stay narrower than the model's however many steps they take
-(``tests/test_kernel.py``, docs/methods.md): hence ``ddpm`` is the default here, also of flow models.
+(``tests/test_kernel.py``, docs/methods.md): hence ``ddpm`` is the default here, also of flow models. Transitions over
+several steps, ``glass``, are in :mod:`lidar_sampling._glass`.
 """
 
 from __future__ import annotations
@@ -52,18 +53,31 @@ DEFAULT = "ddpm"
 """The noise of methods that need some, on samplers that have none."""
 
 
+GLASS = "glass"
+"""The noise of transitions over several steps (:mod:`lidar_sampling._glass`), whose number stands where eta does."""
+
+
 def read_noise(text: str) -> tuple[str, float]:
-    """Return the name and eta of a noise that is written ``NAME`` or ``NAME:ETA``; eta is 1 where it is left out.
+    """Return the name of a noise and its eta, 1 where it is left out; of transitions, how many steps each has.
+
+    A noise is written ``NAME`` or ``NAME:ETA``, and transitions ``glass:STEPS``.
 
     Raises:
-        ValueError: no such noise, or an eta outside [0, 1].
+        ValueError: no such noise, an eta outside [0, 1], or steps that are not a whole number of at least 1.
 
-    >>> read_noise("cps:0.7"), read_noise("ddpm")
-    (('cps', 0.7), ('ddpm', 1.0))
+    >>> read_noise("cps:0.7"), read_noise("ddpm"), read_noise("glass:5")
+    (('cps', 0.7), ('ddpm', 1.0), ('glass', 5.0))
     """
     name, _, value = text.partition(":")
+    if name == GLASS:
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{GLASS} needs its steps a transition, 1 or more, as in {GLASS}:5; got {text!r}")
+        return name, float(value)
     if name not in NOISES:
-        raise ValueError(f"noise must be one of {', '.join(NOISES)}, with its eta as in cps:0.7; got {text!r}")
+        raise ValueError(
+            f"noise must be one of {', '.join(NOISES)}, with its eta as in cps:0.7, or {GLASS} with its steps as in "
+            f"{GLASS}:5; got {text!r}"
+        )
     try:
         eta = float(value or 1.0)
     except ValueError:
@@ -139,7 +153,8 @@ def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any =
 
     Args:
         pipe_or_scheduler: a diffusers pipeline, or a scheduler of a known family with one evaluation per step.
-        noise: ``ddpm`` or ``cps``, with its eta from 0 to 1: ``ddpm:0.5``.
+        noise: ``ddpm`` or ``cps``, with its eta from 0 to 1: ``ddpm:0.5``; or ``glass:5``, by which every 5 steps are
+            one transition, sampled by an ODE.
         generator: one, or one per sample. Pipelines of flow models hand theirs to no scheduler, since it has no noise
             of its own; without one here, such noise comes from torch's global generator.
 
@@ -152,9 +167,12 @@ def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any =
         >>> with stochastic(pipe, "ddpm"):
         ...     images = pipe("a cat", num_inference_steps=3, output_type="pt").images
     """
+    from ._glass import Glass
+
     scheduler = scheduler_of(pipe_or_scheduler)
     check_kernel(scheduler)
-    with attached(pipe_or_scheduler, Kernel(noise, generator)):
+    name, value = read_noise(noise)
+    with attached(pipe_or_scheduler, Glass(int(value), generator) if name == GLASS else Kernel(noise, generator)):
         yield
 
 

@@ -37,8 +37,8 @@ class Settings:
         window: (start, end) of guidance in diffusion time, 1 at pure noise.
         source: where the numbers come from.
         scheduler: the class of diffusers that the target samples with; None keeps the pipeline's own.
-        noise: ``ddpm`` or ``cps`` with its eta, such as ``ddpm:0.5``: the target's steps are replaced by stochastic
-            ones (:func:`lidar_sampling.stochastic`); None keeps the scheduler's own.
+        noise: ``ddpm`` or ``cps`` with its eta, such as ``ddpm:0.5``, or ``glass:5``: the target's steps are replaced
+            by stochastic ones (:func:`lidar_sampling.stochastic`); None keeps the scheduler's own.
         ess: that effective sample size, as a share of n.
         tuned_for: the reward that ``reward_scale`` was chosen with; None says nothing of it.
     """

@@ -73,7 +73,8 @@ RewardScale = Annotated[
 Noise = Annotated[
     str | None,
     typer.Option(
-        help="Stochastic steps instead of the scheduler's own: ddpm or cps, with an eta as in ddpm:0.5. "
+        help="Stochastic steps instead of the scheduler's own: ddpm or cps, with an eta as in ddpm:0.5, or "
+        "glass:5, of which 5 are one transition. "
         "[default: the scheduler's own]",
         show_default=False,
     ),

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from .._forecast import parameters_of
 from .._hooks import check_memoryless
-from .._kernel import DEFAULT, check_kernel, read_noise
+from .._kernel import DEFAULT, GLASS, check_kernel, read_noise
 from .._levels import family, prediction_type
 from .._sampler import LiDAR
 from .._settings import takes_eta
@@ -81,6 +81,17 @@ def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) 
     check_kernel(lidar.pipe.scheduler)
     if noise is not None and copies and read_noise(noise)[1] == 0:
         raise ValueError(f"{who} needs a sampler with noise, and noise={noise} has none")
+
+
+def check_own_noise(lidar: LiDAR, who: str, what: str) -> None:
+    """Refuse, for the method ``who``, a noise of the settings that is not drawn anew at every step.
+
+    Raises:
+        ValueError: it is one; ``what`` the method does, the message says.
+    """
+    noise = lidar.settings.noise
+    if noise is not None and read_noise(noise)[0] == GLASS:
+        raise ValueError(f"{who} {what}, and noise={noise} draws noise once for several steps: use noise=ddpm")
 
 
 def check_ddim(scheduler: Any, what: str) -> None:

@@ -31,7 +31,7 @@ from .._hooks import Step
 from .._kernel import following, new_noise, noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_population, takes_own_steps, with_noise
+from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
     charged,
     check_comparable,
@@ -106,6 +106,7 @@ class DAS:
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "DAS")
         check_comparable(lidar)
+        check_own_noise(lidar, "DAS", "proposes along the noise of every step")
         if takes_own_steps(lidar):
             check_ddim(lidar.pipe.scheduler, "DAS proposes steps")
         check_population(lidar, "DAS", "proposes steps")

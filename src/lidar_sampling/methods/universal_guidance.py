@@ -30,7 +30,7 @@ from .._kernel import check_kernel, following, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_level_by_step, takes_own_steps, with_noise
+from ._checks import check_ddim, check_fields, check_level_by_step, check_own_noise, takes_own_steps, with_noise
 from ._face import check_differentiable
 from ._gradients import Climb, climbing_cost, draw_climbing
 
@@ -91,6 +91,7 @@ class UniversalGuidance:
         check_differentiable(lidar, "universal guidance")
         if self.recurrence > 1:
             check_level_by_step(lidar.pipe, "recurrence", cache=True)
+            check_own_noise(lidar, "recurrence", "takes every step again")
             if takes_own_steps(lidar):
                 check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
             else:
