@@ -60,6 +60,17 @@ class TestHalving:
         assert joined == steps
         torch.testing.assert_close(parts, whole)
 
+    @pytest.mark.parametrize(
+        "scheduler", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler"]
+    )
+    @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
+    def test_survivors_are_whole_samples_where_noise_and_input_are_scaled(self, scheduler, make_pipe):
+        """Euler's pipelines scale what they start from, and its network's input by the level of the step."""
+        lidar = make(scheduler, make_pipe=make_pipe, noise="ddpm:0")
+        whole = lidar.sample(["a cat"], 2, 1).images[0]
+        halved = Halving(n=2, keep_at=(0.4,)).draw(lidar, ["a cat"], images=1, seed=1).images[0, 0]
+        assert min((halved - other).abs().max() for other in whole) < 1e-5
+
     def test_keeps_the_seeds_that_look_best(self):
         """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""
         lidar = make(steps=4, eta=0.0)

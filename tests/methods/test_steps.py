@@ -78,7 +78,7 @@ class TestThePipelineSaysHowMany:
         ours, theirs = (method.draw(lidar, PROMPTS, images=2, seed=0) for lidar in (given, usual))
         assert torch.equal(ours.images, theirs.images)
 
-    @pytest.mark.parametrize("name", ["vanilla@4", "best-of-2@4", "steered-2@4", "halving-4@4"])
+    @pytest.mark.parametrize("name", ["vanilla@4", "best-of-2@4", "steered-2@4", "halving-4@4", "dts-2@4", "dfs-1@4"])
     def test_a_method_with_steps_of_its_own_takes_them_whatever_the_timesteps(self, name):
         given = make("TCDScheduler", eta=0.3, pipe_kwargs={"timesteps": TIMES})
         usual = make("TCDScheduler", eta=0.3)
@@ -141,7 +141,9 @@ class TestDATE:
 
 
 class TestPartsOfTheSchedule:
-    @pytest.mark.parametrize("name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das"])
+    @pytest.mark.parametrize(
+        "name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das", "dts-2", "dfs-1"]
+    )
     def test_that_end_early_are_refused_by_name_before_drawing(self, name):
         lidar = make(make_pipe=testing.tiny_stable_diffusion_xl, eta=1.0, pipe_kwargs={"denoising_end": 0.6})
         lidar.pipe.unet.forward = None  # drawing is an error
@@ -163,7 +165,8 @@ class TestPartsOfTheSchedule:
         assert once.cost["sampling"].network_evaluations == 5 * 2
 
     @pytest.mark.parametrize(
-        "method", [Halving(4), NoiseSearch(), load("svdd-2:rollout_steps=3"), load("beam-2x2@3")]
+        "method",
+        [Halving(4), NoiseSearch(), load("svdd-2:rollout_steps=3"), load("beam-2x2@3"), load("dts-2"), load("dfs-1")],
     )
     def test_methods_that_give_latents_refuse_pipelines_that_start_from_a_picture(self, method):
         with pytest.raises(TypeError, match="StableDiffusionXLImg2ImgPipeline starts from a picture"):

@@ -21,7 +21,7 @@ from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_level_by_step, check_population, check_start
+from ._checks import check_fields, check_parts, check_population
 from ._face import best, hooked, in_steps, looks_cost
 
 
@@ -59,7 +59,7 @@ class Halving:
         cost, latents = result.cost["sampling"], result.latents
         for part in range(1, len(self.keep_at) + 1):
             with metered(lidar.pipe, "lookahead") as looking:
-                x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
+                x0 = torch.cat([hook.x0 for hook in hooks if hook.finished and hook.x0 is not None])
                 items = items_of(prompts, latents.shape[1], seed, "target")
                 decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.with_prompts(prompts).arguments(), items)
                 looks = decoded.cpu().unflatten(0, latents.shape[:2])
@@ -67,7 +67,8 @@ class Halving:
             kept, selection = best(lidar, replace(result, images=looks), latents.shape[1] // 2)
             cost += looking + selection
             noise = seed_of(seed, f"step {hooks[0].ends[part]}", "", 0)  # that no earlier segment has met
-            result, hooks = self._segment(lidar, prompts, kept.latents.shape[1], part, noise, kept.latents)
+            starts = kept.latents / hooks[0].scale
+            result, hooks = self._segment(lidar, prompts, starts.shape[1], part, noise, starts)
             cost, latents = cost + result.cost["sampling"], result.latents
         kept, selection = best(lidar, result, images)
         return replace(kept, seed=seed, cost={"sampling": cost + selection})
@@ -83,8 +84,7 @@ class Halving:
 
     def _check(self, lidar: LiDAR, images: int) -> None:
         check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
-        check_start(lidar, "successive halving")
-        check_level_by_step(lidar.pipe, "successive halving", cache=False)
+        check_parts(lidar, "successive halving")
         end = self.n >> len(self.keep_at)
         if not 1 <= images <= end:
             raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
