@@ -38,6 +38,8 @@ METHODS = (
     "svdd-2",
     "beam-2x2",
     "search-1:rounds=1",
+    "dts-3",
+    "dfs-1",
     "safe-denoiser:worst=2",
     "spell:worst=2",
     "date",

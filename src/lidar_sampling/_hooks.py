@@ -160,8 +160,8 @@ def _of_row(sums: Tensor, row: int, count: int) -> float:
 class Segment(Hook):
     """The hook under which a pipeline takes only one part of its schedule.
 
-    For schedulers without memory: the next segment starts from what this one returned, as ``latents``. The scheduler
-    itself keeps the whole schedule, since some look up which timestep comes next.
+    For schedulers without memory: the next segment starts from what this one returned, divided by ``scale``, as
+    ``latents``. The scheduler itself keeps the whole schedule, since some look up which timestep comes next.
 
     Attributes:
         cuts: rising fractions of the steps, between 0 and 1, after each of which a part ends.
@@ -169,6 +169,8 @@ class Segment(Hook):
         scheduler: that takes the steps.
         x0: the clean prediction (B, *) of the last step that was taken.
         ends: the steps before which parts start and end, from 0 to the number of all.
+        scale: what the pipeline multiplies the latents by that it is given, as if they were pure noise.
+        finished: whether the part was taken to its end; memory may have run out before.
     """
 
     cuts: Sequence[float]
@@ -176,6 +178,8 @@ class Segment(Hook):
     scheduler: Any = None
     x0: Tensor | None = None
     ends: list[int] = field(default_factory=list)
+    scale: float = 1.0
+    finished: bool = False
     _whole: Tensor | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
@@ -188,12 +192,14 @@ class Segment(Hook):
         self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
-        self._whole = timesteps
-        if self.scheduler is not None and hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(
-                self.ends[self.part]
-            )  # some scale the network's input before the first step
-        return timesteps[self.ends[self.part] : self.ends[self.part + 1]]
+        return self._taken(timesteps)
+
+    def _taken(self, timesteps: Tensor) -> Tensor:
+        """Return the timesteps of the part, out of those of the whole schedule."""
+        self._whole, first = timesteps, self.ends[self.part]
+        if hasattr(self.scheduler, "_step_index"):
+            self.scheduler._step_index = first  # some scale the network's input before the first step starts
+        return timesteps[first : self.ends[self.part + 1]]
 
     def start(self, steps: int) -> None:
         """Give the scheduler its whole schedule back, and the place in it: by now the pipeline has its part."""
@@ -207,7 +213,12 @@ class Segment(Hook):
         if self._whole is not None:
             step.scheduler.timesteps = self._whole
         self.x0 = step.x0
+        self.scale = float(getattr(step.scheduler, "init_noise_sigma", 1.0))
         return step
+
+    def finish(self) -> None:
+        """Say that the part was taken to its end."""
+        self.finished = True
 
 
 _HOOKS = "_lidar_sampling_hooks"

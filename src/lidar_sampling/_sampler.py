@@ -496,6 +496,7 @@ class LiDAR:
         pipe: Any = None,
         call: Mapping[str, Any] | None = None,
         rows: Mapping[str, Tensor] | None = None,
+        items: Sequence[Item] | None = None,
         together: int = 1,
         differentiable: bool = False,
         decoded: bool = True,
@@ -511,6 +512,7 @@ class LiDAR:
             pipe: another pipeline than the target.
             call: its arguments, if not the target's :meth:`arguments`.
             rows: arguments of the pipeline that have a row for each sample.
+            items: what to draw in place of the items of the seed, one for each sample.
             together: neighbours that must share a batch.
             differentiable: keep the graph of each step for a hook that wants gradients.
             decoded: False leaves the decoder out; the images are latents then.
@@ -519,7 +521,7 @@ class LiDAR:
         _check_whole("seed", seed)
         pipe, progress = pipe or self.pipe, progress or self._progress
         call = per_prompt(pipe, call or self.arguments(), prompts)
-        items = items_of(prompts, images, seed, "target")
+        items = list(items or items_of(prompts, images, seed, "target"))
         if self._only:
             if outside := [place for place in self._only if not 0 <= place < images]:
                 raise ValueError(f"of {images} images those from 0 to {images - 1} can be drawn, got {outside[0]}")

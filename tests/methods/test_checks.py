@@ -11,8 +11,10 @@ from lidar_sampling import testing
 from lidar_sampling.methods import (
     DAS,
     DATE,
+    DTS,
     FMRG,
     SVDD,
+    Backtracking,
     BeamSearch,
     BestOf,
     FKSteering,
@@ -38,6 +40,8 @@ NAMES = {
     DAS: "das",
     DATE: "date",
     FMRG: "fmrg",
+    DTS: "dts-8",
+    Backtracking: "dfs-4",
     SVDD: "svdd",
     BeamSearch: "beam-4x2",
     Group: "group-8",
@@ -71,6 +75,17 @@ WRONG = [
     (FMRG, "step_size", -1.0, "at least 0, got -1.0"),
     (FMRG, "end", 1.5, r"in \[0, 1\], got 1.5"),
     (FMRG, "rule", "adamw", "'velocity' or 'adam', got 'adamw'"),
+    (DTS, "n", 0, "at least 1, got 0"),
+    (DTS, "reward_scale", 0.0, "above 0, got 0.0"),
+    (DTS, "sampling", 1, "bool, got 1"),
+    (DTS, "exploration", float("nan"), "finite and at least 0, got nan"),
+    (DTS, "widening", 0.5, "at least 1, got 0.5"),
+    (DTS, "power", 0.1, r"in \[0.2, 1\], got 0.1"),
+    (DTS, "parts", 0, "at least 1, got 0"),
+    (Backtracking, "n", -1, "at least 0, got -1"),
+    (Backtracking, "threshold", float("nan"), "threshold must be .* got nan"),
+    (Backtracking, "threshold", "high", "float or None, got 'high'"),
+    (Backtracking, "depth", 5, "depth must be at most the 4 parts of the schedule, got 5"),
     (SVDD, "m", True, "int, got True"),
     (SVDD, "temperature", -0.1, "at least 0, got -0.1"),
     (BeamSearch, "lookahead", 0, "at least 1, got 0"),
@@ -167,7 +182,7 @@ def test_best_of_takes_methods_alone_and_vanilla_solvers():
 
 
 class TestNoise:
-    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das"])
+    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "dts-8"])
     @pytest.mark.parametrize(
         ("scheduler", "options"),
         [
@@ -203,7 +218,7 @@ class TestNoise:
         if scheduler in ("DDIMScheduler", "TCDScheduler") and name != "fk":
             assert len({tuple(image.flatten().tolist()) for image in images}) == 4
 
-    @pytest.mark.parametrize("name", ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1"])
+    @pytest.mark.parametrize("name", ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "dts-1", "dfs-1"])
     def test_methods_that_copy_nothing_need_none(self, name):
         result = load(name).draw(make(eta=0.0), ["a cat"], images=1, seed=0)
         assert result.images.shape == (1, 1, 3, 16, 16)

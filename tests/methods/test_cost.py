@@ -60,6 +60,13 @@ NAMES = [
     "beam-4x2@3",
     "search-2",
     "search-1:rounds=2",
+    "dts-4",
+    "dts-5@7",
+    "dts-4:sampling=True",
+    "dts-9:parts=1,widening=1,power=0.2",
+    "dfs-1",
+    "dfs-3@10",
+    "dfs-2:threshold=0.5,parts=2",
     "ug",
     "ug:recurrence=2",
     "ug:backward_steps=2",
@@ -102,7 +109,22 @@ def test_of_every_method_is_what_is_counted(name):
         assert told == counted
 
 
-@pytest.mark.parametrize("name", ["fk", "steered-4", "svdd-2:rollout_steps=3", "halving-8", "beam-2x2", "vanilla@2"])
+@pytest.mark.parametrize(
+    "name", ["dts-6:widening=1,power=0.5", "dts-5:widening=1,power=0.2,sampling=True", "dfs-3:depth=3"]
+)
+@pytest.mark.parametrize("steps", [4, 5, 10])
+def test_of_a_search_is_the_most_that_is_counted(name, steps):
+    """Where it branches is not known beforehand; the network's evaluations are."""
+    told, counted = forecast_and_count(methods.load(name), make(steps=steps))
+    assert counted.network_evaluations == told.network_evaluations
+    assert counted.decodes <= told.decodes
+    assert counted.decodes > told.decodes / 4  # a tree never branches at the last of its levels alone
+    assert counted.reward_calls == counted.decodes
+
+
+@pytest.mark.parametrize(
+    "name", ["fk", "steered-4", "svdd-2:rollout_steps=3", "halving-8", "beam-2x2", "vanilla@2", "dts-2", "dfs-1"]
+)
 def test_of_a_call_that_chooses_its_timesteps(name):
     lidar = make("DDPMScheduler", pipe_kwargs={"timesteps": [900, 700, 600, 500, 300, 200, 0]})
     told, counted = forecast_and_count(methods.load(name), lidar)
@@ -127,7 +149,7 @@ def test_of_a_mixture_counts_each_of_its_rewards():
     loose = Mixture(weights, rewards=rewards, calibration=dict.fromkeys(weights, (0.0, 1.0)))
     for reward, names in (
         (mixture, ["lidar", "best-of-3", "halving-4"]),
-        (loose, ["fk", "steered-3", "ug", "das", "fmrg", "reno-2"]),
+        (loose, ["fk", "steered-3", "ug", "das", "fmrg", "reno-2", "dts-3", "dfs-1"]),
     ):
         for name in names:
             told, counted = forecast_and_count(methods.load(name), make(reward=reward))
@@ -181,6 +203,8 @@ def test_is_told_without_a_call_of_the_network():
         ("group-99:diverse=0", 1, "in 7 looks, and 5 steps have places for 4"),
         ("threshold-2:parts=2", 1, "parts must divide the 5 steps"),
         ("beam-2x2", 3, "images must be 1 to the 2 beams"),
+        ("dts-2", 3, "images must be 1 to n = 2, got 3"),
+        ("dfs-2:parts=8,depth=8", 1, "depth must be at most the 5 steps that the pipeline takes, got 8"),
         ("spell", 1, "worst must be at most n = 6"),
     ],
 )
@@ -194,7 +218,19 @@ def test_what_drawing_refuses_is_refused(name, images, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["fk", "steered-4", "svdd-2", "beam-2x2", "halving-8", "das", "group-2:diverse=0", "threshold-2"]
+    "name",
+    [
+        "fk",
+        "steered-4",
+        "svdd-2",
+        "beam-2x2",
+        "halving-8",
+        "das",
+        "group-2:diverse=0",
+        "threshold-2",
+        "dts-2",
+        "dfs-1",
+    ],
 )
 def test_samplers_that_a_method_cannot_follow_are_refused(name):
     with pytest.raises(ValueError, match="HeunDiscreteScheduler"):
@@ -391,6 +427,9 @@ class TestBudgets:
             ("svdd-N", 1, 99, "decodes"),
             ("beam-2x2:candidates=N", 2, 500, "network_evaluations"),
             ("search-N", 1, 700, "network_evaluations"),
+            ("dts-N", 2, 300, "network_evaluations"),
+            ("dts-N:widening=1,power=0.5", 1, 90, "reward_calls"),
+            ("dfs-N", 2, 200, "decodes"),
             ("refine-N", 1, 150, "reward_calls"),
             ("ug:recurrence=N", 1, 77, "backward_passes"),
         ],

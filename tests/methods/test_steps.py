@@ -82,7 +82,16 @@ class TestThePipelineSaysHowMany:
 
     @pytest.mark.parametrize(
         "name",
-        ["vanilla@4", "best-of-2@4", "steered-2@4", "halving-4@4", "group-4@4:diverse=0", "threshold-2@4:parts=2"],
+        [
+            "vanilla@4",
+            "best-of-2@4",
+            "steered-2@4",
+            "halving-4@4",
+            "group-4@4:diverse=0",
+            "threshold-2@4:parts=2",
+            "dts-2@4",
+            "dfs-1@4",
+        ],
     )
     def test_a_method_with_steps_of_its_own_takes_them_whatever_the_timesteps(self, name):
         given = make("TCDScheduler", eta=0.3, pipe_kwargs={"timesteps": TIMES})
@@ -166,6 +175,8 @@ class TestPartsOfTheSchedule:
             "threshold-2",
             "das",
             "reno-2",
+            "dts-2",
+            "dfs-1",
         ],
     )
     def test_that_end_early_are_refused_by_name_before_drawing(self, name):
@@ -198,6 +209,8 @@ class TestPartsOfTheSchedule:
             load("svdd-2:rollout_steps=3"),
             load("beam-2x2@3"),
             ReNO(),
+            load("dts-2"),
+            load("dfs-1"),
         ],
     )
     def test_methods_that_give_latents_refuse_pipelines_that_start_from_a_picture(self, method):

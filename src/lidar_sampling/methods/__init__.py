@@ -17,6 +17,7 @@ from ._names import draws_each_alone as draws_each_alone
 from ._names import load as load
 from ._names import split as split
 from ._names import with_number as with_number
+from .backtracking import Backtracking as Backtracking
 from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS
@@ -34,5 +35,6 @@ from .repulsion import Spell as Spell
 from .steered import Steered as Steered
 from .svdd import SVDD as SVDD
 from .threshold import Threshold as Threshold
+from .tree import DTS as DTS
 from .universal_guidance import UniversalGuidance as UniversalGuidance
 from .vanilla import Vanilla as Vanilla

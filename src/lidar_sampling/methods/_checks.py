@@ -223,3 +223,19 @@ def check_start(lidar: LiDAR, who: str) -> None:
             f"{who} gives the pipeline latents to start from, and {type(pipe).__name__} starts from a picture: use a "
             "pipeline from text alone"
         )
+
+
+def check_parts(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, a pipeline that cannot go on in the middle of its schedule.
+
+    Raises:
+        TypeError: it takes no latents, starts from a picture, reads noise levels by the number of the step, or takes
+            all of its timesteps but the last.
+    """
+    check_start(lidar, who)
+    check_level_by_step(lidar.pipe, who, cache=False)
+    if type(lidar.pipe.scheduler).__name__ == "SCMScheduler":
+        raise TypeError(
+            f"{who} takes parts of the schedule, and {type(lidar.pipe).__name__} leaves out the last step of each "
+            "and returns a prediction: use a method that draws whole samples"
+        )

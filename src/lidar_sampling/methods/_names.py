@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from .._values import check_settings, read_named
 from ..solvers import load as load_solver
 from ._face import Method
+from .backtracking import Backtracking
 from .beam_search import BeamSearch
 from .best_of import BestOf
 from .das import DAS
@@ -27,6 +28,7 @@ from .repulsion import SafeDenoiser, Spell
 from .steered import Steered
 from .svdd import SVDD
 from .threshold import Threshold
+from .tree import DTS
 from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
@@ -133,6 +135,19 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         rf"search-{_N}",
         lambda n: NoiseSearch(neighbours=int(n)),
         "zero-order search over initial noise, 4 rounds of N neighbours",
+    ),
+    (
+        "dts-N",
+        rf"dts-{_N}(?:@{_N})?",
+        lambda n, steps: DTS(int(n), **_number(steps, "steps")),
+        "diffusion tree search at the cost of N samples; dts-8:widening=1,power=0.5 branches early, sampling=True "
+        "draws from the tree",
+    ),
+    (
+        "dfs-N",
+        rf"dfs-{_N}(?:@{_N})?",
+        lambda n, steps: Backtracking(int(n), **_number(steps, "steps")),
+        "depth-first search, N backtracks an image, each a quarter of the steps; dfs-4:threshold=0.5 in reward",
     ),
     ("ug", "ug", UniversalGuidance, "universal guidance, forward, with lambda 15; ug:recurrence=2"),
     (

@@ -20,7 +20,6 @@ from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_level_by_step, check_population, check_start
 from ._face import hooked, in_steps, looks_cost
 
 
@@ -139,24 +138,3 @@ def pruning_cost(lidar: LiDAR, alive: Sequence[int], cuts: Sequence[float], *, s
     taken = sum(count * (b - a) for count, (a, b) in zip(alive, pairwise(segment.ends), strict=True))
     network = Cost(network_evaluations=taken * rows_of(lidar.pipe, call), decodes=alive[-1])
     return network + looks_cost(lidar, sum(alive[:-1]))
-
-
-def check_parts(lidar: LiDAR, who: str, what: str, *, copies: bool = False) -> None:
-    """Refuse, for the method ``who``, a sampler or a pipeline that cannot be run in parts.
-
-    Args:
-        lidar: draws.
-        who: the method, for the message.
-        what: it does to the samples, for the message.
-        copies: whether several samples go on from one.
-
-    Raises:
-        ValueError: a scheduler whose memory would stay with the dropped, or whose schedule has no parts; a call that
-            ends before the samples are clean; or copies that no noise parts.
-        TypeError: the pipeline takes no ``latents``, starts from a picture, or reads levels by the number of a step.
-    """
-    check_population(lidar, who, what, copies=copies)
-    if type(lidar.pipe.scheduler).__name__ == "SCMScheduler":
-        raise ValueError(f"{who} runs in parts, and those of SCMScheduler's schedule would lose their last steps")
-    check_start(lidar, who)
-    check_level_by_step(lidar.pipe, who, cache=False)

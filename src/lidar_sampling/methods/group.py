@@ -28,9 +28,9 @@ from .._cost import Cost
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, with_noise
+from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, check_features, in_steps, wants_features
-from ._segments import check_parts, pruned, pruning_cost
+from ._segments import pruned, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Group:
 
     def _check(self, lidar: LiDAR, images: int) -> list[float]:
         """Refuse what cannot be drawn; return the fractions of the steps at which looks come."""
-        check_parts(lidar, "group inference", "goes on with some of the samples")
+        check_population(lidar, "group inference", "goes on with some of the samples", copies=False)
+        check_parts(lidar, "group inference")
         if not 1 <= images <= self.n:
             raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
         if images < self.n and wants_features(self.diverse, self.weight):

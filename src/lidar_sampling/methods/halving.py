@@ -15,9 +15,9 @@ from itertools import pairwise
 from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, with_noise
+from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, selection_cost
-from ._segments import check_parts, pruned, pruning_cost
+from ._segments import pruned, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Halving:
         return [self.n >> part for part in range(len(self.keep_at) + 1)]
 
     def _check(self, lidar: LiDAR, images: int) -> None:
-        check_parts(lidar, "successive halving", "goes on with some of the samples")
+        check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
+        check_parts(lidar, "successive halving")
         end = self._alive[-1]
         if not 1 <= images <= end:
             raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")

@@ -33,9 +33,9 @@ from .._draw import seed_of
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, with_noise
+from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import check_comparable, guiding_scores, in_steps, looks_cost, sampling_cost
-from ._segments import check_parts, predictions, run_part
+from ._segments import predictions, run_part
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ class Threshold:
         return self.n > 1 and self.parts > 1
 
     def _check(self, lidar: LiDAR, images: int) -> None:
-        check_parts(lidar, "verifier threshold", "goes on from one of several proposals", copies=self._copies)
+        what = "goes on from one of several proposals"
+        check_population(lidar, "verifier threshold", what, copies=self._copies)
+        check_parts(lidar, "verifier threshold")
         check_comparable(lidar)
         steps = calls_of(lidar.pipe, in_steps(lidar, self.steps))
         if steps % self.parts or (self.parts > 1 and steps < 2 * self.parts):
