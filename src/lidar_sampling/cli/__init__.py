@@ -24,6 +24,7 @@ from ._generate import generate, guide
 from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
+from ._reproduce import reproduce
 from ._run import run
 from ._score import score
 from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
@@ -42,6 +43,7 @@ for command in (
     run,
     molecules,
     compare,
+    reproduce,
     evaluate,
     score,
     check_reward,
