@@ -10,6 +10,7 @@ import ast
 import inspect
 import json
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,6 +161,24 @@ def spell_seconds(seconds: float) -> str:
         if count or not said:
             said.append(f"{count} {name}")
     return " ".join(said)
+
+
+def read_seconds(text: str) -> float:
+    """Return the seconds that a person says: a number and its unit, s, min, h or d, and perhaps more of them.
+
+    Raises:
+        ValueError: it is no such text, or no time at all.
+
+    >>> read_seconds("2h"), read_seconds("1h 30min"), read_seconds("90s")
+    (7200.0, 5400.0, 90.0)
+    """
+    units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+    parts = re.findall(r"(\d+(?:\.\d+)?) *(min|[shd]) *", text)
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)? *(?:min|[shd]) *)+", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if whole is None or not seconds > 0:
+        raise ValueError(f"a time must be a number with its unit, as 30s, 90min, 2h or 1d, got {text!r}")
+    return seconds
 
 
 def cut(text: str, most: int = 80) -> str:

@@ -26,6 +26,7 @@ from ._lists import models, rewards, solvers
 from ._look import look
 from ._molecules import molecules
 from ._panels import GroupedCommand
+from ._reproduce import reproduce
 from ._run import run
 from ._score import score
 from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
@@ -43,6 +44,7 @@ for command in (
     run,
     molecules,
     compare,
+    reproduce,
     evaluate,
     explain,
     score,

@@ -154,7 +154,7 @@ def carry_out(
         _say_share(job, out, shard, complete=outcome.complete, command=command)
         return
     with after_drawing(out):
-        rows = _publish(job, out, command=command) if job.task == "compare" else []
+        rows = publish(job, out, command=command) if job.task == "compare" else []
     show(job, out, outcome.result, rows, json=json)
 
 
@@ -163,7 +163,7 @@ def _say_share(job: Job, out: Path, shard: tuple[int, int], *, complete: bool, c
     rank, number = shard
     if complete and job.task == "compare":
         with after_drawing(out):
-            _publish(job, out, command=command)
+            publish(job, out, command=command)
     end = f"all of it is in {out}" if complete else "others are still drawing"
     warn(f"share {rank + 1} of {number} is done; {end if job.task != 'look' else f'its banks are in {out}'}")
 
@@ -185,7 +185,7 @@ def tabulate(job: Job, out: Path, *, json: bool, command: str | None = None) -> 
     from ..evaluation.budget import settle
 
     job = settle(job, out, None)
-    show(job, out, {}, _publish(job, out, command=command), json=json)
+    show(job, out, {}, publish(job, out, command=command), json=json)
 
 
 def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, json: bool) -> None:
@@ -217,20 +217,12 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
-def _publish(job: Job, out: Path, *, command: str | None) -> list[Row]:
+def publish(job: Job, out: Path, *, command: str | None) -> list[Row]:
     """Write tables, figures and the report of the lines that a comparison asked for."""
-    from .._files import natural_order
-    from ..evaluation import publish
-    from ..evaluation.comparison import read
+    from .. import evaluation
+    from ..evaluation.comparison import lines_of
 
-    wanted = {line["prompt"]: line.get("tag", "") for line in job.lines()}
-    lines = [
-        {**line, "tag": wanted[line["prompt"]]}  # as the prompts are tagged today
-        for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))
-        if line["method"] in job.methods and line["prompt"] in wanted and line["seed"] in job.seeds
-    ]
-    lines.sort(key=lambda line: list(job.methods).index(line["method"]))
-    return publish(lines, out, command=command)
+    return evaluation.publish(lines_of(job, out), out, command=command)
 
 
 def _rehearse(job: Job) -> None:

@@ -103,10 +103,10 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         rows = [[value(by_method[method][key]) for key in keys] for keys in seeds.values()]
         return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in rows])
 
-    estimate = partial(_estimate, tags=tags)
-    means = {m: {j: column(m, partial(_mean, j)) for j in judges} for m in methods}
+    by_tag = partial(estimate, tags=tags)
+    means = {m: {j: column(m, partial(mean_reward, j)) for j in judges} for m in methods}
     base = means[baseline]
-    best = {m: {j: column(m, partial(_best, guide, j)) for j in judges} for m in methods}
+    best = {m: {j: column(m, partial(best_reward, guide, j)) for j in judges} for m in methods}
     spread = {j: _deviation(base[j]) for j in judges}
     rows = []
     for m in methods:
@@ -115,16 +115,16 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
         rows.append(
             Row(
                 method=m,
-                mean={j: estimate(means[m][j]) for j in judges},
-                best={j: estimate(best[m][j]) for j in judges},
-                gain={j: estimate(gains[j]) for j in judges},
-                best_gain={j: estimate(best[m][j] - base[j]) for j in judges},
-                best_lead={j: estimate(best[m][j] - best[baseline][j]) for j in judges},
-                effect={j: estimate(effects[j]) for j in judges},
-                win={j: estimate(wins(means[m][j], base[j])) for j in judges},
-                hacking={j: estimate(effects[guide] - effects[j]) for j in judges if j not in (guide, *parts)},
+                mean={j: by_tag(means[m][j]) for j in judges},
+                best={j: by_tag(best[m][j]) for j in judges},
+                gain={j: by_tag(gains[j]) for j in judges},
+                best_gain={j: by_tag(best[m][j] - base[j]) for j in judges},
+                best_lead={j: by_tag(best[m][j] - best[baseline][j]) for j in judges},
+                effect={j: by_tag(effects[j]) for j in judges},
+                win={j: by_tag(wins(means[m][j], base[j])) for j in judges},
+                hacking={j: by_tag(effects[guide] - effects[j]) for j in judges if j not in (guide, *parts)},
                 tags={j: {tag: _of_tag(means[m][j], tags, tag) for tag in dict.fromkeys(tags)} for j in judges},
-                diversity=estimate(column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"])),
+                diversity=by_tag(column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"])),
                 cost=_cost([by_method[m][key] for key in common]),
             )
         )
@@ -156,8 +156,13 @@ def _check_judges(lines: Sequence[Line], judges: Sequence[str]) -> None:
             )
 
 
-def _estimate(values: np.ndarray, tags: list[str]) -> Interval:
-    """The mean over the prompts that have a value."""
+def estimate(values: np.ndarray, tags: list[str]) -> Interval:
+    """Return the mean over the prompts that have a value, with its interval.
+
+    Args:
+        values: (P,), one per prompt; NaN where there is none.
+        tags: P labels, which weigh alike in the mean.
+    """
     here = np.isfinite(values)
     if not here.any():
         return Interval()
@@ -173,7 +178,7 @@ def _deviation(values: np.ndarray) -> float:
 
 def _of_tag(values: np.ndarray, tags: list[str], tag: str) -> Interval:
     here = np.array([other == tag for other in tags])
-    return _estimate(values[here], [tag] * int(here.sum()))
+    return estimate(values[here], [tag] * int(here.sum()))
 
 
 def _cost(lines: list[Line]) -> dict[str, float]:
@@ -184,14 +189,14 @@ def _cost(lines: list[Line]) -> dict[str, float]:
     return {**means, PEAK: max(known, default=float("nan"))}
 
 
-def _mean(judge: str, line: Line) -> float:
-    """The mean over the images returned."""
+def mean_reward(judge: str, line: Line) -> float:
+    """Return the mean over the images returned; NaN if none has a value."""
     known = [value for value in line["rewards"][judge] if value is not None]
     return float(np.mean(known)) if known else float("nan")
 
 
-def _best(guide: str, judge: str, line: Line) -> float:
-    """That of the image which the guiding reward likes best; NaN if it knows none."""
+def best_reward(guide: str, judge: str, line: Line) -> float:
+    """Return that of the image which the guiding reward likes best; NaN if it knows none."""
     liked = line["rewards"][guide]
     if all(value is None for value in liked):
         return float("nan")

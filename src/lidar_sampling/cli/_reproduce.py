@@ -1,0 +1,369 @@
+"""``lidar reproduce``: the paper's tables on real weights, planned, drawn and judged by one command."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._values import read_seconds, spell_seconds
+from . import _options as o
+from ._progress import telling
+from ._run import publish
+from ._screen import after_drawing, echo, print_json, shown, warn
+
+if TYPE_CHECKING:
+    from .._sampler import LiDAR
+    from ..evaluation.reproduce import Asked, Plan
+    from ..evaluation.verdicts import Findings
+    from ..runs import Job
+
+TableName = Annotated[
+    str | None, typer.Argument(metavar="TABLE", help="Of the paper, such as table2; without one they are listed.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="sd15, sd15-dpo, sdxl or flux; a path or hub id of one of their classes; or both, sd15=PATH. "
+        "[default: the table's first]",
+        show_default=False,
+    ),
+]
+GenEval = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="GENEVAL_METADATA",
+        help="GenEval's prompts with their metadata: prompts/evaluation_metadata.jsonl of djghosh13/geneval.",
+        show_default=False,
+    ),
+]
+Gpus = Annotated[int, typer.Option(min=1, help="GPUs that draw side by side; more than one by Ray.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="How long it may take, as 90min or 2h: so many prompts are drawn, the first of a fixed random order. "
+        "[default: all prompts]",
+        show_default=False,
+    ),
+]
+As = Annotated[
+    str,
+    typer.Option(
+        "--as", help="Where the paper and released code differ: paper or official (docs/reproduce.md lists it all)."
+    ),
+]
+Without = Annotated[
+    str,
+    typer.Option(
+        help="Rows to leave out, comma separated, by the names that --dry-run prints; ours for all that are not the "
+        "paper's."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision of the pipeline. [default: the paper's float16, of FLUX bfloat16; on a CPU float32]",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of results; a run that is there goes on. [default: reproduce/TABLE-MODEL]", show_default=False
+    ),
+]
+Pictures = Annotated[int, typer.Option(min=0, help="Prompts whose pictures are kept, of every row.")]
+Collect = Annotated[bool, typer.Option("--collect", help="Draw nothing: write the tables of what is there.")]
+
+
+def reproduce(
+    table: TableName = None,
+    model: Model = None,
+    geneval: GenEval = None,
+    gpus: Gpus = 1,
+    budget: Budget = None,
+    manner: As = "paper",
+    without: Without = "",
+    out: Out = None,
+    variant: o.Variant = None,
+    dtype: Dtype = None,
+    device: o.Device = None,
+    batch_size: o.BatchSize = 16,
+    pictures: Pictures = 12,
+    ray: o.Ray = None,
+    collect: Collect = False,
+    dry_run: o.DryRun = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw a table of the LiDAR paper with its settings; write its figures beside yours, and which claims hold.
+
+    The first minute measures how fast this machine is; then it says what the rest will take. Ours at LiDAR's cost
+    come beside the paper's rows. In --out: reproduce.md and reproduce.json, and a folder per run as of lidar compare.
+    The same command goes on where it stopped; a larger --budget goes on from there. With RANK and WORLD_SIZE set,
+    each process takes its share.
+    """
+    from .. import runs
+    from ..evaluation import reproduce as room
+
+    if table is None:
+        _list(json=json)
+        return
+    what = room.asked(table, model)
+    if manner not in ("paper", "official"):
+        raise typer.BadParameter(f"--as must be paper or official, got {manner!r}")
+    left = [name.strip() for name in without.split(",") if name.strip()]
+    room.check_without(what.study, left)
+    seconds = None if budget is None else read_seconds(budget)
+    crew = runs.from_environment(os.environ)[1] if ray is None and gpus == 1 else gpus
+    prompts = _prompts(geneval)
+    out = out or Path("reproduce", f"{table}-{what.model}" + ("" if manner == "paper" else f"-{manner}"))
+    dtype = dtype or _dtype(what, manner, device)
+    asks: dict[str, Any] = {
+        **what._asdict(),
+        "as": manner,
+        "without": sorted(left),
+        "budget": seconds,
+        "gpus": gpus,
+        "prompts": hashlib.sha256(repr(sorted(map(str, prompts))).encode()).hexdigest(),
+        "dtype": dtype,
+        "variant": variant,
+    }
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "pictures": pictures}
+    made = None if dry_run else room.kept(out, asks)
+    if collect:
+        if made is None:
+            raise typer.BadParameter(
+                f"nothing was planned in {out} with these options: draw it first, without --collect"
+            )
+        _show(what, made, out, manner, json=json)
+        return
+    load = _Loader()
+    if made is None:
+        made, samplers = _plan(
+            what,
+            prompts,
+            load,
+            None if dry_run else out,
+            asks,
+            manner,
+            left,
+            None if seconds is None else seconds * crew,
+            dtype=dtype,
+            variant=variant,
+            **how,
+        )
+    else:
+        samplers = {}
+    made = replace(made, jobs={name: replace(job, **how) for name, job in made.jobs.items()})
+    _announce(what, made, crew)
+    if dry_run:
+        with shown(saved=False):
+            print_json({**made.to_json(), "jobs": [job.to_json() for job in made.jobs.values()]})
+        return
+    if _draw(made, samplers, load, out, ray=ray, gpus=gpus, quiet=quiet):
+        with after_drawing(out):
+            for name, job in made.jobs.items():
+                publish(job, out / name, command=None)
+        _show(what, made, out, manner, json=json)
+    else:
+        warn("this share is done, others are still drawing: the last to finish writes the tables, or --collect does")
+
+
+class _Loader:
+    """Loads what draws each Job; the model and each reward once."""
+
+    def __init__(self) -> None:
+        self._pipe: Any = None
+        self._judges: dict[str, Any] = {}
+
+    def __call__(self, job: Job) -> LiDAR:
+        from .. import runs
+        from ..evaluation.reproduce import reward_names
+
+        lidar = runs.load(job, judges=self._judges, pipe=self._pipe)
+        self._pipe = lidar.pipe
+        self._judges |= dict(zip(reward_names(job), [*lidar.parts, *lidar.metrics], strict=True))
+        return lidar
+
+    def forget(self) -> None:
+        """Let go of the model, so that other processes find its memory free."""
+        import torch
+
+        self._pipe, self._judges = None, {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _plan(
+    what: Asked,
+    prompts: Sequence[Mapping[str, Any]],
+    load: _Loader,
+    out: Path | None,
+    asks: Mapping[str, Any],
+    manner: Any,
+    without: Sequence[str],
+    budget: float | None,
+    **fields: Any,
+) -> tuple[Plan, dict[str, LiDAR]]:
+    """Measure, and return what will be drawn; keep it in ``out``."""
+    from .._files import check_writable
+    from ..evaluation import reproduce as room
+
+    if out is not None:
+        check_writable(out)
+    warn(f"loading {what.weights}, then measuring how fast this machine is")
+    made, samplers = room.plan(what, prompts, load, out, manner=manner, without=without, budget=budget, **fields)
+    if any(getattr(lidar.pipe, "safety_checker", None) is not None for lidar in samplers.values()):
+        warn("this pipeline has a safety checker, which blackens some pictures: see docs/reproduce.md")
+    return (made if out is None else room.keep(out, asks, made)), samplers
+
+
+def _announce(what: Asked, made: Plan, crew: int) -> None:
+    """Say on stderr what will be drawn and how long that takes."""
+    from .._cost import spell_counts
+    from ..evaluation.verdicts import LEAST
+
+    each, all_of = made.forecast, made.forecast.seconds * made.of / crew
+    warn(
+        f"{what.table} of {what.model} in {len(made.jobs)} runs ({', '.join(made.jobs)}); a step of one picture "
+        f"takes {made.step:.3g} s here"
+    )
+    for name, rows in made.methods.items():
+        warn(f"{name}: {'; '.join(f'{key} = {method}' for key, method in rows.items())}")
+    warn(f"a prompt is {each.pictures} pictures, {spell_counts(each.cost)}, about {spell_seconds(each.seconds)}")
+    total = made.prompts * each.cost.network_evaluations
+    begin, end = f"all {made.of} prompts", ""
+    if made.prompts < made.of:
+        begin = f"for the budget only the first {made.prompts} of {made.of} prompts in a fixed random order"
+        end = f"; all would take about {spell_seconds(all_of)}"
+    warn(
+        f"{begin}: {made.prompts * each.pictures:,} pictures, {total:,} network evaluations, about "
+        f"{spell_seconds(made.seconds / crew)}{end}"
+    )
+    if made.prompts < LEAST:
+        warn(f"with fewer than {LEAST} prompts no claim can be told: give a larger --budget, or leave rows out")
+
+
+def _draw(
+    made: Plan, samplers: dict[str, LiDAR], load: _Loader, out: Path, *, ray: str | None, gpus: int, quiet: bool
+) -> bool:
+    """Draw what is not there yet; return whether all is, whoever drew it."""
+    from .. import runs
+    from ..evaluation.reproduce import complete
+
+    if ray is not None or gpus > 1:
+        from ..runs import ray as cluster
+
+        samplers.clear()
+        load.forget()
+        address = None if ray in (None, "here") else ray
+        with telling(quiet=quiet) as tell:
+            for name, job in made.jobs.items():
+                cluster.run(job, out / name, address=address, workers=gpus, tell=tell)
+        return complete(made, out)
+    shard = runs.from_environment(os.environ)
+    with telling(quiet=quiet) as tell:
+        for name, job in made.jobs.items():
+            lidar = samplers[name] if name in samplers else load(job)
+            runs.run(job, out / name, shard=shard, lidar=lidar, tell=tell)
+    return complete(made, out)
+
+
+def _show(what: Asked, made: Plan, out: Path, manner: str, *, json: bool) -> None:
+    """Write reproduce.md and reproduce.json, and print one of them."""
+    from .._files import write_atomically, write_json
+    from ..evaluation.comparison import lines_of
+    from ..evaluation.parts import markdown
+    from ..evaluation.verdicts import findings, tables, to_json
+
+    with after_drawing(out):
+        lines = {name: lines_of(job, out / name) for name, job in made.jobs.items()}
+        found = findings(what.study, made.methods, lines)
+        text = _title(what, made, found, manner) + "\n" + markdown(tables(found, study=what.study, of=made.of))
+        value = {**what._asdict(), "as": manner, "of": made.of, "paper": _PAPER, **to_json(found)}
+        write_atomically(out / "reproduce.md", text.encode("utf-8", "backslashreplace"))
+        write_json(out / "reproduce.json", value)
+    with shown():
+        if json:
+            print_json(value)
+        else:
+            echo(text)
+            echo(f"reproduce.md and reproduce.json are in {out}")
+
+
+_PAPER = "https://arxiv.org/abs/2602.03211"
+
+
+def _title(what: Asked, made: Plan, found: Findings, manner: str) -> str:
+    """Return the lines above the tables: of what, on how many prompts, and how many claims hold."""
+    from ..evaluation.published import PROMPTS, TABLES
+    from ..evaluation.verdicts import FAILS, HOLDS
+
+    answers = [each.answer for each in found.verdicts if not each.ours]
+    prompts = "" if made.of == PROMPTS else f" These are not the paper's {PROMPTS} prompts."
+    return (
+        f"# {what.table} of the LiDAR paper ({_PAPER}): {TABLES[what.table].title}\n\n"
+        f"{what.model}, {what.weights}, as {'the paper says' if manner == 'paper' else 'released code does'}; "
+        f"{made.prompts} of {made.of} prompts.{prompts} Of {len(answers)} verdicts on claims "
+        f"{answers.count(HOLDS)} hold, {answers.count(FAILS)} do not, and the others cannot be told at this size or "
+        "were not drawn.\n"
+    )
+
+
+def _prompts(file: Path | None) -> list[dict[str, Any]]:
+    """Return GenEval's prompts of a file, or refuse one that holds others.
+
+    Raises:
+        BadParameter: none was given, or a line is not GenEval's metadata.
+    """
+    from ..evaluation.published import PROMPTS, PROMPTS_MD5
+
+    if file is None:
+        raise typer.BadParameter(
+            "give GenEval's prompts by --geneval FILE or GENEVAL_METADATA: prompts/evaluation_metadata.jsonl of "
+            "https://github.com/djghosh13/geneval"
+        )
+    found = o.read_lines(None, file)
+    for number, line in enumerate(found, 1):
+        if "tag" not in line or "include" not in line:
+            raise typer.BadParameter(
+                f"--geneval: {file}, prompt {number} is not GenEval's metadata: it has no tag or include"
+            )
+    if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != PROMPTS_MD5:
+        warn(f"{file} is not the file of the paper's {PROMPTS} prompts: figures cannot be set against the paper's")
+    return found
+
+
+def _dtype(what: Asked, manner: str, device: str | None) -> str:
+    """Return the precision that the paper drew in, or on a CPU, which is slow in it, float32."""
+    from ..evaluation.published import MODELS
+    from ..runs import device_of
+
+    return "float32" if device_of(device).startswith("cpu") and manner == "paper" else MODELS[what.model].dtype
+
+
+def _list(*, json: bool) -> None:
+    """Print the tables, and how long their rows took the paper's authors."""
+    from ..evaluation.published import ELSEWHERE, MODELS, PROMPTS, TABLES
+    from ..evaluation.reproduce import paper_seconds
+
+    with shown(saved=False):
+        if json:
+            print_json(
+                {name: {"title": table.title, "models": list(table.studies)} for name, table in TABLES.items()}
+            )
+            return
+        for name, table in TABLES.items():
+            echo(f"{name}\n  {table.title}")
+            for model, study in table.studies.items():
+                took = paper_seconds(study)
+                hours = f"; its rows took the authors {spell_seconds(PROMPTS * took)} on an A100" if took else ""
+                echo(f"  {model}: {MODELS[model].weights or 'no pipeline of it is on the hub'}{hours}")
+        for name, why in ELSEWHERE.items():
+            echo(f"{name}\n  not drawn here: {why}")
