@@ -184,12 +184,17 @@ class Segment(Hook):
         Raises:
             ValueError: a part has no step.
         """
-        steps = len(timesteps)
+        end = int(type(self.scheduler).__name__ == "SCMScheduler")  # the clean end, which its pipelines leave out
+        steps = len(timesteps) - end
         self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
         self._whole = timesteps
-        return timesteps[self.ends[self.part] : self.ends[self.part + 1]]
+        first = self.ends[self.part]
+        if first and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.__dict__[_FIRST] = first
+            self.scheduler.set_begin_index(0)
+        return timesteps[first : self.ends[self.part + 1] + end]
 
     def start(self, steps: int) -> None:
         """Give the scheduler its whole schedule back, and the place in it: by now the pipeline has its part."""
@@ -211,7 +216,8 @@ _NEW = "_lidar_sampling_new"  # the hooks that have not learned how many steps t
 _PIPE = "_lidar_sampling_pipe"  # whose call it is
 _TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
 _COUNT = "_lidar_sampling_count"  # steps of this call so far, and in all
-_OURS = (_HOOKS, _NEW, _PIPE, _TIMES, _COUNT)
+_FIRST = "_lidar_sampling_first"  # the place in its schedule that is the first of this call
+_OURS = (_HOOKS, _NEW, _PIPE, _TIMES, _COUNT, _FIRST)
 
 
 @contextmanager
@@ -312,6 +318,7 @@ def _hooked(base: type) -> type:
     @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        self.__dict__.pop(_FIRST, None)
         self.__dict__[_NEW] = hooks = self.__dict__.get(_HOOKS, ())
         steps = len(self.timesteps)
         for hook in hooks:
@@ -320,6 +327,10 @@ def _hooked(base: type) -> type:
             self.set_begin_index(0)  # of a timestep that comes twice it would take the second place
         self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
+
+    def set_begin_index(self: Any, begin_index: int = 0) -> None:
+        # Pipelines say 0 whatever a hook left out, and by this place the network's input is scaled before any step.
+        base.set_begin_index(self, begin_index + self.__dict__.get(_FIRST, 0))  # type: ignore[attr-defined]
 
     # Copies and pickles are plain: a pipeline that copies its scheduler does so for another modality.
     def __reduce__(self: Any) -> Any:  # noqa: N807
@@ -333,6 +344,8 @@ def _hooked(base: type) -> type:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "set_begin_index"):
+        members["set_begin_index"] = set_begin_index
     if not hasattr(base, "scale_model_input"):  # Bria asks every class but diffusers' own flow scheduler for it
         members["scale_model_input"] = lambda self, sample, *args, **kwargs: sample
     return type(base.__name__, (base,), members)
@@ -373,7 +386,7 @@ def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: in
 
 def _apply(step: Step, arguments: dict[str, Any]) -> None:
     """Say to the scheduler, in the arguments of its step, what hooks made of it."""
-    output = arguments["model_output"]
+    output = arguments["model_output"] if step.output is None else step.output
     if step.ends_graph:
         output = output.detach()
     if step.taken is not None:

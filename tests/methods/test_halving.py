@@ -60,14 +60,26 @@ class TestHalving:
         assert joined == steps
         torch.testing.assert_close(parts, whole)
 
-    def test_keeps_the_seeds_that_look_best(self):
+    @pytest.mark.parametrize(
+        ("scheduler", "options"),
+        [
+            ("DDIMScheduler", {"eta": 0.0}),
+            (
+                "EulerDiscreteScheduler",
+                {"noise": "ddpm:0"},
+            ),  # which scales what it is given, and what the network sees
+            ("EulerDiscreteScheduler", {"noise": "ddpm:0", "make_pipe": testing.tiny_stable_diffusion_xl}),
+            ("DPMSolverMultistepScheduler", {"noise": "ddpm:0"}),
+            ("PNDMScheduler", {"noise": "ddpm:0"}),
+        ],
+    )
+    def test_keeps_the_seeds_that_look_best(self, scheduler, options):
         """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""
-        lidar = make(steps=4, eta=0.0)
+        lidar = make(scheduler, steps=4, **options)
         halved = Halving(n=8, keep_at=(0.5,)).draw(lidar, PROMPTS, images=4, seed=1)
         whole = lidar.sample(PROMPTS, 8, 1)
         hook = Segment((0.5,), 0)
-        with attached(lidar.pipe.scheduler, hook):
-            lidar.sample(PROMPTS, 8, 1, decoded=False)
+        lidar.sample(PROMPTS, 8, 1, decoded=False, around=lambda batch: attached(lidar.pipe, hook))
         looks = testing.brightness(images=decode(lidar.pipe, hook.x0), prompts=[]).view(2, 8)
         kept = looks.argsort(1, descending=True)[:, :4]
         for row in range(2):

@@ -19,6 +19,7 @@ from .._decode import pictures
 from .._draw import items_of, seed_of
 from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
+from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_level_by_step, check_population, check_start
@@ -93,14 +94,17 @@ class Halving:
         self, lidar: LiDAR, prompts: Sequence[str], alive: int, part: int, seed: int, latents: Tensor | None
     ) -> tuple[Result, list[Segment]]:
         """Part ``part`` of the schedule of ``alive`` samples a prompt, and its hooks, one a batch."""
-        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part, lidar.pipe.scheduler))
+        scheduler = lidar.pipe.scheduler
+        if latents is not None:
+            latents = (latents.flatten(0, 1) * data_scale(scheduler) / start_scale(scheduler)).to(lidar.pipe.device)
+        around, hooks = hooked(lidar, lambda batch: Segment(self.keep_at, part, scheduler))
         result = lidar.sample(
             list(prompts),
             alive,
             seed,
             around=around,
             call=in_steps(lidar, self.steps),
-            rows={} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)},
+            rows={} if latents is None else {"latents": latents},
             decoded=part == len(self.keep_at),
         )
         return result, hooks

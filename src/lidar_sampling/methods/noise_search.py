@@ -22,6 +22,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item, items_of
 from .._hooks import Hook, Step, attached
+from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
@@ -136,5 +137,5 @@ class _Start(Hook):
 
     def before(self, step: Step) -> Step:
         if step.index == 0:
-            self.noise = step.x_t / float(getattr(step.scheduler, "init_noise_sigma", 1.0))
+            self.noise = step.x_t / start_scale(step.scheduler)
         return step
