@@ -141,7 +141,9 @@ class TestDATE:
 
 
 class TestPartsOfTheSchedule:
-    @pytest.mark.parametrize("name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das"])
+    @pytest.mark.parametrize(
+        "name", ["fk", "fk+best-of-2", "steered-2", "svdd-2", "beam-2x2", "halving-4", "das", "rbf-2", "evo-3@8"]
+    )
     def test_that_end_early_are_refused_by_name_before_drawing(self, name):
         lidar = make(make_pipe=testing.tiny_stable_diffusion_xl, eta=1.0, pipe_kwargs={"denoising_end": 0.6})
         lidar.pipe.unet.forward = None  # drawing is an error

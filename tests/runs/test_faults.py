@@ -554,7 +554,21 @@ class TestANetworkThatReturnsNaN:
             lidar.vanilla(["a cat", "a dog"], images=2)
 
     @pytest.mark.parametrize(
-        "name", ["best-of-2", "steered-4", "fk", "das", "svdd-3", "beam-4x1", "search-2", "ug", "date", "halving-8"]
+        "name",
+        [
+            "best-of-2",
+            "steered-4",
+            "fk",
+            "das",
+            "svdd-3",
+            "beam-4x1",
+            "search-2",
+            "ug",
+            "date",
+            "halving-8",
+            "rbf-2",
+            "evo-3@9",
+        ],
     )
     def test_is_told_by_every_method_also_where_a_reward_is_asked_first(self, name):
         from lidar_sampling.methods import load as load_method

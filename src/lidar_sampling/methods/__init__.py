@@ -21,6 +21,7 @@ from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS
 from .date import DATE as DATE
+from .evolution import EvoSearch as EvoSearch
 from .fk_steering import FKSteering as FKSteering
 from .halving import Halving as Halving
 from .lidar import Guided as Guided
@@ -28,6 +29,7 @@ from .noise_search import NoiseSearch as NoiseSearch
 from .refine import Refine as Refine
 from .repulsion import SafeDenoiser as SafeDenoiser
 from .repulsion import Spell as Spell
+from .rollover import RBF as RBF
 from .steered import Steered as Steered
 from .svdd import SVDD as SVDD
 from .universal_guidance import UniversalGuidance as UniversalGuidance
