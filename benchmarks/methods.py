@@ -37,6 +37,8 @@ METHODS = (
     "das:reward_scale=1",
     "svdd-2",
     "beam-2x2",
+    "rbf-2:start=2",
+    "evo:population=(3,2,2),schedule=(0,0.4),elites=1",
     "search-1:rounds=1",
     "dts-3",
     "dfs-1",

@@ -310,7 +310,8 @@ def tiny(key, **options):
 
 FLOWS = ["sd3", "sana", "flux", "wan"]
 NAMES = ["fk", "fk+lidar", "das:reward_scale=5", "svdd-2", "beam-2x2", "steered-4", "halving-8", "ug:recurrence=2"]
-NAMES += ["svdd-2:rollout_steps=3,rollouts=2,temperature=0.1", "beam-2x2@3", "fmrg", "reno-2"]
+NAMES += ["svdd-2:rollout_steps=3,rollouts=2,temperature=0.1", "beam-2x2@3", "fmrg", "reno-2", "rbf-2:start=2"]
+NAMES += ["evo:population=(4,3,2),schedule=(0,0.5),elites=1"]
 
 
 class TestEveryMethod:

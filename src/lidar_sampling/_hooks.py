@@ -188,7 +188,7 @@ class Segment(Hook):
         Raises:
             ValueError: a part has no step.
         """
-        steps = len(timesteps)
+        steps = len(timesteps) - _clean_ends(self.scheduler)
         self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
@@ -199,7 +199,7 @@ class Segment(Hook):
         self._whole, first = timesteps, self.ends[self.part]
         if hasattr(self.scheduler, "_step_index"):
             self.scheduler._step_index = first  # some scale the network's input before the first step starts
-        return timesteps[first : self.ends[self.part + 1]]
+        return timesteps[first : self.ends[self.part + 1] + _clean_ends(self.scheduler)]
 
     def start(self, steps: int) -> None:
         """Give the scheduler its whole schedule back, and the place in it: by now the pipeline has its part."""
@@ -219,6 +219,11 @@ class Segment(Hook):
     def finish(self) -> None:
         """Say that the part was taken to its end."""
         self.finished = True
+
+
+def _clean_ends(scheduler: Any) -> int:
+    """Return how many timesteps at the end of a schedule stand at the clean sample, which pipelines leave out."""
+    return int(type(scheduler).__name__ == "SCMScheduler")
 
 
 _HOOKS = "_lidar_sampling_hooks"
@@ -388,7 +393,7 @@ def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: in
 
 def _apply(step: Step, arguments: dict[str, Any]) -> None:
     """Say to the scheduler, in the arguments of its step, what hooks made of it."""
-    output = arguments["model_output"]
+    output = arguments["model_output"] if step.output is None else step.output
     if step.ends_graph:
         output = output.detach()
     if step.taken is not None:

@@ -153,6 +153,22 @@ def data_scale(scheduler: Any) -> float:
     return float(scheduler.config.sigma_data) if type(scheduler).__name__ == "SCMScheduler" else 1.0
 
 
+def start_scale(scheduler: Any) -> float:
+    """Return what pipelines multiply the ``latents`` by that they are given to start from.
+
+    Args:
+        scheduler: of the pipeline, after ``set_timesteps``.
+
+    Example:
+        >>> from diffusers import DDIMScheduler, EulerDiscreteScheduler
+        >>> euler = EulerDiscreteScheduler()
+        >>> euler.set_timesteps(4)
+        >>> start_scale(DDIMScheduler()), start_scale(euler) > 100
+        (1.0, True)
+    """
+    return data_scale(scheduler) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
 # Levels: (scheduler, timestep) -> (alpha, sigma, time).
 
 

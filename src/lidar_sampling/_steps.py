@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._levels import NoiseLevel
@@ -30,7 +31,7 @@ class Step:
         total: steps of the call.
         timestep: as the sampler counts it.
         generator: of the call: one, one per row, or None.
-        output: what the model returned for x_t, where there is such a thing.
+        output: what the model returned for x_t, where there is such a thing; shift and taken are not in it yet.
         shift: (B, *) by which hooks moved the clean prediction; None if none did.
         taken: (B,) the rows that go on in the places of all; None if every row goes on in its own.
         noise: standard normal (B, *) that the step is to add; None lets the sampler draw it.
@@ -93,6 +94,42 @@ class Step:
             x_t=self.x_t[rows],
             shift=None if self.shift is None else self.shift[rows],
             taken=rows if self.taken is None else self.taken[rows],
+        )
+
+    def moved(self, rows: Tensor, x_t: Tensor, x0: Tensor) -> Step:
+        """Return the step in which some rows of the batch stand at other samples of its level.
+
+        Args:
+            rows: (k,) which.
+            x_t: (k, *) their samples.
+            x0: (k, *) the clean predictions that the model makes of these.
+
+        Example:
+            >>> import torch
+            >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
+            >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
+            >>> step.moved(torch.tensor([1]), torch.ones(1, 1), torch.full((1, 1), 5.0)).x0
+            tensor([[1.],
+                    [5.]])
+        """
+        rows = rows.to(self.x_t.device)
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, rows, new.to(old))
+
+        unshifted, output = replace(self, shift=None).x0, self.output
+        if output is not None:
+            output = output if self.taken is None else output[self.taken]
+            means = self.level.slope * x0 + self.level.tilt * x_t
+            extra = output[rows, means.shape[1] :]  # of a learned variance
+            output = put(output, torch.cat([means.to(output), extra], 1))
+        return replace(
+            self,
+            x_t=put(self.x_t, x_t),
+            predict=lambda: put(unshifted, x0),
+            output=output,
+            shift=None if self.shift is None else put(self.shift, torch.zeros_like(x0)),
+            taken=None,
         )
 
     def adding(self, noise: Tensor, deviation: float | None = None) -> Step:

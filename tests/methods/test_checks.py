@@ -13,10 +13,12 @@ from lidar_sampling.methods import (
     DATE,
     DTS,
     FMRG,
+    RBF,
     SVDD,
     Backtracking,
     BeamSearch,
     BestOf,
+    EvoSearch,
     FKSteering,
     Group,
     Guided,
@@ -45,9 +47,11 @@ NAMES = {
     SVDD: "svdd",
     BeamSearch: "beam-4x2",
     Group: "group-8",
+    EvoSearch: "evo-8",
     Guided: "lidar",
     Halving: "halving-8",
     NoiseSearch: "search-2",
+    RBF: "rbf",
     Refine: "refine",
     ReNO: "reno-8",
     SafeDenoiser: "safe-denoiser",
@@ -93,6 +97,10 @@ WRONG = [
     (Group, "diverse", -1.0, "at least 0, got -1.0"),
     (Group, "weight", float("inf"), "finite and at least 0, got inf"),
     (Group, "every", 1.0, r"in \[0, 1\), got 1.0"),
+    (EvoSearch, "elites", 27, "at most every size of population"),
+    (EvoSearch, "mutation", 1.5, r"in \[0, 1\], got 1.5"),
+    (EvoSearch, "schedule", (0.5, 0.4), "rising fractions from 0 to below 1"),
+    (EvoSearch, "population", 5, "tuple"),
     (Guided, "n", 0, "at least 1, got 0"),
     (Guided, "scale", -1.0, "at least 0, got -1.0"),
     (Guided, "reward_scale", "high", "float or 'auto' or None, got 'high'"),
@@ -105,6 +113,8 @@ WRONG = [
     (NoiseSearch, "rounds", -1, "at least 0, got -1"),
     (NoiseSearch, "cosine", 1.5, r"in \[-1, 1\], got 1.5"),
     (NoiseSearch, "eta", 2.0, r"in \[0, 1\], got 2.0"),
+    (RBF, "m", 0, "at least 1, got 0"),
+    (RBF, "start", 2.5, "int, got 2.5"),
     (Refine, "strength", 0.0, r"in \(0, 1\], got 0.0"),
     (Refine, "solver", "dmp:5", "did you mean 'dpm:5'"),
     (Refine, "offspring", "3", "int, got '3'"),
@@ -183,6 +193,7 @@ def test_best_of_takes_methods_alone_and_vanilla_solvers():
 
 class TestNoise:
     @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "dts-8"])
+    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "evo-3@8", "rbf-2"])
     @pytest.mark.parametrize(
         ("scheduler", "options"),
         [
@@ -197,7 +208,7 @@ class TestNoise:
         lidar = make(scheduler, **options)
         lidar.pipe.unet.forward = None  # drawing is an error
         message = f"{scheduler} with eta=0 has none: set eta above 0"
-        if (name, scheduler) == ("das", "TCDScheduler"):
+        if name in ("das", "rbf-2") and scheduler == "TCDScheduler":
             message = "DDIMScheduler alone"
         with pytest.raises(ValueError, match=message):
             load(name).draw(lidar, ["a cat"], images=4, seed=0)
@@ -219,6 +230,10 @@ class TestNoise:
             assert len({tuple(image.flatten().tolist()) for image in images}) == 4
 
     @pytest.mark.parametrize("name", ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "dts-1", "dfs-1"])
+    @pytest.mark.parametrize(
+        "name",
+        ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "rbf-1", "evo:population=(2,2),schedule=(0,),elites=1"],
+    )
     def test_methods_that_copy_nothing_need_none(self, name):
         result = load(name).draw(make(eta=0.0), ["a cat"], images=1, seed=0)
         assert result.images.shape == (1, 1, 3, 16, 16)

@@ -58,6 +58,13 @@ NAMES = [
     "svdd-2:rollout_steps=3,rollouts=2,temperature=0.1",
     "beam-4x2",
     "beam-4x2@3",
+    "evo-3@8",
+    "evo:population=(3,2,2),schedule=(0,0.5),elites=1",
+    "evo:population=(5,),schedule=()",
+    "rbf-1",
+    "rbf-1:start=1",
+    "rbf-3:start=2",
+    "rbf-2@1",
     "search-2",
     "search-1:rounds=2",
     "dts-4",
@@ -123,7 +130,18 @@ def test_of_a_search_is_the_most_that_is_counted(name, steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["fk", "steered-4", "svdd-2:rollout_steps=3", "halving-8", "beam-2x2", "vanilla@2", "dts-2", "dfs-1"]
+    "name",
+    [
+        "fk",
+        "steered-4",
+        "svdd-2:rollout_steps=3",
+        "halving-8",
+        "beam-2x2",
+        "vanilla@2",
+        "dts-2",
+        "dfs-1",
+        "evo-3:schedule=(0,.2,.5,.7)",
+    ],
 )
 def test_of_a_call_that_chooses_its_timesteps(name):
     lidar = make("DDPMScheduler", pipe_kwargs={"timesteps": [900, 700, 600, 500, 300, 200, 0]})
@@ -206,6 +224,9 @@ def test_is_told_without_a_call_of_the_network():
         ("dts-2", 3, "images must be 1 to n = 2, got 3"),
         ("dfs-2:parts=8,depth=8", 1, "depth must be at most the 5 steps that the pipeline takes, got 8"),
         ("spell", 1, "worst must be at most n = 6"),
+        ("evo-3@8", 12, "images must be 1 to the 11 samples of all generations"),
+        ("evo-3", 1, "schedule must be rising fractions that differ in 5 steps and leave out the last"),
+        ("rbf", 0, "images must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_drawing_refuses_is_refused(name, images, message):
@@ -230,6 +251,8 @@ def test_what_drawing_refuses_is_refused(name, images, message):
         "threshold-2",
         "dts-2",
         "dfs-1",
+        "evo-3@8",
+        "rbf-2",
     ],
 )
 def test_samplers_that_a_method_cannot_follow_are_refused(name):
@@ -430,6 +453,8 @@ class TestBudgets:
             ("dts-N", 2, 300, "network_evaluations"),
             ("dts-N:widening=1,power=0.5", 1, 90, "reward_calls"),
             ("dfs-N", 2, 200, "decodes"),
+            ("evo-N@8", 1, 400, "network_evaluations"),
+            ("rbf-N", 2, 300, "network_evaluations"),
             ("refine-N", 1, 150, "reward_calls"),
             ("ug:recurrence=N", 1, 77, "backward_passes"),
         ],

@@ -29,6 +29,15 @@ class TestNoiseSearch:
         same = NoiseSearch(rounds=1, neighbours=1, cosine=1.0).draw(lidar, PROMPTS, images=2, seed=1)
         torch.testing.assert_close(same.images, plain.images, rtol=0, atol=1e-5)
 
+    def test_starts_from_the_noise_of_a_pipeline_that_scales_it_by_the_data(self, monkeypatch):
+        """SANA-Sprint's is sigma_data times what it is given; its neighbour at cosine 1 ends as the pivot does."""
+        tiny = testing.PIPELINES["sana-sprint"]
+        lidar = LiDAR(tiny.make(), reward="brightness", steps=2, noise="ddpm:0", pipe_kwargs=dict(tiny.call), n=2)
+        drawn, sample = [], lidar.sample
+        monkeypatch.setattr(lidar, "sample", lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[-1])
+        NoiseSearch(rounds=1, neighbours=1, cosine=1.0).draw(lidar, ["a cat"], images=1, seed=1)
+        torch.testing.assert_close(drawn[1].images, drawn[0].images, rtol=0, atol=1e-5)
+
     def test_climbs_from_round_to_round(self):
         lidar = make()
         runs = [

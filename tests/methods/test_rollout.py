@@ -12,7 +12,7 @@ from lidar_sampling._decode import decode
 from lidar_sampling._draw import Item
 from lidar_sampling._hooks import Step
 from lidar_sampling._levels import NoiseLevel, clean_prediction, noise_level
-from lidar_sampling.methods import SVDD
+from lidar_sampling.methods import SVDD, load
 from lidar_sampling.methods._rollout import Rollout
 from lidar_sampling.methods.svdd import Proposals
 
@@ -141,3 +141,12 @@ class TestRollout:
         inverted = LiDAR(testing.PIPELINES["mochi"].make(), reward="brightness", n=2, steps=3, lookahead="own:2")
         with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler do not say how noisy a sample is"):
             SVDD(2, rollout_steps=2).draw(inverted, ["a cat"], images=1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["svdd-2:rollout_steps=2", "beam-1x2@2"])
+def test_arguments_of_each_prompt_reach_the_rollouts(name):
+    both = make(steps=3, pipe_kwargs={"negative_prompt": ["ugly", "blurred"]})
+    one = make(steps=3, pipe_kwargs={"negative_prompt": "blurred"})
+    ours = load(name).draw(both, ["a cat", "a dog"], images=1, seed=0)
+    alone = load(name).draw(one, ["a dog"], images=1, seed=0)
+    torch.testing.assert_close(ours.images[1], alone.images[0], rtol=0, atol=1e-5)

@@ -177,6 +177,8 @@ class TestPartsOfTheSchedule:
             "reno-2",
             "dts-2",
             "dfs-1",
+            "rbf-2",
+            "evo-3@8",
         ],
     )
     def test_that_end_early_are_refused_by_name_before_drawing(self, name):

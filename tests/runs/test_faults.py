@@ -568,6 +568,8 @@ class TestANetworkThatReturnsNaN:
             "reno-2",
             "date",
             "halving-8",
+            "rbf-2",
+            "evo-3@9",
         ],
     )
     def test_is_told_by_every_method_also_where_a_reward_is_asked_first(self, name):

@@ -22,6 +22,7 @@ from .beam_search import BeamSearch as BeamSearch
 from .best_of import BestOf as BestOf
 from .das import DAS as DAS
 from .date import DATE as DATE
+from .evolution import EvoSearch as EvoSearch
 from .fk_steering import FKSteering as FKSteering
 from .fmrg import FMRG as FMRG
 from .group import Group as Group
@@ -32,6 +33,7 @@ from .refine import Refine as Refine
 from .reno import ReNO as ReNO
 from .repulsion import SafeDenoiser as SafeDenoiser
 from .repulsion import Spell as Spell
+from .rollover import RBF as RBF
 from .steered import Steered as Steered
 from .svdd import SVDD as SVDD
 from .threshold import Threshold as Threshold

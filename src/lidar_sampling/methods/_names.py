@@ -16,6 +16,7 @@ from .beam_search import BeamSearch
 from .best_of import BestOf
 from .das import DAS
 from .date import DATE
+from .evolution import PUBLISHED, EvoSearch
 from .fk_steering import FKSteering
 from .fmrg import FMRG
 from .group import Group
@@ -25,6 +26,7 @@ from .noise_search import NoiseSearch
 from .refine import Refine
 from .reno import ReNO
 from .repulsion import SafeDenoiser, Spell
+from .rollover import RBF
 from .steered import Steered
 from .svdd import SVDD
 from .threshold import Threshold
@@ -129,6 +131,18 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         rf"beam-{_N}x{_N}(?:@{_N})?",
         lambda b, k, ahead: BeamSearch(int(b), int(k), **_number(ahead, "lookahead")),
         "latent beam search, B beams of K candidates; beam-4x2@6 looks 6 steps ahead",
+    ),
+    (
+        "evo-N",
+        rf"evo(?:-{_N})?(?:@{_N})?",
+        lambda n, steps: EvoSearch.of_size(int(n or PUBLISHED[0]), **_number(steps, "steps")),
+        "evolutionary search (EvoSearch): N samples (42), and generations born of the best on the way; evo-12@25",
+    ),
+    (
+        "rbf-M",
+        rf"rbf(?:-{_N})?(?:@{_N})?",
+        lambda m, steps: RBF(**_number(m, "m"), **_number(steps, "steps")),
+        "rollover budget forcing, M proposals a step (22), of which what is left rolls over; rbf-8@10 in 10 steps",
     ),
     (
         "search-N",

@@ -52,11 +52,11 @@ class BeamSearch:
                 score loose images.
         """
         self._check(lidar, images)
-        lidar = with_noise(lidar, copies=self.candidates > 1)
+        lidar = with_noise(lidar, copies=self.candidates > 1).with_prompts(prompts)
         together = self.beams * self.candidates
 
         def searching(batch: Sequence[Item]) -> Beams:
-            rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
+            rewards = rewards_of_predictions(lidar, batch)
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
             return Beams(self, rewards, [item.seed for item in batch[::together]], ends)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._draw import Item, items_of
 from .._hooks import Hook, Step, attached
-from .._levels import data_scale
+from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
@@ -143,10 +142,5 @@ class Start(Hook):
     def before(self, step: Step) -> Step:
         """Keep the sample of the first step, in units of the noise that the pipeline was given."""
         if step.index == 0:
-            self.noise = step.x_t / initial_scale(step.scheduler)
+            self.noise = step.x_t / start_scale(step.scheduler)
         return step
-
-
-def initial_scale(scheduler: Any) -> float:
-    """Return what a pipeline multiplies the noise by that it is given as ``latents``."""
-    return float(getattr(scheduler, "init_noise_sigma", 1.0)) * data_scale(scheduler)

@@ -34,7 +34,7 @@ from .._cost import Cost
 from .._draw import Item
 from .._hooks import Step, attached
 from .._kernel import noise_like
-from .._levels import data_scale
+from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import RewardError, name_of
@@ -42,7 +42,7 @@ from ..solvers import Solver
 from ._checks import check_fields, check_start, check_whole
 from ._face import check_comparable, check_differentiable, judge_of, looks_cost
 from ._gradients import gradient_of, length_of
-from .noise_search import Start, initial_scale
+from .noise_search import Start
 from .vanilla import Vanilla
 
 
@@ -229,7 +229,7 @@ class End(Start):
         images, rewards = self.judge(x / data_scale(step.scheduler))
         if self.climbs:
             gradient = gradient_of(rewards.sum(), self._first)
-            self.gradient = (gradient * initial_scale(step.scheduler)).cpu()
+            self.gradient = (gradient * start_scale(step.scheduler)).cpu()
         self.noise = self.noise.detach().cpu()
         self.images, self.rewards = images.detach().float().cpu(), rewards.detach().double().cpu()
         self._first = torch.empty(0)

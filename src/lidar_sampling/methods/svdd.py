@@ -65,12 +65,10 @@ class SVDD:
                 alike; a call that ends before the samples are clean; or a mixture that cannot score loose images.
         """
         self._check(lidar)
-        lidar = with_noise(lidar, copies=self.m > 1)
+        lidar = with_noise(lidar, copies=self.m > 1).with_prompts(prompts)
 
         def proposals(batch: Sequence[Item]) -> Proposals:
-            rewards = rewards_of_predictions(
-                lidar.with_prompts(prompts), [item for item in batch for _ in range(self.rollouts)]
-            )
+            rewards = rewards_of_predictions(lidar, [item for item in batch for _ in range(self.rollouts)])
             ends = None
             if self.rollout_steps > 1:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
