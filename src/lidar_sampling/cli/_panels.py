@@ -8,7 +8,8 @@ from typer.core import TyperCommand
 
 _PANELS = {
     "What to draw": "prompts geneval tags model variant preset reward method methods as without call beside-vanilla",
-    "How much": "images pictures samples only seed seeds bank-seed n steps lookahead lookahead-steps budget candidates",
+    "How much": "images samples pictures only seed seeds bank-seed n steps lookahead lookahead-steps "
+    "candidates budget",
     "How strong": "scale reward-scale guidance-scale window noise scheduler floor form invalid",
     "Where": "out banks bank folder resume overwrite collect ray workers gpus judge-gpus host port token",
     "Speed": "batch-size device dtype fast profile",
