@@ -161,7 +161,7 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
         "dfs-N",
         rf"dfs-{_N}(?:@{_N})?",
         lambda n, steps: Backtracking(int(n), **_number(steps, "steps")),
-        "depth-first search, N backtracks an image, each a quarter of the steps; dfs-4:threshold=0.5 in reward",
+        "depth-first search, N backtracks an image, each a quarter of the steps; dfs-11:depth=3 goes back three",
     ),
     ("ug", "ug", UniversalGuidance, "universal guidance, forward, with lambda 15; ug:recurrence=2"),
     (
