@@ -49,7 +49,7 @@ def test_imports_never_point_up_the_house():
     wrong = []
     for path in modules():
         here = path.relative_to(ROOT).with_suffix("").parts
-        if here == ("__init__",):  # the door of the house
+        if here in {("__init__",), ("__main__",)}:  # the doors of the house
             continue
         for line, parts in imported(path):
             if floor(parts) > floor(here):

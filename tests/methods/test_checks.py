@@ -191,9 +191,11 @@ def test_best_of_takes_methods_alone_and_vanilla_solvers():
         Vanilla(3, load_solver("dpm:5"))
 
 
+EVO = "evo:population=(2,2),schedule=(0,),elites=1"
+
+
 class TestNoise:
-    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "dts-8"])
-    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "evo-3@8", "rbf-2"])
+    @pytest.mark.parametrize("name", ["fk", "steered-8", "svdd-3", "beam-4x2", "das", "dts-8", "evo-3@8", "rbf-2"])
     @pytest.mark.parametrize(
         ("scheduler", "options"),
         [
@@ -229,10 +231,8 @@ class TestNoise:
         if scheduler in ("DDIMScheduler", "TCDScheduler") and name != "fk":
             assert len({tuple(image.flatten().tolist()) for image in images}) == 4
 
-    @pytest.mark.parametrize("name", ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "dts-1", "dfs-1"])
     @pytest.mark.parametrize(
-        "name",
-        ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "rbf-1", "evo:population=(2,2),schedule=(0,),elites=1"],
+        "name", ["fk", "steered-4:ess=1.0", "svdd-1", "beam-4x1", "dts-1", "dfs-1", "rbf-1", EVO]
     )
     def test_methods_that_copy_nothing_need_none(self, name):
         result = load(name).draw(make(eta=0.0), ["a cat"], images=1, seed=0)
