@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from lidar_sampling import Cost, LiDAR, glyph, methods
-from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.evaluation.budget import within
+from lidar_sampling.evaluation.table import estimate
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
@@ -40,15 +41,13 @@ from lidar_sampling.runs._lines import fill, read_objects
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 COLUMNS = (*JUDGES, "diversity")
-DRAWN_ANEW = ("steered-{few}@10", "steered-{few}@10:islands={kept}", "fk+best-of-{same}", "refine-{few}")
+DRAWN_ANEW = ("steered-N@10", "steered-N@10:islands={kept}", "fk+best-of-N", "refine-N")
 
 
 def main() -> None:
     """Draw what is missing; write the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--prompts", type=int, default=24, help="prompts per split, spread over its tags (default 24)"
-    )
+    parser.add_argument("--prompts", type=int, default=24, help="prompts per split, a multiple of 6 (default 24)")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps of LiDAR (default 25)")
     parser.add_argument("--kept", type=int, nargs="+", default=[1, 4, 16], help="pictures kept (default 1 4 16)")
     parser.add_argument("--anew", nargs="*", default=DRAWN_ANEW, help="methods that draw for each M anew")
@@ -57,6 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
+    if arguments.prompts < 6 or arguments.prompts % 6:  # the tags of one split; the other has three
+        parser.error(f"--prompts must be a multiple of 6, so that all tags count alike, got {arguments.prompts}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
@@ -72,7 +73,7 @@ def units(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield what is drawn, whole prompts one after another, and both splits by turns."""
     every = {split: glyph.prompts(split) for split in ("geneval", "hard")}
     tags = {split: len({line["tag"] for line in prompts}) for split, prompts in every.items()}
-    spread = [glyph.spread(prompts, max(1, arguments.prompts // tags[split])) for split, prompts in every.items()]
+    spread = [glyph.spread(prompts, arguments.prompts // tags[split]) for split, prompts in every.items()]
     turns = [sorted(lines, key=partial(_turn, lines)) for lines in spread]
     for seed in range(arguments.seeds):
         for pair in zip(*turns, strict=True):
@@ -92,57 +93,41 @@ def _turn(lines: list[dict[str, Any]], line: dict[str, Any]) -> int:
 
 
 class Pool(NamedTuple):
-    """Judged samples: rewards (m,) by judge, features (m, d), and what one of them costs."""
+    """Judged samples: rewards (m,) by judge, and features (m, d)."""
 
     scores: dict[str, Tensor]
     features: Tensor
-    evaluations: float
 
 
 def measured(lidar: LiDAR, unit: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by M and method, the means over the kept pictures, and the evaluations per kept picture."""
-    found: dict[str, dict[str, Any]] = {}
+    budgets = {kept: methods.load("lidar").cost(lidar, images=kept).network_evaluations for kept in unit["kept"]}
     if unit["method"] != "pools":
-        (kept,) = unit["kept"]
-        name = named(unit["method"], lidar, kept)
+        ((kept, budget),) = budgets.items()
+        pattern = unit["method"].format(kept=kept)
+        name = within(lidar, pattern, budget, prompt=unit["prompt"], images=kept, unit="network_evaluations")
         pool, cost = drawn(lidar, methods.load(name), unit, kept)
         return {"results": {str(kept): {_label(unit["method"]): means(pool, [range(kept)], cost / kept)}}}
-    most = max(unit["kept"])
-    budgets = {kept: methods.load("lidar").cost(lidar, images=kept).network_evaluations for kept in unit["kept"]}
+    most = max(budgets)
     whole, few = methods.load("vanilla"), methods.load(f"vanilla@{FEW}")
     each, each_few = (method.cost(lidar, images=1).network_evaluations for method in (whole, few))
     guided, _ = drawn(lidar, methods.load("lidar"), unit, most)
     plain, _ = drawn(lidar, whole, unit, budgets[most] // each)
     quick, _ = drawn(lidar, few, unit, budgets[most] // each_few)
+    found = {}
     for kept, budget in budgets.items():
         blocks = list(_blocks(most, kept))
         found[str(kept)] = {
             "lidar": means(guided, blocks, budget / kept),
-            "vanilla": means(plain, list(_blocks(most, kept)), each),
+            "vanilla": means(plain, blocks, each),
             "best M of N": selected(plain, kept, budget // each, budget / kept),
             f"best M of N@{FEW}": selected(quick, kept, budget // each_few, budget / kept),
         }
     return {"results": found}
 
 
-def named(pattern: str, lidar: LiDAR, kept: int) -> str:
-    """Return a method's name with the largest number that costs no more than LiDAR for so many pictures."""
-    budget = methods.load("lidar").cost(lidar, images=kept).network_evaluations
-
-    def name(number: int) -> str:
-        number -= number % kept if "{kept}" in pattern else 0
-        return pattern.format(few=number, same=number, kept=kept)
-
-    fits = [
-        number
-        for number in range(kept, budget)
-        if methods.load(name(number)).cost(lidar, images=kept).network_evaluations <= budget
-    ]
-    return name(max(fits))
-
-
 def _label(pattern: str) -> str:
-    return pattern.replace("-{few}", "").replace("{kept}", "M").replace("+best-of-{same}", "")
+    return pattern.replace("+best-of-N", "").replace("-N", "").replace("{kept}", "M")
 
 
 def drawn(lidar: LiDAR, method: Method, unit: Mapping[str, Any], images: int) -> tuple[Pool, int]:
@@ -150,7 +135,7 @@ def drawn(lidar: LiDAR, method: Method, unit: Mapping[str, Any], images: int) ->
     result = lidar.judge(method.draw(lidar, [unit["prompt"]], images=images, seed=unit["seed"]))
     features = features_of([judge for judge in lidar.metrics if judge.name == "glyph-heldout"], result.images[0])
     cost = sum(result.cost.values(), Cost()).network_evaluations
-    return Pool({name: values[0] for name, values in result.rewards.items()}, features, cost / images), cost
+    return Pool({name: values[0] for name, values in result.rewards.items()}, features), cost
 
 
 def _blocks(size: int, block: int) -> Iterator[range]:
@@ -193,7 +178,7 @@ def gains(
     values = np.array(
         [np.mean([found[one][u][key] - found[other][u][key] for u in shared if u[0] == prompt]) for prompt in prompts]
     )
-    return interval(bootstrap(values[:, None], [strata[prompt] for prompt in prompts])[:, 0])
+    return estimate(values, [strata[prompt] for prompt in prompts])
 
 
 def table(lines: list[dict[str, Any]], steps: int) -> str:

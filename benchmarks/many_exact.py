@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lidar_sampling import LookaheadBank, guide
 from lidar_sampling._guidance import auto_strength
-from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.evaluation.table import estimate
 
 CONTENTS, DETAILS, DIMENSIONS, APART, SPREAD = 40, 40, 16, 0.1, 0.01
 STEPS, N, LOOKAHEAD = 50, 50, 5
@@ -139,8 +139,8 @@ def table(found: list[dict[tuple[str, int], tuple[float, float, float]]]) -> str
     )
     for method, kept in sorted(found[0], key=lambda row: row[1]):
         judge, diversity, cost = np.mean([line[method, kept] for line in found], axis=0)
-        less = np.array([[line[method, kept][0] - line["LiDAR", kept][0]] for line in found])
-        told = "-" if method == "LiDAR" else interval(bootstrap(less, ["all"] * len(found))[:, 0])
+        less = np.array([line[method, kept][0] - line["LiDAR", kept][0] for line in found])
+        told = "-" if method == "LiDAR" else estimate(less, ["all"] * len(found))
         spread = "-" if kept == 1 else f"{diversity:.2f}"
         text += f"| {kept} | {method} | {cost:.0f} | {judge:.2f} | {told} | {spread} |\n"
     return text

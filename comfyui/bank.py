@@ -82,7 +82,7 @@ def draw_bank(
     if not prompt.strip():
         raise BankError("prompt is empty: give the text that rewards are to read, that of the positive prompt")
     empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"][:1])
-    noise = comfy.sample.prepare_noise(empty.repeat(n, *[1] * (empty.dim() - 1)), seed)
+    noise = comfy.sample.prepare_noise(empty.repeat_interleave(n, 0), seed)
     told = _progress(model, n * steps)
 
     def some(rows: Sequence[int]) -> Tensor:
@@ -95,7 +95,7 @@ def draw_bank(
             scheduler,
             positive,
             negative,
-            empty.repeat(len(rows), *[1] * (empty.dim() - 1)),
+            empty.repeat_interleave(len(rows), 0),
             callback=told(rows, steps),
             disable_pbar=True,
             seed=seed + rows[0],

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lidar_sampling import rewards
+from lidar_sampling._media import to_pil
 from lidar_sampling._values import cut
 
 _TILE = 256  # pixels of a picture with its caption
@@ -82,7 +83,7 @@ def captioned(pictures: Tensor, captions: list[str]) -> Tensor:
     font = ImageFont.load_default(size=_TILE // 12)
     tiles = []
     for picture, caption in zip(pictures, captions, strict=True):
-        shown = Image.fromarray((picture[..., :3].clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8))
+        shown = to_pil(picture[..., :3].movedim(-1, 0).clamp(0, 1).cpu())
         shown = shown.resize((_TILE, max(1, round(_TILE * shown.height / shown.width))))
         tile = Image.new("RGB", (_TILE, shown.height + _TILE // 8), "black")
         tile.paste(shown)

@@ -191,7 +191,7 @@ class LiDARGuide(io.ComfyNode):
     def validate_inputs(
         cls, strength: str = "auto", start_percent: float = 0.0, end_percent: float = 1.0
     ) -> bool | str:
-        """Refuse a strength that is none, and a window that is empty."""
+        """Refuse a strength that is not a number, and a window that is empty."""
         try:
             _strength(strength)
         except ValueError as error:
@@ -302,11 +302,11 @@ class LiDARBestOfBank(io.ComfyNode):
     @classmethod
     def execute(cls, bank: LookaheadBank, count: int) -> io.NodeOutput:
         """Take."""
-        rewards = _rewards_of(bank)
+        _rewards_of(bank)
         if count > len(bank):
             raise BankError(f"count must be at most {len(bank)}, the samples of the bank; got {count}")
-        order = rewards.argsort(descending=True, stable=True)[:count]
-        return io.NodeOutput({"samples": bank.samples[order]}, rewards[order].tolist())
+        best = bank.best(count)
+        return io.NodeOutput({"samples": best.samples}, best.reward().tolist())
 
 
 class LiDARBestOfN(io.ComfyNode):

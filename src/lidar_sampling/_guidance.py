@@ -23,16 +23,15 @@ beyond the bank itself does not grow with n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # elements of a block of the bank, or of its logits: 16 MiB in float32
 
-ONE_MEMBER = 1.05
-"""An effective sample size below which weights rest on one member alone."""
+_ONE_MEMBER = 1.05  # an effective sample size below which weights rest on one member alone
 
 
 class ShiftInfo(NamedTuple):
@@ -166,11 +165,23 @@ def auto_strength(rewards: Tensor, ess: float) -> float:
     return float(tempering(rewards, max(ess, min(1.0, 2 / len(rewards)))))
 
 
+def mean_sizes(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the effective sample size of the tilted weights at each guided step, a mean over the samples.
+
+    Args:
+        rows: the guided steps, as ``Trace.rows()`` and ``result.json`` have them.
+
+    >>> mean_sizes([{"ess_tilted": [3.0, 2.0]}, {"ess_tilted": [1.0, 1.0]}])
+    [2.5, 1.0]
+    """
+    return [sum(row["ess_tilted"]) / len(row["ess_tilted"]) for row in rows]
+
+
 def reading(sizes: Sequence[float], n: int) -> str:
     """Return one sentence on what guidance did.
 
     Args:
-        sizes: the effective sample size of the tilted weights at each guided step, a mean over the samples.
+        sizes: as :func:`mean_sizes` has them.
         n: members of the bank.
 
     >>> reading([2.5, 1.0], 8)
@@ -178,7 +189,7 @@ def reading(sizes: Sequence[float], n: int) -> str:
     """
     if not sizes:
         return "No step was guided."
-    alone = next((k for k in range(len(sizes)) if max(sizes[k:]) < ONE_MEMBER), None)
+    alone = next((k for k in range(len(sizes)) if max(sizes[k:]) < _ONE_MEMBER), None)
     if alone == 0:
         return f"Guidance rests on one of {n} members from its first step: a smaller strength spreads it over more."
     first = f"Guidance followed {sizes[0]:.1f} of {n} members at its first step"

@@ -160,8 +160,9 @@ def _of_row(sums: Tensor, row: int, count: int) -> float:
 class Segment(Hook):
     """The hook under which a pipeline takes only one part of its schedule.
 
-    For schedulers without memory: the next segment starts from what this one returned, divided by ``scale``, as
-    ``latents``. The scheduler itself keeps the whole schedule, since some look up which timestep comes next.
+    For schedulers without memory: the next segment starts from what this one returned, as ``latents``, which the
+    pipeline scales (:func:`lidar_sampling._levels.start_scale`). The scheduler itself keeps the whole schedule, since
+    some look up which timestep comes next.
 
     Attributes:
         cuts: rising fractions of the steps, between 0 and 1, after each of which a part ends.
@@ -169,8 +170,6 @@ class Segment(Hook):
         scheduler: that takes the steps.
         x0: the clean prediction (B, *) of the last step that was taken.
         ends: the steps before which parts start and end, from 0 to the number of all.
-        scale: what the pipeline multiplies the latents by that it is given, as if they were pure noise.
-        finished: whether the part was taken to its end; memory may have run out before.
     """
 
     cuts: Sequence[float]
@@ -178,8 +177,6 @@ class Segment(Hook):
     scheduler: Any = None
     x0: Tensor | None = None
     ends: list[int] = field(default_factory=list)
-    scale: float = 1.0
-    finished: bool = False
     _whole: Tensor | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
@@ -213,12 +210,7 @@ class Segment(Hook):
         if self._whole is not None:
             step.scheduler.timesteps = self._whole
         self.x0 = step.x0
-        self.scale = float(getattr(step.scheduler, "init_noise_sigma", 1.0))
         return step
-
-    def finish(self) -> None:
-        """Say that the part was taken to its end."""
-        self.finished = True
 
 
 def _clean_ends(scheduler: Any) -> int:

@@ -73,6 +73,20 @@ class TestHalving:
             part, _ = run_part(lidar, PROMPTS, 2, 1, (1 / 3, 5 / 6), k, steps=None, latents=latents)
         torch.testing.assert_close(part.images, whole.images, rtol=0, atol=1e-5)
 
+    def test_a_batch_that_runs_out_of_memory_on_its_way_leaves_no_trace(self):
+        calls = []
+
+        def too_large(module, args):
+            calls.append(len(args[0]))
+            if calls[-1] > 4 and len(calls) > 1:  # its first step has a prediction already
+                raise torch.OutOfMemoryError("too large")
+
+        plain = Halving(n=4, keep_at=(0.5,)).draw(make(), PROMPTS, images=2, seed=1)
+        tight = make()
+        tight.pipe.unet.register_forward_pre_hook(too_large)
+        result = Halving(n=4, keep_at=(0.5,)).draw(tight, PROMPTS, images=2, seed=1)
+        torch.testing.assert_close(result.images, plain.images, rtol=0, atol=1e-4)
+
     def test_seeds_of_a_flow_model_with_memory_go_on_without_it(self):
         """Wan's scheduler remembers earlier steps: survivors are samples of the deterministic step instead."""
         tiny = testing.PIPELINES["wan"]

@@ -12,7 +12,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling._decode import decode
-from lidar_sampling._draw import seed_of
+from lidar_sampling._draw import items_of, seed_of
 from lidar_sampling.methods import Threshold, load
 from lidar_sampling.methods._segments import predictions, run_part
 from lidar_sampling.methods.threshold import Walk
@@ -92,7 +92,8 @@ def by_hand(lidar, seeds, cuts):
     latents, rewards = None, []
     for part, seed in enumerate(seeds):
         result, hooks = run_part(lidar, PROMPTS, 1, seed, cuts, part, steps=None, latents=latents)
-        shown = predictions(lidar, PROMPTS, result, hooks, seed)[0] if part < len(cuts) else result
+        items = items_of(PROMPTS, 1, seed, "target")
+        shown = predictions(lidar, result, hooks, items)[0] if part < len(cuts) else result
         rewards.append(testing.brightness(images=shown.images[:, 0], prompts=PROMPTS))
         latents = result.latents
     return torch.stack(rewards), result

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .._guidance import reading
+from .._guidance import mean_sizes, reading
 from .._media import to_pil
 from ..runs._embedded import read_embedded
 from ..service import Order
@@ -103,8 +103,7 @@ def trace(order: Order) -> str:
     if not (rows := entry.get("trace")):
         return ""
     members, strength = len(next(iter(entry["bank"].values()), [])), entry.get("reward_scale")
-    sizes = [sum(row["ess_tilted"]) / len(row["ess_tilted"]) for row in rows]
-    said = reading(sizes, members) + ("" if strength is None else f" Its strength was {strength:.4g}.")
+    said = reading(mean_sizes(rows), members) + ("" if strength is None else f" Its strength was {strength:.4g}.")
     return f'<h3>What guidance did</h3><p class="reading">{html.escape(said)}</p>{trace_svg(rows)}'
 
 

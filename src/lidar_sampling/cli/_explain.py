@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._guidance import reading
+from .._guidance import mean_sizes, reading
 from . import _options as o
 from ._screen import echo, print_json, shown
 
@@ -56,21 +56,14 @@ look at the pictures.
     steps = mean(len(entry["trace"]) for entry in entries)
     moved = mean(counted) * steps
     rest = "" if round(moved) == round(steps) else ": in the others both weightings rest on one member"
-    sizes = [mean(values) for values in _columns([_sizes(entry) for entry in entries])]
+    columns = zip_longest(*(mean_sizes(entry["trace"]) for entry in entries))
+    sizes = [mean(value for value in column if value is not None) for column in columns]
     members = round(mean(len(next(iter(entry["bank"].values()))) for entry in entries))
     return [
         f"It moved the prediction in {moved:.0f} of {steps:.0f} guided steps{rest}.",
         reading(sizes, members),
         _agreement(entries),
     ]
-
-
-def _sizes(entry: Mapping[str, Any]) -> list[float]:
-    return [mean(row["ess_tilted"]) for row in entry["trace"]]
-
-
-def _columns(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[value for value in column if value is not None] for column in zip_longest(*rows)]
 
 
 def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -160,7 +160,7 @@ def estimate(values: np.ndarray, tags: list[str]) -> Interval:
     """Return the mean over the prompts that have a value, with its interval.
 
     Args:
-        values: (P,), one per prompt; NaN where there is none.
+        values: (P,), one per prompt; NaN where a prompt has no value.
         tags: P labels, which weigh alike in the mean.
     """
     here = np.isfinite(values)

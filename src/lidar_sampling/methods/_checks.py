@@ -225,15 +225,23 @@ def check_start(lidar: LiDAR, who: str) -> None:
         )
 
 
+def check_middle(lidar: LiDAR, who: str) -> None:
+    """Refuse, for the method ``who``, a pipeline that cannot take a step of its schedule from given samples.
+
+    Raises:
+        TypeError: it takes no latents, starts from a picture, or reads noise levels by the number of the step.
+    """
+    check_start(lidar, who)
+    check_level_by_step(lidar.pipe, who, cache=False)
+
+
 def check_parts(lidar: LiDAR, who: str) -> None:
     """Refuse, for the method ``who``, a pipeline that cannot go on in the middle of its schedule.
 
     Raises:
-        TypeError: it takes no latents, starts from a picture, reads noise levels by the number of the step, or takes
-            all of its timesteps but the last.
+        TypeError: as :func:`check_middle`, or it takes all of its timesteps but the last.
     """
-    check_start(lidar, who)
-    check_level_by_step(lidar.pipe, who, cache=False)
+    check_middle(lidar, who)
     if type(lidar.pipe.scheduler).__name__ == "SCMScheduler":
         raise TypeError(
             f"{who} takes parts of the schedule, and {type(lidar.pipe).__name__} leaves out the last step of each "

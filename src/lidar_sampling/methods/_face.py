@@ -43,16 +43,27 @@ H = TypeVar("H", bound=Hook)
 
 
 def hooked(
-    lidar: LiDAR, make: Callable[[Sequence[Item]], H]
+    lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, pipe: Any = None, whole: bool = False
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far."""
+    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far.
+
+    Args:
+        lidar: draws.
+        make: makes the hook of a batch.
+        pipe: another pipeline than the target.
+        whole: leave out the hooks of batches that ran out of memory, whose samples are drawn again in smaller ones.
+    """
     hooks: list[H] = []
 
     @contextmanager
     def around(batch: Sequence[Item]) -> Iterator[None]:
-        hooks.append(make(batch))
-        with attached(lidar.pipe, hooks[-1]):
+        hook = make(batch)
+        if not whole:
+            hooks.append(hook)
+        with attached(pipe or lidar.pipe, hook):
             yield
+        if whole:
+            hooks.append(hook)
 
     return around, hooks
 
@@ -229,8 +240,22 @@ def best(
             ]
         )
         cost = cost + replace(looking, reward_calls=scores.numel())
+    return only(result, chosen), cost
+
+
+def only(result: Result, chosen: Tensor) -> Result:
+    """Return the result with those samples alone whose places (P, k) are chosen, in that order."""
     rows = torch.arange(len(chosen))[:, None]
-    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen]), cost
+    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen])
+
+
+def where_better(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` (P, m, *) where ``better`` (P, m) says so, and ``old`` (P, m, *) elsewhere.
+
+    >>> where_better(torch.tensor([[True, False]]), torch.ones(1, 2, 1), torch.zeros(1, 2, 1)).flatten()
+    tensor([1., 0.])
+    """
+    return torch.where(better.view(*better.shape, *[1] * (old.dim() - 2)), new, old)
 
 
 def best_cost(lidar: LiDAR, count: int, diverse: float = 0.0, *, weight: float | None = None) -> Cost:

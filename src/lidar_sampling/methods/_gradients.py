@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Climb(Hook):
     """The hook that knows which way the rewards of the clean predictions rise, through the network.
 
     Args:
+        settings: of the method.
         total: from clean predictions (B, *) to the sum of their rewards, differentiable.
 
     Attributes:
@@ -29,8 +30,8 @@ class Climb(Hook):
         gradients: how many of them were gone back through.
     """
 
-    def __init__(self, total: Callable[[Tensor], Tensor]) -> None:
-        self.total = total
+    def __init__(self, settings: Any, total: Callable[[Tensor], Tensor]) -> None:
+        self.settings, self.total = settings, total
         self.evaluations = self.taken = self.gradients = 0
 
     def gradient(self, step: Step) -> Tensor:

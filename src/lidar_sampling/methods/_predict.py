@@ -7,8 +7,7 @@ network is shown what it would be shown in the call itself, and is counted by th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .._draw import Item, draw
-from .._hooks import DivergedError, Segment, Step, attached
+from .._hooks import DivergedError, Segment, Step
 from .._levels import start_scale
 from .._sampler import LiDAR
-from ._checks import check_level_by_step, check_start
+from ._face import hooked
 
 
 class Predictor:
@@ -32,7 +31,7 @@ class Predictor:
     """
 
     def __init__(self, lidar: LiDAR, items: Sequence[Item], call: Mapping[str, Any]) -> None:
-        self._items, self._call, self._batch_size = items, call, lidar.batch_size
+        self._lidar, self._items, self._call = lidar, items, call
         self._pipe = copy(lidar.pipe)
         self._pipe.scheduler = deepcopy(lidar.pipe.scheduler)  # a copy is plain, and no hook of the call sees it
 
@@ -49,22 +48,18 @@ class Predictor:
             DivergedError: a prediction is not finite.
         """
         cuts = [at / step.total for at in (step.index, step.index + 1) if 0 < at < step.total]
-        seen: list[Tensor] = []
-
-        @contextmanager
-        def watched(batch: Sequence[Item]) -> Iterator[None]:
-            segment = Segment(cuts, min(step.index, 1), self._pipe.scheduler)
-            with attached(self._pipe, segment):
-                yield
-            assert segment.x0 is not None  # where a batch was too large, only its parts come here
-            seen.append(segment.x0)
-
+        around, segments = hooked(
+            self._lidar,
+            lambda batch: Segment(cuts, min(step.index, 1), self._pipe.scheduler),
+            pipe=self._pipe,
+            whole=True,
+        )
         drawn = draw(
             self._pipe,
             [self._items[row] for row in rows.tolist()],
             call=self._call,
-            batch_size=self._batch_size,
-            around=watched,
+            batch_size=self._lidar.batch_size,
+            around=around,
             rows={"latents": x_t / start_scale(step.scheduler)},
             decoded=False,
         )
@@ -73,14 +68,4 @@ class Predictor:
         except DivergedError as error:  # which speaks of the twin's only step
             told = str(error).replace("step 1 of 1", f"step {step.index + 1} of {step.total}")
             raise DivergedError(told) from error
-        return torch.cat(seen).to(x_t)
-
-
-def check_predictor(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method ``who``, a pipeline that cannot be asked for the prediction of a given sample.
-
-    Raises:
-        TypeError: it takes no latents to start from, or takes noise levels by the number of the step.
-    """
-    check_start(lidar, who)
-    check_level_by_step(lidar.pipe, who, cache=False)
+        return torch.cat([segment.x0 for segment in segments if segment.x0 is not None]).to(x_t)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .._cost import Cost, metered
 from .._decode import pictures
-from .._draw import items_of, seed_of
+from .._draw import Item, items_of, seed_of
 from .._forecast import rows_of, timesteps_of
 from .._hooks import Segment
+from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._face import hooked, in_steps, looks_cost
@@ -52,11 +53,10 @@ def run_part(
         ValueError: a part has no step.
     """
     scheduler = lidar.pipe.scheduler
-    around, hooks = hooked(lidar, lambda batch: Segment(cuts, part, scheduler))
+    around, hooks = hooked(lidar, lambda batch: Segment(cuts, part, scheduler), whole=True)
     rows = {}
     if latents is not None:  # the pipeline scales them as it would noise
-        scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
-        rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / scale
+        rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / start_scale(scheduler)
     result = lidar.sample(
         list(prompts),
         count,
@@ -70,25 +70,21 @@ def run_part(
 
 
 def predictions(
-    lidar: LiDAR, prompts: Sequence[str], result: Result, hooks: Sequence[Segment], seed: int
+    lidar: LiDAR, result: Result, segments: Sequence[Segment], items: Sequence[Item]
 ) -> tuple[Result, Cost]:
     """Return a part's result with the pictures of its last clean predictions, and what decoding them cost.
 
     Args:
-        lidar: decodes.
-        prompts: that arguments with a value per prompt belong to.
+        lidar: decodes, with the arguments of each prompt.
         result: of the part.
-        hooks: of the part.
-        seed: that the samples were drawn from.
+        segments: the hooks of the part, one per batch.
+        items: what was drawn, one per sample.
     """
-    shape = result.latents.shape[:2]
     with metered(lidar.pipe, "lookahead") as looking:
-        x0 = torch.cat([hook.x0 for hook in hooks if hook.x0 is not None])
-        items = items_of(result.prompts, shape[1], seed, "target")
-        call = lidar.with_prompts(prompts).arguments()
-        decoded = pictures(lidar.pipe, x0, lidar.batch_size, call, items).cpu()
+        x0 = torch.cat([segment.x0 for segment in segments if segment.x0 is not None])
+        decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.arguments(), items).cpu()
     looking.decodes = len(x0)
-    return replace(result, images=decoded.unflatten(0, shape)), looking
+    return replace(result, images=decoded.unflatten(0, result.latents.shape[:2])), looking
 
 
 Choose = Callable[[Result, int], tuple[Result, Cost]]
@@ -119,7 +115,8 @@ def pruned(
     result, hooks = run_part(lidar, prompts, alive[0], seed, cuts, 0, steps=steps)
     cost = result.cost["sampling"]
     for part, count in enumerate(alive[1:], start=1):
-        looks, looking = predictions(lidar, prompts, result, hooks, seed)
+        items = items_of(prompts, alive[part - 1], seed, "target")
+        looks, looking = predictions(lidar.with_prompts(prompts), result, hooks, items)
         kept, selection = choose(looks, count)
         noise = seed_of(seed, f"step {hooks[0].ends[part]}", "", 0)  # that no earlier part has met
         result, hooks = run_part(lidar, prompts, count, noise, cuts, part, steps=steps, latents=kept.latents)

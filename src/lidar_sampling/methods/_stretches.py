@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._cost import Cost, metered
-from .._decode import pictures
+from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
 from .._hooks import Segment, Step
 from .._kernel import following
-from .._levels import data_scale
+from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._face import guiding_scores, hooked, in_steps
+from ._segments import predictions
 
 _ROUNDING = 0.01  # share of the largest latent by which half precision may move what a pipeline is given
 
@@ -81,7 +81,6 @@ class Stretches:
         self.total = calls_of(lidar.pipe, self._call)
         self.cost = Cost()
         self.levels: dict[int, tuple[float, float]] = {}
-        self._scale = 1.0
         self._result: Result | None = None
 
     def draw(self, stretches: Sequence[Stretch]) -> list[Reached]:
@@ -110,12 +109,14 @@ class Stretches:
         lidar, items, rows = self.lidar, [each.item for each in alike], {}
         given = {each.item: each.latents for each in alike if each.latents is not None}
         if given:
-            rows["latents"] = (torch.stack([given[item] for item in items]) / self._scale).to(lidar.pipe.device)
-        around, hooks = hooked(
+            latents = torch.stack([given[item] for item in items])
+            rows["latents"] = (latents / start_scale(lidar.pipe.scheduler)).to(lidar.pipe.device)
+        around, walks = hooked(
             lidar,
             lambda batch: _Walk(
                 lidar.pipe.scheduler, first, last, self.total, self.keep, [given[i] for i in batch if i in given]
             ),
+            whole=True,
         )
         result = lidar.sample(
             [item.prompt for item in items],
@@ -127,12 +128,11 @@ class Stretches:
             rows=rows,
             decoded=last == self.total,
         )
-        walks = [hook for hook in hooks if hook.finished]
         self.cost += result.cost["sampling"]
-        self._scale = walks[0].scale
         self.levels.update(walks[0].levels)
         if last < self.total:
-            result = self._looked(result, torch.cat([walk.x0 for walk in walks if walk.x0 is not None]), items)
+            result, looking = predictions(lidar, result, walks, items)
+            self.cost += looking
         rewards, scoring = guiding_scores(lidar, result)
         self.cost += scoring
         self._result = result
@@ -146,15 +146,6 @@ class Stretches:
             )
             for row in range(len(items))
         ]
-
-    def _looked(self, result: Result, x0: Tensor, items: Sequence[Item]) -> Result:
-        """Return the result with pictures of clean predictions (B, *)."""
-        lidar = self.lidar
-        with metered(lidar.pipe, "lookahead") as looking:
-            images = pictures(lidar.pipe, x0, lidar.batch_size, lidar.arguments(), items)
-        looking.decodes = len(x0)
-        self.cost += looking
-        return replace(result, images=images.cpu()[:, None])
 
 
 class _Walk(Segment):

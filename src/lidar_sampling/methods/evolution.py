@@ -26,8 +26,7 @@ others y + sigma_s eps, which in short steps is what ``renoised`` does.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -36,16 +35,16 @@ import torch
 from torch import Tensor
 
 from .._cost import Cost
-from .._draw import Item, items_of, seed_of
+from .._draw import items_of, seed_of
 from .._forecast import calls_of, evaluations_of, rows_of
-from .._hooks import Segment, Step, attached
+from .._hooks import Segment, Step
 from .._kernel import following, new_noise
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from .._settings import takes_eta
-from ._checks import check_fields, check_level_by_step, check_population, check_start, with_noise
-from ._face import check_comparable, guiding_scores, in_steps, looks_cost
+from ._checks import check_fields, check_middle, check_population, with_noise
+from ._face import check_comparable, guiding_scores, hooked, in_steps, looks_cost, only
 
 PUBLISHED = (42, 26, 26, 26, 30)
 """Sizes of the generations in the released settings for SD 2.1, which cost as much as 100 samples of 50 steps."""
@@ -117,14 +116,13 @@ class EvoSearch:
             noise = seed_of(seed, f"generation {number}", "", 0) if number else seed
             generations.append(self._drawn(lidar, prompts, size, births[number:], noise, latents))
         rewards = torch.cat([each.rewards for each in generations], 1)
-        chosen = rewards.argsort(dim=1, descending=True, stable=True)[:, :images]
-        rows = torch.arange(len(chosen))[:, None]
-        return replace(
+        every = replace(
             generations[0].result,
-            images=torch.cat([each.result.images for each in generations], 1)[rows, chosen],
-            latents=torch.cat([each.result.latents for each in generations], 1)[rows, chosen],
+            images=torch.cat([each.result.images for each in generations], 1),
+            latents=torch.cat([each.result.latents for each in generations], 1),
             cost={"sampling": sum((each.cost for each in generations), Cost())},
         )
+        return only(every, rewards.argsort(dim=1, descending=True, stable=True)[:, :images])
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt, however many of its samples are wanted."""
@@ -152,8 +150,7 @@ class EvoSearch:
                 f"{self.schedule}: set schedule and population, or take more steps"
             )
         if births:
-            check_start(lidar, "EvoSearch")
-            check_level_by_step(lidar.pipe, "EvoSearch", cache=False)
+            check_middle(lidar, "EvoSearch")
         return [0, *births]
 
     def _drawn(
@@ -169,18 +166,11 @@ class EvoSearch:
 
         At the other steps later generations are born.
         """
-        call, seen = in_steps(lidar, self.steps), []
+        call, scheduler = in_steps(lidar, self.steps), lidar.pipe.scheduler
         steps = calls_of(lidar.pipe, call)
-
-        @contextmanager
-        def watched(batch: Sequence[Item]) -> Iterator[None]:
-            hook = _Passing(births[0], births[1:], steps, lidar.pipe.scheduler)
-            with attached(lidar.pipe, hook):
-                yield
-            seen.append(hook)  # where a batch was too large, only its parts come here
-
+        around, seen = hooked(lidar, lambda batch: _Passing(births[0], births[1:], steps, scheduler), whole=True)
         rows = {} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)}
-        result = lidar.sample(list(prompts), size, seed, around=watched, call=call, rows=rows)
+        result = lidar.sample(list(prompts), size, seed, around=around, call=call, rows=rows)
         rewards, selection = guiding_scores(lidar, result)
         crossed = {at: _joined([hook.crossed[at] for hook in seen], rewards.shape) for at in seen[0].crossed}
         return _Generation(result, rewards, crossed, result.cost["sampling"] + selection)

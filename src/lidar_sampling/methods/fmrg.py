@@ -32,7 +32,7 @@ add up so, all but one to within two, and leave out the backward pass of every g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -123,16 +123,7 @@ def _is_guidable(level: NoiseLevel) -> bool:
 
 
 class Lean(Climb):
-    """The hook that adds the gradient to the velocity at the first steps.
-
-    Args:
-        settings: how.
-        total: from clean predictions (B, *) to the sum of their rewards, differentiable.
-    """
-
-    def __init__(self, settings: FMRG, total: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(total)
-        self.settings = settings
+    """The hook that adds the gradient to the velocity at the first steps."""
 
     def before(self, step: Step) -> Step:
         """Shift the prediction of a guided step; its sample is a leaf of the graph of the network's output."""

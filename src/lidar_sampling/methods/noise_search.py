@@ -12,21 +12,20 @@ and the defaults; where no neighbour is better it starts from a new pivot, here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._cost import Cost
-from .._draw import Item, items_of
-from .._hooks import Hook, Step, attached
+from .._draw import items_of
+from .._hooks import Hook, Step
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, guiding_scores, sampling_cost, selection_cost
+from ._face import check_comparable, guiding_scores, hooked, sampling_cost, selection_cost, where_better
 
 
 @dataclass(frozen=True)
@@ -62,37 +61,24 @@ class NoiseSearch:
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:
             call["eta"] = self.eta
-        starts: list[Tensor] = []
-
-        @contextmanager
-        def watched(batch: Sequence[Item]) -> Iterator[None]:
-            hook = Start()
-            with attached(lidar.pipe.scheduler, hook):
-                yield
-            starts.append(hook.noise.cpu())
-
-        best = lidar.sample(list(prompts), images, seed, call=call, around=watched)
+        around, starts = hooked(lidar, lambda batch: Start(), whole=True)
+        best = lidar.sample(list(prompts), images, seed, call=call, around=around)
         scores, selection = guiding_scores(lidar, best)  # (P, m)
-        cost, pivots = best.cost["sampling"] + selection, torch.cat(starts).unflatten(0, scores.shape)
+        cost, pivots = best.cost["sampling"] + selection, torch.cat([start.noise.cpu() for start in starts])
+        pivots = pivots.unflatten(0, scores.shape)
         for k in range(self.rounds):
             seeds = [item.seed for item in items_of(prompts, images, seed, f"search {k}")]
-            around = neighbours(pivots.flatten(0, 1), self.neighbours, self.cosine, seeds)
-            tried = lidar.sample(
-                list(prompts), images * self.neighbours, seed, call=call, rows={"latents": around.flatten(0, 1)}
-            )
+            near = neighbours(pivots.flatten(0, 1), self.neighbours, self.cosine, seeds).flatten(0, 1)
+            tried = lidar.sample(list(prompts), images * self.neighbours, seed, call=call, rows={"latents": near})
             found, selection = guiding_scores(lidar, tried)
             found, where = found.view(*scores.shape, -1).max(2)
             rows = (torch.arange(scores.numel()) * self.neighbours).view_as(where) + where
             better = found > scores
-
-            def chosen(old: Tensor, new: Tensor, rows: Tensor = rows, better: Tensor = better) -> Tensor:
-                return torch.where(better.view(*better.shape, *[1] * (old.dim() - 2)), new[rows], old)
-
-            pivots = chosen(pivots, around.flatten(0, 1))
+            pivots = where_better(better, near[rows], pivots)
             best = replace(
                 best,
-                images=chosen(best.images, tried.images.flatten(0, 1)),
-                latents=chosen(best.latents, tried.latents.flatten(0, 1)),
+                images=where_better(better, tried.images.flatten(0, 1)[rows], best.images),
+                latents=where_better(better, tried.latents.flatten(0, 1)[rows], best.latents),
             )
             scores, cost = torch.where(better, found, scores), cost + tried.cost["sampling"] + selection
         return replace(best, cost={"sampling": cost})

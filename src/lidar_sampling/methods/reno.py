@@ -21,8 +21,7 @@ model in many steps, is left out. Where the few steps add noise of their own, al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from .._cost import Cost
 from .._draw import Item
-from .._hooks import Step, attached
+from .._hooks import Step
 from .._kernel import noise_like
 from .._levels import data_scale, start_scale
 from .._result import Result
@@ -40,7 +39,7 @@ from .._sampler import LiDAR
 from ..rewards import RewardError, name_of
 from ..solvers import Solver
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, check_differentiable, judge_of, looks_cost
+from ._face import check_comparable, check_differentiable, hooked, judge_of, looks_cost, where_better
 from ._gradients import gradient_of, length_of
 from .noise_search import Start
 from .vanilla import Vanilla
@@ -133,14 +132,10 @@ class Iterate(NamedTuple):
     def or_better(self, other: Iterate) -> Iterate:
         """Return the samples of either, those of the higher rewards; where they are equal, these."""
         better = other.rewards > self.rewards
-
-        def chosen(old: Tensor, new: Tensor) -> Tensor:
-            return torch.where(better.view(*better.shape, *[1] * (old.dim() - 2)), new, old)
-
         result = replace(
             self.result,
-            images=chosen(self.result.images, other.result.images),
-            latents=chosen(self.result.latents, other.result.latents),
+            images=where_better(better, other.result.images, self.result.images),
+            latents=where_better(better, other.result.latents, self.result.latents),
         )
         return self._replace(result=result, rewards=torch.maximum(self.rewards, other.rewards))
 
@@ -161,20 +156,16 @@ def _iterate(
     Raises:
         RewardError: a reward is not a number.
     """
-    ends: list[End] = []
 
-    @contextmanager
-    def judged(batch: Sequence[Item]) -> Iterator[None]:
-        end = End(judge_of(lidar, batch, pipe, call), climbs=climbs, given=latents is not None)
-        with attached(pipe, end):
-            yield
-        ends.append(end)
+    def ending(batch: Sequence[Item]) -> End:
+        return End(judge_of(lidar, batch, pipe, call), climbs=climbs, given=latents is not None)
 
+    around, ends = hooked(lidar, ending, pipe=pipe, whole=True)
     result = lidar.sample(
         list(prompts),
         images,
         seed,
-        around=judged,
+        around=around,
         pipe=pipe,
         call=call,
         rows=None if latents is None else {"latents": latents},

@@ -35,7 +35,7 @@ from .._kernel import check_kernel, following, kept, new_noise, noise_like
 from .._levels import NoiseLevel, start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_population, takes_own_steps, with_noise
+from ._checks import check_ddim, check_fields, check_middle, check_population, takes_own_steps, with_noise
 from ._face import (
     charged,
     check_comparable,
@@ -46,7 +46,7 @@ from ._face import (
     sampling_cost,
 )
 from ._particles import Particles
-from ._predict import Predictor, check_predictor
+from ._predict import Predictor
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RBF:
             check_kernel(lidar.pipe.scheduler)
         check_population(lidar, "RBF", "goes on from one of several proposals", copies=self.m > 1)
         if self.m > 1 or self.start > 1:
-            check_predictor(lidar, "RBF")
+            check_middle(lidar, "RBF")
 
 
 class _Parents(NamedTuple):

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from .._cost import Cost
-from .._draw import seed_of
+from .._draw import items_of, seed_of
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
@@ -107,7 +107,7 @@ class Threshold:
         result, hooks = run_part(bound, of, 1, seed, cuts, part, steps=self.steps, latents=starts)
         cost, shown = result.cost["sampling"], result
         if part < self.parts - 1:
-            shown, looking = predictions(lidar, prompts, result, hooks, seed)
+            shown, looking = predictions(bound, result, hooks, items_of(of, 1, seed, "target"))
             cost = cost + looking
         scores, selection = guiding_scores(lidar, shown)
         return result, scores[:, 0], cost + selection

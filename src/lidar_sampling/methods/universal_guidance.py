@@ -112,8 +112,7 @@ class Gradient(Climb):
     """
 
     def __init__(self, settings: UniversalGuidance, total: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(total)
-        self.settings = settings
+        super().__init__(settings, total)
         self._schedule = 0
         self._back: tuple[float, float] | None = None
 
