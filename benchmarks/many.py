@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--anew", nargs="*", default=DRAWN_ANEW, help="methods that draw for each M anew")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
@@ -61,7 +62,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained("glyph", device=arguments.device, steps=arguments.steps, batch_size=16)
+        lidar = LiDAR.from_pretrained("glyph", device=arguments.device, dtype=getattr(torch, arguments.dtype), steps=arguments.steps, batch_size=16)
         for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measured(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
