@@ -41,6 +41,11 @@ def test_is_json_both_ways(job):
     assert json.dumps(Job.from_json(told).to_json()) == told
 
 
+@pytest.mark.parametrize("name", ["steered-N@10:islands=3", "steered-N:islands=48", "best-of-N@10", "dts-N"])
+def test_takes_a_name_whose_number_a_budget_sets(name):
+    assert Job(task="compare", prompts=["a cat"], methods=[name], budget="240").methods == (name,)
+
+
 def test_of_a_file_names_its_prompts_beside_it(tmp_path):
     (tmp_path / "p.txt").write_text("a cat\na dog\n")
     (tmp_path / "job.json").write_text('{"prompts": "p.txt", "images": 2}')

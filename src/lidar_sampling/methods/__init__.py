@@ -13,6 +13,7 @@ spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores ever
 from .._forecast import Rates as Rates
 from ._face import Method as Method
 from ._names import NAMES as NAMES
+from ._names import check_name as check_name
 from ._names import draws_each_alone as draws_each_alone
 from ._names import load as load
 from ._names import split as split

@@ -232,6 +232,25 @@ def with_number(name: str, n: int) -> str:
     return re.sub(r"\bN\b", str(n), name)
 
 
+def check_name(name: str) -> str:
+    """Refuse a name that is not a method's; return it, with some number that the method takes for a capital N.
+
+    Raises:
+        ValueError: the name is unknown, or no number up to 64 suits its settings.
+
+    >>> check_name("steered-N:islands=3"), check_name("fk")
+    ('steered-3:islands=3', 'fk')
+    """
+    for n in range(1, 64):  # some methods take multiples of a setting alone
+        try:
+            load(with_number(name, n))
+        except ValueError:
+            continue
+        return with_number(name, n)
+    load(with_number(name, 64))
+    return with_number(name, 64)
+
+
 def split(names: str) -> list[str]:
     """The names in a comma-separated list, whose settings have commas too.
 

@@ -299,7 +299,7 @@ def _check_drawing(job: Job) -> None:
 
 def _check_methods(job: Job) -> None:
     """Refuse methods that are not known, or that the task does not draw by."""
-    from ..methods import load, with_number
+    from ..methods import check_name
 
     if not job.methods or len(set(job.methods)) < len(job.methods):
         raise ValueError(f"methods must be different names, at least one, got {list(job.methods)}")
@@ -307,8 +307,7 @@ def _check_methods(job: Job) -> None:
         read_budget(job.budget)
     _check_only(job)
     for name in job.methods:
-        numbered = with_number(name, 64)
-        load(numbered)
+        numbered = check_name(name)
         if job.budget is None and numbered != name:
             raise ValueError(f"{name} needs a number for its N, or a --budget that sets it")
     if job.task == "look" and job.methods != ("lidar",):
