@@ -38,6 +38,8 @@ from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._differences import draw_differences
+
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 COLUMNS = (*JUDGES, "diversity")
@@ -62,12 +64,31 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained("glyph", device=arguments.device, dtype=getattr(torch, arguments.dtype), steps=arguments.steps, batch_size=16)
+        lidar = LiDAR.from_pretrained(
+            "glyph",
+            device=arguments.device,
+            dtype=getattr(torch, arguments.dtype),
+            steps=arguments.steps,
+            batch_size=16,
+        )
         for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measured(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
     (arguments.out / f"table-{arguments.steps}.md").write_text(table(lines, arguments.steps))
     draw_figure(lines, arguments.out / f"figure-{arguments.steps}.svg")
+    found, strata = gathered(lines)
+    kept_of = {method: sorted(kept for kept, name in found if name == method) for _, method in found}
+    draw_differences(
+        {
+            method: [
+                (m, *gains(found, strata, (m, method), (m, "lidar"), "glyph-heldout")[:3]) for m in kept_of[method]
+            ]
+            for method in ("best M of N", f"best M of N@{FEW}")
+        },
+        arguments.out / f"differences-{arguments.steps}.svg",
+        title="glyph, where ten steps are enough",
+        unit="held-out reward",
+    )
 
 
 def units(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from lidar_sampling import LookaheadBank, guide
 from lidar_sampling._guidance import auto_strength
-from lidar_sampling.evaluation.table import estimate
+from lidar_sampling.evaluation.table import Interval, estimate
+
+from ._differences import draw_differences
 
 CONTENTS, DETAILS, DIMENSIONS, APART, SPREAD = 40, 40, 16, 0.1, 0.01
 STEPS, N, LOOKAHEAD = 50, 50, 5
@@ -120,11 +122,22 @@ def main() -> None:
     """Draw, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100, help="tables of rewards (default 100)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of exact.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder of exact.md and exact.svg")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     found = [judged(prompt) for prompt in range(arguments.prompts)]
     (arguments.out / "exact.md").write_text(table(found))
+    lines = {
+        f"best M of N, {steps} steps": [(kept, *less_lidar(found, f"best M of N@{steps}", kept)[:3]) for kept in KEPT]
+        for steps in SELECTED_FROM[1:]
+    }
+    draw_differences(lines, arguments.out / "exact.svg", title="a model that needs its steps", unit="judge")
+
+
+def less_lidar(found: list[dict[tuple[str, int], tuple[float, float, float]]], method: str, kept: int) -> Interval:
+    """Return the judge's paired difference to LiDAR's."""
+    less = np.array([line[method, kept][0] - line["LiDAR", kept][0] for line in found])
+    return estimate(less, ["all"] * len(found))
 
 
 def table(found: list[dict[tuple[str, int], tuple[float, float, float]]]) -> str:
@@ -139,8 +152,7 @@ def table(found: list[dict[tuple[str, int], tuple[float, float, float]]]) -> str
     )
     for method, kept in sorted(found[0], key=lambda row: row[1]):
         judge, diversity, cost = np.mean([line[method, kept] for line in found], axis=0)
-        less = np.array([line[method, kept][0] - line["LiDAR", kept][0] for line in found])
-        told = "-" if method == "LiDAR" else estimate(less, ["all"] * len(found))
+        told = "-" if method == "LiDAR" else less_lidar(found, method, kept)
         spread = "-" if kept == 1 else f"{diversity:.2f}"
         text += f"| {kept} | {method} | {cost:.0f} | {judge:.2f} | {told} | {spread} |\n"
     return text
