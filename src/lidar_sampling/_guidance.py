@@ -18,6 +18,11 @@ number is taken from every reward; so both are centred, and with ``y_i = x^i - m
 the logits are ``(alpha x_c . y_i - alpha^2 |y_i|^2 / 2) / sigma^2`` up to a constant: two matrix products, without
 most of the cancellation of the expanded square. Banks are read in blocks with an online softmax, so that memory
 beyond the bank itself does not grow with n.
+
+In many dimensions both weightings soon rest on one member each, and Delta is the difference of two members. With
+``grid = g`` they rest on a coarse look at x_t instead: ``A x_t``, where A averages g x g cells of each channel and
+keeps white noise white. Since ``A x_t ~ N(alpha A x_0, sigma^2 I)``, the same closed form holds with the distances
+``|A x_t - alpha A x^i|^2``, and ``Delta = E_{q^r}[x_0 | A x_t] - E_q[x_0 | A x_t]`` is exact given that look.
 """
 
 from __future__ import annotations
@@ -59,6 +64,7 @@ def mean_shift(
     alpha: float | Tensor,
     sigma: float | Tensor,
     reward_scale: float,
+    grid: int | None = None,
     block_size: int | None = None,
 ) -> tuple[Tensor, ShiftInfo]:
     """Shift of the posterior mean that a bank and its rewards ask for: ``E_{q^r}[x_0|x_t] - E_q[x_0|x_t]``.
@@ -70,6 +76,8 @@ def mean_shift(
         alpha: signal level of ``x_t``, at least 0; a float or (B,).
         sigma: noise level of ``x_t``, at least 0, infinity allowed; a float or (B,).
         reward_scale: lambda, at least 0.
+        grid: cells per side that samples (*, height, width) are averaged over before they are compared; None compares
+            every number.
         block_size: bank members read at a time; by default so many that no temporary exceeds 16 MiB in float32.
 
     Returns:
@@ -89,7 +97,7 @@ def mean_shift(
     """
     if not isinstance(x_t, Tensor):
         raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
-    members = Members(samples, rewards, reward_scale=reward_scale, dtype=x_t.dtype, block_size=block_size)
+    members = Members(samples, rewards, reward_scale=reward_scale, grid=grid, dtype=x_t.dtype, block_size=block_size)
     return members.shift(x_t, alpha=alpha, sigma=sigma)
 
 
@@ -205,6 +213,7 @@ class Members:
         samples: (n, *), clean samples.
         rewards: (n,), finite.
         reward_scale: lambda, at least 0.
+        grid: as in :func:`mean_shift`.
         dtype: of the samples that will be asked about; only float64 matters.
         block_size: members read at a time.
         resident: keep a centred copy in place of the bank, which is faster to read: whole, if it is in full
@@ -229,6 +238,7 @@ class Members:
         rewards: Tensor,
         *,
         reward_scale: float,
+        grid: int | None = None,
         dtype: torch.dtype = torch.float32,
         block_size: int | None = None,
         resident: bool = False,
@@ -250,7 +260,12 @@ class Members:
             self._offset = None
             if self._bank.dtype == self.dtype:
                 self._block_size = n
-        self._half_norms = torch.cat([y.square().sum(1) / 2 for _, y in self._blocks()])  # (n,)
+        self._grid = grid
+        if grid is not None:
+            check_grid(grid, self.shape)
+        looks = [(part, self._look(y)) for part, y in self._blocks()]
+        self._half_norms = torch.cat([look.square().sum(1) / 2 for _, look in looks])  # (n,)
+        self._looks = None if grid is None else torch.cat([look for _, look in looks])  # (n, K)
 
     def shift(self, x_t: Tensor, *, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, ShiftInfo]:
         """What :func:`mean_shift` returns for x_t (B, *)."""
@@ -261,12 +276,13 @@ class Members:
             )
         x = x_t.flatten(1).to(self.dtype)  # (B, D)
         alpha, inverse_variance = _levels(alpha, sigma, x)
-        x_centred = x - alpha * self._mean
+        x_centred = self._look(x - alpha * self._mean)
         streamed = len(self._bank) > self._block_size
         so_far: _Softmax | None = None
         nearest: Tensor | None = None
         for part, y in self._blocks():
-            closeness = alpha * (x_centred @ y.T) - alpha**2 * self._half_norms[part]  # (B, m): sigma^2 logits
+            look = y if self._looks is None else self._looks[part]
+            closeness = alpha * (x_centred @ look.T) - alpha**2 * self._half_norms[part]  # (B, m): sigma^2 logits
             near = closeness.amax(1, keepdim=True)
             if nearest is not None:
                 near = torch.maximum(nearest, near)
@@ -289,12 +305,55 @@ class Members:
         info = ShiftInfo(ess, ess_tilted, delta.norm(dim=1), evidence_tilted - evidence + self._top)
         return delta.reshape(x_t.shape), info
 
+    def _look(self, rows: Tensor) -> Tensor:
+        """Return what of rows (m, D) is compared: (m, D), or (m, K) of a grid."""
+        return rows if self._grid is None else coarse(rows.view(len(rows), *self.shape), self._grid)
+
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Members centred on their mean, (m, D), so many at a time; which ones they are."""
         for start in range(0, len(self._bank), self._block_size):
             part = slice(start, start + self._block_size)
             y = self._bank[part].to(self.dtype)
             yield part, y if self._offset is None else y - self._offset
+
+
+def coarse(x: Tensor, grid: int) -> Tensor:
+    """Return the sums over the cells of a grid, divided by the root of their size, so that white noise stays white.
+
+    Args:
+        x: (m, *, height, width).
+        grid: cells per side, which divides both.
+
+    Returns:
+        (m, K) with K = grid^2 times the other dimensions.
+
+    >>> coarse(torch.ones(1, 3, 4, 4), 2)
+    tensor([[2., 2., 2., 2., 2., 2., 2., 2., 2., 2., 2., 2.]])
+    """
+    height, width = x.shape[-2] // grid, x.shape[-1] // grid
+    cells = x.reshape(len(x), -1, grid, height, grid, width)
+    return (cells.sum((3, 5)) / math.sqrt(height * width)).flatten(1)
+
+
+def check_cells(grid: int | None) -> None:
+    """Refuse a grid of no cells."""
+    if grid is not None and not grid >= 1:
+        raise ValueError(f"grid must be at least 1 cell per side, or None, got {grid}")
+
+
+def check_grid(grid: int, shape: Sequence[int]) -> None:
+    """Refuse a grid that cannot be laid over samples of a shape (*, height, width).
+
+    Raises:
+        ValueError: they have no height and width, or the grid does not divide them.
+    """
+    check_cells(grid)
+    if len(shape) < 3:
+        raise ValueError(
+            f"grid={grid} wants latents with channels, height and width, got {tuple(shape)}: leave it out"
+        )
+    if shape[-2] % grid or shape[-1] % grid:
+        raise ValueError(f"grid must divide the height and width of the latents, {tuple(shape[-2:])}, got {grid}")
 
 
 class _Softmax(NamedTuple):

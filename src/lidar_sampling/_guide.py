@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
-from ._guidance import Members, ShiftInfo, auto_strength
+from ._guidance import Members, ShiftInfo, auto_strength, check_cells
 from ._hooks import Hook, Step, attached, scheduler_of
 from ._levels import NoiseLevel, check
 from ._settings import Strength, check_reward_scale, check_strength, check_window
@@ -86,6 +86,7 @@ def guide(
     reward: str | None = None,
     bank_dtype: torch.dtype | None = None,
     ess: float = 0.25,
+    grid: int | None = None,
 ) -> Iterator[Trace]:
     """Guide every sample drawn in the block toward the reward-tilted distribution of its bank.
 
@@ -107,6 +108,8 @@ def guide(
         bank_dtype: precision in which banks are kept beside the samples, centred; by default that of the computation.
             bfloat16 halves their memory and moves the shift by less than a hundredth (docs/performance.md).
         ess: of the automatic strength, as a share of the members, in (0, 1].
+        grid: cells per side that latents are averaged over before they are compared with the bank's, so that weights
+            rest on more members for longer; None compares every number.
 
     Yields:
         A :class:`Trace` that fills as the block runs.
@@ -130,6 +133,7 @@ def guide(
     check_strength("scale", scale)
     check_reward_scale(reward_scale, ess)
     check_window(window)
+    check_cells(grid)
     for bank in {id(bank): bank for bank in banks}.values():
         bank.reward(reward)
     if pipe_or_scheduler is not scheduler:
@@ -137,7 +141,7 @@ def guide(
             if why := space.difference(space_of(pipe_or_scheduler, space.shape)):
                 raise BankError(f"a bank was drawn in another latent space: {why}")
 
-    hook = _Guide(banks, reward, scale, reward_scale, ess, window, bank_dtype)
+    hook = _Guide(banks, reward, scale, reward_scale, ess, window, bank_dtype, grid)
     with attached(scheduler, hook):
         yield hook.trace
     if not hook.trace.steps:
@@ -161,6 +165,7 @@ class _Guide(Hook):
         ess: float,
         window: tuple[float, float],
         bank_dtype: torch.dtype | None,
+        grid: int | None,
     ) -> None:
         self.count = len(banks)
         # Neighbours that share a bank are shifted together.
@@ -168,7 +173,7 @@ class _Guide(Hook):
         self.runs = [(same[0].samples, same[0].reward(reward), len(same)) for same in groups]
         self.strengths = [auto_strength(r, ess) if reward_scale == "auto" else reward_scale for _, r, _ in self.runs]
         self.members: list[Members] = []  # of each run; made at the first step, where the samples are
-        self.scale, self.window, self.bank_dtype = scale, window, bank_dtype
+        self.scale, self.window, self.bank_dtype, self.grid = scale, window, bank_dtype, grid
         self.trace = Trace()
 
     def before(self, step: Step) -> Step:
@@ -197,6 +202,7 @@ class _Guide(Hook):
                 bank.to(sample.device),
                 rewards.to(sample.device),
                 reward_scale=strength,
+                grid=self.grid,
                 dtype=sample.dtype,
                 resident=True,
                 storage=self.bank_dtype,

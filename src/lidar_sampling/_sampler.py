@@ -407,6 +407,7 @@ class LiDAR:
                 scale=self.settings.scale,
                 reward_scale=self.settings.reward_scale,
                 ess=self.settings.ess,
+                grid=self.settings.grid,
                 window=self.settings.window,
                 reward=chosen,
             )

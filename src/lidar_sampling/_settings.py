@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_type_hints
 
+from ._guidance import check_cells
 from ._kernel import read_noise
 from ._values import check_settings
 
@@ -40,6 +41,8 @@ class Settings:
         noise: ``ddpm`` or ``cps`` with its eta, such as ``ddpm:0.5``, or ``glass:5``: the target's steps are replaced
             by stochastic ones (:func:`lidar_sampling.stochastic`); None keeps the scheduler's own.
         ess: that effective sample size, as a share of n.
+        grid: cells per side that latents are averaged over before they are compared with the bank's; None compares
+            every number.
         tuned_for: the reward that ``reward_scale`` was chosen with; None says nothing of it.
     """
 
@@ -56,6 +59,7 @@ class Settings:
     noise: str | None = None
     ess: float = 0.25
     tuned_for: str | None = None
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         check_settings("Settings", vars(self), get_type_hints(Settings))
@@ -69,6 +73,7 @@ class Settings:
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         check_window(self.window)
+        check_cells(self.grid)
         if self.noise is not None:
             read_noise(self.noise)
 

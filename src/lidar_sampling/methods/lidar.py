@@ -26,6 +26,7 @@ class Guided:
         ess: of ``auto``, the effective sample size of a bank at pure noise, as a share of ``n``.
         steps: denoising steps of the guided samples.
         lookahead: the few-step solver of the bank.
+        grid: cells per side that latents are averaged over before they are compared with the bank's.
     """
 
     n: int | None = None
@@ -34,9 +35,18 @@ class Guided:
     steps: int | None = None
     lookahead: str | None = None
     ess: float | None = None
+    grid: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, n="[1, inf)", scale="[0, inf)", reward_scale="[0, inf)", steps="[1, inf)", ess="(0, 1]")
+        check_fields(
+            self,
+            n="[1, inf)",
+            scale="[0, inf)",
+            reward_scale="[0, inf)",
+            steps="[1, inf)",
+            ess="(0, 1]",
+            grid="[1, inf)",
+        )
         if self.lookahead is not None:
             load(self.lookahead)
 
