@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, asked, caption, parse, relative_position, verdict
-from lidar_sampling.glyph import Judge, generate_hard_prompts, generate_prompts, held_out_pairs, prompts, read_metadata
+from lidar_sampling.glyph import (
+    Judge,
+    generate_hard_prompts,
+    generate_prompts,
+    held_out_pairs,
+    prompts,
+    read_metadata,
+)
 from lidar_sampling.rewards import check_prompts
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from lidar_sampling import glyph
 from lidar_sampling._geneval import CLASSES, COLORS, NUMBERS, RELATIONS, caption, with_article
-from lidar_sampling.glyph import held_out_pairs
 
 LENGTH = 24  # tokens a caption, padded
 _N, _C = len(CLASSES), len(COLORS)
@@ -143,7 +143,7 @@ def token_table(tokenizer: CLIPTokenizer) -> Tensor:
 def held_out() -> Tensor:
     """(80, 80) bool: class pairs that no training caption names together, symmetric."""
     together = torch.zeros(_N, _N, dtype=torch.bool)
-    for pair in held_out_pairs():
+    for pair in glyph.held_out_pairs():
         a, b = map(CLASSES.index, pair)
         together[a, b] = together[b, a] = True
     return together
