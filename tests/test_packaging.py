@@ -102,9 +102,7 @@ def test_without_the_weights_all_else_works(absent):
     ],
     ids=lambda command: command[0],
 )
-def test_without_the_weights_a_command_neither_draws_nor_writes(
-    absent, command, tmp_path, capsys, monkeypatch
-):
+def test_without_the_weights_a_command_neither_draws_nor_writes(absent, command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main([*command, "--out", "out"])
