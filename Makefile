@@ -26,14 +26,14 @@ lint: .venv/test
 clean:
 	rm -rf .venv demo
 
-.venv/core: pyproject.toml constraints.txt
+.venv/core: pyproject.toml packages/glyph/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable packages/glyph --editable .
 	touch $@
 
 .venv/test: .venv/core
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable packages/glyph --editable '.[dev]'
 	# What HPS is compared with. Its dependency torchvision breaks transformers beside a CPU build of torch.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps open-clip-torch ftfy wcwidth
 	touch $@

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # as modules with doctests they would have one name
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "typing/*"]  # the first two would have one name as modules
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background switches off, also for children
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings

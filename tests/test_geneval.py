@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, asked, caption, parse, relative_position, verdict
-from lidar_sampling.glyph import Judge, generate_hard_prompts, generate_prompts, prompts, read_metadata
+from lidar_sampling.glyph import (
+    Judge,
+    generate_hard_prompts,
+    generate_prompts,
+    held_out_pairs,
+    prompts,
+    read_metadata,
+)
 from lidar_sampling.rewards import check_prompts
 
 
@@ -156,9 +163,7 @@ def test_the_hard_prompts_are_what_their_generator_wrote():
 
 
 def test_two_object_prompts_name_only_pairs_that_the_model_never_saw():
-    from lidar_sampling.glyph import DATA
-
-    held_out = {frozenset(pair) for pair in json.loads((DATA / "heldout_pairs.json").read_text())}
+    held_out = set(map(frozenset, held_out_pairs()))
     pairs = [frozenset(o["class"] for o in m["include"]) for m in prompts() if len(m["include"]) == 2]
     assert len(pairs) == 299
     assert set(pairs) <= held_out

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,8 +23,9 @@ def test_it_is_the_model_that_was_measured(glyph_lidar):
 
 
 def test_nothing_in_the_package_is_a_pickle():
-    suffixes = {path.suffix for path in DATA.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".txt"}
+    shipped = [path for path in DATA.parent.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {path.suffix for path in shipped} == {".json", ".npy", ".safetensors", ".txt"}
+    assert all(np.load(path, allow_pickle=False).size for path in shipped if path.suffix == ".npy")
 
 
 def test_guidance_helps_position_prompts(glyph_lidar):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._sampler import LiDAR as LiDAR
     from ._settings import Settings as Settings
     from ._space import Space as Space
+    from .methods import citation as citation
     from .rewards import RewardError as RewardError
 
 __version__ = "0.1.0"
@@ -63,6 +64,7 @@ _HOMES = {
     "Space": "_space",
     "Trace": "_guide",
     "accelerate": "_accelerate",
+    "citation": "methods",
     "expected_future_reward": "_guidance",
     "guide": "_guide",
     "largest_batch": "_accelerate",
@@ -74,7 +76,40 @@ _HOMES = {
 }
 _ROOMS = ("discrete", "glyph", "methods", "rewards", "solvers", "testing")
 
-__all__ = [*_HOMES, *_ROOMS, "__version__"]
+__all__ = [  # in full, since type checkers read no expressions here
+    "BankError",
+    "BankStore",
+    "Cost",
+    "DivergedError",
+    "Glimpse",
+    "GuidanceError",
+    "LiDAR",
+    "LookaheadBank",
+    "NoiseLevel",
+    "Result",
+    "RewardError",
+    "Settings",
+    "ShiftInfo",
+    "Space",
+    "Trace",
+    "__version__",
+    "accelerate",
+    "citation",
+    "discrete",
+    "expected_future_reward",
+    "glyph",
+    "guide",
+    "largest_batch",
+    "mean_shift",
+    "methods",
+    "noise_level",
+    "profiled",
+    "record",
+    "rewards",
+    "solvers",
+    "stochastic",
+    "testing",
+]
 
 
 def __getattr__(name: str) -> Any:

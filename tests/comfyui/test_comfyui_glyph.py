@@ -108,7 +108,7 @@ def server(tmp_path_factory):
     port = free_port()
     command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "packages/glyph/src"), os.environ.get("PYTHONPATH", "")])
     with (
         open(base / "log", "w") as log,
         subprocess.Popen(

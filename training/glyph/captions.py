@@ -15,7 +15,6 @@ The last index is the empty caption: dropped captions, and scenes that no templa
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -25,8 +24,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from lidar_sampling import glyph
 from lidar_sampling._geneval import CLASSES, COLORS, NUMBERS, RELATIONS, caption, with_article
-from lidar_sampling.glyph import DATA
 
 LENGTH = 24  # tokens a caption, padded
 _N, _C = len(CLASSES), len(COLORS)
@@ -144,7 +143,7 @@ def token_table(tokenizer: CLIPTokenizer) -> Tensor:
 def held_out() -> Tensor:
     """(80, 80) bool: class pairs that no training caption names together, symmetric."""
     together = torch.zeros(_N, _N, dtype=torch.bool)
-    for pair in json.loads((DATA / "heldout_pairs.json").read_text()):
+    for pair in glyph.held_out_pairs():
         a, b = map(CLASSES.index, pair)
         together[a, b] = together[b, a] = True
     return together

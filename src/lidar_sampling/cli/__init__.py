@@ -17,6 +17,7 @@ import typer
 
 from ._app import app as page
 from ._check_reward import check_reward
+from ._cite import cite
 from ._compare import compare, methods
 from ._doctor import doctor
 from ._evaluate import evaluate
@@ -55,6 +56,7 @@ for command in (
     rewards,
     solvers,
     methods,
+    cite,
     doctor,
 ):
     app.command(cls=GroupedCommand)(command)

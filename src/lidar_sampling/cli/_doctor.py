@@ -91,6 +91,11 @@ def _attachment() -> str:
 
 
 def _embedded_model() -> str:
+    from .._embedded import embedded
+
+    if find_spec("lidar_sampling_glyph") is None:
+        return 'not installed, and only glyph and molecules need it: pip install "lidar-sampling[glyph]"'
+    embedded("glyph")  # refuses that of another version
     from ..runs import Job, load
 
     lidar = load(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))

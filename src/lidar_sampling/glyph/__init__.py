@@ -1,8 +1,9 @@
-"""glyph: a small, real Stable Diffusion stack that ships in the package and runs offline on a CPU.
+"""glyph: a small, real Stable Diffusion stack that runs offline on a CPU.
 
 A stock diffusers ``StableDiffusionPipeline`` that draws emoji scenes of 128 x 128 pixels under GenEval's caption
 templates, two CLIP models (one to guide, one held out to judge) and a detector that plays GenEval's judge.
-How they were made: ``training/glyph`` in the repository; their licences: ``data/LICENSES.md``.
+The weights are those of ``lidar-sampling-glyph``, which ``pip install "lidar-sampling[glyph]"`` brings; the prompts
+are here. How they were made: ``training/glyph`` in the repository; their licences: ``THIRD_PARTY.md``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._embedded import embedded
 from .._geneval import asked, verdict
 from .._media import check_batch
 from .._quiet import quiet
 from ._detector import Detector as Detector
 from ._prompts import generate_hard_prompts as generate_hard_prompts
 from ._prompts import generate_prompts as generate_prompts
+from ._prompts import held_out_pairs as held_out_pairs
 from ._prompts import prompts as prompts
 from ._prompts import read_metadata as read_metadata
 from ._prompts import spread as spread
@@ -27,8 +30,15 @@ from ._prompts import spread as spread
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
-DATA = Path(__file__).parent / "data"
+    DATA: Path
+
 SIDE = 128  # pixels of a picture, which the detector was trained on
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DATA":  # asked for when it is used, since the weights may not be installed
+        return embedded("glyph")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @quiet()
@@ -39,7 +49,7 @@ def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(DATA / "sd-glyph", dtype=dtype)
+    pipe = StableDiffusionPipeline.from_pretrained(embedded("glyph") / "sd-glyph", dtype=dtype)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     return pipe
 
@@ -60,7 +70,7 @@ def load_tiny_decoder(*, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
     """
     from diffusers import AutoencoderTiny
 
-    tiny = AutoencoderTiny.from_pretrained(DATA / "tiny-decoder", dtype=dtype)
+    tiny = AutoencoderTiny.from_pretrained(embedded("glyph") / "tiny-decoder", dtype=dtype)
     tiny.encoder.register_forward_pre_hook(_no_encoder)
     return tiny.to(memory_format=torch.channels_last)  # half again as fast on a CPU
 
@@ -80,7 +90,7 @@ class Judge:
     reads_metadata = True
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        self.detector = Detector.from_pretrained(DATA / "detector").to(device)
+        self.detector = Detector.from_pretrained(embedded("glyph") / "detector").to(device)
 
     def check(self, prompts: Sequence[str | dict[str, Any]]) -> None:
         """Refuse metadata that cannot be judged.

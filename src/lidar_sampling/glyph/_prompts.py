@@ -27,13 +27,22 @@ _SIZES = {
 }
 
 
+def held_out_pairs() -> list[list[str]]:
+    """Return the pairs of classes that glyph never saw together in training.
+
+    >>> len(held_out_pairs()), held_out_pairs()[0]
+    (286, ['airplane', 'cow'])
+    """
+    return json.loads((_DATA / "heldout_pairs.json").read_text(encoding="utf-8"))
+
+
 def generate_prompts(seed: int = 0) -> list[dict[str, Any]]:
     """Metadata of the 553 prompts, in GenEval's format and order of tags, without repeats.
 
     ``prompts()`` reads the file that this function wrote with ``seed=0``.
     """
     rng = random.Random(seed)
-    pairs = json.loads((_DATA / "heldout_pairs.json").read_text())
+    pairs = held_out_pairs()
     everything: dict[str, list[list[dict[str, Any]]]] = {
         "single_object": [[_object(name)] for name in CLASSES],
         "counting": [[_object(name, count)] for name in CLASSES for count in NUMBERS.values()],
@@ -66,7 +75,7 @@ def generate_hard_prompts(seed: int = 0) -> list[dict[str, Any]]:
     nor its rewards were trained on (docs/glyph.md).
     """
     rng = random.Random(seed)
-    pairs = json.loads((_DATA / "heldout_pairs.json").read_text())
+    pairs = held_out_pairs()
     lines = []
     for a, b in map(_shuffled(rng), rng.sample(pairs, 100)):
         c, d = rng.sample(COLORS, 2)

@@ -11,6 +11,8 @@ spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores ever
 """
 
 from .._forecast import Rates as Rates
+from ._citations import citation as citation
+from ._citations import papers as papers
 from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import check_name as check_name

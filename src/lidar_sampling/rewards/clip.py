@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._embedded import embedded
 from .._hub import Published
 from .._quiet import quiet
-from ..glyph import DATA
 from ._towers import Towers
 from ._weights import CLIP_H, Source, name_of
 
@@ -108,7 +108,7 @@ def glyph_reward(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
     """The CLIP that guides the embedded model."""
-    return CLIPReward(DATA / "reward-clip", name="glyph", device=device, dtype=dtype)
+    return CLIPReward(embedded("glyph") / "reward-clip", name="glyph", device=device, dtype=dtype)
 
 
 @quiet()
@@ -116,4 +116,4 @@ def glyph_heldout(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
     """The CLIP that judges the embedded model and never guides it."""
-    return CLIPReward(DATA / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)
+    return CLIPReward(embedded("glyph") / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)

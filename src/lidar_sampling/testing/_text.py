@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 from typing import Any
 
 WIDTH = 16
@@ -10,12 +11,10 @@ LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
 def clip_tokenizer() -> Any:
-    """The CLIP tokenizer of the embedded model."""
+    """Return a CLIP tokenizer of 1,001 tokens, which is a copy of the embedded model's."""
     from transformers import CLIPTokenizer
 
-    from ..glyph import DATA
-
-    return CLIPTokenizer.from_pretrained(DATA / "sd-glyph" / "tokenizer")
+    return CLIPTokenizer.from_pretrained(Path(__file__).parent / "tokenizer")
 
 
 def clip_text_encoder(*, projection: bool = False, positions: int | None = None) -> Any:

@@ -1,6 +1,6 @@
 """Molecules as SMILES: the embedded model, rewards by RDKit, and what samples are worth.
 
-Needs RDKit: ``pip install 'lidar-sampling[molecules]'``.
+Needs RDKit and the weights: ``pip install "lidar-sampling[glyph,molecules]"``.
 
 >>> from lidar_sampling.discrete import TokenLiDAR, molecules
 >>> lidar = TokenLiDAR(molecules.load_model(), reward=molecules.reward("ring-count"), n=32, steps=8)
@@ -11,10 +11,10 @@ Needs RDKit: ``pip install 'lidar-sampling[molecules]'``.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from ..._embedded import embedded
 from ..model import Denoiser
 from ._judge import Summary as Summary
 from ._judge import digests as digests
@@ -30,12 +30,10 @@ from ._tokenizer import decode as decode
 from ._tokenizer import encode as encode
 from ._tokenizer import smiles_tokenizer as smiles_tokenizer
 
-DATA = Path(__file__).parent / "data"
-
 
 def load_model() -> Denoiser:
     """The embedded denoiser: uniform noise, canonical SMILES of QM9 in 32 tokens; training/molecules/README.md."""
-    return Denoiser.from_pretrained(DATA).eval()
+    return Denoiser.from_pretrained(embedded("molecules")).eval()
 
 
 def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
@@ -46,4 +44,4 @@ def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
 @cache
 def known() -> np.ndarray:
     """Sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
-    return np.load(DATA / "qm9-digests.npy")
+    return np.load(embedded("molecules") / "qm9-digests.npy")
