@@ -62,7 +62,13 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained("glyph", device=arguments.device, dtype=getattr(torch, arguments.dtype), steps=arguments.steps, batch_size=16)
+        lidar = LiDAR.from_pretrained(
+            "glyph",
+            device=arguments.device,
+            dtype=getattr(torch, arguments.dtype),
+            steps=arguments.steps,
+            batch_size=16,
+        )
         for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measured(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
