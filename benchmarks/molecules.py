@@ -22,7 +22,7 @@ import torch
 
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
-from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
+from lidar_sampling.discrete import TokenFKSteering, TokenLiDAR, TokenResult, molecules
 from lidar_sampling.runs._lines import fill
 from lidar_sampling.runs._lines import read_objects as read
 
@@ -108,7 +108,7 @@ def methods(
         return TokenResult(many.tokens[rows], rewards.amax(1), cost, many.settings, seed)
 
     def fk(k: int) -> TokenResult:
-        stepper = FKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
+        stepper = TokenFKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
         result = lidar.sample(count, seed=seed, stepper=stepper)
         result.cost["steering"] = Cost(reward_calls=stepper.evaluations)
         return result

@@ -30,7 +30,7 @@ from ._kernels import Kernel
 _ELEMENTS = 1 << 22  # of a temporary; 32 MiB
 
 
-class Members:
+class TokenMembers:
     """Sequences and rewards, prepared to be weighed.
 
     Args:
@@ -45,7 +45,8 @@ class Members:
 
     Example:
         >>> from lidar_sampling.discrete import Uniform
-        >>> bank = Members(torch.tensor([[0, 1], [2, 1]]), torch.tensor([0.0, 1.0]), Uniform(3), reward_scale=1.0)
+        >>> samples, rewards = torch.tensor([[0, 1], [2, 1]]), torch.tensor([0.0, 1.0])
+        >>> bank = TokenMembers(samples, rewards, Uniform(3), reward_scale=1.0)
         >>> bank.expected_future_reward(torch.tensor([[2, 1]]), alpha=0.9).exp() > 2
         tensor([True])
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._bank import BankError, LookaheadBank
 from .._cost import Cost
 from .._space import Space, magnitudes
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
 from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
@@ -190,7 +190,7 @@ class TokenLiDAR:
         result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
         return replace(result, bank=bank, cost={**cost, **result.cost})
 
-    def members(self, bank: LookaheadBank) -> Members:
+    def members(self, bank: LookaheadBank) -> TokenMembers:
         """The bank, prepared to guide; what :class:`SingleSite` and its like take.
 
         Raises:
@@ -203,7 +203,7 @@ class TokenLiDAR:
         if why := space.difference(self.space):
             raise BankError(f"the bank is of other sequences: {why}")
         samples, rewards = bank.samples.to(self.device), bank.reward().to(self.device)
-        return Members(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
+        return TokenMembers(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
 
     def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
         """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._draw import seed_of
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import Kernel, Schedule, log_linear
 from ._reward import Reward, score
 
@@ -84,7 +84,7 @@ class TokenIndependent:
 
     candidates = together = 1
 
-    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02) -> None:
+    def __init__(self, members: TokenMembers, *, scale: float = 1.0, floor: float = 0.02) -> None:
         if not 0 <= floor < 1 or not math.isfinite(scale):
             raise ValueError(f"floor must be in [0, 1) and scale finite, got {floor} and {scale}")
         self.members, self.scale, self.floor = members, scale, floor
@@ -122,7 +122,9 @@ class Joint(SingleSite):
         candidates: M, a sequence and step.
     """
 
-    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02, candidates: int = 8) -> None:
+    def __init__(
+        self, members: TokenMembers, *, scale: float = 1.0, floor: float = 0.02, candidates: int = 8
+    ) -> None:
         super().__init__(members, scale=scale, floor=floor)
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
@@ -139,7 +141,7 @@ class Joint(SingleSite):
         return drawn[torch.arange(len(drawn), device=drawn.device), chosen]
 
 
-class FKSteering:
+class TokenFKSteering:
     """Populations, resampled by rewards of predicted clean sequences (https://arxiv.org/abs/2501.06848).
 
     Weights are those of the ``difference`` potential, so that large populations follow the tilted law.

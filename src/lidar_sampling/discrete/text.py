@@ -35,7 +35,7 @@ from .._prompts import check_prompt
 from .._space import Space
 from .._values import accepts
 from ..rewards import name_of
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import Absorbing
 from ._reward import TextReward, score
 
@@ -301,7 +301,7 @@ class BlockGuidance:
     def __init__(self, bank: LookaheadBank, settings: TextSettings, *, block: int, mask_id: int) -> None:
         self.bank, self.settings, self.block, self.mask_id = bank, settings, block, mask_id
         self._prompt: int | None = None  # how long it is
-        self._members: tuple[int, Members] | None = None  # of the block that begins there
+        self._members: tuple[int, TokenMembers] | None = None  # of the block that begins there
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output with guided logits (1, S, V)."""
@@ -322,7 +322,7 @@ class BlockGuidance:
         output.logits = logits
         return output
 
-    def _of_block(self, written: Tensor, first: int, end: int, vocab_size: int) -> Members:
+    def _of_block(self, written: Tensor, first: int, end: int, vocab_size: int) -> TokenMembers:
         """Return the members' tokens first .. end; single-site, weighed by how well those before agree."""
         if self._members is None or self._members[0] != first:
             how, samples = self.settings, self.bank.samples.to(written.device)
@@ -333,7 +333,9 @@ class BlockGuidance:
                 evidence = agrees.sum(1) * float(((a + b) / b).log())
                 weights = (evidence - evidence.max()).double().exp().clamp_min(_TINY)
             rewards = self.bank.reward().to(written.device)
-            members = Members(samples[:, first:end], rewards, kernel, reward_scale=how.reward_scale, weights=weights)
+            members = TokenMembers(
+                samples[:, first:end], rewards, kernel, reward_scale=how.reward_scale, weights=weights
+            )
             self._members = first, members
         return self._members[1]
 

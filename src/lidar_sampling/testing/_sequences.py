@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..discrete import Kernel, Members, Schedule, log_linear
+from ..discrete import Kernel, Schedule, TokenMembers, log_linear
 from ..discrete._sampler import tilted
 
 Factors = Callable[[Tensor, float], Tensor]
@@ -46,9 +46,9 @@ class Sequences:
         """The law (N,) that guidance aims at."""
         return tilted(self.probabilities, reward_scale * self.rewards)
 
-    def members(self, reward_scale: float) -> Members:
+    def members(self, reward_scale: float) -> TokenMembers:
         """The whole population as a bank."""
-        return Members(
+        return TokenMembers(
             self.population, self.rewards, self.kernel, reward_scale=reward_scale, weights=self.probabilities
         )
 
