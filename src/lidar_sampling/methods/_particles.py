@@ -128,7 +128,7 @@ def resampling_steps(steps: int, *, start: float, end: float, every: float) -> s
     return {step for i in range(count) if (step := round((start + i * every) * steps)) < steps - 1}
 
 
-def check_window(start: float, end: float, every: float) -> None:
+def check_resampling(start: float, end: float, every: float) -> None:
     """Refuse a window of resampling that is empty or ill-formed.
 
     Raises:

@@ -47,7 +47,7 @@ from ._face import (
     rewards_of_predictions,
     sampling_cost,
 )
-from ._particles import Particles, check_window, resampling_steps
+from ._particles import Particles, check_resampling, resampling_steps
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FKSteering:
 
     def __post_init__(self) -> None:
         check_fields(self, reward_scale="[0, inf)", floor="(-inf, inf)")
-        check_window(self.start, self.end, self.every)
+        check_resampling(self.start, self.end, self.every)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.

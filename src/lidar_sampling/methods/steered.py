@@ -43,7 +43,7 @@ from ._face import (
     sampling_cost,
     wants_features,
 )
-from ._particles import Particles, check_window, resampling_steps, ssp
+from ._particles import Particles, check_resampling, resampling_steps, ssp
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Steered:
 
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", ess="(0, 1]", steps="[1, inf)", islands="[1, inf)", diverse="[0, inf)")
-        check_window(self.start, self.end, self.every)
+        check_resampling(self.start, self.end, self.every)
         if self.n % self.islands:
             raise ValueError(
                 f"n must be a multiple of islands, got n={self.n} and islands={self.islands}: take n="
