@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._media import to_pil
-from ._weights import Source, load, where
+from ._weights import Source, load_pretrained, where
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS, 1)}
@@ -46,7 +46,7 @@ def load_model(source: Source, *, device: torch.device | str, dtype: torch.dtype
     """Return the image-text-to-text model of ``source``, frozen, on ``device``."""
     from transformers import AutoModelForImageTextToText
 
-    loaded = load(AutoModelForImageTextToText.from_pretrained, source, dtype=dtype)
+    loaded = load_pretrained(AutoModelForImageTextToText.from_pretrained, source, dtype=dtype)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -156,9 +156,9 @@ def _without_video(source: Source) -> Any:
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind: Any = PROCESSOR_MAPPING.get(type(load(AutoConfig.from_pretrained, source)), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(load_pretrained(AutoConfig.from_pretrained, source)), None)
     if kind is None or "video_processor" not in kind.get_attributes():
-        return load(AutoProcessor.from_pretrained, source)
+        return load_pretrained(AutoProcessor.from_pretrained, source)
 
     class WithoutVideo(kind):
         # The parts that transformers loads are the arguments of __init__.
@@ -166,4 +166,4 @@ def _without_video(source: Source) -> Any:
             super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
     WithoutVideo.__name__ = kind.__name__
-    return load(WithoutVideo.from_pretrained, source)
+    return load_pretrained(WithoutVideo.from_pretrained, source)

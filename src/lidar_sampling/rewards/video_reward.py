@@ -20,7 +20,7 @@ from torch import Tensor
 from .._hub import Published
 from .._media import FPS
 from ._qwen_head import PIXELS, Reader, checkpoint
-from ._weights import Source, name_of, where
+from ._weights import Source, name_with_source, where
 
 QWEN2_VL_2B = Published(
     "Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", revision="895c3a49bc3fa70a340399125c650a463535e71c"
@@ -108,7 +108,7 @@ class VideoReward:
         if not fps > 0:
             raise ValueError(f"fps must be positive, got {fps}")
         self.dimension, self.fps = dimension, fps
-        self.name = name_of("video-reward", model) + ("" if dimension == "overall" else f"-{dimension}")
+        self.name = name_with_source("video-reward", model) + ("" if dimension == "overall" else f"-{dimension}")
         origin = where(model)[0]
         weights, heads = checkpoint(model, "model.pth")
         weights = merge_lora(weights, lora_alpha, dtype, origin=origin)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._language import DIGITS, load_model, load_processor, log_probability, next_logits
 from ._language import answer_tokens as answer_tokens
-from ._weights import Source, name_of
+from ._weights import Source, name_with_source
 
 QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
 COUNT = "How many {text} are in the image? Answer in one word."
@@ -54,7 +54,7 @@ class VQAScore:
     ) -> None:
         if "{text}" not in question:
             raise ValueError(f"the question must have {{text}} where the prompt belongs, got {question!r}")
-        self.name = name_of("vqascore", model)
+        self.name = name_with_source("vqascore", model)
         self._question = question
         self._processor = load_processor(model)
         tokenizer = self._processor.tokenizer
