@@ -708,7 +708,7 @@ class TestCommand:
         return path
 
     def test_judges_any_size_by_metadata(self, lidar, judge, tmp_path, monkeypatch):
-        monkeypatch.setattr(geneval, "load", lambda model, **options: judge)
+        monkeypatch.setattr(geneval, "load_judge", lambda model, **options: judge)
         lines = [
             {"prompt": "a photo of a dog", "tag": "single_object"},
             {"prompt": "a photo of a cat", "tag": "single_object"},

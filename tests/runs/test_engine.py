@@ -11,7 +11,7 @@ from PIL import Image
 from test_cli import failure, lidar, tiny
 
 from lidar_sampling import Cost, methods
-from lidar_sampling.runs import Job, load, run, share, task_of, work
+from lidar_sampling.runs import Job, load_sampler, run, share, task_of, work
 from lidar_sampling.runs._folder import Folder, place_of
 from lidar_sampling.runs.local import _Pace
 
@@ -36,7 +36,7 @@ def job(tiny):
 
 @pytest.fixture(scope="module")
 def loaded(job):
-    return load(job)
+    return load_sampler(job)
 
 
 def in_batches(loaded, size):

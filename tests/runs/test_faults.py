@@ -24,7 +24,7 @@ from benchmarks import faults
 from lidar_sampling import LiDAR, _files, testing
 from lidar_sampling._hooks import DivergedError, Step, Watch
 from lidar_sampling.evaluation.budget import settled
-from lidar_sampling.runs import Job, _lines, load, run, task_of
+from lidar_sampling.runs import Job, _lines, load_sampler, run, task_of
 
 __all__ = ["lidar", "tiny"]  # fixtures
 
@@ -339,7 +339,7 @@ class TestTwoRunsInOneFolder:
     def test_see_each_others_lines_in_the_same_file(self, job, tmp_path):
         """Two processes without RANK: what one has drawn when the other comes to it is not drawn again."""
         compared = replace(job, task="compare", methods=["vanilla"])
-        sampler = load(job)
+        sampler = load_sampler(job)
         one, other = (task_of(compared, tmp_path / "out") for _ in range(2))
         one.begin(sampler)
         other.begin(sampler)

@@ -91,9 +91,9 @@ def _attachment() -> str:
 
 
 def _embedded_model() -> str:
-    from ..runs import Job, load
+    from ..runs import Job, load_sampler
 
-    lidar = load(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))
+    lidar = load_sampler(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))
     scores = lidar.vanilla("a photo of a cat", images=2).rewards
     return "draws a cat: " + ", ".join(f"{name} {values.mean():.2f}" for name, values in scores.items())
 

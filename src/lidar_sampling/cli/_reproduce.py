@@ -186,7 +186,7 @@ class _Loader:
         from .. import runs
         from ..evaluation.reproduce import reward_names
 
-        lidar = runs.load(job, judges=self._judges, pipe=self._pipe)
+        lidar = runs.load_sampler(job, judges=self._judges, pipe=self._pipe)
         self._pipe = lidar.pipe
         self._judges |= dict(zip(reward_names(job), [*lidar.parts, *lidar.metrics], strict=True))
         return lidar

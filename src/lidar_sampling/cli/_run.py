@@ -141,7 +141,7 @@ def carry_out(
         lidar = None
         if job.budget is not None:
             check_writable(out)
-            lidar = runs.load(job)
+            lidar = runs.load_sampler(job)
             job = settle(job, out, lidar)
         how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "tell": tell}
         if ray is None:
@@ -235,7 +235,7 @@ def _rehearse(job: Job) -> None:
     from .. import runs
     from ..evaluation.budget import settle
 
-    lidar = runs.load(job)
+    lidar = runs.load_sampler(job)
     for line in _costs(settle(job, None, lidar), lidar):
         warn(line)
 
@@ -244,14 +244,14 @@ def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
     """Return a line per method on what it will cost."""
     from .._cost import spell_counts
     from .._forecast import Rates
-    from ..methods import load
+    from ..methods import load as load_method
 
     prompt, units = job.text(0), len(job) * len(job.seeds)
     lidar = lidar.with_prompts(job.texts())
     rates = Rates.measure(lidar, prompt)
     lines = []
     for name in job.methods:
-        cost = load(name).cost(lidar, images=job.images)
+        cost = load_method(name).cost(lidar, images=job.images)
         seconds = rates.seconds(cost)
         lines.append(
             f"{name}: {spell_counts(cost)} per prompt, about {spell_seconds(seconds)} here; about "

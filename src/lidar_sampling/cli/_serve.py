@@ -158,7 +158,7 @@ def serve_rewards(
     """Serve rewards until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
     from .._http import check_address, listen, need_extra, server_of, url_of
     from .._quiet import quieten
-    from ..rewards import load
+    from ..rewards import load as load_reward
     from ..rewards.server import make_app
     from ..runs import device_of, dtype_of
 
@@ -166,7 +166,7 @@ def serve_rewards(
     tokens = _tokens(token)
     check_address(host, tokens)
     quieten()
-    rewards = [load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
+    rewards = [load_reward(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
     with listen(host, port) as listening:
         typer.echo(f"serving {', '.join(names)} at {url_of(listening)}", err=True)
         _until_stopped(server_of(make_app(rewards, tokens=tokens)), listening)

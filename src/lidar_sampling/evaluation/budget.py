@@ -17,7 +17,8 @@ from pathlib import Path
 from .._files import natural_order, write_once
 from .._forecast import Rates
 from .._sampler import LiDAR
-from ..methods import load, with_number
+from ..methods import load as load_method
+from ..methods import with_number
 from ..runs import Job, read_json
 from ..runs.job import read_budget
 
@@ -130,7 +131,7 @@ def within(
         rates = Rates.measure(lidar, prompt, images=images)
 
     def cost(n: int) -> float:
-        told = load(with_number(name, n)).cost(lidar, images=images)
+        told = load_method(with_number(name, n)).cost(lidar, images=images)
         return float(getattr(told, unit)) if rates is None else rates.seconds(told)
 
     def fits(n: int) -> bool:

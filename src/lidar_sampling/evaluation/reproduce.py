@@ -20,7 +20,7 @@ from .._files import write_once
 from .._forecast import Rates, rows_of
 from .._sampler import LiDAR
 from .._values import spell_seconds
-from ..methods import load
+from ..methods import load as load_method
 from ..methods.vanilla import Vanilla
 from ..runs import Job, read_json
 from ..runs._lines import key as key_of
@@ -226,7 +226,7 @@ class Forecast(NamedTuple):
         for name, job in jobs.items():
             for method in job.methods:
                 try:
-                    total += load(method).cost(samplers[name], images=job.images)
+                    total += load_method(method).cost(samplers[name], images=job.images)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{method}: {error}; {_MEND}") from error
                 pictures += job.images
@@ -359,7 +359,7 @@ def _cost_of_lidar(run: Run, manner: Manner, lidar: LiDAR) -> str | None:
     if not run.ours:
         return None
     row = next(row for row in run.rows if row.key == LIDAR)
-    return str(load(row.drawn_by(manner)).cost(lidar, images=run.images).network_evaluations)
+    return str(load_method(row.drawn_by(manner)).cost(lidar, images=run.images).network_evaluations)
 
 
 def kept(out: Path, asks: Mapping[str, Any]) -> Plan | None:

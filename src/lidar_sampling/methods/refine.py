@@ -17,7 +17,7 @@ from .._decode import is_plain
 from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
-from ..solvers import load
+from ..solvers import load as load_solver
 from ._checks import check_fields, check_whole
 from ._face import best, in_steps, sampling_cost, selection_cost
 from .best_of import BestOf
@@ -46,7 +46,7 @@ class Refine:
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", steps="[1, inf)", strength="(0, 1]", offspring="[1, inf)")
         if self.solver is not None:
-            load(self.solver)
+            load_solver(self.solver)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps * offspring`` an image.
@@ -77,7 +77,7 @@ class Refine:
         return starts + sampling_cost(lidar, refined, pipe=again, call=call) + chosen
 
     def _starts(self, lidar: LiDAR) -> BestOf:
-        return BestOf(Vanilla(solver=load(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
+        return BestOf(Vanilla(solver=load_solver(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
 
     def _again(self, lidar: LiDAR) -> tuple[Any, dict[str, Any]]:
         """The pipeline that refines, and the arguments of its call but the starts."""

@@ -139,7 +139,7 @@ class GenEvalJudge:
         return chosen[found.scores[chosen].argsort(descending=True)][: self.max_objects].tolist()
 
 
-def load(
+def load_judge(
     model: Source | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> GenEvalJudge:
     """The judge that the registry knows, with the published detector or another; in float32 whatever ``dtype``."""

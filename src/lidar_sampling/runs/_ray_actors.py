@@ -24,7 +24,7 @@ from ._levers import read_levers
 from ._machine import device_of
 from .job import Job
 from .local import draw_each, in_groups, task_of
-from .worker import load, on_this_machine
+from .worker import load_sampler, on_this_machine
 
 ANSWER = 600  # seconds that a judge may take for a batch
 
@@ -73,7 +73,7 @@ class Worker:
                 f"{self._out} on {socket.gethostname()} is another folder than the driver's: "
                 "choose an --out on a disk that all hosts share"
             )
-        lidar = load(job, judges={name: RayReward(**how) for name, how in self._judges.items()})
+        lidar = load_sampler(job, judges={name: RayReward(**how) for name, how in self._judges.items()})
         lidar.overlap = lidar.overlap or bool(self._judges)
         self.task = task_of(job, self._out, rank=self._rank)
         self.task.begin(lidar, shared=True)

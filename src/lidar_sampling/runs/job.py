@@ -292,14 +292,15 @@ def _check_drawing(job: Job) -> None:
             raise ValueError(f"unknown setting {name!r}; {hint}")
     replace(found, **job.settings)  # checks types and ranges
     if (solver := job.settings.get("lookahead")) is not None:
-        from ..solvers import load
+        from ..solvers import load as load_solver
 
-        load(solver)
+        load_solver(solver)
 
 
 def _check_methods(job: Job) -> None:
     """Refuse methods that are not known, or that the task does not draw by."""
-    from ..methods import load, with_number
+    from ..methods import load as load_method
+    from ..methods import with_number
 
     if not job.methods or len(set(job.methods)) < len(job.methods):
         raise ValueError(f"methods must be different names, at least one, got {list(job.methods)}")
@@ -308,7 +309,7 @@ def _check_methods(job: Job) -> None:
     _check_only(job)
     for name in job.methods:
         numbered = with_number(name, 64)
-        load(numbered)
+        load_method(numbered)
         if job.budget is None and numbered != name:
             raise ValueError(f"{name} needs a number for its N, or a --budget that sets it")
     if job.task == "look" and job.methods != ("lidar",):

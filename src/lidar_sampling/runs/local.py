@@ -25,7 +25,7 @@ from ._comparison import Comparison
 from ._pictures import Pictures
 from ._shards import check_shard, order
 from .job import Job
-from .worker import load, on_this_machine
+from .worker import load_sampler, on_this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def run(
     check_writable(out)
     job = on_this_machine(job)
     task = task_of(job, out, rank=shard[0])
-    task.begin(lidar or load(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
+    task.begin(lidar or load_sampler(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
     cost = Cost()
     banks: list[Record] = []
     try:

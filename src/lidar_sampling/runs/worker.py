@@ -26,7 +26,7 @@ def on_this_machine(job: Job) -> Job:
     return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
 
 
-def load(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
+def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
     """Return the sampler that a Job describes; settings that it leaves open are the model's.
 
     Args:

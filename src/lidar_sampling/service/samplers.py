@@ -11,7 +11,7 @@ from .._bank import BankStore
 from .._call import check_call
 from .._forecast import Rates
 from .._sampler import LiDAR
-from ..runs import Job, load
+from ..runs import Job, load_sampler
 
 _OF_PIPELINE = ("model", "variant", "preset", "call", "scheduler", "dtype", "fast", "device", "batch_size")
 _OF_SAMPLER = (*_OF_PIPELINE, "reward", "metrics")
@@ -44,7 +44,7 @@ class Samplers:
             whole = replace(
                 job, task="generate", settings={}, call=_call(job), store=None, banks=(), methods=("lidar",), only=()
             )
-            lidar = load(whole, pipe=same[0].pipe if same else None)
+            lidar = load_sampler(whole, pipe=same[0].pipe if same else None)
             lidar.store = self.store
             while len(self._loaded) >= self.most:
                 self._loaded.popitem(last=False)
