@@ -13,7 +13,7 @@ from test_oracle import CASES, COSMOS_2, SD, UNCLIPPED, build, label
 
 from lidar_sampling import LookaheadBank, guide, noise_level
 from lidar_sampling._flags import KNOWN
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._levels import _FAMILIES, check, clean_prediction
 
 # Where add_noise is no witness. Second stages have other levels than it looks up, SASolver noises by alphas_cumprod
@@ -213,7 +213,7 @@ def test_levels_are_the_schedulers_own_at_every_step_whatever_flag_is_set(case):
     scheduler, x0 = build(case), torch.randn(1, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     check(scheduler)
     walk = Walk(scheduler)
-    with attached(scheduler, walk):
+    with attach(scheduler, walk):
         sample(scheduler, x0, chains=2, steps=5, dtype=torch.float64)
     assert len(walk.levels) >= 5
     for level, witness in zip(walk.levels, walk.witnessed, strict=True):

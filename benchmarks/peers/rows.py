@@ -17,7 +17,7 @@ from benchmarks.peers.published import Plan
 from benchmarks.peers.shapes import Shape, half
 from lidar_sampling import LiDAR, accelerate, record
 from lidar_sampling._batches import is_out_of_memory
-from lidar_sampling._cost import Cost, metered
+from lidar_sampling._cost import Cost, meter
 from lidar_sampling.methods import DATE, FKSteering, UniversalGuidance
 from lidar_sampling.rewards import Reward
 from lidar_sampling.solvers import load as load_solver
@@ -65,7 +65,7 @@ Row = Callable[[Bench, LiDAR], Run]
 
 def vanilla(bench: Bench, lidar: LiDAR) -> Run:
     """The pipeline itself."""
-    with metered(lidar.pipe, "sampling") as cost:
+    with meter(lidar.pipe, "sampling") as cost:
         lidar.pipe(
             PROMPT,
             num_images_per_prompt=bench.images,
@@ -80,7 +80,7 @@ def as_published(bench: Bench, lidar: LiDAR) -> Run:
     """LiDAR as it was published."""
     plan = plan_of(bench, lidar)
     bank_noise, noise = (torch.Generator(bench.device).manual_seed(seed) for seed in (0, 1))
-    with metered(lidar.pipe, "sampling") as cost:
+    with meter(lidar.pipe, "sampling") as cost:
         drawn = published.sample(lidar.pipe, lidar.reward, plan, bank_noise=bank_noise, noise=noise)
     return Run(replace(cost, decodes=plan.n + plan.images, reward_calls=plan.n), drawn.seconds)
 

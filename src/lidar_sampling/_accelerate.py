@@ -109,10 +109,10 @@ def _see_equal_rows_once(encoder: nn.Module) -> None:
         first = torch.full((len(distinct),), len(tokens), device=tokens.device)
         first.scatter_reduce_(0, inverse, torch.arange(len(tokens), device=tokens.device), "amin")
 
-        def chosen(value: Any) -> Any:
+        def choose(value: Any) -> Any:
             return value[first] if isinstance(value, Tensor) and len(value) == len(tokens) else value
 
-        return tuple(map(chosen, args)), {name: chosen(value) for name, value in kwargs.items()}
+        return tuple(map(choose, args)), {name: choose(value) for name, value in kwargs.items()}
 
     def spread(value: Any) -> Any:
         if isinstance(value, Tensor):

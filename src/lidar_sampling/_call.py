@@ -189,7 +189,7 @@ def for_batch(call: Mapping[str, Any], prompts: Sequence[str], pipe: Any = None)
         elif pipe is not None and name == "video" and _VIDEOS.search(type(pipe).__name__):
             found[name] = _repeated_video(value, len(prompts))
         elif pipe is not None and _pairs(pipe, name) and not _SHARED.search(type(pipe).__name__):
-            found[name] = _repeated(value, len(prompts))
+            found[name] = _repeat(value, len(prompts))
         else:
             found[name] = value
         if pipe is not None and _ONE_TEXT.search(type(pipe).__name__) and _TEXT.fullmatch(name):
@@ -205,7 +205,7 @@ def prompts_for(pipe: Any, prompts: Sequence[str]) -> Any:
     return list(prompts)
 
 
-def _repeated(value: Any, count: int) -> Any:
+def _repeat(value: Any, count: int) -> Any:
     """Return one picture as often as there are samples; several as they are."""
     if isinstance(value, Tensor):
         value = value[(None,) * (4 - value.ndim)] if value.ndim < 4 else value
@@ -221,6 +221,6 @@ def _repeated(value: Any, count: int) -> Any:
 def _repeated_video(value: Any, count: int) -> Any:
     """Return one video, a list of frames or (1, F, C, H, W), as often as there are samples; several as they are."""
     if isinstance(value, Tensor | np.ndarray):
-        return _repeated(value, count) if value.ndim == 5 else value
+        return _repeat(value, count) if value.ndim == 5 else value
     several = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
     return value if several or value is None else [value] * count

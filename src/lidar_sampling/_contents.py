@@ -191,7 +191,7 @@ class _Reader:
             own = not _of_a_package(type(part))
             held = {k: v for k, v in vars(part).items() if k not in _TORCH and (own or _decides(k))}
             held = {k: v for k, v in held.items() if not isinstance(v, nn.Module) and k not in _SAME}
-            if "forward" in vars(part) and not _moved_or_compiled(part):
+            if "forward" in vars(part) and not _is_moved_or_compiled(part):
                 held["forward"] = part.forward
             if caching := getattr(getattr(part, "_diffusers_hook", None), "hooks", None):  # layers that are skipped
                 held["hooks"] = {k: [_class(h), _public(h)] for k, h in caching.items() if "offload" not in k}
@@ -326,7 +326,7 @@ def _decides(name: str) -> bool:
     return not name.startswith("_") or name in known
 
 
-def _moved_or_compiled(module: nn.Module) -> bool:
+def _is_moved_or_compiled(module: nn.Module) -> bool:
     """Whether ``forward`` was replaced by what moves weights or compiles, and computes the same."""
     registry = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
     wrapped = hasattr(module.forward, "_torchdynamo_orig_callable") or hasattr(module, "_hf_hook")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._parts import decoders, denoisers, text_encoders
-from ._profile import timed, timed_modules
+from ._profile import time_modules, time_part
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Cost:
 
 
 @contextmanager
-def metered(pipe: Any, phase: str) -> Iterator[Cost]:
+def meter(pipe: Any, phase: str) -> Iterator[Cost]:
     """Count the denoiser's evaluations, seconds and memory of a block; the caller adds decodes and reward calls.
 
     ``phase`` is what a profile calls the block. Blocks do not nest: each forgets the peak of memory before it.
@@ -66,7 +66,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     Example:
         >>> from lidar_sampling import testing
         >>> pipe = testing.tiny_stable_diffusion()
-        >>> with metered(pipe, "sampling") as cost:
+        >>> with meter(pipe, "sampling") as cost:
         ...     images = pipe("a cat", num_inference_steps=3, output_type="pt").images
         >>> cost.network_evaluations
         8
@@ -82,7 +82,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     start = time.perf_counter()
     try:
         parts = {"network": [*denoisers(pipe).values()], "text": text_encoders(pipe), "decode": decoders(pipe)}
-        with timed(phase, device=device), timed_modules(parts):
+        with time_part(phase, device=device), time_modules(parts):
             yield cost
     finally:
         cost.seconds += time.perf_counter() - start

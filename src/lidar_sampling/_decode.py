@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._call import alone
-from ._draw import Item, checked
+from ._draw import Item, to_pictures
 from ._tail import Tail
 
 # These decode latents as they are, after scaling them; every other pipeline is asked itself.
@@ -87,7 +87,7 @@ class Decoder:
         drawn = self._tails[start](latents)
         if latents.requires_grad and torch.is_grad_enabled() and not drawn.requires_grad:
             raise TypeError(f"{type(pipe).__name__} decodes without a gradient")
-        return checked(pipe, drawn.float())
+        return to_pictures(pipe, drawn.float())
 
 
 def decode(

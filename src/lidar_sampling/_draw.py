@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._batches import shrinking
 from ._call import alone, apart, blocks_of, for_batch, inputs_of, prompts_for
-from ._hooks import DivergedError, Hook, Watch, attached, record
+from ._hooks import DivergedError, Hook, Watch, attach, record
 from ._media import check_pictures
 
 
@@ -126,9 +126,9 @@ def draw(
         context, watch = around(batch) if around else nullcontext(), Watch(generators=generators)
         with (
             _quiet(pipe),
-            attached(pipe, watch),
-            attached(pipe, _OneSchedule(pipe)),
-            _explained(watch, texts),
+            attach(pipe, watch),
+            attach(pipe, _OneSchedule(pipe)),
+            _explain_refusal(watch, texts),
             context,
             record(pipe) as recording,
         ):
@@ -156,7 +156,7 @@ def draw(
                 + ("; draw one at a time: batch_size=1" if len(batch) > 1 else "")
             )
         watch.check(latents, texts)
-        return Drawn(batch, checked(pipe, images.float()) if decoded else images.float(), latents)
+        return Drawn(batch, to_pictures(pipe, images.float()) if decoded else images.float(), latents)
 
     for groups in _runs(items, together) if apart(pipe) else [range(len(items) // together)]:
         for drawn in shrinking(groups, max(1, batch_size // together), run):
@@ -220,7 +220,7 @@ class _OneSchedule(Hook):
 
 
 @contextmanager
-def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
+def _explain_refusal(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
     """Let a refusal within this block, such as of a reward that was shown NaN, say which step made it so.
 
     Raises:
@@ -234,7 +234,7 @@ def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def checked(pipe: Any, images: Tensor) -> Tensor:
+def to_pictures(pipe: Any, images: Tensor) -> Tensor:
     """Refuse what a pipeline drew outside the range of pictures; transparent pictures are laid over white.
 
     Audio that overshoots is cut, as it is when it is saved: decoders of audio do not clamp.

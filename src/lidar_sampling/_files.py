@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write ``content`` to ``path`` by way of a file beside it, so that no reader ever sees half of it."""
-    with writing(path) as file:
+    with open_whole(path) as file:
         file.write(content)
     return Path(path)
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[BinaryIO]:
+def open_whole(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a file whose content becomes that of ``path`` when the block ends; if it fails, ``path`` stays."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -115,7 +115,7 @@ def natural_order(path: str | Path) -> tuple[str | int, ...]:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def name_path(path: str | Path) -> Iterator[None]:
     """Let an error of writing within this block name ``path``: that of a full disk names no file."""
     try:
         yield

@@ -49,7 +49,7 @@ def calls_of(pipe: Any, call: Mapping[str, Any]) -> int:
 
 def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> Tensor:
     """Return the timesteps (T, ...) that a call of ``pipe`` walks through; the pipeline stays as it is."""
-    return _scheduled(pipe, call)[1]
+    return _schedule(pipe, call)[1]
 
 
 def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
@@ -58,7 +58,7 @@ def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
     Raises:
         ValueError: the family of the scheduler is not known.
     """
-    scheduler, timesteps = _scheduled(pipe, call)
+    scheduler, timesteps = _schedule(pipe, call)
     levels = []
     for timestep in timesteps:
         levels.append(noise_level(scheduler, timestep))
@@ -67,7 +67,7 @@ def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
     return levels
 
 
-def _scheduled(pipe: Any, call: Mapping[str, Any]) -> tuple[Any, Tensor]:
+def _schedule(pipe: Any, call: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """Return a copy of the scheduler of ``pipe``, set for the call, and the timesteps that the call takes."""
     arguments = {**parameters_of(pipe), **call}
     twin = copy(pipe)

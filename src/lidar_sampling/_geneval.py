@@ -123,16 +123,16 @@ def parse(prompt: str) -> dict[str, Any] | None:
     return found
 
 
-def with_asked(line: Mapping[str, Any]) -> dict[str, Any]:
+def with_requirements(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a prompt's line with what it asks for: what it says, or else what the templates read in its text.
 
-    >>> with_asked({"prompt": "a photo of a dog", "id": 3})["include"]
+    >>> with_requirements({"prompt": "a photo of a dog", "id": 3})["include"]
     [{'class': 'dog', 'count': 1}]
     """
-    return dict(line) if {"include", "exclude"} & set(line) else {**(asked(line["prompt"]) or {}), **line}
+    return dict(line) if {"include", "exclude"} & set(line) else {**(read_requirements(line["prompt"]) or {}), **line}
 
 
-def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
+def read_requirements(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
     """What a prompt asks for: metadata asks for what it includes and excludes, a text for what :func:`parse` reads.
 
     Metadata that neither includes nor excludes anything asks for what its own prompt does.
@@ -142,7 +142,7 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
             setting that GenEval does not know, a count that is not a positive integer, or a position relative to
             anything but an object before it; or it contradicts itself, so that no picture can be right.
 
-    >>> asked({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
+    >>> read_requirements({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
     Traceback (most recent call last):
     ValueError: unknown class 'dgo' in GenEval metadata; did you mean 'dog'?
     """

@@ -65,24 +65,24 @@ class Guard:
                 await send({"type": "websocket.close"})
             return
 
-        async def counted(message: Message) -> None:
+        async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.seen(scope, message["status"])
             await send(message)
 
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if refused := self._who(scope, headers):
-            await self._refuse(refused, receive, counted)
+            await self._refuse(refused, receive, count)
         elif scope["path"] in OPEN:
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, count)
         elif self._there >= self.places:
             text = f"{self._there} requests are here, and no more may: ask again later"
-            await self._refuse((503, text, {"retry-after": "1"}), receive, counted)
+            await self._refuse((503, text, {"retry-after": "1"}), receive, count)
         else:
             self._there += 1
             try:
                 async with self._room:
-                    await self._let_in(scope, headers, receive, counted)
+                    await self._let_in(scope, headers, receive, count)
             finally:
                 self._there -= 1
 

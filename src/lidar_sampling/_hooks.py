@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._levels import NoiseLevel, clean_prediction, data_scale, noise_level
-from ._profile import timed
+from ._profile import time_part
 from ._steps import Hook as Hook
 from ._steps import Step as Step
 
@@ -69,7 +69,7 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         torch.Size([1, 4, 8, 8])
     """
     recording = Recording(on_step=on_step)
-    with attached(pipe_or_scheduler, recording):
+    with attach(pipe_or_scheduler, recording):
         yield recording
 
 
@@ -189,9 +189,9 @@ class Segment(Hook):
         self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
-        return self._taken(timesteps)
+        return self._select(timesteps)
 
-    def _taken(self, timesteps: Tensor) -> Tensor:
+    def _select(self, timesteps: Tensor) -> Tensor:
         """Return the timesteps of the part, out of those of the whole schedule."""
         self._whole, first = timesteps, self.ends[self.part]
         if hasattr(self.scheduler, "_step_index"):
@@ -227,7 +227,7 @@ _OURS = (_HOOKS, _NEW, _PIPE, _TIMES, _COUNT)
 
 
 @contextmanager
-def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
+def attach(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
     """Let ``hook`` see, and change, every step that the scheduler takes inside the block.
 
     Args:
@@ -239,7 +239,7 @@ def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
     outer, pipe = state.get(_HOOKS), state.get(_PIPE)
     base = type(scheduler)
     if outer is None:
-        scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
+        scheduler.__class__ = _subclass_with_hooks(base)  # type: ignore[arg-type]
     state[_HOOKS] = (*(outer or ()), hook)
     state[_NEW] = (*state.get(_NEW, ()), hook)
     if pipe_or_scheduler is not scheduler:
@@ -286,7 +286,7 @@ def _signature(base: Any) -> inspect.Signature:
 
 
 @functools.cache
-def _hooked(base: type) -> type:
+def _subclass_with_hooks(base: type) -> type:
     """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
     signature = _signature(base)
 
@@ -304,14 +304,14 @@ def _hooked(base: type) -> type:
         index, total = state.get(_COUNT, (0, 1))
         state[_COUNT] = (index + 1, total)
         step = _step_of(self, call.arguments, index, total)
-        with timed("guidance"):
+        with time_part("guidance"):
             for hook in hooks:
                 step = hook.before(step)
         _apply(step, call.arguments)
-        with timed("scheduler"):
+        with time_part("scheduler"):
             result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
         previous = result[0]
-        with timed("guidance"):
+        with time_part("guidance"):
             for hook in hooks:
                 previous = hook.after(step, previous)
         if previous is result[0]:

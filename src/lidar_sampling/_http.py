@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)  # a named protocol: asyncio sends at once on no other
     except OSError as error:
-        raise _refused(host, port, error) from None
+        raise _refusal(host, port, error) from None
     try:
         if os.name == "posix":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,11 +44,11 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(512)
     except OSError as error:
         found.close()
-        raise _refused(host, port, error) from None
+        raise _refusal(host, port, error) from None
     return found
 
 
-def _refused(host: str, port: int, error: OSError) -> OSError:
+def _refusal(host: str, port: int, error: OSError) -> OSError:
     return OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port")
 
 

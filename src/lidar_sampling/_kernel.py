@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._hooks import attached, scheduler_of
+from ._hooks import attach, scheduler_of
 from ._levels import NoiseLevel, check, index_of, noise_level
 from ._steps import Hook, Step
 
@@ -104,24 +104,24 @@ class Kernel(Hook):
 
     def before(self, step: Step) -> Step:
         """Learn where the step leads, and draw its noise."""
-        self._there = following(step)
+        self._there = next_level(step)
         self._rho, deviation = new_noise(self.eta, step.level, self._there, NOISES[self.name])
         if not deviation:
             return replace(step, deviation=0.0)
         generator = self.generator if step.generator is None else step.generator
-        return step.adding(noise_like(step.x_t, generator), deviation)
+        return step.with_noise(noise_like(step.x_t, generator), deviation)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Return the sample that the formula gives, in the precision of ``x``."""
         if step.level.sigma == 0:
             return x
-        moved = kept(step.x_t, step.x0, step.level, self._there, self._rho)
+        moved = step_without_noise(step.x_t, step.x0, step.level, self._there, self._rho)
         if step.noise is not None and step.deviation:
             moved = moved + step.deviation * step.noise
         return moved.to(x.dtype)
 
 
-def kept(x_t: Tensor, x0: Tensor, here: NoiseLevel, there: tuple[float, float], rho: float) -> Tensor:
+def step_without_noise(x_t: Tensor, x0: Tensor, here: NoiseLevel, there: tuple[float, float], rho: float) -> Tensor:
     """Return the next sample (B, *) without its new noise; for rho = 1 that is the deterministic step.
 
     Args:
@@ -172,7 +172,7 @@ def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any =
     scheduler = scheduler_of(pipe_or_scheduler)
     check_kernel(scheduler)
     name, value = read_noise(noise)
-    with attached(pipe_or_scheduler, Glass(int(value), generator) if name == GLASS else Kernel(noise, generator)):
+    with attach(pipe_or_scheduler, Glass(int(value), generator) if name == GLASS else Kernel(noise, generator)):
         yield
 
 
@@ -190,7 +190,7 @@ def check_kernel(scheduler: Any) -> None:
         )
 
 
-def following(step: Step) -> tuple[float, float]:
+def next_level(step: Step) -> tuple[float, float]:
     """Return (alpha', sigma') of the sample that a step of a diffusers scheduler comes to.
 
     Example:
@@ -199,7 +199,7 @@ def following(step: Step) -> tuple[float, float]:
         >>> scheduler = DDIMScheduler(set_alpha_to_one=True)
         >>> scheduler.set_timesteps(10)
         >>> last = Step(torch.zeros(1), None, None, timestep=scheduler.timesteps[-1], scheduler=scheduler)
-        >>> following(last)
+        >>> next_level(last)
         (1.0, 0.0)
     """
     scheduler, timestep = step.scheduler, step.timestep

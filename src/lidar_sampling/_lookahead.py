@@ -14,7 +14,7 @@ from torch import Tensor
 from ._bank import BankStore, LookaheadBank, bank_key
 from ._call import PerPrompt, per_prompt
 from ._contents import OpaqueError, contents, key, pipeline_contents
-from ._cost import Cost, metered
+from ._cost import Cost, meter
 from ._decode import decoding_with, pictures
 from ._draw import Item, draw, items_of
 from ._live import Glimpse, Show
@@ -119,7 +119,7 @@ def look(
 
     with (
         decoding_with(pipe, preview),
-        metered(pipe, "lookahead") as cost,
+        meter(pipe, "lookahead") as cost,
         running(solver, pipe),
         worker(overlap) as submit,
     ):
@@ -140,7 +140,7 @@ def look(
         scores = torch.cat([part.result() for part in scored]) if scored else torch.zeros(0, len(rewards))
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
     if rescore and missing and rewards:
-        with metered(pipe, "lookahead") as more:
+        with meter(pipe, "lookahead") as more:
             rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, arguments, judge)
         more.decodes, more.reward_calls = rows, rows * len(rewards)
         cost = cost + more

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._files import naming
+from ._files import name_path
 
 FPS = 16  # of a video file; diffusers' pipelines do not say theirs
 _SLACK = 1e-3  # beyond the range, for what half precision rounds
@@ -110,7 +110,7 @@ def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str
         ValueError: it is no picture, it is cut off or too large, it moves, or it has more than 8 bits a channel.
     """
     name = name or ("the picture" if isinstance(file, bytes) else str(file))
-    (picture,) = _read(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
+    (picture,) = _read_frames(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
     return picture
 
 
@@ -121,13 +121,13 @@ def read_sample(file: str | Path) -> Tensor:
         OSError: as :func:`read_picture`.
         ValueError: as :func:`read_picture`, but for what moves, whose frames must be of one size.
     """
-    frames = _read(file, str(file), None, moving=True)
+    frames = _read_frames(file, str(file), None, moving=True)
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{file} holds pictures of several sizes: save each to a file of its own")
     return torch.stack(frames) if len(frames) > 1 else frames[0]
 
 
-def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
+def _read_frames(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
     """The frames of a picture, as :func:`read_picture` has them; more than one only if it may be ``moving``."""
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
@@ -135,7 +135,7 @@ def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool
     try:
         with Image.open(file, formats=formats) as image:
             count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photograph and its preview
-            refused, stored = None, _stored(image)
+            refused, stored = None, _read_mode(image)
             if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
                 refused = f"has pixels of mode {image.mode}: save it with 8 bits a channel"
             elif _DEEP.search(stored):  # Pillow cuts them, and misses their transparency
@@ -162,7 +162,7 @@ _DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits a pixel
 _SCALES = {"L;2": 85, "L;4": 17}  # from a grey level of 2 or 4 bits to one of 8
 
 
-def _stored(image: Any) -> str:
+def _read_mode(image: Any) -> str:
     """How the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
     for _, _, _, arguments in getattr(image, "tile", ()):
         first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -214,7 +214,7 @@ def save_sample(
     """
     if sample.dim() == 2:
         path = stem.with_suffix(".wav")
-        with naming(path), wave.open(str(path), "wb") as file:
+        with name_path(path), wave.open(str(path), "wb") as file:
             file.setnchannels(len(sample))
             file.setsampwidth(2)
             file.setframerate(sampling_rate or 44100)
@@ -223,11 +223,11 @@ def save_sample(
     pictures = to_pil(sample)
     if sample.dim() == 3:
         path = stem.with_suffix(".png")
-        with naming(path):
+        with name_path(path):
             pictures.save(path, pnginfo=_texts(texts or {}))
         return path
     path = stem.with_suffix(".webp")
-    with naming(path):
+    with name_path(path):
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0, quality=90)
     return path
 

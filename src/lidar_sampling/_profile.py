@@ -97,7 +97,7 @@ def profiled(device: torch.device | str | None = None) -> Iterator[Profile]:
 
 
 @contextmanager
-def timed(
+def time_part(
     part: str, rows: int = 0, again: Again | None = None, *, device: torch.device | None = None
 ) -> Iterator[None]:
     """Count the block as ``part`` of the profile under way, if there is one.
@@ -118,7 +118,7 @@ def timed(
 
 
 @contextmanager
-def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
+def time_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
     """Count the calls of modules as parts by their names, while there is a profile."""
     clock = _current.get()
     if clock is None:
@@ -129,7 +129,7 @@ def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
         rows = len(next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
 
         def again(size: int) -> Callable[[], Any]:
-            return partial(module.forward, *_tiled(args, rows, size), **_tiled(kwargs, rows, size))
+            return partial(module.forward, *_tile(args, rows, size), **_tile(kwargs, rows, size))
 
         clock.enter(part, rows, again if part in WORK else None)
 
@@ -212,13 +212,13 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _tiled(value: Any, rows: int, size: int) -> Any:
+def _tile(value: Any, rows: int, size: int) -> Any:
     """Arguments of a batch of ``rows`` as those of a batch of ``size``."""
     if isinstance(value, Tensor):
         chosen = torch.arange(size, device=value.device) % max(rows, 1)
         return value.detach()[chosen] if value.dim() and len(value) == rows else value.detach()
     if isinstance(value, dict):
-        return {key: _tiled(item, rows, size) for key, item in value.items()}
+        return {key: _tile(item, rows, size) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_tiled(item, rows, size) for item in value)
+        return type(value)(_tile(item, rows, size) for item in value)
     return value

@@ -79,10 +79,10 @@ def _why_no_prompt(prompt: Any) -> str | None:
         if len(prompt) > LONGEST:
             return f"has {len(prompt)} characters, and text encoders read some hundred: give at most {LONGEST}"
         if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
-            return f"holds a NUL or half a character, got {_shown(prompt)}: leave it out"
+            return f"holds a NUL or half a character, got {_spell(prompt)}: leave it out"
         if any(c not in _BLANK and unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in prompt):
             return None
-    return f"must be a text that is not empty, got {_shown(prompt)}"
+    return f"must be a text that is not empty, got {_spell(prompt)}"
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -135,27 +135,27 @@ def _from_text(path: Path, text: str) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number} looks like JSON or Python, and would be drawn as text: write one prompt a "
                 f"line, or JSON in a .json or .jsonl file; got {cut(line.strip())}"
             )
-        yield _checked({"prompt": line.strip()}, f"{path}, line {number}")
+        yield _check_item({"prompt": line.strip()}, f"{path}, line {number}")
 
 
 def _from_lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
     for number, line in _lines(text):
         where = f"{path}, line {number}"
-        yield _checked(_parsed(line, where, 'a JSON object with a "prompt"'), where)
+        yield _check_item(_parse(line, where, 'a JSON object with a "prompt"'), where)
 
 
 def _from_array(path: Path, text: str) -> Iterator[dict[str, Any]]:
     if not text.strip():
         return
     expected = "a JSON array of objects or of texts (one object a line is .jsonl)"
-    items = _parsed(text, str(path), expected)
+    items = _parse(text, str(path), expected)
     if not isinstance(items, list):
-        raise ValueError(f"{path}: expected {expected}, got {_shown(items)}")
+        raise ValueError(f"{path}: expected {expected}, got {_spell(items)}")
     for number, item in enumerate(items, 1):
-        yield _checked({"prompt": item} if isinstance(item, str) else item, f"{path}, item {number}")
+        yield _check_item({"prompt": item} if isinstance(item, str) else item, f"{path}, item {number}")
 
 
-def _parsed(text: str, where: str, expected: str) -> Any:
+def _parse(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -177,10 +177,10 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON: write null, or leave it out")
 
 
-def _checked(item: Any, where: str) -> dict[str, Any]:
+def _check_item(item: Any, where: str) -> dict[str, Any]:
     """``item`` if it is an object whose prompt can be drawn."""
     if not isinstance(item, dict) or "prompt" not in item:
-        raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_shown(item)}')
+        raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_spell(item)}')
     prompt = item["prompt"]
     if why := _why_no_prompt(prompt):
         raise ValueError(f'{where}: "prompt" {why}')
@@ -220,6 +220,6 @@ def _is_nearly_json(line: str) -> bool:
     return isinstance(found, list) and any(isinstance(item, str | dict | list) for item in found)
 
 
-def _shown(value: Any) -> str:
+def _spell(value: Any) -> str:
     """``value`` as JSON, for a message."""
     return cut(json.dumps(value, default=repr))

@@ -17,11 +17,11 @@ from torch import Tensor
 from . import rewards as _rewards
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._call import check_call, per_prompt
-from ._cost import Cost, metered
+from ._cost import Cost, meter
 from ._decode import check_decodes, check_preview
 from ._draw import Item, draw, items_of
 from ._guide import Trace, guide
-from ._hooks import attached, scheduler_of
+from ._hooks import attach, scheduler_of
 from ._kernel import check_kernel, stochastic
 from ._levels import check
 from ._live import Live, Show
@@ -113,7 +113,7 @@ class LiDAR:
         if not isinstance(found, Settings):
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
         if settings is None:
-            found = for_reward(found, _called(reward), changes)
+            found = for_reward(found, _name_of_any(reward), changes)
         self.settings = found.changed(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
@@ -196,7 +196,7 @@ class LiDAR:
             from . import glyph
 
             if "settings" not in options:
-                options["settings"] = for_reward(GLYPH, _called(reward or "glyph"), options)
+                options["settings"] = for_reward(GLYPH, _name_of_any(reward or "glyph"), options)
             judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
             options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
             pipe = pipe or glyph.load_pipeline(dtype=dtype).to(device)
@@ -400,7 +400,7 @@ class LiDAR:
         traces: list[Trace] = []
 
         @contextmanager
-        def guided(batch: Sequence[Item]) -> Iterator[None]:
+        def guide_batch(batch: Sequence[Item]) -> Iterator[None]:
             guidance = guide(
                 self.pipe,
                 [of_prompt[item.prompt] for item in batch],
@@ -414,7 +414,7 @@ class LiDAR:
                 yield
             traces.append(trace)
 
-        result = self.sample(texts, images, seed, progress, guided, together=together)
+        result = self.sample(texts, images, seed, progress, guide_batch, together=together)
         result = replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
         self._warn_of_collapse(result)
         return result
@@ -532,11 +532,11 @@ class LiDAR:
         around = _in_turn(
             None if noise is None else lambda batch: stochastic(pipe, noise),
             around,
-            None if watched is None else lambda batch: attached(pipe, Live(*watched, pipe, call, batch)),
+            None if watched is None else lambda batch: attach(pipe, Live(*watched, pipe, call, batch)),
         )
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
-        with metered(pipe, "sampling") as sampling:
+        with meter(pipe, "sampling") as sampling:
             for drawn in draw(
                 pipe,
                 items,
@@ -582,7 +582,7 @@ class LiDAR:
         if metadata is not None and [line.get("prompt") for line in metadata] != result.prompts:
             raise ValueError(f"metadata must be of the prompts, in their order: got {metadata} for {result.prompts}")
         texts = [prompt for prompt in asked for _ in range(shape[1])]
-        with metered(self.pipe, "scoring") as scoring:
+        with meter(self.pipe, "scoring") as scoring:
             rewards = {
                 name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
                 for judge in judges
@@ -676,7 +676,7 @@ def _check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _called(reward: Reward | str) -> str:
+def _name_of_any(reward: Reward | str) -> str:
     """Return the name of a reward that may not be loaded yet."""
     return reward if isinstance(reward, str) else name_of(reward)
 

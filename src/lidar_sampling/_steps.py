@@ -44,7 +44,7 @@ class Step:
         >>> import torch
         >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
         >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
-        >>> step.shifted(torch.ones(2, 1)).taking(torch.tensor([1, 1])).x0
+        >>> step.with_shift(torch.ones(2, 1)).with_rows(torch.tensor([1, 1])).x0
         tensor([[3.],
                 [3.]])
     """
@@ -82,11 +82,11 @@ class Step:
         x0 = x0 if self.taken is None else x0[self.taken.to(x0.device)]
         return x0 if self.shift is None else x0 + self.shift
 
-    def shifted(self, delta: Tensor) -> Step:
+    def with_shift(self, delta: Tensor) -> Step:
         """Return the step with its clean prediction moved by ``delta`` (B, *)."""
         return replace(self, shift=delta if self.shift is None else self.shift + delta)
 
-    def taking(self, rows: Tensor) -> Step:
+    def with_rows(self, rows: Tensor) -> Step:
         """Return the step in which ``rows`` (B,) of the batch go on in the places of all."""
         rows = rows.to(self.x_t.device)
         return replace(
@@ -96,7 +96,7 @@ class Step:
             taken=rows if self.taken is None else self.taken[rows],
         )
 
-    def moved(self, rows: Tensor, x_t: Tensor, x0: Tensor) -> Step:
+    def with_samples(self, rows: Tensor, x_t: Tensor, x0: Tensor) -> Step:
         """Return the step in which some rows of the batch stand at other samples of its level.
 
         Args:
@@ -108,13 +108,13 @@ class Step:
             >>> import torch
             >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
             >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
-            >>> step.moved(torch.tensor([1]), torch.ones(1, 1), torch.full((1, 1), 5.0)).x0
+            >>> step.with_samples(torch.tensor([1]), torch.ones(1, 1), torch.full((1, 1), 5.0)).x0
             tensor([[1.],
                     [5.]])
         """
         rows = rows.to(self.x_t.device)
 
-        def put(old: Tensor, new: Tensor) -> Tensor:
+        def place(old: Tensor, new: Tensor) -> Tensor:
             return old.index_copy(0, rows, new.to(old))
 
         unshifted, output = replace(self, shift=None).x0, self.output
@@ -122,17 +122,17 @@ class Step:
             output = output if self.taken is None else output[self.taken]
             means = self.level.slope * x0 + self.level.tilt * x_t
             extra = output[rows, means.shape[1] :]  # of a learned variance
-            output = put(output, torch.cat([means.to(output), extra], 1))
+            output = place(output, torch.cat([means.to(output), extra], 1))
         return replace(
             self,
-            x_t=put(self.x_t, x_t),
-            predict=lambda: put(unshifted, x0),
+            x_t=place(self.x_t, x_t),
+            predict=lambda: place(unshifted, x0),
             output=output,
-            shift=None if self.shift is None else put(self.shift, torch.zeros_like(x0)),
+            shift=None if self.shift is None else place(self.shift, torch.zeros_like(x0)),
             taken=None,
         )
 
-    def adding(self, noise: Tensor, deviation: float | None = None) -> Step:
+    def with_noise(self, noise: Tensor, deviation: float | None = None) -> Step:
         """Return the step with the noise (B, *), standard normal, that it is to add; and how much, if that is new."""
         return replace(self, noise=noise, deviation=self.deviation if deviation is None else deviation)
 

@@ -68,9 +68,9 @@ class Tail:
             elif name == "vocoder" and "audio_vae" in pipe.components:
                 state[name] = _stand_in(part, lambda _, spectrograms: spectrograms)
             elif isinstance(part, nn.Module) and _ENCODERS.search(name):
-                state[name] = _stand_in(part, _encoded)
+                state[name] = _stand_in(part, _encode)
             elif isinstance(part, nn.Module) and _DENOISERS.match(name):
-                state[name] = _stand_in(part, _denoised)
+                state[name] = _stand_in(part, _denoise)
         if self._blocks is not None:
             state["_blocks"] = self._blocks
             _silence(self._blocks)
@@ -173,7 +173,7 @@ def _under_its_name(base: type, **members: Any) -> type:
     return type(base.__name__, (base,), {**members, **names})
 
 
-def _denoised(module: Any, *args: Any, **kwargs: Any) -> Any:
+def _denoise(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Zeros in the shape of what a denoiser was shown: of its answer, up to channels, which no step reads."""
     if "ControlNet" in type(module).__name__:
         return _Output(([], None))
@@ -204,7 +204,7 @@ class _Encoded:
 _OF_TEXT = ("text_config", "encoder")  # where configurations of several networks have that of the texts
 
 
-def _encoded(module: Any, *args: Any, **kwargs: Any) -> _Encoded:
+def _encode(module: Any, *args: Any, **kwargs: Any) -> _Encoded:
     shown = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][0]  # noqa: RUF015
     config = next(filter(None, (getattr(module.config, name, None) for name in _OF_TEXT)), module.config)
     width = getattr(config, "hidden_size", None) or config.d_model
@@ -231,13 +231,13 @@ def _scheduler(scheduler: Any, latents: Tensor) -> Any:
 
 def _of_another(base: type, state: dict[str, Any]) -> Any:
     """The scheduler of another modality: its steps return the sample that they are shown."""
-    twin: Any = object.__new__(_finishing(base))
+    twin: Any = object.__new__(_subclass_that_finishes(base))
     twin.__dict__.update(state)
     return twin
 
 
 @functools.cache
-def _finishing(base: type) -> type:
+def _subclass_that_finishes(base: type) -> type:
     signature = inspect.signature(base.step)  # type: ignore[attr-defined]
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling._guidance import tempering
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import BestOf, Steered, Vanilla, load
 from lidar_sampling.methods._face import hooked, rewards_of_predictions, spread
 from lidar_sampling.methods.steered import Resampled
@@ -115,7 +115,7 @@ class TestIslands:
                 return seen[-1]
 
             scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
-            with attached(scheduler, Resampled(how, rewards, list(range(islands)))):
+            with attach(scheduler, Resampled(how, rewards, list(range(islands)))):
                 ends = sample(scheduler, bank.samples, chains=12, steps=10)
             if islands == 12:
                 assert seen == []  # nothing can be resampled, so nothing is looked at

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .._files import natural_order
-from .._geneval import with_asked
+from .._geneval import with_requirements
 from .._media import read_picture as read_picture
 from .._media import read_sample
 from .._prompts import read_lines
@@ -65,7 +65,8 @@ def score(
     places = _pictures(images)
     files = [file for found in places.values() for file in found]
     prompts = _prompts(
-        places, [with_asked(line) for line in o.read_lines(prompt, prompts_file)] if prompt or prompts_file else []
+        places,
+        [with_requirements(line) for line in o.read_lines(prompt, prompts_file)] if prompt or prompts_file else [],
     )
     judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
-from .._cost import Cost, metered
+from .._cost import Cost, meter
 from .._decode import Decoder
 from .._draw import Item
 from .._forecast import evaluations_of
-from .._hooks import Hook, attached
+from .._hooks import Hook, attach
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
@@ -60,7 +60,7 @@ def hooked(
         hook = make(batch)
         if not whole:
             hooks.append(hook)
-        with attached(pipe or lidar.pipe, hook):
+        with attach(pipe or lidar.pipe, hook):
             yield
         if whole:
             hooks.append(hook)
@@ -230,7 +230,7 @@ def best(
     scores, cost = guiding_scores(lidar, result)
     chosen = spread(scores, count, islands)
     if wants_features(diverse, weight):
-        with metered(lidar.pipe, "selection") as looking:
+        with meter(lidar.pipe, "selection") as looking:
             features = [features_of([*lidar.parts, *lidar.metrics], images) for images in result.images]
         chosen = torch.tensor(
             [

@@ -73,9 +73,9 @@ class Particles(Hook):
     def before(self, step: Step) -> Step:
         """Let those that were chosen go on in the places of all, each row with noise of its own."""
         if self._step < 0 and self.copies > 1:
-            step = step.taking(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
+            step = step.with_rows(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
         chosen = self.survivors(step)
-        return step if chosen is None else step.taking(chosen)
+        return step if chosen is None else step.with_rows(chosen)
 
     def survivors(self, step: Step) -> Tensor | None:
         """Return the rows (B,) of the batch that go on; None where it is not the time to look."""

@@ -20,7 +20,7 @@ from .._cost import Cost
 from .._draw import Item, draw, seed_of
 from .._forecast import levels_of, rows_of, timesteps_of
 from .._hooks import Step
-from .._kernel import kept, new_noise, stochastic
+from .._kernel import new_noise, step_without_noise, stochastic
 from .._levels import NoiseLevel
 from .._sampler import LiDAR
 from ._checks import is_flow
@@ -78,7 +78,7 @@ class Rollout:
             length = math.hypot(here.alpha, here.sigma)
             sample, here = sample / length, here._replace(alpha=here.alpha / length, sigma=here.sigma / length)
         rho, deviation = new_noise(self._eta, here, there)
-        moved = kept(sample, x0, here, there, rho)
+        moved = step_without_noise(sample, x0, here, there, rho)
         if not deviation:
             return moved
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._cost import Cost, metered
+from .._cost import Cost, meter
 from .._decode import pictures
 from .._draw import Item, items_of, seed_of
 from .._forecast import rows_of, timesteps_of
@@ -80,7 +80,7 @@ def predictions(
         segments: the hooks of the part, one per batch.
         items: what was drawn, one per sample.
     """
-    with metered(lidar.pipe, "lookahead") as looking:
+    with meter(lidar.pipe, "lookahead") as looking:
         x0 = torch.cat([segment.x0 for segment in segments if segment.x0 is not None])
         decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.arguments(), items).cpu()
     looking.decodes = len(x0)

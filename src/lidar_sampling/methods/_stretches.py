@@ -17,7 +17,7 @@ from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
 from .._hooks import Segment, Step
-from .._kernel import following
+from .._kernel import next_level
 from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
@@ -183,7 +183,7 @@ class _Walk(Segment):
                 f"the search was planned for the {self.total} steps that the pipeline promised, and it takes "
                 f"{len(timesteps)}: leave out what cuts its schedule short, such as denoising_end"
             )
-        return self._taken(timesteps)
+        return self._select(timesteps)
 
     def before(self, step: Step) -> Step:
         """Keep the state, and where it is."""
@@ -196,7 +196,7 @@ class _Walk(Segment):
         if step.index > 0 and here in self.keep:
             self.states[here] = step.x_t.detach().to("cpu", copy=True) / data
         if here + 1 == self.ends[1]:
-            alpha, sigma = following(step)
+            alpha, sigma = next_level(step)
             self.levels[here + 1] = (alpha / data, sigma / data)
         return step
 

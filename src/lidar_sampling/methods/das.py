@@ -28,7 +28,7 @@ from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of, rows_of
 from .._hooks import Step
-from .._kernel import following, new_noise, noise_like
+from .._kernel import new_noise, next_level, noise_like
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
@@ -149,7 +149,7 @@ class Tempered(Particles):
         sample, last = step.x_t, self._step == self._last
         sigma = step.deviation
         if sigma is None:  # DDIM draws its own
-            _, sigma = new_noise(step.eta, step.level, following(step))
+            _, sigma = new_noise(step.eta, step.level, next_level(step))
         if not (sigma > 0 or last):
             raise ValueError("DAS proposes along the noise of the sampler, and this step has none: set eta above 0")
         rewards = self.rewards(step.x0)
@@ -160,7 +160,7 @@ class Tempered(Particles):
             self.gradients += len(sample)
         chosen = self._resample(rewards)
         survivors = rows(chosen, chosen.shape[1]).to(sample.device)
-        step = step.without_graph().taking(survivors)
+        step = step.without_graph().with_rows(survivors)
         if last:
             return step
         then = self.settings.temper(self._step + 1, self._last + 1)
@@ -168,7 +168,7 @@ class Tempered(Particles):
         z = noise_like(g, step.generator) if step.noise is None else step.noise
         correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
         self._log_weights = self._log_weights - correction.cpu().view_as(chosen)
-        return step.adding(z + sigma * g)
+        return step.with_noise(z + sigma * g)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .._cost import Cost
 from .._draw import Item, constant_weights
 from .._forecast import levels_of
-from .._hooks import Hook, Step, attached
+from .._hooks import Hook, Step, attach
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._parts import denoisers
 from .._result import Result
@@ -75,7 +75,7 @@ class DATE:
         def adapted(batch: Sequence[Item]) -> Iterator[None]:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
-            with constant_weights(lidar.pipe), attached(lidar.pipe, updates[-1]), updates[-1]:
+            with constant_weights(lidar.pipe), attach(lidar.pipe, updates[-1]), updates[-1]:
                 yield
 
         result = lidar.sample(list(prompts), images, seed, around=adapted)

@@ -38,7 +38,7 @@ from .._cost import Cost
 from .._draw import items_of, seed_of
 from .._forecast import calls_of, evaluations_of, rows_of
 from .._hooks import Segment, Step
-from .._kernel import following, new_noise
+from .._kernel import new_noise, next_level
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
@@ -247,7 +247,7 @@ class _Passing(Segment):
         """Keep the samples where they are to be kept, and how much noise parts them from those after the step."""
         step, here = super().before(step), self.ends[self.part] + step.index
         if here in self.at:
-            scale, level, (alpha, sigma) = start_scale(step.scheduler), step.level, following(step)
+            scale, level, (alpha, sigma) = start_scale(step.scheduler), step.level, next_level(step)
             eta = step.eta if takes_eta(step.scheduler) else 1.0
             own = new_noise(eta, level, (alpha, sigma))[1] if step.deviation is None else step.deviation
             keep = level.alpha / alpha

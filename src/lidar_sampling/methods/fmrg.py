@@ -130,7 +130,7 @@ class Lean(Climb):
         self.taken += len(step.x_t)
         if step.index not in self.settings.looks(step.total) or not _is_guidable(step.level):
             return step.without_graph()
-        return step.without_graph().shifted(self.settings.shift(step, self.gradient(step)))
+        return step.without_graph().with_shift(self.settings.shift(step, self.gradient(step)))
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step, if that one is guided."""

@@ -148,4 +148,4 @@ class Repulsion(Hook):
         if level.sigma == 0 or level.slope == 0:  # nothing is noisy, or nothing is known
             return step
         rows = zip(step.x_t.float(), step.x0.float(), self.members, strict=True)
-        return step.shifted(torch.stack([self.shift(x_t, x0, worst.to(x0), level) for x_t, x0, worst in rows]))
+        return step.with_shift(torch.stack([self.shift(x_t, x0, worst.to(x0), level) for x_t, x0, worst in rows]))

@@ -31,7 +31,7 @@ from .._cost import Cost
 from .._draw import Item, seed_of
 from .._forecast import calls_of, rows_of
 from .._hooks import Step
-from .._kernel import check_kernel, following, kept, new_noise, noise_like
+from .._kernel import check_kernel, new_noise, next_level, noise_like, step_without_noise
 from .._levels import NoiseLevel, start_scale
 from .._result import Result
 from .._sampler import LiDAR
@@ -166,7 +166,7 @@ class Proposing(Particles):
         if self._step in self.times:
             step = self._searched(step)
         if self.settings.m > 1 and self._step != self._last:
-            there = following(step)
+            there = next_level(step)
             deviation = new_noise(step.eta, step.level, there)[1] if step.deviation is None else step.deviation
             self._parents = _Parents(step.x_t, step.x0, step.level, there, deviation)
         return step
@@ -193,7 +193,7 @@ class Proposing(Particles):
         self._quota = self.settings.m + self._quota - spent
         self.spent.append(spent)
         moved = (~first).nonzero()[:, 0]
-        return step.moved(moved, x_t[moved], x0[moved]) if len(moved) else step
+        return step.with_samples(moved, x_t[moved], x0[moved]) if len(moved) else step
 
     def _rewarded(self, x0: Tensor, rows: Tensor) -> Tensor:
         """Return the rewards (k,) of clean predictions of these rows."""
@@ -207,4 +207,4 @@ class Proposing(Particles):
             return noise * start_scale(step.scheduler)
         x_t, x0, here, there, deviation = self._parents
         rho = math.sqrt(max(0.0, 1 - (deviation / there[1]) ** 2)) if there[1] else 1.0
-        return (kept(x_t[rows], x0[rows], here, there, rho) + deviation * noise).to(step.x_t.dtype)
+        return (step_without_noise(x_t[rows], x0[rows], here, there, rho) + deviation * noise).to(step.x_t.dtype)

@@ -26,7 +26,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._forecast import levels_of
 from .._hooks import Step
-from .._kernel import check_kernel, following, noise_like, take_again
+from .._kernel import check_kernel, next_level, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
@@ -134,13 +134,13 @@ class Gradient(Climb):
         """Shift the prediction; for forward guidance the sample is a leaf of the graph of the network's output."""
         how, level = self.settings, step.level
         self.taken += len(step.x_t)
-        self._back = following(step) if (step.index + 1) % how.recurrence else None
+        self._back = next_level(step) if (step.index + 1) % how.recurrence else None
         if not _is_guidable(level):
             return step.without_graph()
         shift = self._ascent(step.x0.detach())
         if how.reward_scale > 0:
             shift = shift + how.reward_scale * level.sigma**2 / level.alpha * self.gradient(step)
-        return step.without_graph().shifted(shift)
+        return step.without_graph().with_shift(shift)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Noise the sample back where the step is taken again, and start the graph of the next one."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._batches import shrinking
 from .._media import check_pictures
-from .._profile import timed
+from .._profile import time_part
 
 Prompt = str | Mapping[str, Any]
 
@@ -189,7 +189,7 @@ def score(
             return partial(see, images=some[rows], prompts=[asked[k] for k in rows])
 
         try:
-            with torch.no_grad(), timed("reward", len(asked), again):
+            with torch.no_grad(), time_part("reward", len(asked), again):
                 result = see(images=some, prompts=asked)
         except (torch.OutOfMemoryError, MemoryError, RewardError):  # of a part, which names it
             raise

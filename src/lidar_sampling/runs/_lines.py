@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .._files import naming
+from .._files import name_path
 
 Line = dict[str, Any]
 
@@ -133,7 +133,7 @@ def append(path: Path, line: Line) -> range:
     the look at what is there and the write.
     """
     content = json.dumps(line).encode() + b"\n"
-    with naming(path), path.open("ab+", buffering=0) as file, _alone(file):
+    with name_path(path), path.open("ab+", buffering=0) as file, _alone(file):
         begin = file.seek(0, os.SEEK_END)
         if begin > 0:
             file.seek(-1, os.SEEK_END)

@@ -15,7 +15,7 @@ from typing import Any
 from .._bank import BankError, BankStore, LookaheadBank
 from .._contents import contents, digest
 from .._cost import Cost
-from .._files import write_json, writing
+from .._files import open_whole, write_json
 from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Guided
@@ -144,7 +144,7 @@ class Pictures:
         many, file = len(self.units) > MOST_ENTRIES, self.out / "entries.jsonl"
         means = {name: Means() for name in self.job.methods}
         first: list[Record] = []
-        with writing(file) if many else nullcontext() as lines:
+        with open_whole(file) if many else nullcontext() as lines:
             for entry in self._entries():
                 for name, mean in means.items():
                     mean.add(entry[name])
@@ -165,7 +165,7 @@ class Pictures:
         try:
             if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # there is no picture of a sound
                 grid = draw_grid(self.out, first)
-                with writing(self.out / "grid.png") as content:
+                with open_whole(self.out / "grid.png") as content:
                     grid.save(content, format="PNG")
         except Exception as error:  # the pictures and their numbers are there
             _log.warning("grid.png was left out: %s", " ".join(str(error).split()))

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 
-from .._geneval import with_asked
+from .._geneval import with_requirements
 from .._prompts import check_prompt, read_prompts
 from .._settings import GLYPH, Settings, preset
 from .._values import accepts, spelt
@@ -192,7 +192,7 @@ class Job:
         read in the text.
         """
         prompt = self._prompts[index]
-        return with_asked({"prompt": prompt} if isinstance(prompt, str) else prompt)
+        return with_requirements({"prompt": prompt} if isinstance(prompt, str) else prompt)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all prompts with what they ask for."""
