@@ -128,7 +128,7 @@ def drawn(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[dict
     """One prompt: seconds, scores by ``judge``, and how near samples and bank are to those of ``reference``."""
     device = torch.device(lidar.pipe.device)
     start = now(device)
-    result = lidar.guided([prompt], 4, 0, None)
+    result = lidar.draw_guided([prompt], 4, 0, None)
     seconds = now(device) - start
     result, cost = judge.judge(result), result.cost
     line = {

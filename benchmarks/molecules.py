@@ -128,7 +128,7 @@ def judged(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
     """What samples are worth and what they cost; a mean of nothing is None."""
     reward: Any = lidar.reward
     strings = molecules.decode(reward.tokenizer, result.tokens)
-    summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.known()))
+    summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.load_known()))
     drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # which only measures
     return {
         **{name: None if value != value else value for name, value in summary.items()},

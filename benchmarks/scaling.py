@@ -56,7 +56,7 @@ def measured(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
     sampler = lidar.with_settings(n=how["n"], lookahead=f"dpm:{how['lookahead steps']}")
     device = torch.device(lidar.pipe.device)
     start = now(device)
-    result = sampler.guided(texts, how["images"], 0, None)
+    result = sampler.draw_guided(texts, how["images"], 0, None)
     seconds = now(device) - start
     cost = sum(result.cost.values(), Cost())
     return {

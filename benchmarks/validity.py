@@ -56,7 +56,7 @@ def main() -> None:
 def row(name: str, bank: LookaheadBank | None, result: TokenResult, reward_scale: float) -> list[str]:
     """What came of one run."""
     strings = molecules.decode(molecules.smiles_tokenizer(), result.tokens)
-    summary = molecules.summarize(strings, result.rewards.tolist(), molecules.known())
+    summary = molecules.summarize(strings, result.rewards.tolist(), molecules.load_known())
     cells = ["", ""]
     if bank is not None:
         weights = (reward_scale * bank.reward()).softmax(0)

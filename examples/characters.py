@@ -58,7 +58,7 @@ def trained(steps: int) -> Denoiser:
         x0 = torch.stack(syllables, 2).flatten(1)
         x0 = torch.where(torch.rand(128, 1) < 0.5, x0, x0.roll(1, dims=1))
         alpha = torch.tensor([log_linear(t) for t in torch.rand(len(x0)).tolist()])
-        x_t = kernel.noised(x0, alpha)
+        x_t = kernel.add_noise(x0, alpha)
         hidden = x_t == kernel.mask_id
         loss = F.cross_entropy(model(x_t, -alpha.log()).logits[hidden], x0[hidden])
         optimizer.zero_grad()

@@ -548,7 +548,7 @@ def test_settings_reach_the_sampler():
     assert result.cost["lookahead"].network_evaluations == 2 * 3 * 2
     assert (direct.settings.n, direct.settings.lookahead) == (4, "dpm:2")
     twin = sampler(n=2, lookahead="dpm:3")
-    assert torch.equal(result.images, twin.guided(["a cat"], 1, 0, None).images)
+    assert torch.equal(result.images, twin.draw_guided(["a cat"], 1, 0, None).images)
 
 
 class TestBudgets:

@@ -115,7 +115,7 @@ def ours(bench: Bench, lidar: LiDAR) -> Run:
         marks.append(now(bench.device))
         yield
 
-    result = lidar.guided([PROMPT], bench.images, 0, None, around=second_phase)
+    result = lidar.draw_guided([PROMPT], bench.images, 0, None, around=second_phase)
     marks.append(now(bench.device))
     phases = {"lookahead": marks[1] - marks[0], "sampling": marks[-1] - marks[1]}
     return Run(sum(result.cost.values(), Cost()), phases)

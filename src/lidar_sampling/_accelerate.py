@@ -146,7 +146,7 @@ def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 
     for n in (2, 4):
         small = lidar.with_settings(n=n)
         small.store, small.batch_size = None, n
-        peaks.append(small.looked([prompt], 0)[1].peak_memory)
+        peaks.append(small.draw_banks([prompt], 0)[1].peak_memory)
     each = max((peaks[1] - peaks[0]) / 2, peaks[1] / 8, 1.0)
     return max(1, min(most, int(share * _free(torch.device(lidar.pipe.device)) / each)))
 

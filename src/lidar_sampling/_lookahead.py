@@ -21,12 +21,12 @@ from ._live import Glimpse, Show
 from ._overlap import worker
 from ._space import space_of
 from .rewards import Reward, name_of, score
-from .solvers import Solver, running
+from .solvers import Solver, use_solver
 
 _log = logging.getLogger(__name__)
 
 
-def look(
+def draw_banks(
     pipe: Any,
     prompts: Sequence[str],
     *,
@@ -93,7 +93,7 @@ def look(
     try:
         own = {prompt: contents(_of_prompt(arguments, prompt), "call") for prompt in distinct}
         if store is not None:  # every weight is read, which takes its time
-            with running(solver, pipe):
+            with use_solver(solver, pipe):
                 provenance["drawn_with"] = pipeline_contents(pipe)
             if preview is not None:  # the same samples, but other rewards
                 provenance["preview"] = [contents(preview, "preview"), rescore]
@@ -120,7 +120,7 @@ def look(
     with (
         decoding_with(pipe, preview),
         meter(pipe, "lookahead") as cost,
-        running(solver, pipe),
+        use_solver(solver, pipe),
         worker(overlap) as submit,
     ):
         for drawn in draw(

@@ -25,7 +25,7 @@ from ._hooks import attach, scheduler_of
 from ._kernel import check_kernel, stochastic
 from ._levels import check
 from ._live import Live, Show
-from ._lookahead import look
+from ._lookahead import draw_banks
 from ._parts import sampling_rate_of
 from ._precision import warn_if_emulated
 from ._preview import load_preview
@@ -127,7 +127,7 @@ class LiDAR:
         self._check_eta("eta" in changes)
         if self.settings.noise is not None:
             check_kernel(self.pipe.scheduler)
-        self.taken(self.arguments())  # what the call sets otherwise is checked as settings are
+        self.settings_for(self.arguments())  # what the call sets otherwise is checked as settings are
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
         for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
@@ -329,7 +329,7 @@ class LiDAR:
         """
         texts = _as_prompts(prompts)
         self.check_prompts(texts)
-        return self.looked(texts, seed, progress)[0]
+        return self.draw_banks(texts, seed, progress)[0]
 
     def __call__(
         self,
@@ -356,7 +356,7 @@ class LiDAR:
         """
         given, texts = None if banks is None else as_banks(banks), _as_prompts(prompts)
         self.check_prompts(texts)
-        return self.judge(self.guided(texts, images, seed, given, progress))
+        return self.judge(self.draw_guided(texts, images, seed, given, progress))
 
     def vanilla(
         self,
@@ -371,7 +371,7 @@ class LiDAR:
         self.check_prompts(texts)
         return self.judge(self.sample(texts, images, seed, progress))
 
-    def guided(
+    def draw_guided(
         self,
         texts: list[str],
         images: int,
@@ -388,7 +388,7 @@ class LiDAR:
         outputs.
         """
         check(self.pipe.scheduler)
-        given, cost = self.looked(texts, seed, progress) if banks is None else (banks, Cost())
+        given, cost = self.draw_banks(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
@@ -462,13 +462,13 @@ class LiDAR:
         self._lookaheads.append((solver, pipe))
         return pipe
 
-    def looked(
+    def draw_banks(
         self, prompts: list[str], seed: int, progress: Progress | None = None
     ) -> tuple[list[LookaheadBank], Cost]:
         """Banks of prompts that were checked, and what they cost."""
         _check_whole("seed", seed)
         progress = progress or self._progress
-        return look(
+        return draw_banks(
             self.lookahead_pipeline(self._solver),
             prompts,
             rewards=self.parts,
@@ -559,7 +559,7 @@ class LiDAR:
             rewards={},
             cost={"sampling": sampling},
             seed=seed,
-            settings=self.taken(call),
+            settings=self.settings_for(call),
             sampling_rate=sampling_rate_of(self.pipe),
         )
 
@@ -626,7 +626,7 @@ class LiDAR:
         given = {name: value for name, value in own.items() if value is not None}
         return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
 
-    def taken(self, call: Mapping[str, Any]) -> Settings:
+    def settings_for(self, call: Mapping[str, Any]) -> Settings:
         """The settings with what the arguments of a call say otherwise."""
         names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})

@@ -27,7 +27,7 @@ class TestThePopulationAsABank:
     def test_the_joint_estimate_tilts_the_reverse_process_exactly(self, world, t, s):
         members = world.members(LAMBDA)
         plain = world.reverse(t, s, world.probabilities)
-        want = world.reverse(t, s, world.tilted(LAMBDA))
+        want = world.reverse(t, s, world.tilt(LAMBDA))
         got = plain * members.expected_future_reward(world.states, world.schedule(s)).exp()
         assert (got / got.sum(1, keepdim=True) - want).abs().max() < 1e-12
         now = members.expected_future_reward(world.states, world.schedule(t))
@@ -37,12 +37,12 @@ class TestThePopulationAsABank:
         world = Sequences(3, 5, Uniform(3), seed=2)
         got = world.reverse(0.6, 0.4, world.probabilities)
         got = got * world.members(LAMBDA).expected_future_reward(world.states, world.schedule(0.4)).exp()
-        want = world.reverse(0.6, 0.4, world.tilted(LAMBDA))
+        want = world.reverse(0.6, 0.4, world.tilt(LAMBDA))
         assert (got / got.sum(1, keepdim=True) - want).abs().max() < 1e-12
 
     def test_single_site_converges_and_token_independent_keeps_a_bias(self, world):
         """Total variation from the tilted law: more steps mend the first, and do nothing for the second."""
-        members, target = world.members(LAMBDA), world.tilted(LAMBDA)
+        members, target = world.members(LAMBDA), world.tilt(LAMBDA)
         single, alone, plain = [], [], []
         for steps in (8, 32, 128):
             single.append(total_variation(world.guided_law(members.single_site, steps), target))
@@ -187,7 +187,7 @@ class TestSampling:
 
     def test_joint_candidates_mend_what_few_steps_break(self, small):
         """In two steps most tokens change at once, and single-site guidance is far off."""
-        members, target = small.members(LAMBDA), small.tilted(LAMBDA)
+        members, target = small.members(LAMBDA), small.tilt(LAMBDA)
         single = total_variation(self.law(small, self.drawn(small, 2, SingleSite(members, floor=0.0))), target)
         joint = total_variation(
             self.law(small, self.drawn(small, 2, Joint(members, floor=0.0, candidates=16))), target

@@ -125,7 +125,7 @@ def molecules(
     def told(result: TokenResult) -> dict[str, Any]:
         strings = m.decode(value.tokenizer, result.tokens)
         rewards = result.rewards.tolist()
-        summary = asdict(m.summarize(strings, rewards, m.known()))
+        summary = asdict(m.summarize(strings, rewards, m.load_known()))
         return {
             "summary": {name: None if v != v else v for name, v in summary.items()},
             "cost": {phase: vars(cost) for phase, cost in result.cost.items()},

@@ -49,7 +49,7 @@ class Kernel(Protocol):
     def parts(self, alpha: float) -> tuple[Tensor, Tensor]:
         """a, b (V,) float64 of ``q(x_t = v | x0) = a_v 1[v = x0] + b_v``."""
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
         """Noisy tokens of clean ones (B, L); alpha is a number or (B,), the generator on their device."""
 
     def prior(self, uniforms: Tensor) -> Tensor:
@@ -83,9 +83,9 @@ class Uniform:
         full = torch.ones(self.vocab_size, dtype=torch.float64)
         return alpha * full, max((1 - alpha) / self.vocab_size, _TINY) * full
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
         """Noisy tokens of clean ones (B, L)."""
-        return torch.where(_left(x0, alpha, generator), x0, self.prior(_rand(x0, generator)))
+        return torch.where(_draw_untouched(x0, alpha, generator), x0, self.prior(_rand(x0, generator)))
 
     def prior(self, uniforms: Tensor) -> Tensor:
         """Each token with the same probability."""
@@ -136,9 +136,9 @@ class Absorbing:
         a[self.mask_id], b[self.mask_id] = 0.0, max(1 - alpha, _TINY)
         return a, b
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
         """Noisy tokens of clean ones (B, L)."""
-        return torch.where(_left(x0, alpha, generator), x0, self.mask_id)
+        return torch.where(_draw_untouched(x0, alpha, generator), x0, self.mask_id)
 
     def prior(self, uniforms: Tensor) -> Tensor:
         """All masks."""
@@ -165,7 +165,7 @@ def kernel_of(noise: str, vocab_size: int, mask_id: int | None, *, softness: flo
     raise ValueError(f"noise must be 'uniform', or 'absorbing' with a mask_id, got {noise!r} with {mask_id}")
 
 
-def _left(x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None) -> Tensor:
+def _draw_untouched(x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None) -> Tensor:
     """Which tokens (B, L) noise leaves alone."""
     share = torch.as_tensor(alpha, device=x0.device)
     return _rand(x0, generator) < (share[:, None] if share.dim() else share)

@@ -91,7 +91,7 @@ class TokenIndependent:
 
     def __call__(self, state: State) -> Tensor:
         """Tokens (B, L)."""
-        return categorical(tilted(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
+        return categorical(tilt(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
 
     def factors(self, state: State) -> Tensor:
         """Factors g (L, V) or (B, L, V): how much more a token is worth."""
@@ -133,7 +133,7 @@ class Joint(SingleSite):
     def __call__(self, state: State) -> Tensor:
         """Tokens (B, L)."""
         g = self.scale * self.factors(state)
-        proposal = tilted(state.posterior, g)
+        proposal = tilt(state.posterior, g)
         drawn = torch.stack([categorical(proposal, u) for u in state.uniforms.unbind(1)], 1)  # (B, M, L)
         joint = self.members.expected_future_reward(drawn.flatten(0, 1), self.alpha(state)).view(drawn.shape[:2])
         spent = g[:, None].expand(-1, self.candidates, -1, -1).gather(-1, drawn[..., None])[..., 0].sum(-1)
@@ -302,7 +302,7 @@ class _Asked:
         return logits
 
 
-def tilted(p: Tensor, g: Tensor) -> Tensor:
+def tilt(p: Tensor, g: Tensor) -> Tensor:
     """``p e^g``, normalised over the last dimension."""
     return (p.log() + g).softmax(-1)
 

@@ -203,7 +203,7 @@ def from_udlm(folder: str | Path) -> Denoiser:
     model = Denoiser(DenoiserConfig(**fields, noise="uniform"))
     model.load_state_dict(
         {
-            _renamed(name): w
+            _rename(name): w
             for name, w in load_state_dict(folder / "model.safetensors").items()
             if not name.endswith("rotary_emb.inv_freq")
         }
@@ -211,7 +211,7 @@ def from_udlm(folder: str | Path) -> Denoiser:
     return model.eval()
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     for theirs, ours in _UDLM.items():
         name = name.replace(theirs, ours)
     return name

@@ -164,7 +164,7 @@ class TextLiDAR:
 
     def look(self, prompts: str | Sequence[str], *, seed: int = 0) -> list[LookaheadBank]:
         """Phase 1: return a bank of ``n`` texts per prompt, drawn in few steps and scored once."""
-        return [self._look(prompt, seed)[0] for prompt in _listed(prompts)]
+        return [self._draw_bank(prompt, seed)[0] for prompt in _as_list(prompts)]
 
     def __call__(
         self,
@@ -180,9 +180,9 @@ class TextLiDAR:
             BankError: a bank of another prompt or of texts of another length or tokenizer.
             RewardError, ValueError: the reward raised, or gave something else than a finite number.
         """
-        prompts, cost = _listed(prompts), Cost()
+        prompts, cost = _as_list(prompts), Cost()
         if banks is None:
-            looked = [self._look(prompt, seed) for prompt in dict.fromkeys(prompts)]
+            looked = [self._draw_bank(prompt, seed) for prompt in dict.fromkeys(prompts)]
             by_prompt = {bank.prompt: bank for bank, _ in looked}
             banks, cost = [by_prompt[prompt] for prompt in prompts], sum((part for _, part in looked), Cost())
         if len(banks) != len(prompts):
@@ -195,7 +195,7 @@ class TextLiDAR:
 
     def vanilla(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> TextResult:
         """Return ``samples`` texts per prompt without guidance, from the noise of the guided ones."""
-        return self._sample(_listed(prompts), samples, seed, ())
+        return self._sample(_as_list(prompts), samples, seed, ())
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the texts of tokens (B, L), each up to its end."""
@@ -208,10 +208,10 @@ class TextLiDAR:
         if not accepts(int, samples) or samples < 1:
             raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
         items = items_of(prompts, samples, seed, "target")
-        guided = [partial(self._guided, bank) for bank in banks for _ in range(samples)]
+        guided = [partial(self._guide, bank) for bank in banks for _ in range(samples)]
         tokens, sampling = self._draw(items, self.settings.steps, guided)
         start = time.perf_counter()
-        rewards, texts = self._scored(tokens), self.decode(tokens)
+        rewards, texts = self._score(tokens), self.decode(tokens)
         scoring = Cost(reward_calls=len(items), seconds=time.perf_counter() - start)
         return TextResult(
             [texts[i : i + samples] for i in range(0, len(texts), samples)],
@@ -223,11 +223,11 @@ class TextLiDAR:
             banks,
         )
 
-    def _look(self, prompt: str, seed: int) -> tuple[LookaheadBank, Cost]:
+    def _draw_bank(self, prompt: str, seed: int) -> tuple[LookaheadBank, Cost]:
         how = self.settings
         tokens, cost = self._draw(items_of([prompt], how.n, seed, "bank"), how.lookahead_steps, ())
         start = time.perf_counter()
-        rewards = self._scored(tokens)
+        rewards = self._score(tokens)
         cost = cost + Cost(reward_calls=how.n, seconds=time.perf_counter() - start)
         provenance = {"steps": how.lookahead_steps, "n": how.n, "seed": seed, "call": repr(sorted(self.call.items()))}
         return LookaheadBank(tokens, {name_of(self.reward): rewards}, prompt, self.space, provenance), cost
@@ -263,7 +263,7 @@ class TextLiDAR:
             self.pipe.set_progress_bar_config(**quiet)
         return torch.cat(found), Cost(network_evaluations=calls, seconds=time.perf_counter() - start)
 
-    def _scored(self, tokens: Tensor) -> Tensor:
+    def _score(self, tokens: Tensor) -> Tensor:
         return score(self.reward, self.decode(tokens))
 
     def _check(self, bank: LookaheadBank, prompt: str) -> None:
@@ -275,7 +275,7 @@ class TextLiDAR:
             raise BankError(f"the bank is of other texts: {why}")
 
     @contextmanager
-    def _guided(self, bank: LookaheadBank) -> Iterator[None]:
+    def _guide(self, bank: LookaheadBank) -> Iterator[None]:
         """Let the bank add its factors to what the model says inside the block."""
         block = self.call.get("block_length") or self.pipe.scheduler.config.block_length
         guidance = BlockGuidance(bank, self.settings, block=block, mask_id=self.pipe.mask_token_id)
@@ -340,7 +340,7 @@ class BlockGuidance:
         return self._members[1]
 
 
-def _listed(prompts: str | Sequence[str]) -> list[str]:
+def _as_list(prompts: str | Sequence[str]) -> list[str]:
     """Return prompts as a list.
 
     Raises:

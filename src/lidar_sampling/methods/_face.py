@@ -22,7 +22,7 @@ from .._sampler import LiDAR
 from .._values import accepts
 from ..rewards import ask_part, features_of, name_of, score, select_diverse, with_features
 from ..rewards.mixture import Mixture
-from ..solvers import Solver, running
+from ..solvers import Solver, use_solver
 
 
 class Method(Protocol):
@@ -42,7 +42,7 @@ class Method(Protocol):
 H = TypeVar("H", bound=Hook)
 
 
-def hooked(
+def hook_batches(
     lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, pipe: Any = None, whole: bool = False
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
     """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far.
@@ -177,7 +177,7 @@ def solver_cost(lidar: LiDAR, solver: Solver, images: int) -> Cost:
     Its adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is, to be asked.
     """
     twin = copy(lidar.lookahead_pipeline(solver) if solver.kind == "pipeline" else lidar.pipe)
-    with running(solver, twin):
+    with use_solver(solver, twin):
         return sampling_cost(lidar, images, pipe=twin, call=solver.arguments(lidar.arguments()))
 
 
@@ -201,7 +201,7 @@ def looks_cost(lidar: LiDAR, looks: int, *, backward_passes: int = 0) -> Cost:
     return Cost(backward_passes=backward_passes, decodes=looks) + selection_cost(lidar, looks)
 
 
-def charged(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
+def charge_looks(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
     """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
     more = looks_cost(lidar, looks, backward_passes=backward_passes)
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})

@@ -14,7 +14,7 @@ from .._draw import Item
 from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import charged, differentiable_rewards, hooked, looks_cost, sampling_cost
+from ._face import charge_looks, differentiable_rewards, hook_batches, looks_cost, sampling_cost
 
 
 class Climb(Hook):
@@ -101,11 +101,11 @@ def draw_climbing(
         rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
         return make(lambda x0: rewards(x0).sum())
 
-    around, hooks = hooked(lidar, climb)
+    around, hooks = hook_batches(lidar, climb)
     result = lidar.sample(list(prompts), images, seed, around=around, differentiable=differentiable)
     looks, gradients, taken = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients", "taken"))
     backward = result.cost["sampling"].network_evaluations * gradients // taken
-    return charged(lidar, result, looks, backward_passes=backward)
+    return charge_looks(lidar, result, looks, backward_passes=backward)
 
 
 def climbing_cost(lidar: LiDAR, *, images: int, steps: int, climbed: int, looks: int, again: int = 1) -> Cost:

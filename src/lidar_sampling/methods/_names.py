@@ -35,7 +35,7 @@ from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
 
-def _drawn(how: str | None) -> dict[str, Any]:
+def _fields_of_drawing(how: str | None) -> dict[str, Any]:
     """The fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
     if how is None or how.isdecimal():
         return {"steps": int(how)} if how else {}
@@ -44,7 +44,7 @@ def _drawn(how: str | None) -> dict[str, Any]:
 
 def _vanilla(how: str | None) -> Vanilla:
     """Plain sampling in ``how`` steps, or by the solver of that name."""
-    return Vanilla(**_drawn(how))
+    return Vanilla(**_fields_of_drawing(how))
 
 
 def _number(text: str | None, field: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
     (
         "reno-N",
         rf"reno(?:-{_N})?(?:@(.+))?",
-        lambda n, how: ReNO(**_number(n, "n"), **_drawn(how)),
+        lambda n, how: ReNO(**_number(n, "n"), **_fields_of_drawing(how)),
         "N steps of gradient descent on the noise of a few-step sample (50), the bank's or reno-50@dpm:1",
     ),
     ("date", "date", DATE, "gradients of the text embedding, every step; date:every=2"),
@@ -206,10 +206,10 @@ def load(name: str) -> Method:
         3.0
     """
     base, *settings = re.split(r"[:,](?=\w+=)", name)
-    method = _named(base)
+    method = _find_method(base)
     try:
         changes = read_named(settings, name)
-        return _changed(method, changes) if changes else method
+        return _with_fields(method, changes) if changes else method
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -241,18 +241,18 @@ def split(names: str) -> list[str]:
     return re.split(r",(?!\w+=)", names)
 
 
-def _changed(method: Any, changes: dict[str, Any]) -> Any:
+def _with_fields(method: Any, changes: dict[str, Any]) -> Any:
     """Return ``method`` with other fields; best-of-N passes on those of what it selects of."""
     if is_dataclass(inner := getattr(method, "method", None)):
         own = {name: value for name, value in changes.items() if name == "diverse"}
         rest = {name: value for name, value in changes.items() if name not in own}
         check_settings(type(method).__name__, own, get_type_hints(type(method)))
-        return replace(method, **own, **({"method": _changed(inner, rest)} if rest else {}))
+        return replace(method, **own, **({"method": _with_fields(inner, rest)} if rest else {}))
     check_settings(type(method).__name__, changes, get_type_hints(type(method)))
     return replace(method, **changes)
 
 
-def _named(name: str) -> Method:
+def _find_method(name: str) -> Method:
     for _, pattern, make, _ in _TABLE:
         if match := re.fullmatch(pattern, name):
             return make(*match.groups())

@@ -18,7 +18,7 @@ from .._draw import Item, draw
 from .._hooks import DivergedError, Segment, Step
 from .._levels import start_scale
 from .._sampler import LiDAR
-from ._face import hooked
+from ._face import hook_batches
 
 
 class Predictor:
@@ -48,7 +48,7 @@ class Predictor:
             DivergedError: a prediction is not finite.
         """
         cuts = [at / step.total for at in (step.index, step.index + 1) if 0 < at < step.total]
-        around, segments = hooked(
+        around, segments = hook_batches(
             self._lidar,
             lambda batch: Segment(cuts, min(step.index, 1), self._pipe.scheduler),
             pipe=self._pipe,

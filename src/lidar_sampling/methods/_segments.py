@@ -21,7 +21,7 @@ from .._hooks import Segment
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import hooked, in_steps, looks_cost
+from ._face import hook_batches, in_steps, looks_cost
 
 
 def run_part(
@@ -53,7 +53,7 @@ def run_part(
         ValueError: a part has no step.
     """
     scheduler = lidar.pipe.scheduler
-    around, hooks = hooked(lidar, lambda batch: Segment(cuts, part, scheduler), whole=True)
+    around, hooks = hook_batches(lidar, lambda batch: Segment(cuts, part, scheduler), whole=True)
     rows = {}
     if latents is not None:  # the pipeline scales them as it would noise
         rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / start_scale(scheduler)
@@ -90,7 +90,7 @@ def predictions(
 Choose = Callable[[Result, int], tuple[Result, Cost]]
 
 
-def pruned(
+def prune(
     lidar: LiDAR,
     prompts: Sequence[str],
     alive: Sequence[int],
@@ -125,7 +125,7 @@ def pruned(
 
 
 def pruning_cost(lidar: LiDAR, alive: Sequence[int], cuts: Sequence[float], *, steps: int | None) -> Cost:
-    """Return what :func:`pruned` will count for one prompt with a choice by rewards: the steps of all that go on.
+    """Return what :func:`prune` will count for one prompt with a choice by rewards: the steps of all that go on.
 
     Raises:
         ValueError: a part has no step.

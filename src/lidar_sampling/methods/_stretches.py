@@ -21,7 +21,7 @@ from .._kernel import next_level
 from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import guiding_scores, hooked, in_steps
+from ._face import guiding_scores, hook_batches, in_steps
 from ._segments import predictions
 
 _ROUNDING = 0.01  # share of the largest latent by which half precision may move what a pipeline is given
@@ -88,7 +88,7 @@ class Stretches:
         found: dict[Item, Reached] = {}
         for first, last in dict.fromkeys((each.first, each.last) for each in stretches):
             alike = [each for each in stretches if (each.first, each.last) == (first, last)]
-            found.update(zip((each.item for each in alike), self._drawn(alike, first, last), strict=True))
+            found.update(zip((each.item for each in alike), self._draw(alike, first, last), strict=True))
         return [found[each.item] for each in stretches]
 
     def result(self, prompts: Sequence[str], chosen: Sequence[Sequence[Reached]], seed: int) -> Result:
@@ -105,13 +105,13 @@ class Stretches:
             cost={"sampling": self.cost},
         )
 
-    def _drawn(self, alike: Sequence[Stretch], first: int, last: int) -> list[Reached]:
+    def _draw(self, alike: Sequence[Stretch], first: int, last: int) -> list[Reached]:
         lidar, items, rows = self.lidar, [each.item for each in alike], {}
         given = {each.item: each.latents for each in alike if each.latents is not None}
         if given:
             latents = torch.stack([given[item] for item in items])
             rows["latents"] = (latents / start_scale(lidar.pipe.scheduler)).to(lidar.pipe.device)
-        around, walks = hooked(
+        around, walks = hook_batches(
             lidar,
             lambda batch: _Walk(
                 lidar.pipe.scheduler, first, last, self.total, self.keep, [given[i] for i in batch if i in given]
@@ -190,7 +190,9 @@ class _Walk(Segment):
         step = super().before(step)
         here, data = self.ends[0] + step.index, data_scale(step.scheduler)
         if step.index == 0 and self.given:
-            _check_taken(torch.stack(list(self.given)), step.x_t.detach().cpu() / data, type(step.scheduler).__name__)
+            _check_goes_on(
+                torch.stack(list(self.given)), step.x_t.detach().cpu() / data, type(step.scheduler).__name__
+            )
         if step.index == 0 or here in self.keep:
             self.levels[here] = (step.level.alpha / data, step.level.sigma / data)
         if step.index > 0 and here in self.keep:
@@ -201,7 +203,7 @@ class _Walk(Segment):
         return step
 
 
-def _check_taken(given: Tensor, taken: Tensor, name: str) -> None:
+def _check_goes_on(given: Tensor, taken: Tensor, name: str) -> None:
     """Refuse a pipeline that goes on from other latents than those that it is given.
 
     Raises:

@@ -33,11 +33,11 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
-    charged,
+    charge_looks,
     check_comparable,
     check_differentiable,
     differentiable_rewards,
-    hooked,
+    hook_batches,
     looks_cost,
     sampling_cost,
 )
@@ -79,16 +79,16 @@ class DAS:
         self._check(lidar)
         lidar = with_noise(lidar)
 
-        def tempered(batch: Sequence[Item]) -> Tempered:
+        def make(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
             return Tempered(self, rewards, seeds, steps=lidar.settings.steps)
 
-        around, hooks = hooked(lidar, tempered)
+        around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
         each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
-        return charged(lidar, result, looks, backward_passes=each * gradients)
+        return charge_looks(lidar, result, looks, backward_passes=each * gradients)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: steps, looks at them, and gradients of all but one."""

@@ -30,7 +30,7 @@ from .._parts import denoisers
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields
-from ._face import charged, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
+from ._face import charge_looks, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class DATE:
         updates: list[Embedding] = []
 
         @contextmanager
-        def adapted(batch: Sequence[Item]) -> Iterator[None]:
+        def adapt(batch: Sequence[Item]) -> Iterator[None]:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
             with constant_weights(lidar.pipe), attach(lidar.pipe, updates[-1]), updates[-1]:
                 yield
 
-        result = lidar.sample(list(prompts), images, seed, around=adapted)
+        result = lidar.sample(list(prompts), images, seed, around=adapt)
         looks = sum(update.evaluations for update in updates)
-        return charged(lidar, result, looks, backward_passes=looks)
+        return charge_looks(lidar, result, looks, backward_passes=looks)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look an update."""
@@ -168,7 +168,7 @@ class Embedding(Hook):
         guided = rows > self.count
         unconditional = self._forward(*_part(args, free, rows), **_part(kwargs, free, rows))[0] if guided else None
         args, kwargs = _part(args, bound, rows), _part(kwargs, bound, rows)
-        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._scaling(at)
+        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._input_scale(at)
         embedding = (c[bound] + self.shift).detach().requires_grad_()
         with torch.enable_grad():
             output = self._forward(*args, **{**kwargs, "encoder_hidden_states": embedding})[0]
@@ -198,7 +198,7 @@ class Embedding(Hook):
             raise TypeError("DATE needs a pipeline that leaves out steps at one end of its schedule, not at both")
         return step
 
-    def _scaling(self, step: int) -> float:
+    def _input_scale(self, step: int) -> float:
         """What the scheduler multiplied the sample by for the network at that of its timesteps."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return 1.0

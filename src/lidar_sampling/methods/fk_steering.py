@@ -40,9 +40,9 @@ from .._sampler import LiDAR
 from ._checks import check_fields, check_population, with_noise
 from ._face import (
     bank_cost,
-    charged,
+    charge_looks,
     check_comparable,
-    hooked,
+    hook_batches,
     looks_cost,
     rewards_of_predictions,
     sampling_cost,
@@ -97,12 +97,12 @@ class FKSteering:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Weighed(self, rewards, [item.seed for item in batch[::images]])
 
-        around, populations = hooked(lidar, particles)
+        around, populations = hook_batches(lidar, particles)
         if self.guided:
-            result = lidar.guided(list(prompts), images, seed, None, around=around, together=images)
+            result = lidar.draw_guided(list(prompts), images, seed, None, around=around, together=images)
         else:
             result = lidar.sample(list(prompts), images, seed, around=around, together=images)
-        return charged(lidar, result, sum(population.evaluations for population in populations))
+        return charge_looks(lidar, result, sum(population.evaluations for population in populations))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps of the particles and the looks at them.

@@ -30,7 +30,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, check_features, in_steps, wants_features
-from ._segments import pruned, pruning_cost
+from ._segments import prune, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Group:
         cuts = self._check(lidar, images)
         lidar = with_noise(lidar, copies=False)
         choose = partial(best, lidar, diverse=self.diverse, weight=self.weight)
-        result, cost = pruned(lidar, prompts, self.alive(images), cuts, choose, steps=self.steps, seed=seed)
+        result, cost = prune(lidar, prompts, self.alive(images), cuts, choose, steps=self.steps, seed=seed)
         return replace(result, cost={"sampling": cost})
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

@@ -17,7 +17,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, selection_cost
-from ._segments import pruned, pruning_cost
+from ._segments import prune, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Halving:
         self._check(lidar, images)
         lidar = with_noise(lidar, copies=False)
         alive, choose = self._alive, partial(best, lidar)
-        result, cost = pruned(lidar, prompts, alive, self.keep_at, choose, steps=self.steps, seed=seed)
+        result, cost = prune(lidar, prompts, alive, self.keep_at, choose, steps=self.steps, seed=seed)
         kept, selection = best(lidar, result, images)
         return replace(kept, cost={"sampling": cost + selection})
 

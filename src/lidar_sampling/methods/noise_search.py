@@ -25,7 +25,7 @@ from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, guiding_scores, hooked, sampling_cost, selection_cost, where_better
+from ._face import check_comparable, guiding_scores, hook_batches, sampling_cost, selection_cost, where_better
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class NoiseSearch:
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:
             call["eta"] = self.eta
-        around, starts = hooked(lidar, lambda batch: Start(), whole=True)
+        around, starts = hook_batches(lidar, lambda batch: Start(), whole=True)
         best = lidar.sample(list(prompts), images, seed, call=call, around=around)
         scores, selection = guiding_scores(lidar, best)  # (P, m)
         cost, pivots = best.cost["sampling"] + selection, torch.cat([start.noise.cpu() for start in starts])

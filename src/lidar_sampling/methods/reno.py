@@ -39,7 +39,7 @@ from .._sampler import LiDAR
 from ..rewards import RewardError, name_of
 from ..solvers import Solver
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, check_differentiable, hooked, judge_of, looks_cost, where_better
+from ._face import check_comparable, check_differentiable, hook_batches, judge_of, looks_cost, where_better
 from ._gradients import gradient_of, length_of
 from .noise_search import Start
 from .vanilla import Vanilla
@@ -83,7 +83,7 @@ class ReNO:
             TypeError: the pipeline takes no ``latents``, starts from a picture, or cannot be differentiated.
         """
         self._check(lidar)
-        with self._samples(lidar).running(lidar.with_prompts(prompts)) as (pipe, call):
+        with self._samples(lidar).use_pipeline(lidar.with_prompts(prompts)) as (pipe, call):
             iterate = partial(_iterate, lidar, prompts, images, seed, pipe, call)
             found = best = iterate(None, climbs=self.n > 1)
             cost, descent = found.cost, Descent(self, found.noise.float())
@@ -157,10 +157,10 @@ def _iterate(
         RewardError: a reward is not a number.
     """
 
-    def ending(batch: Sequence[Item]) -> End:
+    def make(batch: Sequence[Item]) -> End:
         return End(judge_of(lidar, batch, pipe, call), climbs=climbs, given=latents is not None)
 
-    around, ends = hooked(lidar, ending, pipe=pipe, whole=True)
+    around, ends = hook_batches(lidar, make, pipe=pipe, whole=True)
     result = lidar.sample(
         list(prompts),
         images,

@@ -26,7 +26,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of
 from ._checks import check_fields
-from ._face import bank_cost, hooked, sampling_cost
+from ._face import bank_cost, hook_batches, sampling_cost
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 """From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
@@ -48,13 +48,13 @@ class Repelling(ABC):
             ValueError: a bank that is smaller than ``worst``.
         """
         self._check(lidar)
-        banks, cost = lidar.looked(list(prompts), seed, None)
+        banks, cost = lidar.draw_banks(list(prompts), seed, None)
         members = {}
         for bank in banks:
             rewards = lidar.with_guide(bank).reward(name_of(lidar.reward))
             members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[: self.worst]]
 
-        around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
+        around, _ = hook_batches(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
         result = lidar.sample(list(prompts), images, seed, around=around)
         return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
 

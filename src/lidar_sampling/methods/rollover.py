@@ -37,9 +37,9 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_middle, check_population, takes_own_steps, with_noise
 from ._face import (
-    charged,
+    charge_looks,
     check_comparable,
-    hooked,
+    hook_batches,
     in_steps,
     looks_cost,
     rewards_of_predictions,
@@ -81,16 +81,16 @@ class RBF:
         lidar = with_noise(lidar, copies=self.m > 1).with_prompts(prompts)
         call = in_steps(lidar, self.steps)
 
-        def proposing(batch: Sequence[Item]) -> Proposing:
+        def make(batch: Sequence[Item]) -> Proposing:
             def rewards(x0: Tensor, rows: Tensor) -> Tensor:
                 return rewards_of_predictions(lidar, [batch[row] for row in rows.tolist()])(x0)
 
             seeds = [seed_of(item.seed, "proposals", "", 0) for item in batch]
             return Proposing(self, rewards, Predictor(lidar, batch, call), seeds)
 
-        around, hooks = hooked(lidar, proposing)
+        around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), images, seed, around=around, call=call)
-        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+        return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the whole budget of each sample."""
@@ -164,18 +164,18 @@ class Proposing(Particles):
         """Search the level of the step, and go on from what was taken."""
         self._step += 1
         if self._step in self.times:
-            step = self._searched(step)
+            step = self._search(step)
         if self.settings.m > 1 and self._step != self._last:
             there = next_level(step)
             deviation = new_noise(step.eta, step.level, there)[1] if step.deviation is None else step.deviation
             self._parents = _Parents(step.x_t, step.x0, step.level, there, deviation)
         return step
 
-    def _searched(self, step: Step) -> Step:
+    def _search(self, step: Step) -> Step:
         """Return the step from what the rule takes of this level, and set the quotas of the next."""
         exhaustive = self._step in (0, self._last)
         x_t, x0 = step.x_t.clone(), step.x0.clone()
-        found = self._rewarded(x0, torch.arange(len(x0)))
+        found = self._reward(x0, torch.arange(len(x0)))
         spent, first = torch.ones_like(self._quota), torch.ones(len(x0), dtype=torch.bool)
         while True:
             rows = ((spent < self._quota) & (exhaustive | (found <= self._best))).nonzero()[:, 0]
@@ -183,7 +183,7 @@ class Proposing(Particles):
                 break
             proposed = self._proposals(step, rows)
             predicted = self.predict(step, proposed, rows)
-            rewards = self._rewarded(predicted, rows)
+            rewards = self._reward(predicted, rows)
             spent[rows] += 1
             better = rewards > found[rows]
             taken, here = rows[better], better.to(x_t.device)
@@ -195,7 +195,7 @@ class Proposing(Particles):
         moved = (~first).nonzero()[:, 0]
         return step.with_samples(moved, x_t[moved], x0[moved]) if len(moved) else step
 
-    def _rewarded(self, x0: Tensor, rows: Tensor) -> Tensor:
+    def _reward(self, x0: Tensor, rows: Tensor) -> Tensor:
         """Return the rewards (k,) of clean predictions of these rows."""
         self.evaluations += len(rows)
         return self.rewards_of(x0, rows).detach().double().cpu()

@@ -33,10 +33,10 @@ from ._checks import check_fields, check_population, with_noise
 from ._face import (
     best,
     best_cost,
-    charged,
+    charge_looks,
     check_comparable,
     check_features,
-    hooked,
+    hook_batches,
     in_steps,
     looks_cost,
     rewards_of_predictions,
@@ -101,10 +101,10 @@ class Steered:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[::size]])
 
-        around, hooks = hooked(lidar, resampled)
+        around, hooks = hook_batches(lidar, resampled)
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=size, call=call)
-        many = charged(lidar, many, sum(hook.evaluations for hook in hooks))
+        many = charge_looks(lidar, many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images, self.diverse, islands=self.islands)
         return replace(kept, cost={**many.cost, "selection": selection})
 

@@ -29,7 +29,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, with_noise
-from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
+from ._face import charge_looks, check_comparable, hook_batches, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
 
@@ -74,12 +74,12 @@ class SVDD:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
             return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
-        around, hooks = hooked(lidar, proposals)
+        around, hooks = hook_batches(lidar, proposals)
         result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
-        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+        return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: ``m`` proposals a step, their rollouts and rewards."""

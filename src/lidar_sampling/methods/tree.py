@@ -113,7 +113,9 @@ class DTS:
         self._check(lidar, images)
         call = in_steps(lidar, self.steps)
         ends = self.ends(calls_of(lidar.pipe, call))
-        whole = next((k for k in range(1, self.n) if k >= self.allowed(1 + k)), self.n)  # rollouts from the root
+        whole = next(
+            (k for k in range(1, self.n) if k >= self.most_children(1 + k)), self.n
+        )  # rollouts from the root
         rollouts = whole + (self.n - whole) * ends[-1] // (ends[-1] - ends[-2])
         return replace(sampling_cost(lidar, self.n, call=call), decodes=0) + looks_cost(lidar, rollouts)
 
@@ -126,7 +128,7 @@ class DTS:
         parts = min(self.parts, steps)
         return [0, *(steps - left * (steps // parts) for left in range(parts - 1, -1, -1))]
 
-    def allowed(self, visits: int) -> float:
+    def most_children(self, visits: int) -> float:
         """Return how many children a state may have, at least the next whole number above."""
         return self.widening * visits**self.power
 
@@ -219,9 +221,9 @@ class Tree:
         """Return the best samples, best first; of a tree to sample from, so many draws."""
         if not self.settings.sampling:
             return sorted(self.leaves, key=lambda leaf: -leaf.reward)[:count]
-        return [self._drawn() for _ in range(count)]
+        return [self._choose_leaf() for _ in range(count)]
 
-    def _drawn(self) -> Reached:
+    def _choose_leaf(self) -> Reached:
         node = self.root
         while node.leaf is None:
             node = self._choice(node, exploring=False)
@@ -232,7 +234,7 @@ class Tree:
         return self.ends[-1] - self.ends[depth]
 
     def _widens(self, node: Node) -> bool:
-        return self._steps(node.depth) <= self.left and len(node.children) < self.settings.allowed(node.visits)
+        return self._steps(node.depth) <= self.left and len(node.children) < self.settings.most_children(node.visits)
 
     def _choice(self, node: Node, *, exploring: bool) -> Node:
         """Return the child to go down to."""

@@ -48,7 +48,7 @@ class Banks:
         """Draw and keep the bank of one prompt, or find it in the store."""
         (unit,) = group
         prompt = self.job.text(unit)
-        (bank,), cost = lidar.looked([prompt], self.job.seeds[0])
+        (bank,), cost = lidar.draw_banks([prompt], self.job.seeds[0])
         file = self.store.path(prompt, bank.key)
         self._files += [file] if file.exists() else []  # some banks cannot be kept, of which a warning told
         rewards = {

@@ -32,7 +32,7 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
         lidar: the sampler.
         **more: what else decides, such as ``images`` or ``seed``.
     """
-    taken = lidar.taken(lidar.arguments())
+    taken = lidar.settings_for(lidar.arguments())
     settings = {name: value for name, value in asdict(taken).items() if name != "source"}
     if settings["noise"] is None:  # as in runs of versions that did not know it
         del settings["noise"]

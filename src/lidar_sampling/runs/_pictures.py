@@ -198,7 +198,7 @@ def draw_judged(
     for name in reversed(job.methods):
         method: Any = load_method(name)
         if banks is not None and isinstance(method, Guided):
-            drawn = method.sampler(lidar).guided(texts, job.images, job.seeds[0], banks)
+            drawn = method.sampler(lidar).draw_guided(texts, job.images, job.seeds[0], banks)
         else:
             drawn = method.draw(lidar, texts, images=job.images, seed=job.seeds[0])
         results[name] = lidar.judge(drawn, lines).split()

@@ -11,6 +11,6 @@ from ._load import base_of as base_of
 from ._load import load as load
 from ._load import lookahead_pipeline as lookahead_pipeline
 from ._load import names as names
-from ._load import running as running
+from ._load import use_solver as use_solver
 from ._solver import Solver as Solver
 from .presets import PRESETS as PRESETS

@@ -124,7 +124,7 @@ def lookahead_pipeline(solver: Solver, pipe: Any) -> Any:
 
 
 @contextmanager
-def running(solver: Solver, pipe: Any) -> Iterator[None]:
+def use_solver(solver: Solver, pipe: Any) -> Iterator[None]:
     """Let ``pipe`` use the scheduler of ``solver`` inside the block."""
     own = pipe.scheduler
     pipe.scheduler = _scheduler(solver, own)

@@ -44,6 +44,6 @@ def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
 
 
 @cache
-def known() -> np.ndarray:
+def load_known() -> np.ndarray:
     """Sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
     return np.load(DATA / "qm9-digests.npy")
