@@ -222,14 +222,14 @@ def same(one: Any, other: Any) -> bool:
 
 def _pictures(out: Path, prompts: Sequence[str]) -> Kept:
     """Read every prompt of ``generate``; whatever has the name of a prompt must be one."""
-    from lidar_sampling.runs._folder import place_of, read_finished
+    from lidar_sampling.runs._folder import place_of, read_record
 
     kept = Kept()
     for index, prompt in enumerate(prompts):
         name = place_of(index, len(prompts))
         if not (out / name).exists():
             continue
-        entry = read_finished(out, name, prompt, ["lidar"])
+        entry = read_record(out, name, prompt, ["lidar"])
         if entry is None:
             raise ValueError(f"{out / name} is not whole")
         json.loads((out / name / "metadata.jsonl").read_text())

@@ -23,7 +23,7 @@ from test_cli import failure, lidar, tiny
 from benchmarks import faults
 from lidar_sampling import LiDAR, _files, testing
 from lidar_sampling._hooks import DivergedError, Step, Watch
-from lidar_sampling.evaluation.budget import settled
+from lidar_sampling.evaluation.budget import with_numbers
 from lidar_sampling.runs import Job, _lines, load_sampler, run, task_of
 
 __all__ = ["lidar", "tiny"]  # fixtures
@@ -344,8 +344,8 @@ class TestTwoRunsInOneFolder:
         one.begin(sampler)
         other.begin(sampler)
         one.draw([one.units[0]], sampler)
-        assert other.finished(other.units[0])["prompt"] == "a cat"
-        assert other.finished(other.units[1]) is None
+        assert other.find_record(other.units[0])["prompt"] == "a cat"
+        assert other.find_record(other.units[1]) is None
         two = other.draw([other.units[1]], sampler)
         assert one.draw([one.units[1]], sampler) == two
         assert len((tmp_path / "out/results-0.jsonl").read_text().splitlines()) == 2
@@ -380,7 +380,7 @@ class TestABudget:
                 barrier.wait()  # all have looked, and nobody has written
                 return name.replace("N", str(number + 3))
 
-            answers[number] = settled(tmp_path / "r/budget.json", "30s", ["best-of-N", "vanilla"], find)
+            answers[number] = with_numbers(tmp_path / "r/budget.json", "30s", ["best-of-N", "vanilla"], find)
 
         threads = [threading.Thread(target=rank, args=(number,)) for number in range(4)]
         for thread in threads:
@@ -394,18 +394,18 @@ class TestABudget:
         file = tmp_path / "r/budget.json"
 
         def slow(name):
-            assert settled(file, "30s", ["best-of-N"], lambda name: "best-of-5") == ["best-of-5"]
+            assert with_numbers(file, "30s", ["best-of-N"], lambda name: "best-of-5") == ["best-of-5"]
             return "best-of-9"
 
-        assert settled(file, "30s", ["best-of-N"], slow) == ["best-of-5"]
+        assert with_numbers(file, "30s", ["best-of-N"], slow) == ["best-of-5"]
         assert os.listdir(tmp_path / "r") == ["budget.json"]
 
     def test_goes_to_the_first_file_that_is_free(self, tmp_path):
         names = ["best-of-N", "vanilla@N", "halving-N"]
         for count in (1, 2, 3):
-            settled(tmp_path / "budget.json", "30s", names[:count], lambda name: name.replace("N", "4"))
+            with_numbers(tmp_path / "budget.json", "30s", names[:count], lambda name: name.replace("N", "4"))
         (tmp_path / "budget-1.json").unlink()
-        found = settled(tmp_path / "budget.json", "30s", names, lambda name: name.replace("N", "7"))
+        found = with_numbers(tmp_path / "budget.json", "30s", names, lambda name: name.replace("N", "7"))
         assert found == ["best-of-4", "vanilla@7", "halving-4"]
         assert sorted(os.listdir(tmp_path)) == ["budget-1.json", "budget-2.json", "budget.json"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import _options as o
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 Name = Annotated[
     str, typer.Argument(help="A reward of 'lidar rewards', or package.module:function.", show_default=False)
@@ -24,7 +24,7 @@ def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32"
     quieten()
     reward = load_reward(name, device=device_of(device), dtype=dtype_of(dtype))
     findings = []
-    with shown(saved=False):
+    with guard_printing(saved=False):
         for finding in examine(reward):
             findings.append(finding)
             if not json:

@@ -8,13 +8,13 @@ from importlib.util import find_spec
 import typer
 
 from . import _options as o
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 
 def doctor(json: o.Json = False) -> None:
     """Check the installation: versions, device, mathematics, attachment and the embedded model."""
     rows = [{"check": name, **_outcome(check)} for name, check in _CHECKS.items()]
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(rows)
         else:

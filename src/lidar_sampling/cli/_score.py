@@ -17,7 +17,7 @@ from .._media import read_picture as read_picture
 from .._media import read_sample
 from .._prompts import read_lines
 from . import _options as o
-from ._screen import console, print_json, shown
+from ._screen import console, guard_printing, print_json
 
 Images = Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", show_default=False)]
 Prompt = Annotated[
@@ -88,7 +88,7 @@ def score(
             features.setdefault(line["prompt"], []).append(rewards.features_of([*judges.values()], picture[None]))
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in judges}
     spread = {text: rewards.diversity(torch.cat(found)) for text, found in features.items()}
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json({"images": rows, "mean": mean, **({"diversity": spread} if diversity else {})})
         else:

@@ -115,7 +115,7 @@ def answer_tokens(tokenizer: Any, *words: str) -> list[int]:
     encoded = [
         tokenizer.encode(space + spelling, add_special_tokens=False) for spelling in cases for space in ("", " ")
     ]
-    return _known(tokenizer, (ids[0] for ids in encoded if len(ids) == 1), f"single token for {words[0]!r}")
+    return _known_tokens(tokenizer, (ids[0] for ids in encoded if len(ids) == 1), f"single token for {words[0]!r}")
 
 
 def first_tokens(tokenizer: Any, spellings: Sequence[str]) -> list[int]:
@@ -125,10 +125,10 @@ def first_tokens(tokenizer: Any, spellings: Sequence[str]) -> list[int]:
         ValueError: the tokenizer knows none of them.
     """
     encoded = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
-    return _known(tokenizer, (ids[0] for ids in encoded if ids), f"token for {spellings[0]!r}")
+    return _known_tokens(tokenizer, (ids[0] for ids in encoded if ids), f"token for {spellings[0]!r}")
 
 
-def _known(tokenizer: Any, tokens: Iterable[int], what: str) -> list[int]:
+def _known_tokens(tokenizer: Any, tokens: Iterable[int], what: str) -> list[int]:
     known = sorted({token for token in tokens if token != tokenizer.unk_token_id})
     if not known:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no {what}")

@@ -92,7 +92,7 @@ class CLAP:
         audio = resample(images.float().mean(1), self.sampling_rate, self._extractor.sampling_rate)
         clips = windows(audio, self._extractor.nb_max_samples)
         heard = torch.cat([self._hear(some) for some in clips.flatten(0, 1).split(_TOGETHER)])
-        cosines = (heard.unflatten(0, clips.shape[:2]) * self._read(prompts)[:, None]).sum(2).mean(1)
+        cosines = (heard.unflatten(0, clips.shape[:2]) * self._encode_prompts(prompts)[:, None]).sum(2).mean(1)
         return self._model.logit_scale_a.float().exp() * cosines
 
     def _hear(self, clips: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class CLAP:
         mel = self._extractor(clips.cpu().numpy(), truncation="rand_trunc", **options)["input_features"]
         return _unit(self._model.get_audio_features(mel.to(self._model.device, self._model.dtype)))
 
-    def _read(self, prompts: Sequence[str]) -> Tensor:
+    def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """B prompts to unit features (B, d); equal ones are encoded once."""
         distinct = list(dict.fromkeys(prompts))
         options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}

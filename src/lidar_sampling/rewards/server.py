@@ -129,7 +129,7 @@ def make_app(
     async def score(request: Request) -> JSONResponse:
         """Score pictures: the protocol is in lidar_sampling.rewards.service."""
         body = await request.body()
-        status, content = await asyncio.to_thread(_scored, served, body, pixels, seconds)
+        status, content = await asyncio.to_thread(_answer, served, body, pixels, seconds)
         return JSONResponse(content, status)
 
     @app.get("/healthz")
@@ -154,12 +154,12 @@ def make_app(
     return app
 
 
-def _scored(
+def _answer(
     served: dict[str, tuple[Reward, threading.Lock]], body: bytes, pixels: int, seconds: Any
 ) -> tuple[int, dict[str, Any]]:
     """Return the status and content of the answer to a request."""
     try:
-        reward, lock, pictures, prompts = _read(served, json.loads(body), pixels)
+        reward, lock, pictures, prompts = _read_request(served, json.loads(body), pixels)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         return 400, {"error": f"{type(error).__name__}: {error}"}
     try:
@@ -173,7 +173,7 @@ def _scored(
         return 500, {"error": f"{type(error).__name__}: {error}"}
 
 
-def _read(
+def _read_request(
     served: dict[str, tuple[Reward, threading.Lock]], request: Any, pixels: int
 ) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
     if not isinstance(request, dict):

@@ -138,7 +138,7 @@ class VideoReward:
         if len(images) != len(prompts):
             raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
         self.check(prompts)
-        patches, grids = self._see(images[:, frames_read(images.shape[1], self.fps)])
+        patches, grids = self._see(images[:, choose_frames(images.shape[1], self.fps)])
         contents = [
             [{"type": "video"}, {"type": "text", "text": TEMPLATE.replace("{text_prompt}", prompt)}]
             for prompt in prompts
@@ -164,10 +164,10 @@ class VideoReward:
         return parts.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(0, 2), grids
 
 
-def frames_read(count: int, fps: float) -> Tensor:
+def choose_frames(count: int, fps: float) -> Tensor:
     """Return which of ``count`` frames are read: evenly spaced, two a second, an even number from 4 to 768.
 
-    >>> frames_read(33, 16.0), frames_read(1, 16.0)
+    >>> choose_frames(33, 16.0), choose_frames(1, 16.0)
     (tensor([ 0, 11, 21, 32]), tensor([0]))
     """
     most = min(768, count) // 2 * 2

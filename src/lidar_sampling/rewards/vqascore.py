@@ -58,7 +58,7 @@ class VQAScore:
         self._question = question
         self._processor = load_processor(model)
         tokenizer = self._processor.tokenizer
-        self._yes = answer_tokens(tokenizer, *_written("yes" if answer is None else answer))
+        self._yes = answer_tokens(tokenizer, *_spellings("yes" if answer is None else answer))
         self._no = answer_tokens(tokenizer, "no") if answer is None else None
         self._model = load_model(model, device=device, dtype=dtype)
         self.networks = [self._model]
@@ -75,10 +75,10 @@ class VQAScore:
         return torch.sigmoid(yes - no)
 
 
-def _written(answer: str) -> list[str]:
+def _spellings(answer: str) -> list[str]:
     """Return ``answer``, and the other way to write it if it is a number from one to ten.
 
-    >>> _written("yes"), _written("four"), _written("4")
+    >>> _spellings("yes"), _spellings("four"), _spellings("4")
     (['yes'], ['four', '4'], ['4', 'four'])
     """
     other = {**DIGITS, **{digits: word for word, digits in DIGITS.items()}}.get(answer.lower())

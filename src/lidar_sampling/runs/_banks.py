@@ -36,7 +36,7 @@ class Banks:
         """Return the number of the unit's prompt."""
         return unit
 
-    def finished(self, unit: int) -> Record | None:
+    def find_record(self, unit: int) -> Record | None:
         """Return None: only drawing tells which file a bank is, and one that is there is not drawn again."""
         return None
 
@@ -64,7 +64,7 @@ class Banks:
         """Return the network evaluations that a unit will cost, unless the store has it."""
         return 1.0
 
-    def said(self, unit: int) -> str:
+    def describe(self, unit: int) -> str:
         """Return what a person calls a unit."""
         return self.job.text(unit)
 

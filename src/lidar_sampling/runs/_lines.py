@@ -56,7 +56,7 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
             if not text.strip():
                 continue
             try:
-                line = _parsed(text)
+                line = _parse(text)
                 if line is not None:
                     check(line)
                     lines.append(line)
@@ -158,7 +158,7 @@ def _alone(file: FileIO) -> Iterator[None]:
     yield  # the end of the file lets go
 
 
-def _parsed(text: bytes) -> Line | None:
+def _parse(text: bytes) -> Line | None:
     """Return a line; None for the beginning of one that was cut off.
 
     Raises:

@@ -113,7 +113,7 @@ class Judge:
         Raises:
             OSError, ValueError: the reward cannot be loaded, or refuses a prompt.
         """
-        reward = self._loaded()
+        reward = self._load()
         check_prompts(reward, Job.from_json(job).lines())
         return {
             "name": name_of(reward),
@@ -127,9 +127,9 @@ class Judge:
         images = torch.tensor(pictures)  # what comes from Ray's store is read-only
         with torch.no_grad():
             seen = images.float() / 255 if images.dtype == torch.uint8 else images
-            return torch.as_tensor(ask(self._loaded(), images=seen, prompts=prompts)).float().cpu().numpy()
+            return torch.as_tensor(ask(self._load(), images=seen, prompts=prompts)).float().cpu().numpy()
 
-    def _loaded(self) -> Any:
+    def _load(self) -> Any:
         if self._reward is None:  # also after Ray started the process again
             quieten()
             levers, device = read_levers(self._fast), device_of(self._device)

@@ -100,7 +100,7 @@ class Job:
     def __post_init__(self) -> None:
         from ..rewards import read_mixture
 
-        object.__setattr__(self, "prompts", _checked(self.prompts))
+        object.__setattr__(self, "prompts", _check_prompts(self.prompts))
         for name in ("metrics", "methods", "only", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
                 object.__setattr__(self, name, tuple(value))
@@ -230,7 +230,7 @@ def text_of(prompt: str | Mapping[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else prompt["prompt"]
 
 
-def _checked(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
+def _check_prompts(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
     """Return prompts, each checked; one with nothing but a text is its text, which takes less memory."""
     if isinstance(prompts, str | Path):
         prompts = read_prompts(prompts)

@@ -43,7 +43,7 @@ def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: 
         check_writable(job.store, "--banks")
     quieten()
     levers, device = read_levers(job.fast), device_of(job.device)
-    call, given = _as_called(job.model, job.call), dict(judges or {})
+    call, given = _arguments_of(job.model, job.call), dict(judges or {})
     reward: Any = job.reward
     elsewhere = [given[name] for name in (reward if isinstance(reward, dict) else [reward]) if name in given]
     if isinstance(reward, dict):
@@ -79,7 +79,7 @@ def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: 
     return lidar
 
 
-def _as_called(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments_of(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with tuples where the pipeline wants them, which JSON does not have.
 
     Arguments that the pipeline does not take are refused before its weights are loaded, if its class can be told.

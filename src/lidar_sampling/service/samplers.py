@@ -34,7 +34,7 @@ class Samplers:
     def get(self, job: Job) -> LiDAR | None:
         """Return the sampler of a Job with its settings, if it is loaded."""
         lidar = self._loaded.get(_key(job, _OF_SAMPLER))
-        return None if lidar is None else _set(lidar, job)
+        return None if lidar is None else _with_settings(lidar, job)
 
     def load(self, job: Job) -> LiDAR:
         """Return the sampler of a Job with its settings; load what it needs, and let go of what was not used."""
@@ -50,7 +50,7 @@ class Samplers:
                 self._loaded.popitem(last=False)
             self._loaded[key] = lidar
         self._loaded.move_to_end(key)
-        return _set(self._loaded[key], job)
+        return _with_settings(self._loaded[key], job)
 
     def rates(self, job: Job) -> Rates | None:
         """Return how long things take with the sampler of a Job; None before that was measured."""
@@ -64,7 +64,7 @@ class Samplers:
         return lidar
 
 
-def _set(lidar: LiDAR, job: Job) -> LiDAR:
+def _with_settings(lidar: LiDAR, job: Job) -> LiDAR:
     """Return a loaded sampler with the settings and the size of a Job."""
     twin = lidar.with_settings(**job.settings).with_bank_seed(job.bank_seed)
     size = {name: value for name, value in job.call.items() if name in _SIZE}
