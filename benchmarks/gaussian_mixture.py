@@ -1,6 +1,6 @@
 """A Gaussian mixture, where the tilted law can be sampled: LiDAR's error falls with n, gradient guidance is biased.
 
-    python -m benchmarks.mixture
+    python -m benchmarks.gaussian_mixture
 
 Six modes in the plane, lambda = 2, DDPM in 100 steps with the exact denoiser, scale 1. Errors are energy distances
 of 1,000 points to the exactly tilted law; the first row is their floor, between two exact sets of that size.
