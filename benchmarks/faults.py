@@ -143,7 +143,7 @@ def end_of(process: int, within: float | None = None) -> int | None:
         time.sleep(0.002)
 
 
-def undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
+def run_undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
     """Run a command to its end twice; return what it leaves, and the seconds of the second time."""
     for name in ("first", "second"):
         begin = time.monotonic()
@@ -157,7 +157,7 @@ def undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
 def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
     """Kill a command at random moments and start it again, as the module says; return what came of it."""
     tally, moment = Tally(command.name), random.Random(f"{command.name} {seed}")
-    whole, seconds = undisturbed(command, folder)
+    whole, seconds = run_undisturbed(command, folder)
     number = 0
     while tally.kills < kills:
         out, before = folder / f"{command.name}-{number}", Kept()
@@ -174,7 +174,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
                 status = end_of(process)
             tally.kills += status == -signal.SIGKILL
             tally.ended[int(status or 0)] += 1
-            before = _compared(tally, command, out, before, count=status == -signal.SIGKILL)
+            before = _compare(tally, command, out, before, count=status == -signal.SIGKILL)
             if status == -signal.SIGKILL:
                 continue
             if status != 0:
@@ -191,7 +191,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
     return tally
 
 
-def _compared(tally: Tally, command: Command, out: Path, before: Kept, *, count: bool) -> Kept:
+def _compare(tally: Tally, command: Command, out: Path, before: Kept, *, count: bool) -> Kept:
     """Read what a process left and count what is lost, double or half; return it."""
     try:
         now = command.read(out) if out.exists() else Kept()

@@ -53,7 +53,7 @@ def job(tiny):
 def wholes(commands, tmp_path_factory):
     """What each command leaves when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("whole")
-    return {name: faults.undisturbed(commands[name], folder)[0] for name in COMMANDS}
+    return {name: faults.run_undisturbed(commands[name], folder)[0] for name in COMMANDS}
 
 
 def one_line(err, *parts):
@@ -100,15 +100,15 @@ class TestAKill:
         before = command.read(out)
         tally = faults.Tally("generate")
         os.utime(out / "00000/result.json")
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert (tally.lost, tally.double, tally.half) == (0, 1, 0)
         picture = out / "00001/samples/0000.png"
         content = picture.read_bytes()
         picture.write_bytes(content[:-40])
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert tally.half == 1
         shutil.rmtree(out / "00001")
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert tally.lost == 1
         assert not faults.same([1.0], [1.1])
         assert not faults.same({"a": 1}, {})
