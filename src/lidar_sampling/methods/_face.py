@@ -29,7 +29,7 @@ class Method(Protocol):
     """A way to draw samples that a reward likes."""
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+        """Draw ``images`` samples per prompt, without judging them; ``cost`` of the result counts them, by phase."""
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for ``images`` samples of one prompt, all phases together.
@@ -86,7 +86,7 @@ def in_steps(lidar: LiDAR, steps: int | None, **changes: Any) -> dict[str, Any]:
 
 
 def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
-    """From clean predictions (B, *) of a batch to their guiding rewards (B,).
+    """Return a function from clean predictions (B, *) of a batch to their guiding rewards (B,).
 
     Raises:
         ValueError: the reward is a mixture that is standardised over a bank.
@@ -104,7 +104,7 @@ def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Ten
 
 
 def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
-    """As :func:`rewards_of_predictions`, through which gradients flow."""
+    """Return what :func:`rewards_of_predictions` does, as a function through which gradients flow."""
     judge = judge_of(lidar, batch, lidar.pipe, lidar.arguments())
     return lambda x0: judge(x0)[1]
 
@@ -112,7 +112,7 @@ def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Ten
 def judge_of(
     lidar: LiDAR, batch: Sequence[Item], pipe: Any, call: Mapping[str, Any]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From clean latents (B, *) of a batch to its samples and guiding rewards (B,); gradients flow through both.
+    """Return a function from clean latents (B, *) of a batch to its samples and rewards (B,), all with gradients.
 
     Args:
         lidar: whose reward it is.
@@ -121,7 +121,7 @@ def judge_of(
         call: its arguments.
 
     Raises:
-        RewardError: the reward returned something else than one number an image.
+        RewardError: the reward returned something else than one number per image.
     """
     decoder, prompts = Decoder(pipe, call, batch), [item.prompt for item in batch]
 
@@ -202,7 +202,7 @@ def looks_cost(lidar: LiDAR, looks: int, *, backward_passes: int = 0) -> Cost:
 
 
 def charge_looks(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
-    """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
+    """Return ``result`` with the decodes and reward calls of so many predictions on the way added to its cost."""
     more = looks_cost(lidar, looks, backward_passes=backward_passes)
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
@@ -306,7 +306,7 @@ def check_features(lidar: LiDAR) -> None:
 
 
 def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, Cost]:
-    """The guiding reward (P, m) of the samples, and what scoring them cost.
+    """Return the guiding reward (P, m) of the samples, and what scoring them cost.
 
     A mixture without a calibration is standardised over the samples of each prompt.
     """

@@ -86,13 +86,13 @@ def draw_climbing(
     seed: int,
     differentiable: bool = True,
 ) -> Result:
-    """Draw ``images`` samples a prompt under hooks that climb, and charge what they looked at and went back through.
+    """Draw ``images`` samples per prompt under hooks that climb, and charge their looks and backward passes.
 
     Args:
         lidar: draws.
         prompts: the prompts.
         make: makes the hook of a batch, given its ``total``.
-        images: samples a prompt.
+        images: samples per prompt.
         seed: of their noise.
         differentiable: whether the graph of the network is wanted.
     """

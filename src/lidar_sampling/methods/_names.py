@@ -36,19 +36,19 @@ from .vanilla import Vanilla
 
 
 def _fields_of_drawing(how: str | None) -> dict[str, Any]:
-    """The fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
+    """Return the fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
     if how is None or how.isdecimal():
         return {"steps": int(how)} if how else {}
     return {"solver": load_solver(how)}
 
 
 def _vanilla(how: str | None) -> Vanilla:
-    """Plain sampling in ``how`` steps, or by the solver of that name."""
+    """Return plain sampling in ``how`` steps, or by the solver of that name."""
     return Vanilla(**_fields_of_drawing(how))
 
 
 def _number(text: str | None, field: str) -> dict[str, Any]:
-    """The field as a keyword, left to its default where no number was given."""
+    """Return the field as a keyword, or nothing where no number was given."""
     return {field: int(text)} if text else {}
 
 
@@ -192,7 +192,7 @@ NAMES = {name: line for name, _, _, line in _TABLE}
 
 
 def load(name: str) -> Method:
-    """The method called ``name``, with the fields that are set behind a colon.
+    """Return the method called ``name``, with the fields that are set behind a colon.
 
     Raises:
         ValueError: no such method or no such field; the message names the nearest.
@@ -233,7 +233,7 @@ def with_number(name: str, n: int) -> str:
 
 
 def split(names: str) -> list[str]:
-    """The names in a comma-separated list, whose settings have commas too.
+    """Split a comma-separated list of names, whose settings have commas too.
 
     >>> split("vanilla,lidar:n=9,scale=3,fk")
     ['vanilla', 'lidar:n=9,scale=3', 'fk']

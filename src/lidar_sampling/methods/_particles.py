@@ -104,7 +104,7 @@ class Particles(Hook):
 
 
 def rows(chosen: Tensor, count: int) -> Tensor:
-    """Rows of the batch, one after another, of those chosen (P, k) in each population of ``count``.
+    """Return the rows of the batch that are chosen (P, k) in each population of ``count``, one after another.
 
     >>> rows(torch.tensor([[2, 2], [0, 1]]), 3)
     tensor([2, 2, 3, 4])
@@ -113,7 +113,7 @@ def rows(chosen: Tensor, count: int) -> Tensor:
 
 
 def resampling_steps(steps: int, *, start: float, end: float, every: float) -> set[int]:
-    """Which of ``steps`` come first at ``start``, then after each ``every``, and none past ``end``, all fractions.
+    """Return which of ``steps`` are first at ``start`` and after each ``every``, up to ``end``; all are fractions.
 
     Each is the step nearest to its fraction. The last step is never among them: what is special about it, each
     method knows for itself.
@@ -139,7 +139,7 @@ def check_resampling(start: float, end: float, every: float) -> None:
 
 
 def ssp(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """The particles that go on, by the Srinivasan sampling process.
+    """Return the particles that go on, by the Srinivasan sampling process.
 
     Particle i leaves the whole part of ``k w_i`` or one more child, ``k w_i`` on average (Gerber, Chopin and Whiteley
     2019, https://arxiv.org/abs/1708.00707, section 3.2): of the fractions that are left two at a time trade until one

@@ -64,9 +64,9 @@ class Backtracking:
             raise ValueError(f"depth must be at most the {self.parts} parts of the schedule, got {self.depth}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, the best of a search each.
+        """Draw ``images`` samples per prompt, the best of a search each.
 
-        A search costs a sample and ``n`` times the steps of ``depth`` parts, and a decode and a reward call a look.
+        A search costs a sample and ``n`` times the steps of ``depth`` parts, and a decode and a reward call per look.
 
         Raises:
             ValueError: a scheduler that remembers earlier steps, ``depth`` parts that are more than all steps, a call

@@ -41,9 +41,9 @@ class BeamSearch:
         check_fields(self, beams="[1, inf)", candidates="[1, inf)", lookahead="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best beams of a prompt, best first.
+        """Draw the ``images`` best beams of each prompt, best first.
 
-        Every step costs ``beams * candidates * lookahead`` network evaluations a prompt, and but for the first as
+        Every step costs ``beams * candidates * lookahead`` network evaluations per prompt, and but for the first as
         many decodes and reward calls as candidates. (The released code keeps one beam.)
 
         Raises:

@@ -63,13 +63,13 @@ class DAS:
         check_fields(self, reward_scale="[0, inf)", gamma="(0, inf)", threshold="[0, 1]")
 
     def temper(self, step: int, steps: int) -> float:
-        """The temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
+        """Return the temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
         return 1.0 if step >= steps - 1 else min((1 + self.gamma) ** (100 * step / steps) - 1, 1.0)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` particles of a prompt, resampled at the last step so that all weigh the same.
+        """Draw ``images`` particles per prompt, resampled at the last step so that all weigh the same.
 
-        Every step costs a decode and a reward call a particle more, and all but the last a backward pass. (The
+        Every step adds a decode and a reward call per particle, and all but the last a backward pass. (The
         released code returns the particle of the largest weight.)
 
         Raises:

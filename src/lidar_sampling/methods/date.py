@@ -49,9 +49,9 @@ class DATE:
         check_fields(self, rho="[0, inf)", every="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        An update costs a sample one evaluation of the network and one backward pass more, of the conditional branch
+        An update adds one network evaluation and one backward pass per sample, of the conditional branch
         alone, a decode and a reward call.
 
         Raises:
@@ -63,7 +63,7 @@ class DATE:
         module, scale = _denoiser(lidar.pipe), _guidance_scale(lidar)
 
         def first() -> int:
-            """The step that the pipeline starts at: image to image leaves out those before it."""
+            """Return the step that the pipeline starts at: image to image leaves out those before it."""
             whole = len(lidar.pipe.scheduler.timesteps)
             told = getattr(lidar.pipe, "num_timesteps", None)
             cut_at_the_end = lidar.arguments().get("denoising_end") is not None
@@ -92,7 +92,7 @@ class DATE:
         return sampling_cost(lidar, images) + again
 
     def updates(self, step: int, level: NoiseLevel) -> bool:
-        """Whether the embedding is updated at ``step``: never where nothing is noisy, or nothing is known."""
+        """Return whether ``step`` updates the embedding: not if nothing is noisy, or nothing is known."""
         return step % self.every == 0 and level.sigma != 0 and level.slope != 0
 
 
@@ -199,14 +199,14 @@ class Embedding(Hook):
         return step
 
     def _input_scale(self, step: int) -> float:
-        """What the scheduler multiplied the sample by for the network at that of its timesteps."""
+        """Return what the scheduler multiplied the network's input by at one of its timesteps."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return 1.0
         return float(self.scheduler.scale_model_input(torch.ones(()), self.scheduler.timesteps[step]))
 
 
 def _part(value: Any, rows: slice, count: int) -> Any:
-    """These rows of all tensors in ``value`` that have ``count``."""
+    """Return these rows of all tensors in ``value`` that have ``count``."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() and len(value) == count else value
     if isinstance(value, dict):

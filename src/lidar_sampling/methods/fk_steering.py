@@ -66,7 +66,7 @@ class FKSteering:
         form: ``"code"`` as released, or ``"paper"``, which follows the tilted law. They differ in the last step, and
             in what ``difference`` is measured from after a look at which nothing was resampled: in the code that
             look, in the paper the last one at which something was.
-        guided: steer the guided sampler, which costs a bank a prompt, instead of the plain one.
+        guided: steer the guided sampler, which costs a bank per prompt, instead of the plain one.
     """
 
     potential: Literal["difference", "max", "sum", "rt"] = "max"
@@ -84,7 +84,7 @@ class FKSteering:
         check_resampling(self.start, self.end, self.every)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.
+        """Draw ``images`` particles per prompt; each costs its steps, and a decode and a reward call at 5 of them.
 
         Raises:
             ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead; one without

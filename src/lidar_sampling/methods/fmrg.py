@@ -70,9 +70,9 @@ class FMRG:
         check_fields(self, step_size="[0, inf)", end="[0, 1]")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        Every guided step costs a sample a backward pass, a decode and a reward call more.
+        Every guided step adds a backward pass, a decode and a reward call per sample.
 
         Raises:
             ValueError: the reward says that it is not differentiable; or the scheduler would cut the shift away.
@@ -118,7 +118,7 @@ class FMRG:
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
-    """Whether something is noisy, and the network's output says what is clean."""
+    """Return whether something is noisy, and the network's output says what is clean."""
     return level.sigma != 0 and level.slope != 0
 
 

@@ -61,7 +61,7 @@ class Group:
         check_fields(self, n="[1, inf)", keep="(0, 1)", steps="[1, inf)", **shares)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The group of ``images`` samples a prompt that is left, by falling reward at the last look.
+        """Draw ``images`` samples per prompt: the group that is left, by falling reward at the last look.
 
         It costs the steps of every candidate as far as it gets, and a decode, a reward call and one more for its
         features each time it is looked at. As many candidates as images are plain samples.

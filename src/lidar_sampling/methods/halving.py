@@ -40,7 +40,7 @@ class Halving:
             raise ValueError(f"keep_at must be rising fractions between 0 and 1, got {self.keep_at}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, the best of those that reach the end.
+        """Draw ``images`` samples per prompt, the best of those that reach the end.
 
         It costs the steps of every seed as far as it gets, and a decode and a reward call each time it is looked at.
 

@@ -49,7 +49,7 @@ class NoiseSearch:
         check_fields(self, rounds="[0, inf)", neighbours="[1, inf)", cosine="[-1, 1]", eta="[0, 1]")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The best samples of ``images`` searches a prompt; each costs ``1 + rounds * neighbours`` samples.
+        """Draw the best samples of ``images`` searches per prompt; each costs ``1 + rounds * neighbours`` samples.
 
         As many rewards are called.
 
@@ -96,7 +96,7 @@ class NoiseSearch:
 
 
 def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) -> Tensor:
-    """``count`` neighbours (B, count, *) of each pivot (B, *): of its norm, at that cosine to it, by a seed each.
+    """Return ``count`` neighbours (B, count, *) of each pivot (B, *), one per seed: of its norm, at that cosine.
 
     Example:
         >>> import torch

@@ -29,7 +29,7 @@ class Refine:
     """The best few-step samples, noised and denoised.
 
     Attributes:
-        n: few-step samples a prompt.
+        n: few-step samples per prompt.
         steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, where no schedule has
             just so many after its cut.
         strength: how far they are noised, 0 to 1.
@@ -49,7 +49,7 @@ class Refine:
             load_solver(self.solver)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps * offspring`` an image.
+        """Draw ``images`` samples per prompt; it costs ``n`` few-step samples, and ``steps * offspring`` per image.
 
         Reward calls are ``n`` a prompt, and with offspring above 1 one a refinement.
         """
@@ -80,7 +80,7 @@ class Refine:
         return BestOf(Vanilla(solver=load_solver(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
 
     def _again(self, lidar: LiDAR) -> tuple[Any, dict[str, Any]]:
-        """The pipeline that refines, and the arguments of its call but the starts."""
+        """Return the pipeline that refines, and the arguments of its call but the starts."""
         from diffusers import AutoPipelineForImage2Image
 
         # Image-to-image pipelines take their share of the steps: strength of them.

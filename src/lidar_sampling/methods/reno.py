@@ -72,7 +72,7 @@ class ReNO:
         Vanilla(self.steps, self.solver)  # refuses both at once, and steps below 1
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The best iterates of ``images`` searches a prompt.
+        """Draw the best iterates of ``images`` searches per prompt.
 
         Each of the ``n`` iterates costs a few-step sample, a decode and a reward call, and each but the last as many
         backward passes as evaluations.

@@ -39,10 +39,10 @@ class Repelling(ABC):
 
     @abstractmethod
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*) of x_t (*), of members (K, *)."""
+        """Return what to add to the clean prediction (*) of x_t (*), of members (K, *)."""
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
+        """Draw ``images`` samples per prompt; each prompt costs a bank of ``n`` few-step samples, once.
 
         Raises:
             ValueError: a bank that is smaller than ``worst``.
@@ -89,7 +89,7 @@ class SafeDenoiser(Repelling):
         check_fields(self, scale="[0, inf)", worst="[1, inf)", beta="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*), of members (K, *).
+        """Return what to add to the clean prediction (*), of members (K, *).
 
         >>> import torch
         >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[-1.0], [1.0]])
@@ -119,7 +119,7 @@ class Spell(Repelling):
         check_fields(self, scale="[0, inf)", worst="[1, inf)", radius="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
+        """Return what to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
 
         >>> import torch
         >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[0.0, 0.0], [9.0, 0.0]])

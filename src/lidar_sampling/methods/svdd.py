@@ -56,7 +56,7 @@ class SVDD:
             raise ValueError(f"several rollouts need several rollout_steps, got {self.rollouts} rollouts of 1 step")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs ``m`` times their steps, and a decode and a reward call a proposal.
+        """Draw ``images`` samples per prompt, at ``m`` times the steps, and a decode and a reward call per proposal.
 
         With rollouts, ``rollouts`` decodes and reward calls, and ``rollouts * (rollout_steps - 1)`` evaluations more.
 

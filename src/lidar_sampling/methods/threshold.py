@@ -58,7 +58,7 @@ class Threshold:
         check_fields(self, n="[1, inf)", threshold="(-inf, inf)", parts="[1, inf)", steps="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, each the best that its own search finished.
+        """Draw ``images`` samples per prompt, each the best that its own search finished.
 
         An image costs the steps of ``n`` samples, and a decode and a reward call for each of ``n * parts`` proposals.
 

@@ -83,7 +83,7 @@ class DTS:
         )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best samples of a prompt's tree, best first; or so many draws from it, among them repeats.
+        """Draw the ``images`` best samples of each prompt's tree, best first; or so many draws from it, with repeats.
 
         It costs the steps of ``n`` samples, less what no rollout fits into, and a decode and a reward call a rollout.
 

@@ -58,10 +58,10 @@ class UniversalGuidance:
         )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        Every step, ``recurrence`` times, costs a sample more: forward a backward pass, a decode and a reward call,
-        backward ``backward_steps`` decodes and reward calls.
+        Every step adds to the cost of a sample, ``recurrence`` times: forward guidance a backward pass, a decode and a
+        reward call, backward guidance ``backward_steps`` decodes and reward calls.
 
         Raises:
             ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
@@ -99,7 +99,7 @@ class UniversalGuidance:
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
-    """Whether something is noisy, and something is known."""
+    """Return whether something is noisy, and something is known."""
     return level.sigma != 0 and level.alpha != 0
 
 
@@ -117,7 +117,7 @@ class Gradient(Climb):
         self._back: tuple[float, float] | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
-        """Every one as often as the step is taken."""
+        """Repeat each timestep as often as its step is taken."""
         repeated = timesteps.repeat_interleave(self.settings.recurrence)
         self._schedule = len(repeated)
         return repeated
@@ -155,7 +155,7 @@ class Gradient(Climb):
 
     @torch.enable_grad()
     def _ascent(self, x0: Tensor) -> Tensor:
-        """Delta (B, *), in float32."""
+        """Return Delta (B, *), in float32."""
         delta = torch.zeros_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32), requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=self.settings.backward_rate, maximize=True)
         for _ in range(self.settings.backward_steps):

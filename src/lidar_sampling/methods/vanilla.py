@@ -35,7 +35,7 @@ class Vanilla:
             raise ValueError(f"{self.solver.name} brings steps of its own: leave out steps={self.steps}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs steps a sample, twice with classifier-free guidance."""
+        """Draw ``images`` samples per prompt; classifier-free guidance doubles the evaluations of a step."""
         with self.use_pipeline(lidar) as (pipe, call):
             return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
 
