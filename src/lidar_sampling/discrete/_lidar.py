@@ -161,19 +161,19 @@ class TokenLiDAR:
         self.space = Space(f"{kernel.vocab_size} tokens", (length,))
 
     def with_settings(self, **changes: Any) -> TokenLiDAR:
-        """The same sampler with other :class:`TokenSettings`."""
+        """Return the same sampler with other :class:`TokenSettings`."""
         twin = copy(self)
         twin.settings = replace(self.settings, **changes)
         return twin
 
     def look(self, *, seed: int = 0, progress: Progress | None = None) -> LookaheadBank:
-        """Phase 1: a bank of ``n`` samples in ``lookahead_steps``, scored once."""
+        """Draw a bank of ``n`` samples in ``lookahead_steps``, scored once: phase 1."""
         return self._look(seed, progress)[0]
 
     def __call__(
         self, count: int, *, seed: int = 0, bank: LookaheadBank | None = None, progress: Progress | None = None
     ) -> TokenResult:
-        """``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
+        """Draw ``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
 
         Raises:
             TypeError: ``bank`` is none.
@@ -191,7 +191,7 @@ class TokenLiDAR:
         return replace(result, bank=bank, cost={**cost, **result.cost})
 
     def members(self, bank: LookaheadBank) -> TokenMembers:
-        """The bank, prepared to guide; what :class:`SingleSite` and its like take.
+        """Prepare the bank to guide; :class:`SingleSite` and its like take the result.
 
         Raises:
             TypeError: ``bank`` is none.
@@ -206,13 +206,13 @@ class TokenLiDAR:
         return TokenMembers(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
 
     def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
-        """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
+        """Draw ``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
         return self.sample(count, seed=seed, progress=progress)
 
     def sample(
         self, count: int, *, seed: int = 0, stepper: Stepper | None = None, progress: Progress | None = None
     ) -> TokenResult:
-        """``count`` sequences drawn by ``stepper``, and their rewards."""
+        """Draw ``count`` sequences by ``stepper``, and reward them."""
         tokens, sampling = self._draw(count, self.settings.steps, seed, "target", stepper, progress)
         start = time.perf_counter()
         rewards = self.score(tokens)
@@ -220,10 +220,10 @@ class TokenLiDAR:
         return TokenResult(tokens, rewards, {"sampling": sampling, "scoring": scoring}, self.settings, seed)
 
     def score(self, tokens: Tensor) -> Tensor:
-        """Rewards (B,) float32 of tokens (B, L), on the CPU.
+        """Return rewards (B,) float32 of tokens (B, L), on the CPU.
 
         Raises:
-            ValueError: the reward gave something else than a finite number a sequence.
+            ValueError: the reward gave something else than a finite number per sequence.
         """
         return score(self.reward, tokens)
 

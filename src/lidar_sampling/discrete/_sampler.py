@@ -36,7 +36,7 @@ class State:
         alpha_t: the share of clean tokens now.
         alpha_s: the share of clean tokens then.
         uniforms: (B, M, L) numbers in [0, 1), M the stepper's ``candidates``.
-        lots: (B,) more of them, one a sequence, for what is drawn of whole sequences.
+        lots: (B,) more of them, one per sequence, for what is drawn of whole sequences.
     """
 
     x_t: Tensor
@@ -54,12 +54,12 @@ class Stepper(Protocol):
     """Draws the next tokens."""
 
     candidates: int
-    """M, numbers a token that it uses."""
+    """M, the numbers per token that it uses."""
     together: int
     """Sequences that must not be parted into two batches."""
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
 
 
 class Ancestral:
@@ -68,7 +68,7 @@ class Ancestral:
     candidates = together = 1
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
         return categorical(state.posterior, state.uniforms[:, 0])
 
 
@@ -90,15 +90,15 @@ class TokenIndependent:
         self.members, self.scale, self.floor = members, scale, floor
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
         return categorical(tilt(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
 
     def factors(self, state: State) -> Tensor:
-        """Factors g (L, V) or (B, L, V): how much more a token is worth."""
+        """Return factors g (L, V) or (B, L, V): how much more a token is worth."""
         return self.members.token_independent(self.alpha(state))
 
     def alpha(self, state: State) -> float:
-        """The share of clean tokens at which the bank is asked."""
+        """Return the share of clean tokens at which the bank is asked."""
         return min(state.alpha_s, 1 - self.floor)
 
 
@@ -106,7 +106,7 @@ class SingleSite(TokenIndependent):
     """Guidance by each token given all others; exact as steps shrink. Arguments are those of TokenIndependent."""
 
     def factors(self, state: State) -> Tensor:
-        """Factors g (B, L, V)."""
+        """Return factors g (B, L, V)."""
         return self.members.single_site(state.x_t, self.alpha(state))
 
 
@@ -131,7 +131,7 @@ class Joint(SingleSite):
         self.candidates = candidates
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
         g = self.scale * self.factors(state)
         proposal = tilt(state.posterior, g)
         drawn = torch.stack([categorical(proposal, u) for u in state.uniforms.unbind(1)], 1)  # (B, M, L)
@@ -173,10 +173,10 @@ class TokenFKSteering:
         self._before = torch.zeros(())
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L).
+        """Return tokens (B, L).
 
         Raises:
-            ValueError: the reward gave something else than a finite number a sequence.
+            ValueError: the reward gave something else than a finite number per sequence.
         """
         if state.step == 0:
             self._before = torch.zeros(len(state.x_t), device=state.x_t.device)
@@ -189,7 +189,7 @@ class TokenFKSteering:
         return x_s[self._survivors(x_s, state)] if last else x_s
 
     def _survivors(self, x0: Tensor, state: State) -> Tensor:
-        """Rows (B,) that go on, by systematic resampling of each population."""
+        """Return the rows (B,) that go on, by systematic resampling of each population."""
         r = score(self.reward, x0).to(self._before)
         self.evaluations += len(x0)
         weights = (self.reward_scale * (r - self._before)).view(-1, self.together).softmax(1)
@@ -283,7 +283,7 @@ class _Asked:
         self._last: tuple[Tensor, Tensor] | None = None  # tokens and logits
 
     def __call__(self, x: Tensor, alpha: float) -> Tensor:
-        """Logits (B, L, V) of tokens (B, L)."""
+        """Return logits (B, L, V) of tokens (B, L)."""
         if self._last is None or not self._timeless:
             changed = torch.ones(len(x), dtype=torch.bool, device=x.device)
         else:
@@ -303,12 +303,12 @@ class _Asked:
 
 
 def tilt(p: Tensor, g: Tensor) -> Tensor:
-    """``p e^g``, normalised over the last dimension."""
+    """Return ``p e^g``, normalised over the last dimension."""
     return (p.log() + g).softmax(-1)
 
 
 def categorical(p: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws (*) from probabilities (*, V) by inversion: the same draw for the same number, in any batch."""
+    """Draw (*) from probabilities (*, V) by inversion: the same draw for the same number, in any batch."""
     ladder = p.cumsum(-1)
     return torch.searchsorted(ladder, uniforms[..., None].to(p) * ladder[..., -1:], right=True)[..., 0].clamp_max(
         p.shape[-1] - 1
@@ -316,7 +316,7 @@ def categorical(p: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _noise(seeds: Sequence[int], steps: int, candidates: int, length: int) -> Iterator[Tensor]:
-    """Uniform numbers (B, M L + 1) of the prior and then of each step, from a generator a sequence."""
+    """Draw uniform numbers (B, M L + 1) for the prior and then each step, from a generator per sequence."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for _ in range(steps + 1):
         yield torch.stack([torch.rand(candidates * length + 1, generator=g) for g in generators])

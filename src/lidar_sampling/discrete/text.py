@@ -163,7 +163,7 @@ class TextLiDAR:
         self.space = Space(f"{type(pipe).__name__} of {len(pipe.tokenizer)} tokens", (self.settings.gen_length,))
 
     def look(self, prompts: str | Sequence[str], *, seed: int = 0) -> list[LookaheadBank]:
-        """Phase 1: return a bank of ``n`` texts per prompt, drawn in few steps and scored once."""
+        """Draw a bank of ``n`` texts per prompt in few steps, and score them once: phase 1."""
         return [self._draw_bank(prompt, seed)[0] for prompt in _as_list(prompts)]
 
     def __call__(

@@ -34,16 +34,16 @@ DATA = Path(__file__).parent / "data"
 
 
 def load_model() -> Denoiser:
-    """The embedded denoiser: uniform noise, canonical SMILES of QM9 in 32 tokens; training/molecules/README.md."""
+    """Load the embedded denoiser of training/molecules: uniform noise, canonical SMILES of QM9 in 32 tokens."""
     return Denoiser.from_pretrained(DATA).eval()
 
 
 def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
-    """A reward of the embedded model's tokens by the name of a property, a SMARTS pattern, or ``module:function``."""
+    """Return a reward of the embedded model's tokens: a property, a SMARTS pattern, or ``module:function``."""
     return MoleculeReward(load_property(name), smiles_tokenizer(), name=name, invalid=invalid)
 
 
 @cache
 def load_known() -> np.ndarray:
-    """Sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
+    """Load the sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
     return np.load(DATA / "qm9-digests.npy")

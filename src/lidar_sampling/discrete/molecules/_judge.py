@@ -13,7 +13,7 @@ from ._rewards import parse
 
 
 def digests(strings: Iterable[str]) -> np.ndarray:
-    """64-bit BLAKE2b digests (N,) uint64 of strings."""
+    """Return 64-bit BLAKE2b digests (N,) uint64 of strings."""
     found = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "big") for s in strings]
     return np.array(found, dtype=np.uint64)
 
