@@ -28,7 +28,7 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         timesteps: list[int] | None = None,
         sigmas: Any = None,
     ) -> None:
-        """As the parent; ``sigmas``, before the shift, that are not evenly spaced take the place of its own."""
+        """Set timesteps as the parent does; unevenly spaced ``sigmas``, before the shift, replace its own."""
         if sigmas is not None:
             num_inference_steps, timesteps = len(sigmas), None  # some hand over both
             if np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):

@@ -80,7 +80,7 @@ class Solver:
         return getattr(self, self.kind) if self.kind else None
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the samples, as JSON values."""
+        """Return what decides the samples, as JSON values."""
         scheduler, weights = self.scheduler, self.weights
         if callable(scheduler):
             scheduler = scheduler.__qualname__
@@ -97,7 +97,7 @@ class Solver:
         }
 
     def arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of phase 1's pipeline call, from those of phase 2.
+        """Return the arguments of phase 1's pipeline call, from those of phase 2.
 
         Those that say how the target goes through its steps, such as ``timesteps``, stay with the target.
         """
