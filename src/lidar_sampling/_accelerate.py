@@ -24,7 +24,7 @@ def accelerate(
     encode_once: bool = False,
     backend: str = "inductor",
 ) -> None:
-    """Pull levers on the denoisers and the decoder of a pipeline, or on the networks of a reward, in place.
+    """Speed up the denoisers and the decoder of a pipeline, or the networks of a reward, in place.
 
     Nothing is compiled before the first call, which then takes its time: see docs/performance.md for what each
     lever gains, and when it pays.
@@ -127,7 +127,7 @@ def _see_equal_rows_once(encoder: nn.Module) -> None:
 
 
 def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 256) -> int:
-    """How many lookahead samples fit into ``share`` of the memory that is free, from what two small batches take.
+    """Return how many lookahead samples fit into ``share`` of the free memory, as two small batches measure it.
 
     On a GPU a large batch is a fast one; on a CPU it is not, and 8 to 16 is a good size there.
 
@@ -152,7 +152,7 @@ def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
+    """Return the bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return read_proc("meminfo", "MemAvailable") or 1 << 34

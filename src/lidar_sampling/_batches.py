@@ -47,5 +47,5 @@ def shrinking(items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
+    """Return whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

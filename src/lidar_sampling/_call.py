@@ -103,7 +103,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_scalar(hint: Any) -> bool:
-    """Whether an annotation allows numbers and texts alone."""
+    """Return whether an annotation allows numbers and texts alone."""
     either = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
     return all(one in (bool, int, float, str, type(None)) for one in either)
 
@@ -141,7 +141,7 @@ def _is_several(pipe: Any, name: str, value: Any) -> bool:
 
 
 def _pairs(pipe: Any, name: str) -> bool:
-    """Whether ``name`` holds a picture for each sample, where there are several."""
+    """Return whether ``name`` holds a picture for each sample, where there are several."""
     several = any(hasattr(_part(pipe, part), "nets") for part in ("controlnet",))
     several = several or hasattr(_part(pipe, "adapter"), "adapters")
     return name in _PICTURES and bool(_PAIRED.search(type(pipe).__name__)) and not several

@@ -81,7 +81,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The digest of each; the hash runs outside of Python's lock, so cores share the work."""
+    """Return the digest of each; the hash runs outside of Python's lock, so cores share the work."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
@@ -183,7 +183,7 @@ class _Reader:
         return f"array {array.dtype.str} {list(array.shape)} {hashlib.sha256(data.tobytes()).hexdigest()[:32]}"
 
     def _module(self, module: nn.Module, name: str) -> Any:
-        """Weights, and what else decides: strengths and switches of adapters, processors, tiling, caches, hooks."""
+        """Return its weights and what else decides: adapters, their strengths, processors, tiling, caches, hooks."""
         inside = _Reader(lenient=True, within=self)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         parts = []
@@ -207,7 +207,7 @@ class _Reader:
             raise OpaqueError(f"{name}: {error}") from None
 
     def _function(self, function: types.FunctionType, name: str) -> Any:
-        """Its code, what it closes over, its defaults, and what it uses of its module and of others of one's own."""
+        """Return its code, closure and defaults, and what it uses of its own and other modules of the user."""
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         names = _names(function.__code__)
         used = {n: function.__globals__[n] for n in names if n in function.__globals__}
@@ -218,7 +218,7 @@ class _Reader:
         return ["function", _code(function.__code__), self.read(parts, f"{function.__qualname__} ({name})")]
 
     def _own(self, value: Any, name: str) -> Any:
-        """An object of a class of one's own: the code of the class, and all that the object holds."""
+        """Return the code of the class, which is the user's, and all that the object holds."""
         held = dict(getattr(value, "__dict__", {}))
         for cls in type(value).__mro__:
             slots = vars(cls).get("__slots__", ())
@@ -264,7 +264,7 @@ class _Reader:
         raise OpaqueError(f"{name} is a {type(value).__name__}, whose contents cannot be compared")
 
     def _beside_config(self, value: Any, name: str) -> Any:
-        """What an object with a configuration holds beside it; of a scheduler not what a run leaves there."""
+        """Return what an object with a configuration holds beside it; of a scheduler not what a run leaves there."""
         if hasattr(value, "set_timesteps"):
             held = {k: v for k, v in vars(value).items() if k in ("_shift", "alphas_cumprod")}
         else:
@@ -321,13 +321,13 @@ def _package(value: Any) -> str:
 
 
 def _decides(name: str) -> bool:
-    """Whether an attribute of a module may decide what it computes; most private ones are its caches."""
+    """Return whether an attribute of a module may decide what it computes; most private ones are caches."""
     known = ("_active_adapter", "_disable_adapters", "_internal_dict", "_cache_config")
     return not name.startswith("_") or name in known
 
 
 def _is_moved_or_compiled(module: nn.Module) -> bool:
-    """Whether ``forward`` was replaced by what moves weights or compiles, and computes the same."""
+    """Return whether ``forward`` was replaced by code that moves weights or compiles, and computes the same."""
     registry = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
     wrapped = hasattr(module.forward, "_torchdynamo_orig_callable") or hasattr(module, "_hf_hook")
     return wrapped or bool(registry)
@@ -338,7 +338,7 @@ def _public(value: Any) -> dict[str, Any]:
 
 
 def _without_names(config: Any) -> Any:
-    """A configuration, and those inside it, without where it was loaded from and what saving adds."""
+    """Return a configuration without where it was loaded from and what saving adds, at every depth."""
     if not isinstance(config, Mapping):
         return config
     return {name: _without_names(value) for name, value in config.items() if name not in _LEFT_OUT}
@@ -359,7 +359,7 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _of_a_package(value: Any) -> bool:
-    """Whether a function, class or module comes from an installed package, whose version stands for its code."""
+    """Return whether a function, class or module is from an installed package, whose version stands for its code."""
     if isinstance(value, types.ModuleType):
         module: Any = value
     elif isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):

@@ -39,7 +39,7 @@ class Cost:
     peak_memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other: the higher of the peaks, and the sum of all else.
+        """Add the costs of two phases, one after the other: the higher peak, and the sum of everything else.
 
         >>> Cost(seconds=1.0, peak_memory=5) + Cost(seconds=2.0, peak_memory=3)
         Cost(network_evaluations=0, backward_passes=0, decodes=0, reward_calls=0, seconds=3.0, peak_memory=5)
@@ -48,7 +48,7 @@ class Cost:
         return Cost(**{**total, "peak_memory": max(self.peak_memory, other.peak_memory)})
 
     def share(self, count: int) -> Cost:
-        """An even share of counts, rounded, and seconds; the peak of memory stays what it was.
+        """Return an even share of counts, rounded, and of seconds; the peak of memory stays.
 
         >>> Cost(network_evaluations=8, seconds=3.0, peak_memory=5).share(2)
         Cost(network_evaluations=4, backward_passes=0, decodes=0, reward_calls=0, seconds=1.5, peak_memory=5)
@@ -108,7 +108,7 @@ def _peak(device: torch.device) -> int:
 
 
 def read_proc(file: str, field: str) -> int:
-    """A field of a file of Linux's /proc, such as meminfo, in bytes; 0 where the system has none."""
+    """Return a field of a file of Linux's /proc, such as meminfo, in bytes; 0 where the system has none."""
     try:
         lines = (Path("/proc") / file).read_text().splitlines()
     except OSError:

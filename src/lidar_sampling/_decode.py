@@ -93,7 +93,7 @@ class Decoder:
 def decode(
     pipe: Any, latents: Tensor, call: Mapping[str, Any] | None = None, items: Sequence[Item] | None = None
 ) -> Tensor:
-    """What the pipeline draws of clean latents (B, *): a :class:`Decoder` for a single time."""
+    """Decode clean latents (B, *) to what the pipeline draws: a :class:`Decoder` for a single time."""
     return Decoder(pipe, call, items)(latents)
 
 
@@ -105,7 +105,7 @@ def pictures(
     call: Mapping[str, Any] | None = None,
     items: Sequence[Item] | None = None,
 ) -> Tensor:
-    """As :func:`decode`, of any number of latents on any device, so many at a time; without gradients."""
+    """Decode any number of latents on any device, a few at a time, without gradients; see :func:`decode`."""
     return Decoder(pipe, call, items, batch_size=batch_size)(latents)
 
 
@@ -119,7 +119,7 @@ def is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def _upcasts(pipe: Any) -> bool:
-    """Whether the pipeline, as SDXL's do, turns its float16 decoder to float32 and back in its call."""
+    """Return whether the pipeline, like SDXL's, turns its float16 decoder to float32 and back in its call."""
     vae: Any = getattr(pipe, "vae", None)
     return hasattr(pipe, "upcast_vae") and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
 

@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
 
 
 def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
-    """The seed of sample ``index`` of ``prompt``; ``stream`` keeps phases that share a seed apart.
+    """Return the seed of sample ``index`` of ``prompt``; ``stream`` keeps phases that share a seed apart.
 
     >>> seed_of(0, "target", "a cat", 0) == seed_of(0, "target", "a cat", 0) != seed_of(0, "bank", "a cat", 0)
     True
@@ -46,7 +46,7 @@ def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
 
 
 def items_of(prompts: Sequence[str], count: int, seed: int, stream: str) -> list[Item]:
-    """``count`` items a prompt, prompt by prompt; a prompt that comes again gets further seeds.
+    """Return ``count`` items per prompt, prompt by prompt; a prompt that comes again gets further seeds.
 
     >>> a, b = items_of(["a cat", "a cat"], 1, 0, "target")
     >>> a.seed != b.seed, [a, b] == items_of(["a cat"], 2, 0, "target")
@@ -256,7 +256,7 @@ def to_pictures(pipe: Any, images: Tensor) -> Tensor:
 
 
 def _call(pipe: Any, **arguments: Any) -> Any:
-    """What ``pipe`` draws: the first output of a classic pipeline, and of a modular one the output of that kind."""
+    """Return what ``pipe`` draws: a classic pipeline's first output, or a modular one's output of that kind."""
     if blocks_of(pipe) is None:
         return pipe(**arguments)[0]
     outputs = {output.name for output in blocks_of(pipe).outputs}
@@ -264,7 +264,7 @@ def _call(pipe: Any, **arguments: Any) -> Any:
 
 
 def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
-    """As :func:`_call`, with the first latents a leaf of the graph that autograd keeps; weights are constants."""
+    """Call ``pipe`` with the first latents as a leaf of the graph that autograd keeps; weights are constants."""
     inner = getattr(type(pipe).__call__, "__wrapped__", None)  # what torch.no_grad() decorates
     if inner is None or not hasattr(pipe, "prepare_latents"):
         raise TypeError(f"{type(pipe).__name__} cannot be differentiated: use a classic diffusers pipeline")

@@ -281,13 +281,13 @@ def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
 
 @functools.cache
 def _signature(base: Any) -> inspect.Signature:
-    """The signature of a scheduler class's ``step``, read once and not at every step."""
+    """Return the signature of a scheduler class's ``step``, read once and not at every step."""
     return inspect.signature(base.step)
 
 
 @functools.cache
 def _subclass_with_hooks(base: type) -> type:
-    """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
+    """Return the subclass, of the same name, of a scheduler class whose ``step`` calls the instance's hooks."""
     signature = _signature(base)
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
@@ -406,7 +406,7 @@ def _apply(step: Step, arguments: dict[str, Any]) -> None:
 
 
 def _on_host(scheduler: Any, timestep: Any) -> Any:
-    """The same timestep on the host, where reading it waits for no device, if it is an element of the scheduler's."""
+    """Return the same timestep on the host, if the scheduler's timesteps hold it: reading it waits for no device."""
     times, host = scheduler.__dict__.get(_TIMES, (None, None))
     if times is None or not isinstance(timestep, Tensor) or timestep.dim():
         return timestep
@@ -422,7 +422,7 @@ def _plain(cls: Any, state: dict[str, Any]) -> Any:
 
 
 def scheduler_of(pipe_or_scheduler: Any) -> Any:
-    """The scheduler of a pipeline, or the scheduler itself.
+    """Return the scheduler of a pipeline, or the scheduler itself.
 
     Raises:
         TypeError: it is neither.

@@ -43,7 +43,7 @@ def draw_banks(
     show: Show | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[LookaheadBank], Cost]:
-    """Banks of ``n`` scored samples for each prompt, from ``store`` where it has them, and what they cost.
+    """Return banks of ``n`` scored samples per prompt, drawing those that ``store`` lacks, and what they cost.
 
     Images are scored batch by batch and dropped, so memory holds the images of one batch and all latents.
 
@@ -52,7 +52,7 @@ def draw_banks(
         prompts: the prompts; one named twice is drawn once.
         rewards: what scores the samples; each becomes a reward of the bank.
         solver: the few-step solver.
-        n: samples a prompt, at least 1.
+        n: samples per prompt, at least 1.
         seed: of the bank's noise, which is independent of phase 2's noise at the same seed.
         call: arguments of the pipeline in phase 2, lists of a value per prompt among them; the solver changes what it
             must.
@@ -69,7 +69,7 @@ def draw_banks(
 
     Raises:
         ValueError: n below 1.
-        RewardError: a reward raised or returned what is not one finite number an image.
+        RewardError: a reward raised or returned what is not one finite number per image.
         BankError: the solver diverged.
     """
     if n < 1:
@@ -196,7 +196,7 @@ def _of_prompt(arguments: Mapping[str, Any], prompt: str) -> dict[str, Any]:
 
 
 def _known_rewards(rewards: Sequence[Reward]) -> dict[str, str]:
-    """What each reward computes, by its name; without those that cannot be told, of which a warning tells."""
+    """Return what each reward computes, by its name; warn of those whose code cannot be read, and leave them out."""
     known = {}
     for reward in rewards:
         try:
@@ -207,7 +207,7 @@ def _known_rewards(rewards: Sequence[Reward]) -> dict[str, str]:
 
 
 def _holds(bank: LookaheadBank, name: str, provenance: Mapping[str, Any]) -> bool:
-    """Whether ``bank`` has the reward called ``name``, and by the same computation as now."""
+    """Return whether ``bank`` has the reward called ``name``, and by the same computation as now."""
     now = provenance["rewards"].get(name)
     return name in bank.rewards and now is not None and bank.provenance.get("rewards", {}).get(name) == now
 

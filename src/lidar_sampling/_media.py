@@ -75,13 +75,13 @@ def check_batch(images: Tensor, prompts: Any) -> None:
     """
     check_pictures(images)
     if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
+        raise ValueError(f"prompts must be a list of prompts, one per image, got the text {prompts!r}")
     if len(images) != len(prompts):
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
 
 
 def _mend_of_shape(images: Tensor) -> str:
-    """What to do about a shape that is none of those that are known; nothing where we cannot tell."""
+    """Return what to do about a shape that is not known; an empty text where we cannot say."""
     if images.dim() == 3:
         return ": give images[None], a batch of one"
     if images.dim() not in (4, 5):
@@ -128,7 +128,7 @@ def read_sample(file: str | Path) -> Tensor:
 
 
 def _read_frames(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
-    """The frames of a picture, as :func:`read_picture` has them; more than one only if it may be ``moving``."""
+    """Return the frames of a picture, as :func:`read_picture` does; more than one only if it may be ``moving``."""
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
     problems = OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError
@@ -163,7 +163,7 @@ _SCALES = {"L;2": 85, "L;4": 17}  # from a grey level of 2 or 4 bits to one of 8
 
 
 def _read_mode(image: Any) -> str:
-    """How the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
+    """Return how the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
     for _, _, _, arguments in getattr(image, "tile", ()):
         first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         return first if isinstance(first, str) else ""
@@ -180,7 +180,7 @@ def _over_white(image: Any) -> Tensor:
 
 
 def to_pil(sample: Tensor) -> Any:
-    """A picture (3, H, W) as a PIL image, a video (F, 3, H, W) as a list of them; values in [0, 1].
+    """Convert a picture (3, H, W) to a PIL image, a video (F, 3, H, W) to a list of them; values in [0, 1].
 
     Raises:
         ValueError: the sample is neither.

@@ -38,17 +38,17 @@ class Profile:
     _again: dict[tuple[str, str], tuple[int, Again]] = field(default_factory=dict)
 
     def best(self) -> dict[tuple[str, str], float]:
-        """Seconds a row of each (phase, part) that is work, measured now at the best of three batch sizes.
+        """Measure the seconds per row of each (phase, part) that is work, now, at the best of three batch sizes.
 
         They are half, once and twice the size that was used; it takes a dozen batches of each.
         """
         return {key: min(_seconds_a_row(again, rows)) for key, (rows, again) in self._again.items()}
 
     def report(self) -> dict[str, Any]:
-        """What was seen beside what the same work takes at its :meth:`best`, as JSON values.
+        """Return what was seen beside what the same work takes at its :meth:`best`, as JSON values.
 
         Returns:
-            ``parts``: phase, part, seconds, rows, and ``best``, seconds a row, None where a part is overhead;
+            ``parts``: phase, part, seconds, rows, and ``best``, seconds per row, None where a part is overhead;
             ``seconds`` of all parts; ``ideal``, the rows of all work at their best; ``ratio`` of the two.
         """
         best = self.best()
@@ -213,7 +213,7 @@ def _wait() -> None:
 
 
 def _tile(value: Any, rows: int, size: int) -> Any:
-    """Arguments of a batch of ``rows`` as those of a batch of ``size``."""
+    """Return the arguments of a batch of ``rows`` as those of a batch of ``size``."""
     if isinstance(value, Tensor):
         chosen = torch.arange(size, device=value.device) % max(rows, 1)
         return value.detach()[chosen] if value.dim() and len(value) == rows else value.detach()

@@ -1,7 +1,7 @@
 r"""Files of prompts, as editors and shells write them.
 
-``.txt``     one prompt a line
-``.jsonl``   one JSON object a line, such as GenEval's metadata
+``.txt``     one prompt per line
+``.jsonl``   one JSON object per line, such as GenEval's metadata
 ``.json``    an array of objects or of texts
 
 Each prompt becomes a dictionary with ``"prompt"`` and whatever else its object says. A file is UTF-8, with a byte
@@ -45,7 +45,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        raise ValueError(f"{path} is a table: write one prompt a line as .txt, or one JSON object a line as .jsonl")
+        raise ValueError(
+            f"{path} is a table: write one prompt per line as .txt, or one JSON object per line as .jsonl"
+        )
     reader = {".jsonl": _from_lines, ".json": _from_array}.get(kind, _from_text)
     found = list(reader(path, read_text(path)))
     if not found:
@@ -86,7 +88,7 @@ def _why_no_prompt(prompt: Any) -> str | None:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file that has one a line, whatever its ending; an empty file has none.
+    """Return the JSON objects of a file that has one per line, whatever its ending; an empty file has none.
 
     Raises:
         OSError: the file cannot be read.
@@ -117,7 +119,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that hold something, and their numbers from 1."""
+    """Yield the lines that hold something, and their numbers from 1."""
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         line = line.lstrip("\ufeff")  # files that were joined have their marks within
         if line.strip():
@@ -147,7 +149,7 @@ def _from_lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
 def _from_array(path: Path, text: str) -> Iterator[dict[str, Any]]:
     if not text.strip():
         return
-    expected = "a JSON array of objects or of texts (one object a line is .jsonl)"
+    expected = "a JSON array of objects or of texts (one object per line is .jsonl)"
     items = _parse(text, str(path), expected)
     if not isinstance(items, list):
         raise ValueError(f"{path}: expected {expected}, got {_spell(items)}")
@@ -178,7 +180,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _check_item(item: Any, where: str) -> dict[str, Any]:
-    """``item`` if it is an object whose prompt can be drawn."""
+    """Return ``item``, or refuse it if it is not an object whose prompt can be drawn."""
     if not isinstance(item, dict) or "prompt" not in item:
         raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_spell(item)}')
     prompt = item["prompt"]
@@ -195,7 +197,7 @@ def _is_object(line: str) -> bool:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the whole of a text is an object over several lines, or an array of what prompts are written as."""
+    """Return whether a text is one object over several lines, or an array of what prompts are written as."""
     try:
         found = json.loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError):
@@ -208,7 +210,7 @@ _NEARLY = re.compile(r"""\s*([\[{]\s*$|\[?\s*\{\s*("[^"]*"|'[^']*')\s*:)""")
 
 
 def _is_nearly_json(line: str) -> bool:
-    """Whether a line begins JSON that is damaged, goes on, or is Python's: a prompt may well begin with a bracket."""
+    """Return whether a line begins or continues damaged JSON, or Python's; a bracket alone may begin a prompt."""
     if _NEARLY.match(line):
         return True
     if not line.lstrip().startswith("["):
@@ -221,5 +223,5 @@ def _is_nearly_json(line: str) -> bool:
 
 
 def _spell(value: Any) -> str:
-    """``value`` as JSON, for a message."""
+    """Return ``value`` as JSON, for a message."""
     return cut(json.dumps(value, default=repr))

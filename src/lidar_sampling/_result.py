@@ -46,11 +46,11 @@ class Result:
     sampling_rate: int | None = None
 
     def pil(self) -> list[list[Any]]:
-        """The images as PIL images, a list a prompt; of a video the list of its frames."""
+        """Return the images as PIL images, a list per prompt; a video is the list of its frames."""
         return [[to_pil(image) for image in row] for row in self.images]
 
     def split(self) -> list[Result]:
-        """The result of each prompt alone; of counts and seconds each has an even share, rounded."""
+        """Return the result of each prompt alone; counts and seconds are shared evenly, rounded."""
         count, m = len(self.prompts), self.images.shape[1]
         cost = {phase: part.share(count) for phase, part in self.cost.items()}
         return [

@@ -220,7 +220,7 @@ class LiDAR:
         return cls(pipe, reward=reward, preview=preview, **options)
 
     def with_settings(self, **changes: Any) -> LiDAR:
-        """The same sampler with other :class:`Settings`; model, rewards and store are shared.
+        """Return the same sampler with other :class:`Settings`; model, rewards and store are shared.
 
         >>> from lidar_sampling import testing
         >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
@@ -239,7 +239,7 @@ class LiDAR:
         return twin
 
     def with_prompts(self, prompts: Sequence[str]) -> LiDAR:
-        """The same sampler, whose arguments with a value per prompt belong to these prompts.
+        """Return the same sampler, whose arguments with a value per prompt belong to these prompts.
 
         Any of the prompts can then be drawn alone. Drawing does this by itself, for the prompts that it is given.
 
@@ -320,7 +320,7 @@ class LiDAR:
     def look(
         self, prompts: str | Sequence[str], *, seed: int = 0, progress: Progress | None = None
     ) -> list[LookaheadBank]:
-        """Phase 1 alone: a bank of each prompt, to be used again with other seeds and settings.
+        """Draw a bank per prompt and nothing else: phase 1 alone. A bank serves other seeds and settings.
 
         Args:
             prompts: one prompt or several.
@@ -344,7 +344,7 @@ class LiDAR:
 
         Args:
             prompts: one prompt or several.
-            images: samples a prompt.
+            images: samples per prompt.
             seed: the same seed gives the same samples, whatever the batch size and the other prompts.
             banks: of :meth:`look` or from disk, in the order of the prompts; by default they are drawn first.
             progress: called with (phase, samples done, samples in all) after every step.
@@ -352,7 +352,7 @@ class LiDAR:
         Raises:
             BankError: a bank of another prompt, space or without the reward.
             GuidanceError: no step was guided.
-            RewardError: a reward raised or returned what is not one finite number an image.
+            RewardError: a reward raised or returned what is not one finite number per image.
         """
         given, texts = None if banks is None else as_banks(banks), _as_prompts(prompts)
         self.check_prompts(texts)
@@ -448,7 +448,7 @@ class LiDAR:
                 )
 
     def lookahead_pipeline(self, solver: Solver) -> Any:
-        """The pipeline that ``solver`` draws with beside the target, made once.
+        """Return the pipeline that ``solver`` draws with beside the target, made once.
 
         Raises:
             BankError: it does not share the target's latent space.
@@ -465,7 +465,7 @@ class LiDAR:
     def draw_banks(
         self, prompts: list[str], seed: int, progress: Progress | None = None
     ) -> tuple[list[LookaheadBank], Cost]:
-        """Banks of prompts that were checked, and what they cost."""
+        """Draw the banks of prompts that were checked; return them, and what they cost."""
         _check_whole("seed", seed)
         progress = progress or self._progress
         return draw_banks(
@@ -564,7 +564,7 @@ class LiDAR:
         )
 
     def judge(self, result: Result, metadata: Sequence[Mapping[str, Any]] | None = None) -> Result:
-        """The same samples with the guiding reward and every metric, and what scoring them cost.
+        """Return the same samples with the guiding reward and every metric, and what scoring them cost.
 
         Args:
             result: the samples.
@@ -576,7 +576,7 @@ class LiDAR:
     def scores(
         self, result: Result, judges: Sequence[Reward], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> tuple[dict[str, Tensor], Cost]:
-        """Scores (P, m) by the names of the judges."""
+        """Return scores (P, m) by the names of the judges, and what scoring cost."""
         flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
         asked: Sequence[Any] = result.prompts if metadata is None else metadata
         if metadata is not None and [line.get("prompt") for line in metadata] != result.prompts:
@@ -621,13 +621,13 @@ class LiDAR:
         return self.reward.on(bank) if isinstance(self.reward, Mixture) else bank
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
-        """The arguments of the target's call but its prompts and noise, with ``changes``."""
+        """Return the arguments of the target's call, with ``changes`` and without its prompts and noise."""
         own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
         given = {name: value for name, value in own.items() if value is not None}
         return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
 
     def settings_for(self, call: Mapping[str, Any]) -> Settings:
-        """The settings with what the arguments of a call say otherwise."""
+        """Return the settings, with the values that the arguments of a call set otherwise."""
         names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
 
@@ -698,7 +698,7 @@ def _in_turn(
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:
-    """``pipe``, or a twin of it that samples with the scheduler of that class in diffusers.
+    """Return ``pipe``, or a twin of it that samples with the diffusers scheduler of that class.
 
     Raises:
         ValueError: there is no such scheduler, or the model was not trained with a noise schedule of its kind.

@@ -112,7 +112,7 @@ class Tail:
         return drawn
 
     def _with_memory(self, vae: Any) -> Any:
-        """A twin of ``vae`` that decodes latents of any precision, and encodes nothing a second time."""
+        """Return a twin of ``vae`` that decodes latents of any precision, and encodes nothing a second time."""
 
         def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
             return vae.decode(z.to(vae.dtype), *args, **kwargs)
@@ -128,7 +128,7 @@ class Tail:
 
 
 def _twin(part: Any, cls: type, **changes: Any) -> Any:
-    """A shallow copy, of networks that are compiled or dispatched too."""
+    """Return a shallow copy, of networks that are compiled or dispatched too."""
     twin: Any = object.__new__(cls)
     twin.__dict__.update(vars(part), **changes)
     return twin
@@ -153,7 +153,7 @@ _ANSWER = "_lidar_sampling_answer"
 
 
 def _stand_in(module: Any, answer: Callable[..., Any]) -> Any:
-    """A twin of ``module`` that does not run, nor does any hook of it, but returns what ``answer`` says."""
+    """Return a twin of ``module`` that does not run, and no hook of it, but returns what ``answer`` says."""
     twin = _twin(module, _idle(type(module)), **{_ANSWER: answer})  # type: ignore[arg-type]
     if hasattr(module, "cache_context"):  # it would enter the contexts of the module's own layers
         vars(twin)["cache_context"] = lambda *_, **__: nullcontext()
@@ -174,7 +174,7 @@ def _under_its_name(base: type, **members: Any) -> type:
 
 
 def _denoise(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """Zeros in the shape of what a denoiser was shown: of its answer, up to channels, which no step reads."""
+    """Return zeros in the shape of the denoiser's input; its answer may differ in channels, which no step reads."""
     if "ControlNet" in type(module).__name__:
         return _Output(([], None))
     shown = [kwargs[name] for name in _SHOWN if name in kwargs] or list(args[:1])
@@ -222,7 +222,7 @@ _TAKEN = "_lidar_sampling_taken"
 
 
 def _scheduler(scheduler: Any, latents: Tensor) -> Any:
-    """A twin of ``scheduler``, without its hooks, whose every step returns ``latents``."""
+    """Return a twin of ``scheduler``, without its hooks, whose every step returns ``latents``."""
     plain = copy(scheduler)
     twin = _of_another(type(plain), vars(plain))
     vars(twin)[_LATENTS] = latents * data_scale(plain)
@@ -230,7 +230,7 @@ def _scheduler(scheduler: Any, latents: Tensor) -> Any:
 
 
 def _of_another(base: type, state: dict[str, Any]) -> Any:
-    """The scheduler of another modality: its steps return the sample that they are shown."""
+    """Return a scheduler for another modality: its steps return the sample that they are shown."""
     twin: Any = object.__new__(_subclass_that_finishes(base))
     twin.__dict__.update(state)
     return twin
