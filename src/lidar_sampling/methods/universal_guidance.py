@@ -60,8 +60,8 @@ class UniversalGuidance:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` samples per prompt.
 
-        Every step adds to the cost of a sample, ``recurrence`` times: forward guidance a backward pass, a decode and a
-        reward call, backward guidance ``backward_steps`` decodes and reward calls.
+        Every step adds to the cost of a sample, ``recurrence`` times: forward a backward pass, a decode and a reward
+        call, backward ``backward_steps`` decodes and reward calls.
 
         Raises:
             ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
