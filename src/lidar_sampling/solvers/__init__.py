@@ -1,4 +1,4 @@
-"""Few-step solvers for phase 1, by name: presets as data, and how one is put on a pipeline.
+"""Few-step solvers for phase 1, by name: presets as data, and the code that puts one on a pipeline.
 
 ``dpm:N`` is DPM-Solver++ multistep in N steps (Lu et al. 2022, https://arxiv.org/abs/2211.01095), the paper's
 lookahead for SD 1.5; ``dpm:N-karras`` the same on Karras's noise levels, its lookahead for SDXL. ``own:N`` is the

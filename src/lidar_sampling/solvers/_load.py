@@ -1,6 +1,6 @@
 """From a solver's name to the pipeline that draws the lookahead samples.
 
-Weights of the target are never written to. A LoRA goes on a twin of the denoiser that shares its parameters, so it
+Nothing writes to the target's weights. A LoRA goes on a twin of the denoiser that shares its parameters, so it
 costs the memory of the adapter alone; a few-step denoiser stands beside the target's and shares all else; a few-step
 pipeline is loaded whole.
 """
