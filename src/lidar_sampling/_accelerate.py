@@ -1,4 +1,4 @@
-"""Levers that make a pipeline faster and leave what it computes as it is, up to rounding."""
+"""Levers that make a pipeline faster without changing what it computes, up to rounding."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def accelerate(
         backend: of ``torch.compile``.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``target`` is not one of these.
         ValueError: CUDA graphs without ``compile="whole"``.
 
     Example:
@@ -92,12 +92,12 @@ def _expect_other_batches(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     """Let the compiler know that batches come in many sizes, so that it does not compile for the first alone."""
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.dim()]
     for value in given:
-        if len(value) == len(given[0]) > 1:  # one row is compiled for itself, whatever is said
+        if len(value) == len(given[0]) > 1:  # torch compiles a batch of one row for itself in any case
             torch._dynamo.maybe_mark_dynamic(value, 0)
 
 
 def _see_equal_rows_once(encoder: nn.Module) -> None:
-    """Encode the distinct rows of a batch of tokens; all of the others are copies of theirs."""
+    """Encode the distinct rows of a batch of tokens once, and copy the results to the rows that equal them."""
     inverse: Tensor | None = None
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -122,7 +122,7 @@ def _see_equal_rows_once(encoder: nn.Module) -> None:
         return type(value)(map(spread, value)) if isinstance(value, tuple | list) else value
 
     encoder.register_forward_pre_hook(before, with_kwargs=True)
-    # First of all hooks, so that one that was registered before, on the outside, sees what it is meant to see.
+    # This hook comes first, so that hooks that were registered before it see the whole batch, as they expect.
     encoder.register_forward_hook(lambda _module, _args, output: spread(output), prepend=True)
 
 

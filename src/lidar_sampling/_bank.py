@@ -1,4 +1,4 @@
-"""Banks of lookahead samples: what guidance needs, with where it came from, in memory and on disk.
+"""Banks of lookahead samples, with their rewards and their origin, in memory and on disk.
 
 A file is safetensors with JSON metadata: ``samples`` (n, *), one tensor ``reward.NAME`` (n,) a reward, and a header
 (prompt, space, provenance) with a digest over everything. Nothing is ever unpickled.
@@ -307,7 +307,7 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
 
     Raises:
         TypeError: something in it is not a bank.
-        ValueError: there is none.
+        ValueError: there is no bank.
     """
     listed = [banks] if isinstance(banks, LookaheadBank) else list(banks)
     for bank in listed:

@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's call: which the sampler sets itself, and which differ from prompt to prompt."""
+"""The arguments of a pipeline's call: which ones the sampler sets, and which ones differ between prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PAIRED = re.compile(
     "Img2Img|Inpaint|Fill|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet|ConsisID|QwenImageEdit(?!Plus)"
     "|Kandinsky5I2I"
 )
-# Of these, what takes one picture alone and serves all samples by it, without noise.
+# Some of these take one picture for all samples, and add no noise to it.
 _SHARED = re.compile(
     "^(Wan|SkyReelsV2|Kandinsky5(?!I2I)|ChronoEdit|Sana)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter"
 )
@@ -109,7 +109,7 @@ def _is_scalar(hint: Any) -> bool:
 
 
 def per_prompt(pipe: Any, call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Return ``call`` with every list of a value per prompt as :class:`PerPrompt`.
+    """Return ``call`` with each list that has a value per prompt turned into a :class:`PerPrompt`.
 
     Lists of texts (``negative_prompt``, ``prompt_2``) have a value per prompt; so have lists and batches of pictures,
     where the pipeline pairs them with samples.

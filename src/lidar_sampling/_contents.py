@@ -1,4 +1,4 @@
-"""What a value holds, as JSON: for keys that must change whenever the value does, and never otherwise.
+"""The contents of a value as JSON, for keys that change exactly when the value does.
 
 Tensors, arrays and pictures count by their numbers, modules by their weights and settings, functions by their code.
 Addresses and paths never count, so a key is the same in another process and in another folder. What cannot be told
@@ -30,7 +30,7 @@ _TORCH = frozenset(vars(nn.Module())) - {"training"}  # what every module has of
 
 
 class OpaqueError(ValueError):
-    """A value whose contents cannot be told; the message says which."""
+    """A value whose contents cannot be read; the message says which."""
 
 
 def contents(value: Any, name: str = "value") -> Any:
@@ -41,7 +41,7 @@ def contents(value: Any, name: str = "value") -> Any:
         name: what to call it in an error.
 
     Raises:
-        OpaqueError: it holds something whose contents cannot be told, such as an open file.
+        OpaqueError: it holds something whose contents cannot be read, such as an open file.
 
     >>> contents({"strength": 0.8, "size": (64, 64)})
     {'size': [64, 64], 'strength': 0.8}
@@ -89,10 +89,10 @@ def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def pipeline_contents(pipe: Any) -> dict[str, Any]:
     """Return what a diffusers pipeline draws with: the state of every part, its configuration and its scheduler.
 
-    Every weight is read: about a second a gigabyte on a CPU, nothing to speak of on a GPU.
+    Every weight is read: about a second per gigabyte on a CPU, and hardly any time on a GPU.
 
     Raises:
-        OpaqueError: a part cannot be told, as with weights that are offloaded one by one.
+        OpaqueError: a part cannot be read, such as weights that are offloaded one by one.
     """
     parts = dict(pipe.components)
     scheduler = parts.pop("scheduler", None) or pipe.scheduler
@@ -108,12 +108,12 @@ def pipeline_contents(pipe: Any) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads nested values; ``lenient`` takes the class alone of what cannot be told."""
+    """Reads nested values; if ``lenient``, a value that cannot be read counts by its class alone."""
 
     def __init__(self, *, lenient: bool = False, within: _Reader | None = None) -> None:
         self.lenient = lenient
         self._inside: list[int] = within._inside if within else []
-        self._modules: dict[int, str] = within._modules if within else {}  # one that is held twice is read once
+        self._modules: dict[int, str] = within._modules if within else {}  # a value that is held twice is read once
 
     def read(self, value: Any, name: str) -> Any:
         if isinstance(value, np.generic):
@@ -152,7 +152,7 @@ class _Reader:
             if id(value) not in self._modules:
                 self._modules[id(value)] = key(self._module(value, name))[:32]
             return f"{type(value).__qualname__} {self._modules[id(value)]}"
-        if hasattr(value, "fingerprint"):  # it says itself what decides
+        if hasattr(value, "fingerprint"):  # the object says itself what decides
             return [_class(value), self.read(value.fingerprint, f"{name}.fingerprint")]
         own = not _of_a_package(type(value))
         if isinstance(value, Mapping) and not own:

@@ -1,4 +1,4 @@
-"""What sampling cost, counted by one instrument for every method."""
+"""The cost of sampling, counted in one way for every method."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def meter(pipe: Any, phase: str) -> Iterator[Cost]:
 
 
 def _forget_peak(device: torch.device) -> int:
-    """Start the peak of memory anew; returns the bytes that are held now."""
+    """Start the peak of memory anew; return the bytes that are held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""From clean latents to pictures, for methods that look at a prediction before sampling has ended."""
+"""Decoding of clean latents, for methods that look at a prediction before sampling has ended."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._call import alone
 from ._draw import Item, to_pictures
 from ._tail import Tail
 
-# These decode latents as they are, after scaling them; every other pipeline is asked itself.
+# These scale latents and decode them. For every other pipeline its own call does it.
 _PLAIN = re.compile(r"(StableDiffusion(XL|3)?|PixArt\w+|Sana(Sprint)?)(Img2Img|Inpaint|ControlNet\w*)?Pipeline")
 
-# What no call without its networks equals, and why; what fails in such a call is refused there.
+# Pipelines whose call cannot be repeated without its networks, and why. Others that fail in it are refused then.
 _EXCEPTIONS = {
     "AnyFlowFAR": "it draws in sections, each with steps of its own",
     "Helios": "it draws in sections, each with steps of its own",
@@ -110,7 +110,7 @@ def pictures(
 
 
 def is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
-    """Return whether the latents of a pipeline are plain (B, C, h, w), of its autoencoder but for a scale."""
+    """Return whether a pipeline's latents are plain (B, C, h, w): those of its autoencoder, up to a scale."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not _PLAIN.fullmatch(type(pipe).__name__) or _upcasts(pipe):
         return False
@@ -128,7 +128,7 @@ def check_decodes(pipe: Any) -> None:
     """Refuse a pipeline whose latents cannot be decoded apart from its own call.
 
     Raises:
-        TypeError: it is one; the message says why.
+        TypeError: the pipeline is one of these; the message says why.
     """
     name = type(pipe).__name__
     if hasattr(pipe, "prior_pipe"):
@@ -147,7 +147,7 @@ def _scaled_and_decoded(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def check_preview(preview: Any, pipe: Any) -> None:
-    """Refuse, as a decoder of the bank, what has not the face of an autoencoder, or another latent space.
+    """Refuse a decoder for banks that is not an autoencoder, or that has another latent space.
 
     Raises:
         TypeError: it cannot decode, or the pipeline has no decoder that it could stand in for.

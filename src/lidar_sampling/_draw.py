@@ -178,7 +178,7 @@ def _runs(items: Sequence[Item], together: int) -> Iterator[range]:
 
 
 class _Pasted:
-    """What a pipeline that paints within a mask goes on with: the picture is pasted around it after the step.
+    """The latents of a pipeline that paints within a mask, after it has pasted the picture around the mask.
 
     Attributes:
         arguments: of the call, by which the pipeline tells; none where it pastes nothing, or tells somebody else.
@@ -197,7 +197,7 @@ class _Pasted:
 
 
 class _OneSchedule(Hook):
-    """The hook that refuses a pipeline which goes through its schedule again, as for each section of a long video.
+    """The hook that refuses a pipeline that runs its schedule twice, such as once per section of a long video.
 
     A bank would hold the latents of the last section alone, and guide all.
     """
@@ -221,7 +221,7 @@ class _OneSchedule(Hook):
 
 @contextmanager
 def _explain_refusal(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
-    """Let a refusal within this block, such as of a reward that was shown NaN, say which step made it so.
+    """Explain a refusal within this block, such as of a picture of NaN, by the step where the fault began.
 
     Raises:
         DivergedError: in place of the refusal.
@@ -235,12 +235,12 @@ def _explain_refusal(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
 
 
 def to_pictures(pipe: Any, images: Tensor) -> Tensor:
-    """Refuse what a pipeline drew outside the range of pictures; transparent pictures are laid over white.
+    """Return what a pipeline drew as pictures in their range, with transparent ones laid over white.
 
     Audio that overshoots is cut, as it is when it is saved: decoders of audio do not clamp.
 
     Raises:
-        ValueError: no reward is written for it.
+        ValueError: the range or the shape is not one that rewards are written for.
     """
     if images.dim() > 3 and images.shape[-3] == 4:
         colours, opacity = images.split([3, 1], -3)
@@ -292,7 +292,7 @@ def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
 
 @contextmanager
 def constant_weights(pipe: Any) -> Iterator[None]:
-    """Let no weight of ``pipe`` want a gradient inside the block: graphs hold less without them."""
+    """Turn off the gradients of the weights of ``pipe`` inside the block, so that graphs hold less."""
     weights = [p for part in pipe.components.values() if isinstance(part, nn.Module) for p in part.parameters()]
     trained = [p for p in weights if p.requires_grad]
     try:

@@ -1,7 +1,7 @@
-"""What drawing will cost, told without drawing.
+"""The cost of drawing, forecast without drawing.
 
-A sample takes the steps that its scheduler chooses, of which a copy is asked; at each of them the denoiser sees as
-many rows as the pipeline's guidance has branches. Seconds follow from counts by :class:`Rates`, measured once.
+A copy of the scheduler says which steps a sample takes; at each of them the denoiser sees as many rows as the
+pipeline's guidance has branches. Seconds follow from counts by :class:`Rates`, measured once.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _with_scales(pipe: Any, call: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Rates:
-    """How long things take with one model, reward and device: an estimate, from one small batch.
+    """The time that each part takes with one model, reward and device, estimated from one small batch.
 
     Text encoders are left out; the bank's model and decoder are taken to be as fast as the target's; and going back
     through the network as long as evaluating it twice.

@@ -2,7 +2,7 @@
 
 Pure Python: a caption of one of GenEval's six templates, or of three harder ones of our own, becomes its metadata,
 and detections become a verdict. The rules are those of ``evaluate()`` and ``relative_position()`` in https://github.com/djghosh13/geneval
-(MIT), restated; what detects the objects is the caller's affair.
+(MIT), restated; the caller brings the detector.
 
 Metadata is GenEval's own: ``{"tag", "prompt", "include": [{"class", "count", "color"?, "position"?}],
 "exclude"?}``, where ``position`` is ``[relation, index of the object in include it is relative to]``.
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-HARD_TAGS = ("color_position", "two_counts", "three_objects")  # ours, not GenEval's
+HARD_TAGS = ("color_position", "two_counts", "three_objects")  # our own tags, not GenEval's
 COUNTING_TAGS = ("counting", "two_counts")  # where only sure detections count
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -124,7 +124,7 @@ def parse(prompt: str) -> dict[str, Any] | None:
 
 
 def with_requirements(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompt's line with what it asks for: what it says, or else what the templates read in its text.
+    """Return a prompt's line with its requirements: its own, or else those that the templates read in its text.
 
     >>> with_requirements({"prompt": "a photo of a dog", "id": 3})["include"]
     [{'class': 'dog', 'count': 1}]

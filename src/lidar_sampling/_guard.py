@@ -1,4 +1,4 @@
-"""What stands before the apps of this package: who may ask, how much, and how many at once.
+"""The guard before the apps of this package: it decides who may ask, how much, and how many at once.
 
 A plain ASGI class: Starlette's decorator for middleware hides from the app that a client went away.
 """
@@ -26,7 +26,7 @@ HERE = ("localhost", "127.0.0.1", "::1")
 
 @dataclass
 class Guard:
-    """Lets requests through to an app: known clients, bodies of a size, so many at once.
+    """Lets requests through to an app from known clients, up to a size, and up to a number at once.
 
     A request has been read when the app gets it. ``scope["lidar.gone"]`` is an event that is set when its client goes
     away, ``scope["lidar.client"]`` says who it is.
@@ -87,7 +87,7 @@ class Guard:
                 self._there -= 1
 
     def _who(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str, dict[str, str]] | None:
-        """Say who asks; return why it may not."""
+        """Note who asks; return why the client may not ask, if so."""
         client = scope.get("client") or ("",)
         scope["lidar.client"] = client[0]
         if not self.tokens:
@@ -159,7 +159,7 @@ class Guard:
     async def _refuse(
         self, why: tuple[int, str, dict[str, str]], receive: Receive, send: Send, *, more: bool = True
     ) -> None:
-        """Answer, after what the client is still sending: it would not listen before."""
+        """Answer once the client has sent everything: it would not listen before."""
         left = 4 * self.largest
         while more and left > 0:
             try:

@@ -27,7 +27,7 @@ from ._steps import Step as Step
 
 @dataclass
 class Recording(Hook):
-    """What :func:`record` saw.
+    """The samples and steps that :func:`record` saw.
 
     Attributes:
         samples: what ``scheduler.step`` returned last (B, *), in units of clean latents: the space of banks.
@@ -74,14 +74,14 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
 
 
 class DivergedError(RuntimeError):
-    """A sample is not finite; the message says of which prompt, and which step made it so."""
+    """A sample is not finite; the message names its prompt and the step where that began."""
 
 
 @dataclass
 class Watch(Hook):
-    """The hook that remembers of every step whether its sample and the network's output were finite.
+    """The hook that remembers for every step whether its sample and the network's output were finite.
 
-    It is to be attached before all others, so that it sees what the network returned and not what guidance made of
+    Attach it before all others, so that it sees what the network returned and not what guidance made of
     it. A step adds two sums per sample, which stay on the device: nothing waits for them before :meth:`check`. They
     only say where a fault came from. Whether there is one, the final sample alone decides: so what a scheduler clips
     or a mask leaves out raises no false alarm.
@@ -122,14 +122,14 @@ class Watch(Hook):
             raise DivergedError(f"{self.origin(row, len(samples)) or self._by(self.total)} for {prompts[row]!r}")
 
     def explain(self, prompts: Sequence[str]) -> str:
-        """Return where the first sample that is no longer finite began to be so, and its prompt; "" if all are."""
+        """Return where the first sample stopped being finite, and its prompt; "" if all are finite."""
         for row, prompt in enumerate(prompts):
             if why := self.origin(row, len(prompts)):
                 return f"{why} for {prompt!r}"
         return ""
 
     def origin(self, row: int, count: int) -> str:
-        """Return what made sample ``row`` of ``count`` something else than numbers; "" if nothing did so far."""
+        """Return what made sample ``row`` of ``count`` not finite; "" if nothing did so far."""
         for number, (sample, output) in enumerate(self.sums, 1):
             if not math.isfinite(_of_row(sample, row, count)):
                 return self._by(number - 1)
@@ -219,7 +219,7 @@ def _clean_ends(scheduler: Any) -> int:
 
 
 _HOOKS = "_lidar_sampling_hooks"
-_NEW = "_lidar_sampling_new"  # the hooks that have not learned how many steps this call takes
+_NEW = "_lidar_sampling_new"  # the hooks that do not know yet how many steps this call takes
 _PIPE = "_lidar_sampling_pipe"  # whose call it is
 _TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
 _COUNT = "_lidar_sampling_count"  # steps of this call so far, and in all
@@ -258,7 +258,7 @@ def attach(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
 
 
 def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
-    """Return how many steps a call takes that stands at its first one.
+    """Return how many steps a call takes, given that it is at the first one.
 
     Diffusers' pipelines say so themselves, after strength (image to image) and denoising_end have cut the schedule.
     Of those that do not, such as modular ones, it is the rest of the scheduler's timesteps from the first on.
@@ -329,7 +329,7 @@ def _subclass_with_hooks(base: type) -> type:
         for hook in hooks:
             self.timesteps = hook.timesteps(self.timesteps)
         if len(self.timesteps) > steps and hasattr(self, "set_begin_index"):
-            self.set_begin_index(0)  # of a timestep that comes twice it would take the second place
+            self.set_begin_index(0)  # for a timestep that comes twice it would take the second place
         self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
 
@@ -358,7 +358,7 @@ _UNKNOWN = {
 
 
 def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: int) -> Step:
-    """Return what a call of ``scheduler.step`` says, for hooks."""
+    """Return the :class:`Step` that a call of ``scheduler.step`` makes, for hooks."""
     output, x_t, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
 
     @functools.cache
@@ -384,7 +384,7 @@ def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: in
 
 
 def _apply(step: Step, arguments: dict[str, Any]) -> None:
-    """Say to the scheduler, in the arguments of its step, what hooks made of it."""
+    """Write what hooks made of a step into the arguments of the scheduler's ``step``."""
     output = arguments["model_output"] if step.output is None else step.output
     if step.ends_graph:
         output = output.detach()
@@ -392,14 +392,14 @@ def _apply(step: Step, arguments: dict[str, Any]) -> None:
         output = output[step.taken]
     if step.shift is not None:
         shift = step.level.slope * step.shift
-        if output.shape[1] == 2 * step.x_t.shape[1]:  # learned variance: its half is left alone
+        if output.shape[1] == 2 * step.x_t.shape[1]:  # the half for a learned variance stays as it is
             shift = torch.cat([shift, torch.zeros_like(shift)], 1)
         output = (output + shift).to(output.dtype)
     arguments["model_output"], arguments["sample"] = output, step.x_t
     known = _signature(step.scheduler.__class__).parameters
     if step.noise is not None and "variance_noise" in known:  # drawn already
         arguments["variance_noise"], arguments["generator"] = step.noise, None
-    elif step.noise is not None and "generator" in known:  # the call's own is not to be asked again
+    elif step.noise is not None and "generator" in known:  # the call's own generator must not be asked again
         arguments["generator"] = torch.Generator(step.x_t.device).manual_seed(0)
     elif step.generator is not None and "generator" in known:  # which the pipeline may have kept to itself
         arguments["generator"] = step.generator

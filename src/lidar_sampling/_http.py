@@ -1,4 +1,4 @@
-"""A server around an ASGI app: which addresses it may have, a socket, and a uvicorn that ends in order."""
+"""A server around an ASGI app: the addresses that it may have, its socket, and a uvicorn that ends in order."""
 
 from __future__ import annotations
 

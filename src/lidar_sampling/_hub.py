@@ -1,4 +1,4 @@
-"""Published weights: where they lie, under which licence, and how they are loaded without running anybody's code."""
+"""Published weights: their place, their licence, and how to load them without running anybody's code."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def read_noise(text: str) -> tuple[str, float]:
 class Kernel(Hook):
     """The hook under which every step is that of the formula above, whatever the scheduler made of it.
 
-    So a scheduler that remembers earlier steps does not any more, and one without noise has some.
+    So a scheduler loses its memory of earlier steps, and one without noise gets noise.
 
     Args:
         noise: ``NAME`` or ``NAME:ETA`` of :data:`NOISES`.
@@ -146,7 +146,7 @@ def new_noise(eta: float, here: NoiseLevel, there: tuple[float, float], rho: Rho
 
 @contextmanager
 def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any = None) -> Iterator[None]:
-    """Let every sample in the block be drawn by stochastic steps, from any model whose noise levels are known.
+    """Draw every sample in the block by stochastic steps, from any model whose noise levels are known.
 
     Flow models (SD3, FLUX, Wan) have no such sampler of their own. In few steps more noise costs quality: how much,
     docs/methods.md says.
@@ -227,7 +227,7 @@ def _signal_after(scheduler: Any, timestep: int) -> float:
 
 
 def take_again(step: Step) -> None:
-    """Let a diffusers scheduler take next the step that it has just taken; its sample is to be noised back."""
+    """Make a diffusers scheduler repeat the step that it has just taken; the caller noises the sample back."""
     if getattr(step.scheduler, "_step_index", None) is not None:
         step.scheduler._step_index -= 1
 

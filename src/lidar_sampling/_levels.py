@@ -80,7 +80,7 @@ def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) ->
     """Return the x_0 that ``model_output`` (B, *) means for ``sample`` (B, *), in units of clean latents.
 
     Raises:
-        ValueError: the output says nothing of x_0: epsilon at alpha = 0.
+        ValueError: the output says nothing about x_0: epsilon at alpha = 0.
 
     Example:
         >>> import torch
@@ -143,7 +143,7 @@ def check(scheduler: Any) -> None:
 
 def prediction_type(scheduler: Any) -> str:
     """Return what the model predicts: ``prediction_type``, with the names that diffusers leaves implicit."""
-    # Flow schedulers take no such flag; one left from another class still says what the model was trained for.
+    # Flow schedulers have no such flag; one that another class left still says what the model was trained for.
     prediction = scheduler.config.get("prediction_type", next(iter(family(scheduler).outputs)))
     return "sample" if prediction == "original_sample" else prediction
 
@@ -154,7 +154,7 @@ def data_scale(scheduler: Any) -> float:
 
 
 def start_scale(scheduler: Any) -> float:
-    """Return what pipelines multiply the ``latents`` by that they are given to start from.
+    """Return the factor by which pipelines multiply the ``latents`` that they start from.
 
     Args:
         scheduler: of the pipeline, after ``set_timesteps``.

@@ -1,4 +1,4 @@
-"""Phase 1: draw a bank of cheap samples of each prompt and score them once (algorithm 1 of arXiv 2602.03211)."""
+"""Phase 1: draw a bank of cheap samples per prompt and score them once (algorithm 1 of arXiv 2602.03211)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def draw_banks(
         batch_size: samples at a time.
         store: where banks are looked up first and kept afterwards. A bank is found again if everything that its
             drawing read is the same: weights, adapters and their strengths, scheduler, and the contents of every
-            argument; and a reward, if it computes the same. Where that cannot be told, nothing is kept, and a
+            argument; and a reward, if it computes the same. If that cannot be read, nothing is kept, and a
             warning says so.
         preview: an autoencoder that decodes the samples for their rewards, instead of the pipeline's own.
         rescore: members of each bank, best by the preview for each reward, that are decoded in full and scored again.
@@ -92,7 +92,7 @@ def draw_banks(
     own: dict[str, Any] = {}
     try:
         own = {prompt: contents(_of_prompt(arguments, prompt), "call") for prompt in distinct}
-        if store is not None:  # every weight is read, which takes its time
+        if store is not None:  # this reads every weight, which takes time
             with use_solver(solver, pipe):
                 provenance["drawn_with"] = pipeline_contents(pipe)
             if preview is not None:  # the same samples, but other rewards
@@ -171,10 +171,10 @@ def _rescore(
     call: Mapping[str, Any],
     judge: Callable[[Tensor, Sequence[str]], Tensor],
 ) -> int:
-    """Decode in full those of each prompt that some reward puts among its ``best``, and write their scores; how many.
+    """Decode in full the ``best`` members of each prompt by each reward, write their scores, and return their number.
 
-    The tilt of all others is next to nothing, if the preview ranks at all. Their scores move by the mean difference,
-    so that those of one decoder compare with those of the other.
+    If the preview ranks at all, the other members hardly count. Their scores move by the mean difference, so that
+    scores by one decoder compare with those by the other.
     """
     count = 0
     for start in range(0, len(items), n):
@@ -213,7 +213,7 @@ def _holds(bank: LookaheadBank, name: str, provenance: Mapping[str, Any]) -> boo
 
 
 def _keep(store: BankStore, bank: LookaheadBank) -> None:
-    """Write ``bank``; rewards that are kept of the same samples stay beside its own."""
+    """Write ``bank``; rewards of the same samples that the store already has stay beside its own."""
     kept = store.get(bank.prompt, bank.key)
     if kept is not None:
         both = {**kept.provenance.get("rewards", {}), **bank.provenance["rewards"]}

@@ -1,4 +1,4 @@
-"""Samples as tensors, files and PIL images: pictures, videos and audio, told apart by their shape.
+"""Samples as tensors, files and PIL images: pictures, videos and audio, which differ in shape.
 
 Pictures are float (B, 3, H, W) and videos (B, F, 3, H, W), both in [0, 1]; audio is (B, channels, S) in [-1, 1].
 """
@@ -26,7 +26,7 @@ _MOST_CHANNELS = 8  # of audio; what has more is a picture that lacks its batch
 
 
 def check_pictures(images: Tensor) -> None:
-    """Refuse what is neither pictures, nor videos, nor audio in the range that rewards are written for.
+    """Refuse anything but pictures, videos or audio in the range that rewards are written for.
 
     Args:
         images: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1], or audio (B, channels, S) in [-1, 1]; of any floating type.
@@ -98,7 +98,7 @@ def _mend_of_shape(images: Tensor) -> str:
 
 
 def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str, ...] | None = None) -> Tensor:
-    """Return a picture (3, H, W) in [0, 1], upright, with what is transparent over white.
+    """Return a picture (3, H, W) in [0, 1], upright, with transparent parts over white.
 
     Args:
         file: a path, or what is in the file.
@@ -107,7 +107,7 @@ def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: it is no picture, it is cut off or too large, it moves, or it has more than 8 bits a channel.
+        ValueError: it is not a picture, is cut off or too large, moves, or has more than 8 bits per channel.
     """
     name = name or ("the picture" if isinstance(file, bytes) else str(file))
     (picture,) = _read_frames(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
@@ -158,7 +158,7 @@ def _read_frames(file: Any, name: str, formats: tuple[str, ...] | None, *, movin
     return frames
 
 
-_DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits a pixel
+_DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits per pixel
 _SCALES = {"L;2": 85, "L;4": 17}  # from a grey level of 2 or 4 bits to one of 8
 
 

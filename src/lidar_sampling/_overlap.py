@@ -21,8 +21,8 @@ Submit = Callable[..., "Future[Tensor]"]
 def worker(overlap: bool) -> Iterator[Submit]:
     """Yield what computes a function of images: at once, or in one thread, with its own stream on CUDA.
 
-    The block ends when all is done, or at once by Ctrl-C, also while a function hangs. Of what raised, the future
-    raises when it is asked; at once it raises at once.
+    The block ends when all is done, or at once by Ctrl-C, also while a function hangs. If a function raises, its
+    future raises when it is asked; without a thread the call raises.
 
     Example:
         >>> with worker(overlap=True) as submit:

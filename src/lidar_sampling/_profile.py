@@ -1,4 +1,4 @@
-"""Where the time goes: parts of a block timed without waiting for the device, and the least they could have taken."""
+"""Where the time goes: parts of a block, timed without waiting for the device, beside their best times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ._batches import is_out_of_memory
 
-WORK = ("network", "decode", "reward")  # what has to be done; all else is overhead
+WORK = ("network", "decode", "reward")  # the parts that are work; all else is overhead
 
 Again = Callable[[int], Callable[[], Any]]
 """From a batch size to the same work on a batch of that size."""
@@ -25,7 +25,7 @@ Again = Callable[[int], Callable[[], Any]]
 
 @dataclass
 class Profile:
-    """What :func:`profiled` saw.
+    """The times that :func:`profiled` measured.
 
     Attributes:
         seconds: phase -> part -> seconds; ``overhead`` is what no part accounts for. A part that holds another, as a
@@ -103,7 +103,7 @@ def time_part(
     """Count the block as ``part`` of the profile under way, if there is one.
 
     The outermost part is the phase. ``again`` does the same work once more, to see how fast it can be; ``device`` is
-    where the block works, for a profile that was not told.
+    where the block works, for a profile that was given no device.
     """
     clock = _current.get()
     if clock is None:
@@ -143,7 +143,7 @@ def time_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
 
 
 class _Clock:
-    """Stamps at every change of part; the time between two belongs to what was innermost."""
+    """Stamps at every change of part; the time between two stamps belongs to the innermost part."""
 
     def __init__(self, device: torch.device | None, profile: Profile) -> None:
         self.device, self.profile = device, profile

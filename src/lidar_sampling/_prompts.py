@@ -22,7 +22,7 @@ from typing import Any
 
 from ._values import cut
 
-_MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
+_MARKS = (  # UTF-32 comes first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -99,7 +99,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a file of any encoding that the file itself tells.
+    """Return the text of a file in the encoding that its byte order mark names, or UTF-8.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What sampling returns: the samples of every prompt, and what is known of them."""
+"""The result of sampling: the samples of every prompt, with their rewards, costs and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._settings import Settings
 
 @dataclass
 class Result:
-    """Samples of P prompts, m each, and what is known of them.
+    """Samples of P prompts, m each, with their rewards, costs and settings.
 
     Attributes:
         prompts: the P prompts.

@@ -41,7 +41,7 @@ from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
 
-_ONE, _SOME = 1.01, 1.5  # effective sample sizes that are one member's, and more than one's
+_ONE, _SOME = 1.01, 1.5  # effective sample sizes: below the first one member counts, above the second several do
 _log = logging.getLogger(__name__)
 
 
@@ -251,7 +251,7 @@ class LiDAR:
         return twin
 
     def with_progress(self, progress: Progress | None) -> LiDAR:
-        """Return the same sampler, which tells ``progress`` of every step whoever draws with it.
+        """Return the same sampler, which calls ``progress`` after every step, whatever method draws with it.
 
         That is how any method of :mod:`lidar_sampling.methods` reports, and how it is stopped: by what ``progress``
         raises.
@@ -264,7 +264,7 @@ class LiDAR:
         return twin
 
     def with_only(self, places: Sequence[int]) -> LiDAR:
-        """Return the same sampler, which draws of the samples of a prompt these alone, from the noise that they have.
+        """Return the same sampler, which draws only these samples of each prompt, each from its usual noise.
 
         Results then hold as many samples per prompt as there are places. It serves methods whose samples are
         independent: those that choose among samples would choose among fewer.
@@ -283,7 +283,7 @@ class LiDAR:
         return twin
 
     def with_bank_seed(self, seed: int | None) -> LiDAR:
-        """Return the same sampler, whose banks are drawn from this seed whatever the samples are drawn from.
+        """Return the same sampler, which draws banks from this seed, whatever the seed of the samples.
 
         So one bank of a store serves samples of many seeds.
 
@@ -297,7 +297,7 @@ class LiDAR:
         return twin
 
     def with_live_preview(self, show: Show | None, *, every: int = 5) -> LiDAR:
-        """Return the same sampler, which shows its samples while they are drawn, whoever draws with it.
+        """Return the same sampler, which shows its samples while they are drawn, whatever method draws with it.
 
         Members of a bank are shown when their batch is done. Of the target, the clean predictions are decoded every
         few steps, which costs a decode per sample each time.
@@ -420,7 +420,7 @@ class LiDAR:
         return result
 
     def _warn_of_equal(self, bank: LookaheadBank, rewards: Tensor) -> None:
-        """Say that a bank cannot guide, since all of its members are worth the same."""
+        """Warn that a bank cannot guide, since all of its members have the same reward."""
         if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
             _log.warning(
                 "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing "
@@ -432,13 +432,13 @@ class LiDAR:
             )
 
     def _warn_of_collapse(self, result: Result) -> None:
-        """Say that all samples of a prompt follow one member from the first guided step on."""
+        """Warn that all samples of a prompt follow one member from the first guided step on."""
         if self.settings.tuned_for is not None or not result.trace.steps or self.settings.n == 1:
             return
         info, count = result.trace.steps[0].info, len(result.images[0])
         for k, prompt in enumerate(result.prompts):
             rows, scale = slice(k * count, (k + 1) * count), result.trace.reward_scales[k * count]
-            # Where the noise alone tells one member, no strength is to blame.
+            # If the noise alone singles out one member, no strength is to blame.
             if bool((info.ess_tilted[rows] < _ONE).all()) and bool((info.ess[rows] > _SOME).any()):
                 _log.warning(
                     "collapsed: the weights of the bank of %r rest on one member from the first step, so all samples "
@@ -617,7 +617,7 @@ class LiDAR:
         return list(self.reward.parts) if isinstance(self.reward, Mixture) else [self.reward]
 
     def with_guide(self, bank: LookaheadBank) -> LookaheadBank:
-        """Return a bank with the reward that guides: as it is, or of a mixture with the sum of its parts."""
+        """Return a bank that has the guiding reward; for a mixture, add the sum of its parts."""
         return self.reward.on(bank) if isinstance(self.reward, Mixture) else bank
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
@@ -632,7 +632,7 @@ class LiDAR:
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
 
     def _check_rates(self, by_name: Sequence[bool]) -> None:
-        """Let rewards that were loaded by name hear audio at the rate at which the pipeline draws it.
+        """Set the rewards that were loaded by name to the rate at which the pipeline draws audio.
 
         Raises:
             ValueError: one of the caller's own hears at another rate.
@@ -651,7 +651,7 @@ class LiDAR:
                 own.sampling_rate = rate
 
     def _check_eta(self, asked: bool) -> None:
-        """Refuse an eta that was asked for and has no effect; leave out one of a default, with a warning.
+        """Refuse an eta of the user that has no effect; leave out a default one, with a warning.
 
         Raises:
             ValueError: a step of the scheduler takes no eta.

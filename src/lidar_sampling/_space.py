@@ -1,4 +1,4 @@
-"""Which space a latent lives in, so that a bank is never used where its numbers mean something else."""
+"""The space that a latent lives in, so that a bank is never used where its numbers mean something else."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     x_t = alpha x_0 + sigma eps
 
-x0 is the only currency: what a model says becomes a clean prediction once, where the sampler is met, and a shift
+x0 is the only currency: a model's output becomes a clean prediction once, where the sampler is met, and a shift
 of the prediction becomes a change of its output once. A :class:`Step` can be made wherever somebody knows x_t, x0
 and the level; for diffusers :mod:`._hooks` makes it.
 """
@@ -133,7 +133,7 @@ class Step:
         )
 
     def with_noise(self, noise: Tensor, deviation: float | None = None) -> Step:
-        """Return the step with the noise (B, *), standard normal, that it is to add; and how much, if that is new."""
+        """Return the step with standard normal noise (B, *) to add, and a new standard deviation if one is given."""
         return replace(self, noise=noise, deviation=self.deviation if deviation is None else deviation)
 
     def without_graph(self) -> Step:
@@ -143,7 +143,7 @@ class Step:
 
 
 class Hook:
-    """What sees every step of a sampler, and changes it; by default it changes nothing. This is the whole contract.
+    """An object that sees every step of a sampler and may change it. By default it changes nothing.
 
     The order is ``timesteps`` when a call chooses its schedule, ``start`` at its first step, ``before`` and ``after``
     at each, and ``finish`` where the block ends without an error.
@@ -161,8 +161,8 @@ class Hook:
         return step
 
     def after(self, step: Step, x: Tensor) -> Tensor:
-        """See the sample that the step, as all hooks left it, came to; return the one to go on with."""
+        """See the sample after the step, as all hooks left it; return the one to go on with."""
         return x
 
     def finish(self) -> None:
-        """Learn that all is drawn; the place to refuse a run that took other steps than it promised."""
+        """Learn that the run has ended; refuse here a run that took other steps than it promised."""

@@ -1,4 +1,4 @@
-"""What a pipeline does after its last step, as a function of clean latents.
+"""The work of a pipeline after its last step, as a function of clean latents.
 
 Unpacking, scaling, pasting and decoding differ from family to family, and only the pipeline's own call knows how. So
 a twin of the pipeline makes that call once more, in two steps, and nothing in it works but the decoder: in the place
