@@ -1,4 +1,4 @@
-"""LiDAR on tokens: what a bank of scored sequences says of the reward that a noisy sequence leads to.
+"""LiDAR on tokens: the reward that a noisy sequence leads to, estimated from a bank of scored sequences.
 
 Notation, beside that of ``_kernels``: members x^i of a bank with rewards r_i, q_s the kernel at the time s that a
 step leads to, lambda the reward scale. The bank's estimate of the expected future reward is
@@ -7,8 +7,8 @@ step leads to, lambda the reward scale. The bank's estimate of the expected futu
 
 with ``q_s(x | x^i) = prod_l q_s(x_l | x^i_l)``, and ``p(x_s | x_t) e^(r_hat_s(x_s))``, normalised, is the tilted
 reverse process: exactly, if the bank is the whole population (a Doob transform; r_hat is a martingale along the
-reverse process). Denoisers give a token at a time, so three forms of a factor a token are of use, all of which are
-bounded by the extreme rewards:
+reverse process). Denoisers predict tokens one by one, so guidance is a factor per token, in three forms, which are
+all bounded by the extreme rewards:
 
 - token-independent (https://arxiv.org/abs/2602.03211, equation 54): each token as if it were alone;
 - single-site: ``g_l(v) = r_hat_s(x_t with token l replaced by v)``, exact as steps shrink, for then one token
@@ -41,7 +41,7 @@ class TokenMembers:
         weights: (n,) of the members, positive; None weighs them alike.
 
     Raises:
-        ValueError: shapes that do not fit, tokens that are none of the kernel's, or rewards that are not finite.
+        ValueError: shapes that do not fit, tokens that the kernel does not have, or rewards that are not finite.
 
     Example:
         >>> from lidar_sampling.discrete import Uniform
@@ -114,7 +114,7 @@ class TokenMembers:
 
     def _evidence(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the weighed evidence log q_s(x | x^i) (n, B), but for what all members share."""
-        gain = ((a + b).log() - b.log())[x]  # of a member that agrees, a token
+        gain = ((a + b).log() - b.log())[x]  # of a member that agrees, per token
         columns = x + self.kernel.vocab_size * torch.arange(x.shape[1], device=x.device)
         gains = torch.zeros(self._one_hot.shape[1], len(x), dtype=torch.float64, device=x.device)
         return self._log_weights + self._one_hot @ gains.scatter_(0, columns.t(), gain.t())

@@ -23,7 +23,7 @@ from torch import Tensor
 Schedule = Callable[[float], float]
 """From time t in [0, 1] to alpha_t."""
 
-_TINY = 1e-30  # what a token that cannot be has left: logarithms stay finite, and the nearest of the impossible wins
+_TINY = 1e-30  # the probability of an impossible token: logarithms stay finite, and the nearest member wins
 
 
 def log_linear(t: float) -> float:
@@ -58,7 +58,7 @@ class Kernel(Protocol):
     def posterior(self, probabilities: Tensor, x_t: Tensor, *, alpha_s: float, alpha_t: float) -> Tensor:
         """Return ``p(x_s | x_t)`` (B, L, V) of an earlier time, from predicted probabilities (B, L, V).
 
-        With ``alpha_s = 1`` that of the clean tokens.
+        With ``alpha_s = 1`` it is that of the clean tokens.
         """
 
 

@@ -79,7 +79,7 @@ _FORMS: dict[str, type[TokenIndependent]] = {
 
 @dataclass
 class TokenResult:
-    """Sequences and what is known of them.
+    """Sequences with their rewards, costs and settings.
 
     Attributes:
         tokens: (B, L).
@@ -176,7 +176,7 @@ class TokenLiDAR:
         """Draw ``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
 
         Raises:
-            TypeError: ``bank`` is none.
+            TypeError: ``bank`` is not a bank.
             ValueError: a bank of other sequences, or without exactly one reward.
         """
         if count < 1:
@@ -194,7 +194,7 @@ class TokenLiDAR:
         """Prepare the bank to guide; :class:`SingleSite` and its like take the result.
 
         Raises:
-            TypeError: ``bank`` is none.
+            TypeError: ``bank`` is not a bank.
             ValueError: a bank of other sequences, or without exactly one reward.
         """
         if not isinstance(bank, LookaheadBank):

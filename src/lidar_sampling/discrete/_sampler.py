@@ -25,7 +25,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands when its next tokens are drawn.
+    """The state of a batch when its next tokens are drawn.
 
     Attributes:
         x_t: tokens (B, L) now.
@@ -111,15 +111,15 @@ class SingleSite(TokenIndependent):
 
 
 class Joint(SingleSite):
-    """Candidates by single-site guidance, of which one is drawn by the joint estimate.
+    """Guidance by candidates of the single-site form, one of which is drawn by the joint estimate.
 
-    As candidates grow what is left is the error of the network, which gives a token at a time.
+    With many candidates only the error of the network is left, which predicts tokens one by one.
 
     Args:
         members: the bank.
         scale: s, of the estimate.
         floor: the least share of noise that the bank is asked about.
-        candidates: M, a sequence and step.
+        candidates: M, per sequence and step.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ def sample(
 
 
 class _Asked:
-    """A network that counts what it saw; one without time is asked again only about sequences that changed."""
+    """A network that counts what it saw; one that ignores time is asked again only about sequences that changed."""
 
     def __init__(self, network: Network, kernel: Kernel, timeless: bool) -> None:
         self.evaluations, self._network, self._kernel, self._timeless = 0, network, kernel, timeless

@@ -144,7 +144,7 @@ def zero(layer: nn.Linear) -> nn.Linear:
 
 
 def sinusoids(sigma: Tensor) -> Tensor:
-    """Noise levels (B,) to features (B, 256): cosines, then sines."""
+    """Return features (B, 256) of noise levels (B,): cosines, then sines."""
     half = FREQUENCIES // 2
     rates = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device) / half)
     angles = sigma.float()[:, None] * rates

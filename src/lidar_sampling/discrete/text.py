@@ -49,14 +49,14 @@ class TextSettings:
     """How texts are drawn and guided.
 
     Attributes:
-        n: lookahead samples of a prompt.
+        n: lookahead samples per prompt.
         lookahead_steps: steps per block of each; at most so many, since tokens that the model is sure of come sooner.
         steps: per block of the guided samples, likewise.
         gen_length: tokens of a text.
         reward_scale: lambda, in 1 / reward.
         scale: s, of the estimate; 1 is the tilted law.
         form: of guidance.
-        softness: how little a token that differs from a member's tells against that member, in (0, 1).
+        softness: how little a token that differs from a member's counts against that member, in (0, 1).
     """
 
     n: int = 32
@@ -83,7 +83,7 @@ class TextSettings:
 
 @dataclass
 class TextResult:
-    """Texts and what is known of them.
+    """Texts with their rewards, costs and settings.
 
     Attributes:
         texts: of each prompt, as many as samples were asked for.
@@ -276,7 +276,7 @@ class TextLiDAR:
 
     @contextmanager
     def _guide(self, bank: LookaheadBank) -> Iterator[None]:
-        """Let the bank add its factors to what the model says inside the block."""
+        """Add the bank's factors to the model's logits inside the block."""
         block = self.call.get("block_length") or self.pipe.scheduler.config.block_length
         guidance = BlockGuidance(bank, self.settings, block=block, mask_id=self.pipe.mask_token_id)
         handle = self.pipe.model.register_forward_hook(guidance, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""Molecules as SMILES: the embedded model, rewards by RDKit, and what samples are worth.
+"""Molecules as SMILES: the embedded model, rewards by RDKit, and summaries of samples.
 
 Needs RDKit: ``pip install 'lidar-sampling[molecules]'``.
 

@@ -1,4 +1,4 @@
-"""What samples are worth: valid, unique and novel molecules, and the reward of each kind."""
+"""Summaries of samples: valid, unique and novel molecules, and the reward of each kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def digests(strings: Iterable[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of samples, by UDLM's rules (https://arxiv.org/abs/2412.10193), and by canonical strings.
+    """A summary of samples, by UDLM's rules (https://arxiv.org/abs/2412.10193), and by canonical strings.
 
     Attributes:
         samples: how many there are.
@@ -30,7 +30,7 @@ class Summary:
             spelling of a known molecule counts, as it does in the published figures.
         unique_molecules: distinct molecules.
         novel: distinct molecules that are not in the training set.
-        reward: mean over the valid, NaN if there is none.
+        reward: mean over the valid, NaN if no sample is.
         reward_novel_raw: mean over ``novel_raw``.
         reward_novel: mean over ``novel``.
     """

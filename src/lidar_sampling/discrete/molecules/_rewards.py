@@ -36,7 +36,7 @@ def load_property(name: str) -> Property:
     """Return a property by its name, by ``module:function``, or as the number of matches of a SMARTS pattern.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: ``name`` is not one of these.
         RewardError: its module cannot be imported.
 
     Example:
@@ -115,7 +115,7 @@ class MoleculeReward:
 
 def parse(smiles: str) -> Any | None:
     """Return the molecule that a string writes, or None; the empty string writes none."""
-    with rdBase.BlockLogs():  # RDKit tells of every string that is no molecule
+    with rdBase.BlockLogs():  # RDKit reports every string that is not a molecule
         return Chem.MolFromSmiles(smiles) if smiles else None
 
 
