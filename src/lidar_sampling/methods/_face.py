@@ -1,4 +1,4 @@
-"""The face that all methods share."""
+"""The interface that all methods share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ H = TypeVar("H", bound=Hook)
 def hook_batches(
     lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, pipe: Any = None, whole: bool = False
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far.
+    """Return a context to run each batch in, which gives the batch a hook of its own, and the list of hooks so far.
 
     Args:
         lidar: draws.
@@ -133,7 +133,7 @@ def judge_of(
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method that ``who`` names, a reward that says it has no gradient.
+    """Refuse, for the method ``who``, a reward that says it has no gradient.
 
     Raises:
         ValueError: it does.
@@ -174,7 +174,7 @@ def sampling_cost(lidar: LiDAR, images: int, *, pipe: Any = None, call: Mapping[
 def solver_cost(lidar: LiDAR, solver: Solver, images: int) -> Cost:
     """Return what ``images`` samples of one prompt by a few-step solver will count.
 
-    Its adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is, to be asked.
+    An adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is loaded to be asked.
     """
     twin = copy(lidar.lookahead_pipeline(solver) if solver.kind == "pipeline" else lidar.pipe)
     with use_solver(solver, twin):
@@ -264,7 +264,7 @@ def best_cost(lidar: LiDAR, count: int, diverse: float = 0.0, *, weight: float |
 
 
 def wants_features(diverse: float, weight: float | None = None) -> bool:
-    """Return whether a choice by these settings is of a set, and not by the rewards alone."""
+    """Return whether these settings choose a diverse set, which needs features, and not by the rewards alone."""
     return (diverse if weight is None else weight) > 0
 
 
@@ -293,7 +293,7 @@ def spread(scores: Tensor, count: int, islands: int) -> Tensor:
 
 
 def check_features(lidar: LiDAR) -> None:
-    """Refuse a choice of diverse samples where nothing tells them apart.
+    """Refuse a choice of diverse samples if nothing measures their differences.
 
     Raises:
         ValueError: neither the guiding reward nor a metric has features.

@@ -1,4 +1,4 @@
-"""Gradients of rewards through the network: what methods that lean a sample along them share."""
+"""Gradients of rewards through the network, for the methods that move a sample along them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._face import charge_looks, differentiable_rewards, hook_batches, looks_cos
 
 
 class Climb(Hook):
-    """The hook that knows which way the rewards of the clean predictions rise, through the network.
+    """The hook that computes the gradient of the rewards of clean predictions, through the network.
 
     Args:
         settings: of the method.
@@ -27,7 +27,7 @@ class Climb(Hook):
     Attributes:
         evaluations: clean predictions that were rewarded so far.
         taken: rows of all steps so far.
-        gradients: how many of them were gone back through.
+        gradients: how many of them had a backward pass.
     """
 
     def __init__(self, settings: Any, total: Callable[[Tensor], Tensor]) -> None:
@@ -46,7 +46,7 @@ def gradient_of(total: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of ``total``, a number, with respect to ``x`` (B, *).
 
     Raises:
-        TypeError: none comes through.
+        TypeError: no gradient comes through.
 
     Example:
         >>> x = torch.tensor([3.0], requires_grad=True)
@@ -115,7 +115,7 @@ def climbing_cost(lidar: LiDAR, *, images: int, steps: int, climbed: int, looks:
         lidar: draws.
         images: samples.
         steps: of a sample.
-        climbed: of them, those that are gone back through.
+        climbed: how many of them have a backward pass.
         looks: clean predictions of a sample that are rewarded, each time that its steps are taken.
         again: how often each step is taken.
     """

@@ -58,7 +58,7 @@ _INNER: dict[str, Callable[[], Method]] = {
     "fk": FKSteering,
     "fk+lidar": lambda: FKSteering(guided=True),
 }
-# Name, pattern with a group for each part that varies, what makes it of the groups, and a line for people.
+# Name, pattern with a group for each part that varies, function from the groups to the method, line for people.
 _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
     (
         "vanilla",
@@ -215,7 +215,7 @@ def load(name: str) -> Method:
 
 
 def draws_each_alone(name: str) -> bool:
-    """Return whether the samples of a method are independent, so that one of them can be drawn alone again.
+    """Return whether a method draws its samples independently, so that one of them can be drawn again alone.
 
     >>> draws_each_alone("lidar:scale=3"), draws_each_alone("best-of-4")
     (True, False)
@@ -242,7 +242,7 @@ def split(names: str) -> list[str]:
 
 
 def _with_fields(method: Any, changes: dict[str, Any]) -> Any:
-    """Return ``method`` with other fields; best-of-N passes on those of what it selects of."""
+    """Return ``method`` with other fields; best-of-N passes on the fields of the method that it selects from."""
     if is_dataclass(inner := getattr(method, "method", None)):
         own = {name: value for name, value in changes.items() if name == "diverse"}
         rest = {name: value for name, value in changes.items() if name not in own}

@@ -1,4 +1,4 @@
-"""What the model makes of other samples than those of a step, asked in the middle of a call.
+"""Clean predictions of other samples than those of a step, made in the middle of a call.
 
 A twin of the pipeline takes the one step of its schedule at which the samples stand, from them as ``latents``. So the
 network is shown what it would be shown in the call itself, and is counted by the same instrument.

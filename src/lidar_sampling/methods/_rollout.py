@@ -1,4 +1,4 @@
-"""Where samples under way would end: few-step rollouts from x_t, by the pipeline itself.
+"""Few-step rollouts from x_t by the pipeline itself, to where samples under way would end.
 
 Better than the clean prediction E[x_0 | x_t] that is their first step. From the time t the T' steps stand at
 ``t b / T'``, b = T' .. 1, as in diffusion latent beam search (https://arxiv.org/abs/2501.19252): training timesteps
@@ -34,7 +34,7 @@ class Rollout:
         lidar: whose pipeline, arguments and batch size to use.
         items: the batch.
         steps: T', of which the first is the prediction that is already there.
-        samples: rollouts a sample; one is without noise, several are with.
+        samples: rollouts per sample; a single one has no noise, several have.
     """
 
     def __init__(self, lidar: LiDAR, items: Sequence[Item], *, steps: int, samples: int = 1) -> None:
@@ -71,7 +71,7 @@ class Rollout:
         return torch.cat([part.latents for part in drawn]).to(x0)
 
     def _first(self, here: NoiseLevel, sample: Tensor, x0: Tensor, items: Sequence[Item]) -> Tensor:
-        """Return what the kernel's step from ``here`` to the first of the times comes to."""
+        """Return the samples after the kernel's step from ``here`` to the first of the times."""
         scheduler = self._pipe.scheduler
         there = scheduler.level_of(scheduler.times[0])
         if not is_flow(scheduler):  # as its own steps see it, wherever the target's see it
@@ -86,7 +86,7 @@ class Rollout:
 
 
 def check_rollout(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method ``who``, rollouts of a model whose levels no timestep names.
+    """Refuse, for the method ``who``, rollouts of a model whose noise levels have no timesteps.
 
     Raises:
         ValueError: it is neither a diffusion model of DDPM's levels nor a flow model whose timesteps are its levels.

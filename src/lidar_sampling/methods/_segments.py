@@ -1,4 +1,4 @@
-"""Runs in parts: after each, the samples are looked at by their clean predictions, and some of them go on.
+"""Runs in parts: after each part the reward looks at clean predictions, and some of the samples go on.
 
 So what is dropped costs no further steps. Each part is a call of the pipeline that takes its share of the schedule
 (:class:`lidar_sampling._hooks.Segment`) and starts from what the part before came to.
@@ -35,7 +35,7 @@ def run_part(
     steps: int | None,
     latents: Tensor | None = None,
 ) -> tuple[Result, list[Segment]]:
-    """Return what ``count`` samples per prompt come to in one part of the schedule, and the hooks, one per batch.
+    """Draw ``count`` samples per prompt through one part of the schedule; return them, and the hooks, one per batch.
 
     Only the last part is decoded.
 
@@ -100,7 +100,7 @@ def prune(
     steps: int | None,
     seed: int,
 ) -> tuple[Result, Cost]:
-    """Return the samples that reach the end, and what all of it cost.
+    """Draw the samples that reach the end; return them, and what the whole run cost.
 
     Args:
         lidar: draws.

@@ -84,7 +84,7 @@ class Stretches:
         self._result: Result | None = None
 
     def draw(self, stretches: Sequence[Stretch]) -> list[Reached]:
-        """Return where each stretch led, in their order. No two may share their item."""
+        """Draw the stretches; return where each led, in their order. No two may share their item."""
         found: dict[Item, Reached] = {}
         for first, last in dict.fromkeys((each.first, each.last) for each in stretches):
             alike = [each for each in stretches if (each.first, each.last) == (first, last)]
@@ -176,7 +176,7 @@ class _Walk(Segment):
         """Return those of the stretch.
 
         Raises:
-            ValueError: the schedule has another number of steps than was foretold.
+            ValueError: the schedule has another number of steps than planned.
         """
         if len(timesteps) != self.total:
             raise ValueError(
@@ -186,7 +186,7 @@ class _Walk(Segment):
         return self._select(timesteps)
 
     def before(self, step: Step) -> Step:
-        """Keep the state, and where it is."""
+        """Keep the state and its level."""
         step = super().before(step)
         here, data = self.ends[0] + step.index, data_scale(step.scheduler)
         if step.index == 0 and self.given:
@@ -204,7 +204,7 @@ class _Walk(Segment):
 
 
 def _check_goes_on(given: Tensor, taken: Tensor, name: str) -> None:
-    """Refuse a pipeline that goes on from other latents than those that it is given.
+    """Refuse a pipeline that changes the latents that it is given to start from.
 
     Raises:
         TypeError: it does.

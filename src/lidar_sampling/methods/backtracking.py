@@ -10,8 +10,8 @@ or replaced by new noise where that leads to the start, and denoised again. Wher
 spent, the best sample that was seen at that look goes on.
 
 The form and the defaults are those of the released code, which plans ways through mazes
-(XiangchengZhang/Diffusion-inference-scaling); of the paper only its abstract and project page were read. For one maze
-the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to step,
+(XiangchengZhang/Diffusion-inference-scaling); of the paper only the abstract and the project page were read. For one
+maze the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to step,
 for costs that are positive; here it is the same everywhere.
 
 Two things are ours. Rewards differ in their units, so by default the threshold is the median of what was seen at the
@@ -39,10 +39,10 @@ from ._stretches import Reached, Stretch, Stretches, back
 
 @dataclass(frozen=True)
 class Backtracking:
-    """Depth-first search with backtracking, one search an image.
+    """Depth-first search with backtracking, one search per image.
 
     Attributes:
-        n: backtracks a search.
+        n: backtracks per search.
         threshold: the reward below which a sample goes back; None takes the median of those seen at the same look.
         parts: equal parts of the schedule, each of which ends with a look; where the steps are not a multiple of
             them, another part or a piece of one is at the start.

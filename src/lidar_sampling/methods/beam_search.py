@@ -29,7 +29,7 @@ class BeamSearch:
 
     Attributes:
         beams: B, at least as many as images are wanted.
-        candidates: K, proposals a beam and step.
+        candidates: K, proposals per beam and step.
         lookahead: T', DDIM steps to the end; the paper's "LA" takes 6.
     """
 
@@ -100,6 +100,6 @@ class Beams(Particles):
         return self.settings.candidates
 
     def choose(self, r: Tensor) -> Tensor:
-        """Let each of the best candidates of rewards (P, k) be a beam, whose rows go on with noise of their own."""
+        """Return the best candidates by rewards (P, k) as the next beams; each row goes on with noise of its own."""
         best = r.argsort(dim=1, descending=True, stable=True)[:, : self.settings.beams]
         return best.repeat_interleave(self.settings.candidates, 1)

@@ -69,8 +69,8 @@ class DAS:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` particles per prompt, resampled at the last step so that all weigh the same.
 
-        Every step adds a decode and a reward call per particle, and all but the last a backward pass. (The
-        released code returns the particle of the largest weight.)
+        Every step adds a decode and a reward call per particle, and all but the last a backward pass. (The released
+        code returns the particle of the largest weight.)
 
         Raises:
             ValueError: the reward says that it is not differentiable; a sampler that is not DDIM with noise; or a
@@ -87,7 +87,7 @@ class DAS:
         around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
-        each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
+        each = result.cost["sampling"].network_evaluations // looks  # of the network, per particle and step
         return charge_looks(lidar, result, looks, backward_passes=each * gradients)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
@@ -175,7 +175,7 @@ class Tempered(Particles):
         return x.detach().requires_grad_()
 
     def choose(self, r: Tensor) -> Tensor:
-        """Resample, of rewards (P, k), the populations that need it; their weights are equal then."""
+        """Resample the populations that need it, by rewards (P, k); their weights are equal then."""
         last, count = self._step == self._last, r.shape[1]
         tilt = self.settings.temper(self._step, self._last + 1) * self.settings.reward_scale * r
         log_weights = self._log_weights + tilt

@@ -51,8 +51,8 @@ class DATE:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` samples per prompt.
 
-        An update adds one network evaluation and one backward pass per sample, of the conditional branch
-        alone, a decode and a reward call.
+        An update adds one network evaluation and one backward pass per sample, of the conditional branch alone,
+        a decode and a reward call.
 
         Raises:
             ValueError: the reward says that it is not differentiable.
@@ -83,7 +83,7 @@ class DATE:
         return charge_looks(lidar, result, looks, backward_passes=looks)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
-        """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look an update."""
+        """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look per update."""
         check_differentiable(lidar, "DATE")
         _denoiser(lidar.pipe)
         levels = levels_of(lidar.pipe, lidar.arguments())
@@ -100,13 +100,13 @@ _ONCE = "DATE needs a pipeline that calls its network once a step, with both bra
 
 
 class Embedding(Hook):
-    """Inside a with-block, the forward of a denoiser that adapts the text embedding it is called with.
+    """The replacement of a denoiser's forward inside a with-block, which adapts the text embedding.
 
     As a hook it makes sure that the scheduler takes the steps that the predictions were read at.
 
     Args:
         settings: how.
-        module: the denoiser, called once a step with ``count`` rows, or with as many unconditional ones before them.
+        module: the denoiser, called once per step with ``count`` rows, or as many unconditional ones before them.
         scheduler: of the pipeline.
         rewards: from clean predictions (B, *) to rewards (B,), differentiable.
         count: B.

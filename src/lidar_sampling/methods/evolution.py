@@ -88,7 +88,7 @@ class EvoSearch:
 
     @classmethod
     def of_size(cls, n: int, steps: int | None = None) -> EvoSearch:
-        """Return the search whose first generation has ``n`` samples, and all else in the released proportions.
+        """Return the search whose first generation has ``n`` samples; the rest follows the released proportions.
 
         >>> EvoSearch.of_size(42) == EvoSearch(), EvoSearch.of_size(8).population
         (True, (8, 5, 5, 5, 6))
@@ -134,7 +134,7 @@ class EvoSearch:
         return network + looks_cost(lidar, sum(self.population))
 
     def _births(self, lidar: LiDAR, images: int) -> list[int]:
-        """Return the step that each generation starts with, once it is known that all can be drawn."""
+        """Return the step that each generation starts with; refuse a schedule that cannot be drawn."""
         what = "goes on from mutations of some of the samples"
         check_population(lidar, "EvoSearch", what, copies=any(self.schedule))
         check_comparable(lidar)
@@ -246,7 +246,7 @@ class _Passing(Segment):
         self.crossed: dict[int, _Crossed] = {}
 
     def before(self, step: Step) -> Step:
-        """Keep the samples where they are to be kept, and how much noise parts them from those after the step."""
+        """Keep the samples at the steps to keep, and the noise between them and those after the step."""
         step, here = super().before(step), self.ends[self.part] + step.index
         if here in self.at:
             scale, level, (alpha, sigma) = start_scale(step.scheduler), step.level, next_level(step)

@@ -137,7 +137,7 @@ class Weighed(Particles):
         self._survivors: Tensor | None = None
 
     def before(self, step: Step) -> Step:
-        """Weigh the particles by their clean predictions, where it is time to."""
+        """Weigh the particles by their clean predictions, at the steps to look at."""
         self._survivors = self.survivors(step)
         return step
 

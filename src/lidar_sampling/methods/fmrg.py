@@ -17,14 +17,14 @@ It is forward :class:`UniversalGuidance` with a length of its own. There lambda 
 ``lambda sigma^2 / alpha grad`` grows with the gradient. Here the shift is ``s`` times as far as the sample is from
 its prediction, whatever the reward's scale. It stays finite at pure noise, and ends at a share of the steps.
 
-The form was read in the repository jrrhuang/fmrg (Apache-2.0, commit be485ba), and of the paper its abstract alone.
+The form is that of the repository jrrhuang/fmrg (Apache-2.0, commit be485ba); of the paper we read the abstract only.
 That code multiplies the gradient by the length of the time step, as it does the velocity. Its runs of GenEval and of
 aesthetic prompts set ``use_adam``, under which the flag that asks for ``|v|`` is not read: one step of Adam, whose
 direction is the sign of the gradient, at a rate that falls to 0 over the guided steps. That is the rule ``adam``,
 
     v  <-  v - s (1 - i / n) sign(g)      at guided step i of n.
 
-Left out: flow maps (``flow_map1`` and ``flow_map2``), several gradients a step, and the warm-up that keeps the best
+Left out: flow maps (``flow_map1`` and ``flow_map2``), several gradients per step, and the warm-up that keeps the best
 of three starts. The evaluations that it publishes ("NFE") are calls of the network forward: the names of its sweep
 add up so, all but one to within two, and leave out the backward pass of every guided step. Here that is counted.
 """

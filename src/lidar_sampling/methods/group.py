@@ -1,6 +1,6 @@
 """Group inference: many candidates start, and after each look the best group goes on, until the images are left.
 
-Several images of one prompt are worth more where they differ. So a look does not keep the candidates of the highest
+Several images of one prompt are worth more if they differ. So a look does not keep the candidates of the highest
 rewards but the set S of a given size that maximises
 
     sum_{i in S} u_i  +  lambda sum_{i < j in S} d_ij,
@@ -38,7 +38,7 @@ class Group:
     """Group inference.
 
     Attributes:
-        n: candidates a prompt, at least as many as images are wanted.
+        n: candidates per prompt, at least as many as images are wanted.
         keep: share of the candidates that goes on after a look; as many as images are the least.
         start: first look, as a fraction of all steps; after the first step at the earliest.
         every: fraction of all steps between two looks; 0 looks after every step.

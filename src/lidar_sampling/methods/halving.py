@@ -1,4 +1,4 @@
-"""Successive halving: many seeds start, those whose clean predictions the reward likes go on.
+"""Successive halving: many seeds start, and those whose clean predictions the reward likes go on.
 
 After some of the steps the reward looks at every seed's prediction of the clean sample, and half of them are dropped;
 so early steps are spent on many seeds and late ones on few (Jamieson and Talwalkar 2016,
@@ -25,7 +25,7 @@ class Halving:
     """Successive halving of seeds.
 
     Attributes:
-        n: seeds a prompt at the start, at least as many as images are wanted.
+        n: seeds per prompt at the start, at least as many as images are wanted.
         keep_at: fractions of the steps after which half of the seeds are dropped.
         steps: denoising steps; None takes those of the sampler's call.
     """

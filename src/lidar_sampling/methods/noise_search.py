@@ -1,13 +1,13 @@
-"""Zero-order search over the noise to start from (Ma et al. 2025, https://arxiv.org/abs/2501.09732).
+"""Zero-order search over the initial noise (Ma et al. 2025, https://arxiv.org/abs/2501.09732).
 
 The reward of the completed sample is a function of its initial noise. From a pivot x, N neighbours of its norm and at
 cosine c to it are tried,
 
     x' = |x| (c u + sqrt(1 - c^2) w),      u = x / |x|, and w a random direction orthogonal to it,
 
-and where the best of their samples beats the pivot's it is the next pivot. Every image wanted is a search of its own,
-from a pivot of its own. (Of the re-implementation sayakpaul/tt-scale-flux, which keeps one image, are the neighbours
-and the defaults; where no neighbour is better it starts from a new pivot, here the old one stays.)
+and if the best of their samples beats the pivot's, it is the next pivot. Every image has a search of its own,
+from its own pivot. (The neighbours and the defaults are those of the re-implementation sayakpaul/tt-scale-flux, which
+keeps one image. There a search without a better neighbour starts from a new pivot; here the old one stays.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NoiseSearch:
 
     Attributes:
         rounds: of neighbours.
-        neighbours: N, tried a round.
+        neighbours: N, tried per round.
         cosine: c, between a neighbour and its pivot.
         eta: noise of a DDIM scheduler on the way; 0 makes the sample a function of the noise that is searched. None
             takes that of the settings.
@@ -51,7 +51,7 @@ class NoiseSearch:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw the best samples of ``images`` searches per prompt; each costs ``1 + rounds * neighbours`` samples.
 
-        As many rewards are called.
+        Each sample costs a reward call.
 
         Raises:
             ValueError: a mixture that is standardised over a bank.

@@ -30,7 +30,7 @@ class Refine:
 
     Attributes:
         n: few-step samples per prompt.
-        steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, where no schedule has
+        steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, if no schedule has
             just so many after its cut.
         strength: how far they are noised, 0 to 1.
         offspring: refinements of each of the best; the best of all are kept.
@@ -51,7 +51,7 @@ class Refine:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` samples per prompt; it costs ``n`` few-step samples, and ``steps * offspring`` per image.
 
-        Reward calls are ``n`` a prompt, and with offspring above 1 one a refinement.
+        Reward calls are ``n`` per prompt, and with offspring above 1 one per refinement.
         """
         check_whole(lidar, "refinement")
         starts = self._starts(lidar).draw(lidar, prompts, images=images, seed=seed)

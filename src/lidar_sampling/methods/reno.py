@@ -13,7 +13,7 @@ where K is the negative log density of the norm of Gaussian noise, up to a const
 The best iterate by the reward is the sample. So ``reno-1`` is the few-step sample itself, and n iterates cost n
 samples and n - 1 backward passes through them.
 
-The form and the defaults were read in the repository ExplainableML/ReNO (MIT, commit bd6f6ac), and not in the paper.
+The form and the defaults were read in the repository ExplainableML/ReNO (MIT, commit bd6f6ac), not in the paper.
 It draws with one-step models (SD-Turbo, SDXL-Turbo, PixArt-DMD; Hyper-SDXL at rate 10), and its reward is a sum: 5
 HPSv2.1, ImageReward, .05 PickScore and .01 CLIP. Its option to draw the sample anew from the best noise, by another
 model in many steps, is left out. Where the few steps add noise of their own, all iterates meet the same.
@@ -69,7 +69,7 @@ class ReNO:
 
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", rate="[0, inf)", momentum="[0, 1)", clip="(0, inf)", penalty="[0, inf)")
-        Vanilla(self.steps, self.solver)  # refuses both at once, and steps below 1
+        Vanilla(self.steps, self.solver)  # this refuses both at once, and steps below 1
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw the best iterates of ``images`` searches per prompt.
@@ -130,7 +130,7 @@ class Iterate(NamedTuple):
     cost: Cost
 
     def or_better(self, other: Iterate) -> Iterate:
-        """Return the samples of either, those of the higher rewards; where they are equal, these."""
+        """Return the better sample of each place by the rewards; if they are equal, that of this iterate."""
         better = other.rewards > self.rewards
         result = replace(
             self.result,
@@ -184,7 +184,7 @@ def _iterate(
 
 
 class End(Start):
-    """The hook that rewards where samples end, and knows how the rewards change with the noise they started from.
+    """The hook that rewards the ends of samples, with the gradients of the rewards in the initial noise.
 
     Args:
         judge: from clean latents (B, *) to images and rewards (B,), differentiable.

@@ -1,6 +1,6 @@
 """Repulsion from a bank's worst members: negative guidance alone (table 7 of https://arxiv.org/abs/2602.03211).
 
-The K members x^i of a prompt's bank with the lowest rewards are kept away from: at every step the clean prediction x0
+Samples keep away from the K members x^i of a bank with the lowest rewards: at every step the clean prediction x0
 moves by s times (equations 55 and 57 there)
 
     Safe-Denoiser   beta (x0 - sum_i w_i x^i),      w = softmax_i(-|x_t - alpha x^i|^2 / (2 sigma^2))
@@ -33,7 +33,7 @@ Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 
 
 class Repelling(ABC):
-    """What such methods share: a bank, its worst members, and sampling away from them."""
+    """The part that such methods share: a bank, its worst members, and sampling away from them."""
 
     worst: int
 

@@ -130,7 +130,7 @@ class _Parents(NamedTuple):
 
 
 class Proposing(Particles):
-    """The hook that takes for each sample the proposal that the rule says, and asks for more until then.
+    """The hook that takes a proposal for each sample by the rule, and asks for more until then.
 
     The first proposal of a level is the step that the sampler took.
 
@@ -161,7 +161,7 @@ class Proposing(Particles):
         self._parents: _Parents | None = None
 
     def before(self, step: Step) -> Step:
-        """Search the level of the step, and go on from what was taken."""
+        """Search the level of the step, and go on from the proposals that were taken."""
         self._step += 1
         if self._step in self.times:
             step = self._search(step)
@@ -172,7 +172,7 @@ class Proposing(Particles):
         return step
 
     def _search(self, step: Step) -> Step:
-        """Return the step from what the rule takes of this level, and set the quotas of the next."""
+        """Return the step from the proposals that the rule takes at this level, and set the next quotas."""
         exhaustive = self._step in (0, self._last)
         x_t, x0 = step.x_t.clone(), step.x0.clone()
         found = self._reward(x0, torch.arange(len(x0)))

@@ -39,10 +39,10 @@ class SVDD:
     """Soft value-based decoding.
 
     Attributes:
-        m: proposals a step; 20 in the released code for images.
+        m: proposals per step; 20 in the released code for images.
         temperature: of the choice among them, in units of the reward; 0 takes the best.
         rollout_steps: of the rollouts, the clean prediction among them: 1 is the prediction itself.
-        rollouts: a proposal; one is deterministic, several are samples of p(x_0 | x_t) in so many steps.
+        rollouts: per proposal; one is deterministic, several are samples of p(x_0 | x_t) in so many steps.
     """
 
     m: int = 20
@@ -82,7 +82,7 @@ class SVDD:
         return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
-        """Return what :meth:`draw` will count for one prompt: ``m`` proposals a step, their rollouts and rewards."""
+        """Return what :meth:`draw` will count for one prompt: ``m`` proposals per step, rollouts and rewards."""
         self._check(lidar)
         proposals = images * self.m
         looks = self.looks(calls_of(lidar.pipe, lidar.arguments()))
@@ -103,7 +103,7 @@ class SVDD:
 
 
 class Proposals(Particles):
-    """The hook that lets ``m`` neighbours in a batch go on from one of them."""
+    """The hook that continues ``m`` neighbours in a batch from one of them."""
 
     who = "SVDD"
 
@@ -113,7 +113,7 @@ class Proposals(Particles):
         return self.settings.m
 
     def choose(self, r: Tensor) -> Tensor:
-        """Let all rows of a sample go on from one proposal, given rewards (P, m * rollouts)."""
+        """Choose one proposal for all rows of a sample, by rewards (P, m * rollouts)."""
         values, temperature = self.values(r.view(len(r), self.settings.m, -1)), self.settings.temperature
         if temperature == 0:
             return values.argmax(1, keepdim=True).expand_as(values)

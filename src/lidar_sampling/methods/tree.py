@@ -85,7 +85,7 @@ class DTS:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw the ``images`` best samples of each prompt's tree, best first; or so many draws from it, with repeats.
 
-        It costs the steps of ``n`` samples, less what no rollout fits into, and a decode and a reward call a rollout.
+        It costs the steps of ``n`` samples, less the rest that no rollout fits into; each rollout costs a decode and a reward call.
 
         Raises:
             ValueError: the search is to give more images than ``n``; a scheduler that remembers earlier steps, or one
@@ -107,7 +107,7 @@ class DTS:
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt, however many images are wanted.
 
-        Of decodes and reward calls it is the most, where the tree branches below its root: how many rollouts the
+        Decodes and reward calls are upper bounds, if the tree branches below its root: how many rollouts the
         steps are enough for depends on where they branch. With five parts it was a third of that on average.
         """
         self._check(lidar, images)
@@ -188,7 +188,7 @@ class Tree:
         return self._steps(len(self.ends) - 2) > self.left
 
     def next(self) -> Stretch:
-        """Return the rollout to draw next: a child of a state that may have one more, and on to a clean sample."""
+        """Return the rollout to draw next: from a state that may have one more child, to a clean sample."""
         while True:
             path = [self.root]
             while path[-1].leaf is None and not self._widens(path[-1]):
@@ -204,7 +204,7 @@ class Tree:
         return Stretch(item, self.ends[node.depth], self.ends[-1], node.latents)
 
     def grow(self, reached: Reached) -> None:
-        """Add what the rollout came through, and let the values above it know the reward at its end."""
+        """Add the states of a rollout to the tree, and update the values above it by the reward at its end."""
         path = self._path
         self.left -= self._steps(path[-1].depth)
         for depth in range(path[-1].depth + 1, len(self.ends)):

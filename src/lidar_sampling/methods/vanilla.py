@@ -1,4 +1,4 @@
-"""The pipeline's own samples, in as many steps as wanted: what every method is measured against."""
+"""The pipeline's own samples, in as many steps as wanted: every method is measured against them."""
 
 from __future__ import annotations
 
