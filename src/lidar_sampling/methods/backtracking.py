@@ -11,8 +11,8 @@ spent, the best sample that was seen at that look goes on.
 
 The form and the defaults are those of the released code, which plans ways through mazes
 (XiangchengZhang/Diffusion-inference-scaling); of the paper only the abstract and the project page were read. For one
-maze the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to step,
-for costs that are positive; here it is the same everywhere.
+maze the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to
+step, for costs that are positive; here it is the same everywhere.
 
 Two things are ours. Rewards differ in their units, so by default the threshold is the median of what was seen at the
 same look, and the first sample to come there always goes back. And a look at the clean sample has no threshold: while

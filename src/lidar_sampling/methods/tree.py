@@ -85,7 +85,8 @@ class DTS:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw the ``images`` best samples of each prompt's tree, best first; or so many draws from it, with repeats.
 
-        It costs the steps of ``n`` samples, less the rest that no rollout fits into; each rollout costs a decode and a reward call.
+        It costs the steps of ``n`` samples, less the rest that no rollout fits into. Each rollout costs a decode and a
+        reward call.
 
         Raises:
             ValueError: the search is to give more images than ``n``; a scheduler that remembers earlier steps, or one
