@@ -168,7 +168,7 @@ class TokenLiDAR:
 
     def look(self, *, seed: int = 0, progress: Progress | None = None) -> LookaheadBank:
         """Draw a bank of ``n`` samples in ``lookahead_steps``, scored once: phase 1."""
-        return self._look(seed, progress)[0]
+        return self._draw_bank(seed, progress)[0]
 
     def __call__(
         self, count: int, *, seed: int = 0, bank: LookaheadBank | None = None, progress: Progress | None = None
@@ -183,7 +183,7 @@ class TokenLiDAR:
             raise ValueError(f"count must be at least 1, got {count}")
         cost = {}
         if bank is None:
-            bank, cost["lookahead"] = self._look(seed, progress)
+            bank, cost["lookahead"] = self._draw_bank(seed, progress)
         how, members = self.settings, self.members(bank)
         more = {"candidates": how.candidates} if how.form == "joint" else {}
         stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
@@ -230,7 +230,7 @@ class TokenLiDAR:
     def _reward_name(self) -> str:
         return str(getattr(self.reward, "name", None) or getattr(self.reward, "__name__", "reward"))
 
-    def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
+    def _draw_bank(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
         how = self.settings
         tokens, cost = self._draw(how.n, how.lookahead_steps, seed, "bank", None, progress)
         start = time.perf_counter()
