@@ -85,7 +85,7 @@ class DTS:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw the ``images`` best samples of each prompt's tree, best first; or so many draws from it, with repeats.
 
-        It costs the steps of ``n`` samples, less the rest that no rollout fits into. Each rollout costs a decode and a
+        It costs the steps of ``n`` samples, less what no rollout fits into. Each rollout costs a decode and a
         reward call.
 
         Raises:
