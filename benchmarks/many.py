@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lidar_sampling import Cost, LiDAR, glyph, methods
 from lidar_sampling.evaluation.budget import within
-from lidar_sampling.evaluation.table import estimate
+from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects

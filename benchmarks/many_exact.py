@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lidar_sampling import LookaheadBank, guide
 from lidar_sampling._guidance import auto_strength
-from lidar_sampling.evaluation.table import estimate
+from lidar_sampling.evaluation.rows import estimate
 
 CONTENTS, DETAILS, DIMENSIONS, APART, SPREAD = 40, 40, 16, 0.1, 0.01
 STEPS, N, LOOKAHEAD = 50, 50, 5

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from .rows import Row
 from .statistics import Interval
-from .table import Row
 
 _BY_JUDGE = ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", "hacking")
 

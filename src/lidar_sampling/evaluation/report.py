@@ -14,7 +14,7 @@ from ..runs._lines import Line
 from .figures import NAMES
 from .gallery import gallery
 from .parts import Part, cost, costs, judge_of_tags
-from .table import Row
+from .rows import Row
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">

@@ -23,8 +23,8 @@ from ..runs._lines import Line
 from .parts import Part
 from .published import GENEVAL, SECONDS, UNITS, Claim, Row, Run, Study
 from .reproduce import LIDAR, choose_rows
+from .rows import best_reward, estimate, find_shared, mean_reward
 from .statistics import Interval
-from .table import best_reward, estimate, find_shared, mean_reward
 
 HOLDS, FAILS, UNTOLD, NOT_DRAWN = "holds", "does not hold", "cannot be told at this size", "not drawn"
 LEAST = 10

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from ..table import Row
+from ..rows import Row
 
 NAMES = {
     "quality-cost": "Gain over the baseline against network evaluations a prompt. Filled: mean of the images "

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..parts import plain
+from ..rows import Row
 from ..statistics import Interval
-from ..table import Row
 
 INK, PAPER, GREY = "#1b1c1d", "#fefefe", "#85888c"
 # Okabe and Ito (2008), tell apart by the colour-blind; without their black and yellow, unseen on dark and on white.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
 from ._style import is_known, judges_to_draw, looks, panels, point, title_of
 

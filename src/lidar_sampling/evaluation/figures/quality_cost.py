@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..pareto import front
 from ..parts import plain
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
 from ._style import GREY, INK, PAPER, judges_to_draw, looks, panels, point, title_of
 

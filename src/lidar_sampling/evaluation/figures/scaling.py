@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..families import Series, families
 from ..parts import plain
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
 from ._style import GREY, Look, judges_to_draw, looks, panels, point, title_of
 

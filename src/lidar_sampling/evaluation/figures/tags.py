@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..parts import judge_of_tags, plain
+from ..rows import Row
 from ..statistics import Interval
-from ..table import Row
 from ._labels import LINE, break_lines
 from ._style import GREY, is_known, looks, point, shorten
 

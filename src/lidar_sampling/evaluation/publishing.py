@@ -22,7 +22,7 @@ from . import figures
 from .data import records, tidy
 from .parts import markdown, parts
 from .report import report
-from .table import Row, find_shared, table
+from .rows import Row, find_shared, table
 from .tex import tex
 
 _log = logging.getLogger(__name__)
