@@ -7,7 +7,7 @@ from diffusers import AutoencoderTiny
 from test_conformance import EVERY, PICTURE, PROMPTS
 
 from lidar_sampling import testing
-from lidar_sampling._decode import Decoder, check_decodes, decode, decoding_with, pictures
+from lidar_sampling._decode import Decoder, check_decodes, decode, decode_with, pictures
 from lidar_sampling._draw import draw, items_of
 from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._parts import denoisers
@@ -206,7 +206,7 @@ def test_a_preview_of_packed_latents():
     batch, call = drawn(pipe, testing.PIPELINES["flux"].call)
     sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "latent_channels": 4}
     preview = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
-    with decoding_with(pipe, preview), torch.no_grad():
+    with decode_with(pipe, preview), torch.no_grad():
         cheap = decode(pipe, batch.latents, call)
         assert torch.equal(cheap, drawn(pipe, testing.PIPELINES["flux"].call)[0].images)
     assert not torch.equal(cheap, batch.images)

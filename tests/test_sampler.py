@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lidar_sampling import BankError, BankStore, LiDAR, LookaheadBank, RewardError, testing
-from lidar_sampling._batches import shrinking
+from lidar_sampling._batches import run_batches
 from lidar_sampling._cost import meter
 
 
@@ -147,7 +147,7 @@ class TestMemory:
             raise RuntimeError("size mismatch")
 
         with pytest.raises(RuntimeError, match="size mismatch"):
-            list(shrinking(range(4), 4, run))
+            list(run_batches(range(4), 4, run))
 
 
 class TestRefusals:

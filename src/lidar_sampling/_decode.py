@@ -80,7 +80,7 @@ class Decoder:
         if latents.requires_grad and torch.is_grad_enabled() and _upcasts(pipe):
             raise TypeError("a vae that is upcast from float16 has no gradient: load it in bfloat16 or float32")
         if self._plain and latents.dim() == 4:
-            return _scaled_and_decoded(pipe, latents)
+            return _scale_and_decode(pipe, latents)
         if start not in self._tails:
             items = None if self._items is None else self._items[start : start + len(latents)]
             self._tails[start] = Tail(pipe, self._call, items)
@@ -139,7 +139,7 @@ def check_decodes(pipe: Any) -> None:
         raise TypeError(f"{name} cannot decode latents apart from its call: {why}")
 
 
-def _scaled_and_decoded(pipe: Any, latents: Tensor) -> Tensor:
+def _scale_and_decode(pipe: Any, latents: Tensor) -> Tensor:
     vae = pipe.vae
     unscaled = latents / (vae.config.get("scaling_factor") or 1.0) + (vae.config.get("shift_factor") or 0.0)
     decoded = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
@@ -163,7 +163,7 @@ def check_preview(preview: Any, pipe: Any) -> None:
 
 
 @contextmanager
-def decoding_with(pipe: Any, preview: Any) -> Iterator[None]:
+def decode_with(pipe: Any, preview: Any) -> Iterator[None]:
     """Let ``pipe`` decode with ``preview``, if there is one, inside the block."""
     own = getattr(pipe, "vae", None)
     if preview is None:

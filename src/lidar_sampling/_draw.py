@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._batches import shrinking
+from ._batches import run_batches
 from ._call import alone, apart, blocks_of, for_batch, inputs_of, prompts_for
 from ._hooks import DivergedError, Hook, Watch, attach, record
 from ._media import check_pictures
@@ -159,7 +159,7 @@ def draw(
         return Drawn(batch, to_pictures(pipe, images.float()) if decoded else images.float(), latents)
 
     for groups in _runs(items, together) if apart(pipe) else [range(len(items) // together)]:
-        for drawn in shrinking(groups, max(1, batch_size // together), run):
+        for drawn in run_batches(groups, max(1, batch_size // together), run):
             done += len(drawn.items)
             yield drawn
 

@@ -89,7 +89,7 @@ def server_of(
 
 
 @contextmanager
-def in_thread(server: Any, listening: socket.socket) -> Iterator[None]:
+def run_in_thread(server: Any, listening: socket.socket) -> Iterator[None]:
     """Run a server of :func:`server_of` in a thread while the block runs."""
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from ._bank import BankStore, LookaheadBank, bank_key
 from ._call import PerPrompt, per_prompt
 from ._contents import OpaqueError, contents, key, pipeline_contents
 from ._cost import Cost, meter
-from ._decode import decoding_with, pictures
+from ._decode import decode_with, pictures
 from ._draw import Item, draw, items_of
 from ._live import Glimpse, Show
 from ._overlap import worker
@@ -118,7 +118,7 @@ def draw_banks(
         return torch.stack(columns, 1) if columns else torch.zeros(len(texts), 0)
 
     with (
-        decoding_with(pipe, preview),
+        decode_with(pipe, preview),
         meter(pipe, "lookahead") as cost,
         use_solver(solver, pipe),
         worker(overlap) as submit,

@@ -229,7 +229,7 @@ class TestProgress:
         assert (seen[-1].done, seen[-1].left) == (2, 45.0)  # 90 evaluations at half a second
         pace.begin([30])
         clock[0] = 11.0
-        assert pace.left() == 39.0
+        assert pace.seconds_left() == 39.0
         pace.end([(30, 30)])
         assert seen[-1].left == pytest.approx(60 * 11 / 40)
         assert seen[-1].cost.network_evaluations == 40

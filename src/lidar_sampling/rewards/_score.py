@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._batches import shrinking
+from .._batches import run_batches
 from .._media import check_pictures
 from .._profile import time_part
 
@@ -197,7 +197,7 @@ def score(
             raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
         return _check_scores(result, len(indices), name, allow_nan)
 
-    parts = shrinking(range(len(images)), batch_size, call)
+    parts = run_batches(range(len(images)), batch_size, call)
     return torch.cat(list(parts)) if len(images) else torch.zeros(0)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .._guard import Guard
-from .._http import check_address, in_thread, listen, need_extra, server_of, url_of
+from .._http import check_address, listen, need_extra, run_in_thread, server_of, url_of
 from .._media import read_picture
 from .._values import cut
 from . import Reward, RewardError, name_of, score_pictures
@@ -78,7 +78,7 @@ def serve(
         places=places,
         patience=patience,
     )
-    with listen(host, port) as listening, in_thread(server_of(app), listening):
+    with listen(host, port) as listening, run_in_thread(server_of(app), listening):
         yield url_of(listening)
 
 

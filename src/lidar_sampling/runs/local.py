@@ -310,7 +310,7 @@ class _Pace:
         """Say how far the units under way are."""
         if self.tell is not None:
             part = done / total if total else 0.0
-            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.left()))
+            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.seconds_left()))
 
     def end(self, drawn: Sequence[tuple[Any, Record]]) -> None:
         """Count units that were drawn together."""
@@ -327,7 +327,7 @@ class _Pace:
         self._left -= sum(map(self._of, units))
         self.step("", 0, 1)
 
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Return the seconds that are left, as far as what was drawn tells."""
         if not self._behind:
             return None
