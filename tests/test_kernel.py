@@ -298,7 +298,7 @@ class TestTransitions:
 
     @pytest.mark.parametrize("noise", ["glass", "glass:0", "glass:-1", "glass:1.5", "glass:x"])
     def test_need_a_number_of_steps(self, noise):
-        with pytest.raises(ValueError, match="glass needs its steps a transition"):
+        with pytest.raises(ValueError, match="glass needs its number of steps per transition"):
             read_noise(noise)
 
 

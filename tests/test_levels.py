@@ -283,8 +283,8 @@ def test_what_another_class_left_in_the_configuration_is_ignored_as_diffusers_do
 
 
 REFUSED = [
-    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "says nothing of the clean sample at zero terminal SNR"),
-    ("LCMScheduler", {"rescale_betas_zero_snr": True}, "says nothing of the clean sample at zero terminal SNR"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "says nothing about the clean sample at zero terminal SNR"),
+    ("LCMScheduler", {"rescale_betas_zero_snr": True}, "says nothing about the clean sample at zero terminal SNR"),
     ("DPMSolverMultistepScheduler", {**FLOW, "use_karras_sigmas": True}, "leaves the flow's 0 to 1"),
     ("UniPCMultistepScheduler", {**FLOW, "use_exponential_sigmas": True}, "leaves the flow's 0 to 1"),
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "load it with use_flow_sigmas=True"),
@@ -364,7 +364,7 @@ def test_a_noise_prediction_of_pure_noise_says_nothing():
     scheduler = diffusers.DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     scheduler.set_timesteps(4)
     level = noise_level(scheduler, scheduler.timesteps[0])._replace(slope=0.0)
-    with pytest.raises(ValueError, match="says nothing of the clean sample"):
+    with pytest.raises(ValueError, match="says nothing about the clean sample"):
         clean_prediction(level, torch.zeros(1, 2), torch.zeros(1, 2))
 
 

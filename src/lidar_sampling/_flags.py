@@ -108,8 +108,8 @@ _REFUSALS = (
     _clips("thresholding"),
     _Refusal(
         _predicts_noise_of_pure_noise,
-        "has rescale_betas_zero_snr=True and prediction_type='epsilon': a noise prediction says nothing of the clean "
-        "sample at zero terminal SNR; load it with rescale_betas_zero_snr=False, or with "
+        "has rescale_betas_zero_snr=True and prediction_type='epsilon': a noise prediction says nothing about the "
+        "clean sample at zero terminal SNR; load it with rescale_betas_zero_snr=False, or with "
         "prediction_type='v_prediction' if the model was trained so",
     ),
     _Refusal(

@@ -146,7 +146,7 @@ def check_folder(name: str | Path, index: str, what: str) -> dict[str, Any] | No
             raise FileNotFoundError(f"no folder of {what} at {name}")
         return None
     if not (path / index).is_file():
-        raise FileNotFoundError(f"{path} is no folder of {what}: it holds no {index}")
+        raise FileNotFoundError(f"{path} is not a folder of {what}: it holds no {index}")
     if why := why_no_weights(path / index):
         raise ValueError(f"{path / index} {why}")
     try:

@@ -71,7 +71,9 @@ def read_noise(text: str) -> tuple[str, float]:
     name, _, value = text.partition(":")
     if name == GLASS:
         if not value.isdecimal() or int(value) < 1:
-            raise ValueError(f"{GLASS} needs its steps a transition, 1 or more, as in {GLASS}:5; got {text!r}")
+            raise ValueError(
+                f"{GLASS} needs its number of steps per transition, 1 or more, as in {GLASS}:5; got {text!r}"
+            )
         return name, float(value)
     if name not in NOISES:
         raise ValueError(

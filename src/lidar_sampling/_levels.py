@@ -91,7 +91,7 @@ def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) ->
     if model_output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left out
         model_output = model_output[:, : sample.shape[1]]
     if level.slope == 0:
-        raise ValueError("a noise prediction at alpha = 0 says nothing of the clean sample")
+        raise ValueError("a noise prediction at alpha = 0 says nothing about the clean sample")
     return (model_output - level.tilt * sample) / level.slope
 
 

@@ -315,7 +315,7 @@ class TestTokenLiDAR:
             TokenLiDAR(small(), reward=threes, lamda=1.0)
 
     def test_a_function_as_network_wants_kernel_and_length(self):
-        with pytest.raises(TypeError, match="wants kernel and length"):
+        with pytest.raises(TypeError, match="needs kernel and length"):
             TokenLiDAR(lambda x, s: x, reward=threes)
         lidar = TokenLiDAR(
             lambda x, s: torch.zeros(*x.shape, 4), reward=threes, kernel=Uniform(4), length=3, n=8, steps=2

@@ -156,7 +156,7 @@ class TokenLiDAR:
         else:
             self.network = network
         if kernel is None or length is None:
-            raise TypeError("a function as network wants kernel and length beside it")
+            raise TypeError("network is a function, so it needs kernel and length: give both")
         self.kernel, self.length = kernel, length
         self.space = Space(f"{kernel.vocab_size} tokens", (length,))
 
