@@ -218,7 +218,7 @@ class TestProgress:
         class Task:
             lidar = None
             evaluations = staticmethod(lambda unit, lidar: unit)
-            said = staticmethod(str)
+            describe = staticmethod(str)
             cost = staticmethod(lambda record: Cost(network_evaluations=record))
 
         seen = []
