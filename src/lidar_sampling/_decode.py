@@ -30,7 +30,7 @@ _EXCEPTIONS = {
 
 
 class Decoder:
-    """From clean latents (B, *) in the scheduler's space to what the pipeline draws of them, as a reward sees it.
+    """A function from clean latents (B, *) in the scheduler's space to samples as a reward sees them.
 
     Samples are float32: pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1], or audio (B, channels, S). No text
     encoder and no denoiser runs, and the pipeline stays as it is, even in the middle of a call of its own. Gradients

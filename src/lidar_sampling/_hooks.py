@@ -444,7 +444,7 @@ def check_memoryless(scheduler: Any, what: str) -> None:
     """Refuse a scheduler that remembers earlier steps, or scales the latents that it is given.
 
     Raises:
-        ValueError: it does; ``what`` the caller does, the message says.
+        ValueError: it does; the message says ``what`` the caller does.
     """
     if type(scheduler).__name__ not in _MEMORYLESS:
         raise ValueError(

@@ -150,8 +150,8 @@ def new_noise(eta: float, here: NoiseLevel, there: tuple[float, float], rho: Rho
 def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any = None) -> Iterator[None]:
     """Draw every sample in the block by stochastic steps, from any model whose noise levels are known.
 
-    Flow models (SD3, FLUX, Wan) have no such sampler of their own. In few steps more noise costs quality: how much,
-    docs/methods.md says.
+    Flow models (SD3, FLUX, Wan) have no such sampler of their own. In few steps more noise costs quality;
+    docs/methods.md says how much.
 
     Args:
         pipe_or_scheduler: a diffusers pipeline, or a scheduler of a known family with one evaluation per step.

@@ -35,7 +35,7 @@ from ._flags import check_flags, flag
 
 
 class NoiseLevel(NamedTuple):
-    """Where in the diffusion a ``scheduler.step`` call stands.
+    """The place of a ``scheduler.step`` call in the diffusion.
 
     Attributes:
         alpha: signal level of ``sample``, in its own coordinates (1 for schedulers in sigma space).

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         x_t: the sample (B, *), in the sampler's coordinates.
-        say_level: returns the level of x_t; asked when a hook wants to know, since not every sampler has one.
+        say_level: returns the level of x_t; called only when a hook asks, since not every sampler has one.
         predict: returns the clean prediction (B, *) that the model makes of x_t, asked likewise.
         index: number of the step in this call, from 0.
         total: steps of the call.
@@ -33,8 +33,8 @@ class Step:
         generator: of the call: one, one per row, or None.
         output: what the model returned for x_t, where there is such a thing; shift and taken are not in it yet.
         shift: (B, *) by which hooks moved the clean prediction; None if none did.
-        taken: (B,) the rows that go on in the places of all; None if every row goes on in its own.
-        noise: standard normal (B, *) that the step is to add; None lets the sampler draw it.
+        taken: (B,) the rows that go on in the places of all; None if every row goes on in its own place.
+        noise: standard normal (B, *) for the step to add; None lets the sampler draw it.
         deviation: the standard deviation of what it adds, where that is known already.
         ends_graph: whether no more gradients are wanted through what came before.
         eta: the share of its own noise that the sampler was asked to add.

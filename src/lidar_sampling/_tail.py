@@ -34,7 +34,7 @@ _LEFT_OUT = (*TARGET_ONLY, "denoising_start", "latents", "callback", "callback_o
 
 
 class Tail:
-    """From clean latents (B, *) in the scheduler's space to what a pipeline returns for them.
+    """A function from clean latents (B, *) in the scheduler's space to what a pipeline returns for them.
 
     Pictures that the call is given are encoded the first time, and no more.
 

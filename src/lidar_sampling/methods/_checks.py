@@ -87,7 +87,7 @@ def check_own_noise(lidar: LiDAR, who: str, what: str) -> None:
     """Refuse, for the method ``who``, a noise setting that is not drawn anew at every step.
 
     Raises:
-        ValueError: it is one; ``what`` the method does, the message says.
+        ValueError: it is such a noise; the message says ``what`` the method does.
     """
     noise = lidar.settings.noise
     if noise is not None and read_noise(noise)[0] == GLASS:
@@ -98,7 +98,7 @@ def check_ddim(scheduler: Any, what: str) -> None:
     """Refuse any scheduler but DDIM.
 
     Raises:
-        ValueError: it is another; ``what`` the caller does, the message says.
+        ValueError: it is another; the message says ``what`` the caller does.
     """
     if type(scheduler).__name__ != "DDIMScheduler":
         raise ValueError(f"{what} with DDIMScheduler alone, got {type(scheduler).__name__}")

@@ -28,7 +28,7 @@ _ROUNDING = 0.01  # share of the largest latent by which half precision may move
 
 
 class Stretch(NamedTuple):
-    """What to draw.
+    """A stretch to draw.
 
     Attributes:
         item: the prompt, and the seed of the noise that is met on the way.
@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Where a stretch led.
+    """The end of a stretch.
 
     Attributes:
         latents: (*) of the state.

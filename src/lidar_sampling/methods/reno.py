@@ -113,7 +113,7 @@ class ReNO:
 
 
 class Iterate(NamedTuple):
-    """What one iterate came to.
+    """The samples of one iterate, with their rewards and gradients.
 
     Attributes:
         result: its samples.

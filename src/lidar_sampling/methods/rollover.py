@@ -120,7 +120,7 @@ class RBF:
 
 
 class _Parents(NamedTuple):
-    """Where the proposals of a level come from: the step before, as it was taken."""
+    """The origin of a level's proposals: the step before, as it was taken."""
 
     x_t: Tensor
     x0: Tensor

@@ -1,4 +1,4 @@
-"""What a few-step solver is."""
+"""The description of a few-step solver."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Solver:
         denoiser: weights of a few-step model with the target's architecture.
         pipeline: a few-step model of its own: a pipeline, or where one is published.
         bases: families it fits (:func:`base_of`); empty for every one.
-        note: what else a user should know.
+        note: anything else that a user should know.
 
     Example:
         >>> Solver("mine:4", steps=4, scheduler="LCMScheduler", guidance_scale=1.0).steps
