@@ -2,7 +2,7 @@
 
 Tensors, arrays and pictures count by their numbers, modules by their weights and settings, functions by their code.
 Addresses and paths never count, so a key is the same in another process and in another folder. What cannot be told
-this way raises :class:`OpaqueError`, and whoever wants a key goes without one.
+this way raises :class:`OpaqueError`, and its caller goes without a key.
 """
 
 from __future__ import annotations

@@ -181,8 +181,8 @@ class _Pasted:
     """The latents of a pipeline that paints within a mask, after it has pasted the picture around the mask.
 
     Attributes:
-        arguments: of the call, by which the pipeline tells; none where it pastes nothing, or tells somebody else.
-        latents: the last that it told.
+        arguments: of the call: a callback that receives them; empty if the pipeline does not paste, or has a callback.
+        latents: the last ones received.
     """
 
     def __init__(self, call: Mapping[str, Any], known: Collection[str]) -> None:
