@@ -181,7 +181,7 @@ class _Pasted:
     """The latents of a pipeline that paints within a mask, after it has pasted the picture around the mask.
 
     Attributes:
-        arguments: of the call: a callback that receives them; empty if the pipeline does not paste, or has a callback.
+        arguments: of the call, a callback that gets them; empty if nothing is pasted, or the call has a callback.
         latents: the last ones received.
     """
 
