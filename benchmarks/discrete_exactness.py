@@ -38,7 +38,7 @@ def errors(kernel: Uniform | Absorbing, seeds: int) -> dict[str, torch.Tensor]:
     rows: dict[str, list[list[float]]] = {"none": [], "token-independent": [], "single-site": []}
     for seed in range(seeds):
         world = Sequences(4, 3, kernel, seed=seed)
-        members, target = world.members(REWARD_SCALE), world.tilted(REWARD_SCALE)
+        members, target = world.members(REWARD_SCALE), world.tilt(REWARD_SCALE)
         forms = {
             "none": (lambda x, alpha: torch.zeros(()), world.probabilities),
             "token-independent": (lambda x, alpha, m=members: m.token_independent(alpha), target),

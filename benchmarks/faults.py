@@ -143,7 +143,7 @@ def end_of(process: int, within: float | None = None) -> int | None:
         time.sleep(0.002)
 
 
-def undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
+def run_undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
     """Run a command to its end twice; return what it leaves, and the seconds of the second time."""
     for name in ("first", "second"):
         begin = time.monotonic()
@@ -157,7 +157,7 @@ def undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
 def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
     """Kill a command at random moments and start it again, as the module says; return what came of it."""
     tally, moment = Tally(command.name), random.Random(f"{command.name} {seed}")
-    whole, seconds = undisturbed(command, folder)
+    whole, seconds = run_undisturbed(command, folder)
     number = 0
     while tally.kills < kills:
         out, before = folder / f"{command.name}-{number}", Kept()
@@ -174,7 +174,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
                 status = end_of(process)
             tally.kills += status == -signal.SIGKILL
             tally.ended[int(status or 0)] += 1
-            before = _compared(tally, command, out, before, count=status == -signal.SIGKILL)
+            before = _compare(tally, command, out, before, count=status == -signal.SIGKILL)
             if status == -signal.SIGKILL:
                 continue
             if status != 0:
@@ -191,7 +191,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
     return tally
 
 
-def _compared(tally: Tally, command: Command, out: Path, before: Kept, *, count: bool) -> Kept:
+def _compare(tally: Tally, command: Command, out: Path, before: Kept, *, count: bool) -> Kept:
     """Read what a process left and count what is lost, double or half; return it."""
     try:
         now = command.read(out) if out.exists() else Kept()
@@ -222,14 +222,14 @@ def same(one: Any, other: Any) -> bool:
 
 def _pictures(out: Path, prompts: Sequence[str]) -> Kept:
     """Read every prompt of ``generate``; whatever has the name of a prompt must be one."""
-    from lidar_sampling.runs._folder import place_of, read_finished
+    from lidar_sampling.runs._folder import place_of, read_record
 
     kept = Kept()
     for index, prompt in enumerate(prompts):
         name = place_of(index, len(prompts))
         if not (out / name).exists():
             continue
-        entry = read_finished(out, name, prompt, ["lidar"])
+        entry = read_record(out, name, prompt, ["lidar"])
         if entry is None:
             raise ValueError(f"{out / name} is not whole")
         json.loads((out / name / "metadata.jsonl").read_text())

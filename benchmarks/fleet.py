@@ -385,7 +385,7 @@ def _bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def measured(make: Callable[[], object]) -> int:
+def measure_memory(make: Callable[[], object]) -> int:
     """Bytes that Python holds for what ``make`` returns."""
     tracemalloc.start()
     try:
@@ -413,7 +413,7 @@ def memory_table(fleet: Fleet, count: int = 100_000, entries: int = 500) -> str:
     }
     text = "| the driver holds | per prompt | all |\n|---|---|---|\n"
     for name, (make, number) in makers.items():
-        size = measured(make) / number
+        size = measure_memory(make) / number
         text += f"| {name} | {_bytes(size)} | {_bytes(size * fleet.prompts)} |\n"
     return text
 

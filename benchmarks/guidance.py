@@ -67,7 +67,7 @@ def main() -> None:
         _, z, r = problem(n)
         members = Members(z, r, reward_scale=20.0, resident=True)
         ready = median_seconds(lambda x, z, r, m=members: m.shift(x, **LEVEL)[0], n)  # type: ignore[misc]
-        ours, theirs = (median_seconds(form, n) for form in (streamed, naive))
+        ours, theirs = (median_seconds(form, n) for form in (stream, naive))
         ours_mib, theirs_mib = (peak(name, n) for name in ("streamed", "naive"))
         print(
             f"| {n} | {1e3 * ready:.2f} | {ready / step:.1%} | {1e3 * ours:.2f} | {1e3 * theirs:.2f} | "
@@ -90,7 +90,7 @@ def problem(n: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def streamed(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
+def stream(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
     """The library's form."""
     return mean_shift(x, z, r, **LEVEL, reward_scale=20.0)[0]
 
@@ -177,7 +177,7 @@ def peak(form: str, n: int) -> float:
 
 def growth_of_peak(form: str, n: int) -> float:
     """The same, in this process; a call on a small bank first loads what a first call loads (Linux)."""
-    call = {"streamed": streamed, "naive": naive}[form]
+    call = {"streamed": stream, "naive": naive}[form]
     call(*problem(8))
     arguments = problem(n)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now

@@ -49,17 +49,17 @@ def main() -> None:
     if unknown := set(names[1:]) - set(levers(arguments.device)):
         parser.error(f"unknown lever {min(unknown)!r}; known are {', '.join(levers(arguments.device))}")
     makers = {NONE: lambda: plain(arguments.device), **levers(arguments.device)}
-    made = cache(lambda name: prepared(makers[name]))
+    made = cache(lambda name: prepare(makers[name]))
 
     @lru_cache(maxsize=1)
     def of_none(prompt: str) -> tuple[dict[str, Any], Any]:
-        return drawn(made(NONE)[0], prompt, None, made(NONE)[0])
+        return draw_once(made(NONE)[0], prompt, None, made(NONE)[0])
 
     def draw(unit: Mapping[str, Any]) -> dict[str, Any]:
         name, prompt = unit["lever"], unit["prompt"]
         line, reference = of_none(prompt)  # beside it, so that a slow minute of the machine falls on both
         if name != NONE:
-            line, _ = drawn(made(name)[0], prompt, reference, made(NONE)[0])
+            line, _ = draw_once(made(name)[0], prompt, reference, made(NONE)[0])
         return {"first": made(name)[1], **line}
 
     units = [{"lever": name, "prompt": line["prompt"], "tag": line["tag"]} for line in chosen for name in names]
@@ -81,7 +81,7 @@ def plain(device: str = "cpu", **options: Any) -> LiDAR:
 def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
     """Each lever by its name, alone, and what goes well together."""
 
-    def pulled(**levers: Any) -> LiDAR:
+    def pull(**levers: Any) -> LiDAR:
         lidar = plain(device)
         accelerate(lidar.pipe, **levers)
         return lidar
@@ -99,11 +99,11 @@ def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
         return lidar
 
     return {
-        "channels-last": lambda: pulled(channels_last=True),
-        "encode-once": lambda: pulled(encode_once=True),
-        "compile-blocks": lambda: pulled(compile="blocks"),
-        "compile": lambda: pulled(compile="whole"),
-        "compile+channels-last": lambda: pulled(compile="whole", channels_last=True),
+        "channels-last": lambda: pull(channels_last=True),
+        "encode-once": lambda: pull(encode_once=True),
+        "compile-blocks": lambda: pull(compile="blocks"),
+        "compile": lambda: pull(compile="whole"),
+        "compile+channels-last": lambda: pull(compile="whole", channels_last=True),
         "bfloat16": lambda: plain(device, dtype=torch.bfloat16),
         "half-reward": lambda: plain(device, reward_dtype=torch.bfloat16),
         "preview": lambda: plain(device, preview="tiny"),
@@ -116,7 +116,7 @@ def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
     }
 
 
-def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
+def prepare(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
     """A sampler that has been called once, with every batch size that is to come, and what that took."""
     lidar = make()
     start = time.perf_counter()
@@ -124,11 +124,11 @@ def prepared(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
     return lidar, time.perf_counter() - start
 
 
-def drawn(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
+def draw_once(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
     """One prompt: seconds, scores by ``judge``, and how near samples and bank are to those of ``reference``."""
     device = torch.device(lidar.pipe.device)
     start = now(device)
-    result = lidar.guided([prompt], 4, 0, None)
+    result = lidar.draw_guided([prompt], 4, 0, None)
     seconds = now(device) - start
     result, cost = judge.judge(result), result.cost
     line = {
@@ -192,11 +192,11 @@ def alone(device: str) -> str:
     texts = [metadata["prompt"] for metadata in glyph.spread(glyph.prompts(), 1)][:4]
     own, place = lidar.reward, torch.device(device)
 
-    def waiting(*, images: Tensor, prompts: list[str]) -> Tensor:
+    def wait(*, images: Tensor, prompts: list[str]) -> Tensor:
         time.sleep(WAIT)
         return own(images=images, prompts=prompts)
 
-    slow = {flag: plain(device, metrics=[], n=48, reward=waiting, overlap=flag) for flag in (False, True)}
+    slow = {flag: plain(device, metrics=[], n=48, reward=wait, overlap=flag) for flag in (False, True)}
     (bank,) = lidar.with_settings(n=48).look(texts[0])
     judged = {"images": pictures_of(lidar.pipe, bank), "prompts": [texts[0]] * 48, "batch_size": 16}
     compiled = rewards.load("glyph", device=device)

@@ -48,13 +48,13 @@ def main() -> None:
             "glyph", device=arguments.device, lookahead=f"dpm:{steps}", n=arguments.n, metrics=[]
         )
         start = time.perf_counter()
-        banks[steps] = [judged(bank, lidar, heldout) for bank in lidar.look(texts, seed=arguments.seed)]
+        banks[steps] = [judge(bank, lidar, heldout) for bank in lidar.look(texts, seed=arguments.seed)]
         print(f"dpm:{steps}: {time.perf_counter() - start:.0f} s", flush=True)
     tags = [metadata["tag"] for metadata in chosen]
     arguments.out.write_text(table(banks, tags, arguments.n))
 
 
-def judged(bank: LookaheadBank, lidar: LiDAR, heldout: rewards.Reward) -> LookaheadBank:
+def judge(bank: LookaheadBank, lidar: LiDAR, heldout: rewards.Reward) -> LookaheadBank:
     """The bank with the held-out reward beside the guiding one."""
     pictures = pictures_of(lidar.pipe, bank)
     scores = rewards.score(heldout, images=pictures, prompts=[bank.prompt] * len(bank))

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lidar_sampling import Cost, LiDAR, glyph, methods
 from lidar_sampling.evaluation.budget import within
-from lidar_sampling.evaluation.table import estimate
+from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
@@ -71,12 +71,12 @@ def main() -> None:
             steps=arguments.steps,
             batch_size=16,
         )
-        for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measured(lidar, unit)), 1):
+        for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measure(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
     (arguments.out / f"table-{arguments.steps}.md").write_text(table(lines, arguments.steps))
     draw_figure(lines, arguments.out / f"figure-{arguments.steps}.svg")
-    found, strata = gathered(lines)
+    found, strata = gather(lines)
     kept_of = {method: sorted(kept for kept, name in found if name == method) for _, method in found}
     draw_differences(
         {
@@ -121,29 +121,29 @@ class Pool(NamedTuple):
     features: Tensor
 
 
-def measured(lidar: LiDAR, unit: Mapping[str, Any]) -> dict[str, Any]:
+def measure(lidar: LiDAR, unit: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by M and method, the means over the kept pictures, and the evaluations per kept picture."""
     budgets = {kept: methods.load("lidar").cost(lidar, images=kept).network_evaluations for kept in unit["kept"]}
     if unit["method"] != "pools":
         ((kept, budget),) = budgets.items()
         pattern = unit["method"].format(kept=kept)
         name = within(lidar, pattern, budget, prompt=unit["prompt"], images=kept, unit="network_evaluations")
-        pool, cost = drawn(lidar, methods.load(name), unit, kept)
+        pool, cost = draw(lidar, methods.load(name), unit, kept)
         return {"results": {str(kept): {_label(unit["method"]): means(pool, [range(kept)], cost / kept)}}}
     most = max(budgets)
     whole, few = methods.load("vanilla"), methods.load(f"vanilla@{FEW}")
     each, each_few = (method.cost(lidar, images=1).network_evaluations for method in (whole, few))
-    guided, _ = drawn(lidar, methods.load("lidar"), unit, most)
-    plain, _ = drawn(lidar, whole, unit, budgets[most] // each)
-    quick, _ = drawn(lidar, few, unit, budgets[most] // each_few)
+    guided, _ = draw(lidar, methods.load("lidar"), unit, most)
+    plain, _ = draw(lidar, whole, unit, budgets[most] // each)
+    quick, _ = draw(lidar, few, unit, budgets[most] // each_few)
     found = {}
     for kept, budget in budgets.items():
         blocks = list(_blocks(most, kept))
         found[str(kept)] = {
             "lidar": means(guided, blocks, budget / kept),
             "vanilla": means(plain, blocks, each),
-            "best M of N": selected(plain, kept, budget // each, budget / kept),
-            f"best M of N@{FEW}": selected(quick, kept, budget // each_few, budget / kept),
+            "best M of N": select(plain, kept, budget // each, budget / kept),
+            f"best M of N@{FEW}": select(quick, kept, budget // each_few, budget / kept),
         }
     return {"results": found}
 
@@ -152,7 +152,7 @@ def _label(pattern: str) -> str:
     return pattern.replace("+best-of-N", "").replace("-N", "").replace("{kept}", "M")
 
 
-def drawn(lidar: LiDAR, method: Method, unit: Mapping[str, Any], images: int) -> tuple[Pool, int]:
+def draw(lidar: LiDAR, method: Method, unit: Mapping[str, Any], images: int) -> tuple[Pool, int]:
     """Draw so many samples and judge them; return them, and the network evaluations that they took."""
     result = lidar.judge(method.draw(lidar, [unit["prompt"]], images=images, seed=unit["seed"]))
     features = features_of([judge for judge in lidar.metrics if judge.name == "glyph-heldout"], result.images[0])
@@ -164,7 +164,7 @@ def _blocks(size: int, block: int) -> Iterator[range]:
     return (range(start, start + block) for start in range(0, size - block + 1, block))
 
 
-def selected(pool: Pool, kept: int, of: int, cost: float) -> dict[str, float]:
+def select(pool: Pool, kept: int, of: int, cost: float) -> dict[str, float]:
     """Return the means over the best ``kept`` of each ``of`` samples of a pool."""
     guide = pool.scores["glyph"]
     best = []
@@ -181,7 +181,7 @@ def means(pool: Pool, sets: list[Any], cost: float) -> dict[str, float]:
     return {**{name: round(float(v), 5) for name, v in {**values, "diversity": apart}.items()}, "evaluations": cost}
 
 
-def gathered(lines: list[dict[str, Any]]) -> tuple[dict[tuple[int, str], dict[tuple[str, int], Any]], dict[str, str]]:
+def gather(lines: list[dict[str, Any]]) -> tuple[dict[tuple[int, str], dict[tuple[str, int], Any]], dict[str, str]]:
     """Return the results by (M, method) and (prompt, seed), and the stratum of each prompt."""
     found: dict[tuple[int, str], dict[tuple[str, int], Any]] = {}
     for line in lines:
@@ -205,7 +205,7 @@ def gains(
 
 def table(lines: list[dict[str, Any]], steps: int) -> str:
     """Return gains over vanilla and over LiDAR by M, as Markdown."""
-    found, strata = gathered(lines)
+    found, strata = gather(lines)
     text = (
         f"# Many pictures of a prompt, {steps} steps\n\n{len(strata)} prompts. Gains over vanilla in as many steps, "
         "paired, with 95 % bootstrap intervals over prompts; in the last column the\nheld-out reward less LiDAR's."
@@ -235,7 +235,7 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "many"
     from matplotlib import pyplot
 
-    found, strata = gathered(lines)
+    found, strata = gather(lines)
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for method in dict.fromkeys(method for _, method in found if method != "vanilla"):
         points = []

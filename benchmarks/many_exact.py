@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lidar_sampling import LookaheadBank, guide
 from lidar_sampling._guidance import auto_strength
-from lidar_sampling.evaluation.table import Interval, estimate
+from lidar_sampling.evaluation.rows import Interval, estimate
 
 from ._differences import draw_differences
 
@@ -71,7 +71,7 @@ def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
     return mode // DETAILS, (distance / (SPREAD * DIMENSIONS**0.5) - 1.2).clamp_min(0)
 
 
-def guided(rewards: Tensor, count: int, seed: int) -> Tensor:
+def draw_guided(rewards: Tensor, count: int, seed: int) -> Tensor:
     """Samples of LiDAR."""
     solver = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
     members = draw(solver, LOOKAHEAD, N, seed + 1)
@@ -90,7 +90,7 @@ class Pool:
         self.reward = rewards[self.content]
         self.judge = self.reward - blur
 
-    def kept(self, best: int, of: int) -> tuple[float, float]:
+    def judge_best(self, best: int, of: int) -> tuple[float, float]:
         """Return the judge's mean and the diversity of the best of each so many, a mean over those blocks."""
         found = []
         for start in range(0, len(self.judge) - of + 1, of):
@@ -102,19 +102,19 @@ class Pool:
         return float(judge), float(diversity)
 
 
-def judged(prompt: int) -> dict[tuple[str, int], tuple[float, float, float]]:
+def judge(prompt: int) -> dict[tuple[str, int], tuple[float, float, float]]:
     """Return the judge's mean, the diversity and the evaluations per picture, by method and M."""
     rewards = torch.randn(CONTENTS, generator=torch.Generator().manual_seed(1000 + prompt))
     most, bank, seed = max(KEPT), N * LOOKAHEAD, 10_000 + 100 * prompt
     budgets = {kept: kept * STEPS + bank for kept in KEPT}
-    lidar = Pool(guided(rewards, most, seed), rewards)
+    lidar = Pool(draw_guided(rewards, most, seed), rewards)
     pools = {steps: Pool(plain(steps, budgets[most] // steps, seed + steps), rewards) for steps in SELECTED_FROM}
     found = {}
     for kept, budget in budgets.items():
-        found["LiDAR", kept] = (*lidar.kept(kept, kept), budget / kept)
-        found["vanilla", kept] = (*pools[STEPS].kept(kept, kept), float(STEPS))
+        found["LiDAR", kept] = (*lidar.judge_best(kept, kept), budget / kept)
+        found["vanilla", kept] = (*pools[STEPS].judge_best(kept, kept), float(STEPS))
         for steps, pool in pools.items():
-            found[f"best M of N@{steps}", kept] = (*pool.kept(kept, budget // steps), budget / kept)
+            found[f"best M of N@{steps}", kept] = (*pool.judge_best(kept, budget // steps), budget / kept)
     return found
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of exact.md and exact.svg")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    found = [judged(prompt) for prompt in range(arguments.prompts)]
+    found = [judge(prompt) for prompt in range(arguments.prompts)]
     (arguments.out / "exact.md").write_text(table(found))
     lines = {
         f"best M of N, {steps} steps": [(kept, *less_lidar(found, f"best M of N@{steps}", kept)[:3]) for kept in KEPT]

@@ -43,7 +43,7 @@ class Pool(NamedTuple):
         for start in range(0, len(self.rewards) - of + 1, of):
             order = self.rewards[start : start + of].argsort(descending=True, stable=True)[:best] + start
             rewards = self.rewards[order].tolist()
-            summary = molecules.summarize([self.strings[i] for i in order.tolist()], rewards, molecules.known())
+            summary = molecules.summarize([self.strings[i] for i in order.tolist()], rewards, molecules.load_known())
             found.append((sum(max(r, 0.0) for r in rewards) / best, summary.valid / best, summary.novel / best))
         rings, valid, new = np.mean(found, axis=0)
         return float(rings), float(valid), float(new)

@@ -22,7 +22,7 @@ import torch
 
 from lidar_sampling import Cost, LookaheadBank
 from lidar_sampling._space import magnitudes
-from lidar_sampling.discrete import FKSteering, TokenLiDAR, TokenResult, molecules
+from lidar_sampling.discrete import TokenFKSteering, TokenLiDAR, TokenResult, molecules
 from lidar_sampling.runs._lines import fill
 from lidar_sampling.runs._lines import read_objects as read
 
@@ -75,7 +75,7 @@ def main() -> None:
             known = methods(lidar, tokens, arguments, seed)
             units = [{"reward_name": name, "method": method, "seed": seed} for method in known]
             start = time.perf_counter()
-            for line in fill(path, units, lambda unit: judged(lidar, known[unit["method"]]())):  # noqa: B023
+            for line in fill(path, units, lambda unit: judge(lidar, known[unit["method"]]())):  # noqa: B023
                 print(f"{name} {line['method']} seed {seed}: {time.perf_counter() - start:.0f} s so far", flush=True)
     lines = read(path)
     (arguments.out / "table.md").write_text(table(lines, arguments))
@@ -94,7 +94,7 @@ def methods(
         chosen = tokens[0][:n]
         return LookaheadBank(chosen, {"r": lidar.score(chosen)}, "molecules")
 
-    def guided(form: str, n: int) -> TokenResult:
+    def draw_guided(form: str, n: int) -> TokenResult:
         members = bank(n)
         result = lidar.with_settings(form=form, n=n)(count, seed=seed, bank=members)
         result.cost["lookahead"] = Cost(network_evaluations=n * LOOKAHEAD, reward_calls=n)
@@ -108,7 +108,7 @@ def methods(
         return TokenResult(many.tokens[rows], rewards.amax(1), cost, many.settings, seed)
 
     def fk(k: int) -> TokenResult:
-        stepper = FKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
+        stepper = TokenFKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
         result = lidar.sample(count, seed=seed, stepper=stepper)
         result.cost["steering"] = Cost(reward_calls=stepper.evaluations)
         return result
@@ -116,7 +116,7 @@ def methods(
     found: dict[str, Callable[[], TokenResult]] = {"plain": lambda: lidar.vanilla(count, seed=seed)}
     for n in map(int, arguments.ns.split(",")):
         for form in FORMS:
-            found[f"{form}, n = {n}"] = lambda form=form, n=n: guided(form, n)  # type: ignore[misc]
+            found[f"{form}, n = {n}"] = lambda form=form, n=n: draw_guided(form, n)  # type: ignore[misc]
     found["best of 2"] = lambda: best_of(2, STEPS)
     found[f"best of 5, {LOOKAHEAD} steps"] = lambda: best_of(5, LOOKAHEAD)
     for k in (4, 16):
@@ -124,11 +124,11 @@ def methods(
     return found
 
 
-def judged(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
+def judge(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
     """What samples are worth and what they cost; a mean of nothing is None."""
     reward: Any = lidar.reward
     strings = molecules.decode(reward.tokenizer, result.tokens)
-    summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.known()))
+    summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.load_known()))
     drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # which only measures
     return {
         **{name: None if value != value else value for name, value in summary.items()},

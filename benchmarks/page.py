@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    with serving() as address, sync_playwright() as started:
+    with serve() as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.set_default_timeout(PATIENCE)
@@ -52,7 +52,7 @@ def main() -> None:
             box = page.get_by_role("spinbutton", name="number input for Scale of the shift")
             box.fill(str(scale))
             box.press("Tab")
-            first, guided, end = (f"{seconds:.1f} s" for seconds in drawn(page))
+            first, guided, end = (f"{seconds:.1f} s" for seconds in draw(page))
             print(f"click {number}: first picture {first}, guided pictures {guided}, all {end}", flush=True)
         for width, scheme in WIDTHS.items():
             page.set_viewport_size({"width": width, "height": 900})
@@ -66,7 +66,7 @@ def main() -> None:
         browser.close()
 
 
-def drawn(page: Any) -> tuple[float, float, float]:
+def draw(page: Any) -> tuple[float, float, float]:
     """Click, and return the seconds to the first picture of the order, to its guided ones, and to the end."""
     start = time.monotonic()
     page.click("#draw")
@@ -85,7 +85,7 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def serving(*options: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[str]:
+def serve(*options: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[str]:
     """Run ``lidar app`` on a free port, by default on glyph, and give its address; end it with the block.
 
     Raises:

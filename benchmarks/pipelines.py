@@ -87,7 +87,7 @@ def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:
     sys.path.insert(0, str(checkout.resolve()))
     name = ".".join(Path(file).resolve().relative_to(checkout.resolve()).with_suffix("").parts)
     with without_hub():
-        module = imported(name)
+        module = import_tests(name)
         seen = set()
         for case in vars(module).values():
             if not (inspect.isclass(case) and case.__module__ == name and hasattr(case, "get_dummy_inputs")):
@@ -99,7 +99,7 @@ def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:
             yield [cls.__name__, *verdict(cls, case)]
 
 
-def imported(name: str) -> Any:
+def import_tests(name: str) -> Any:
     """Import a test module; packages that its tests use and we have not, such as ``parameterized``, are mocks."""
     while True:
         try:
@@ -119,12 +119,12 @@ _OF_DUMMIES = {  # what an error says that comes of the dummies and not of us
 
 def verdict(cls: Any, case: Any) -> tuple[str, str]:
     """Make a pipeline of the components of a test case, and check what it draws."""
-    found, why = drawn(cls, case)
+    found, why = try_pipeline(cls, case)
     missing = next((reason for text, reason in _OF_DUMMIES.items() if text in why), None)
     return ("not run", missing) if missing else (found, why)
 
 
-def drawn(cls: Any, case: Any) -> tuple[str, str]:
+def try_pipeline(cls: Any, case: Any) -> tuple[str, str]:
     """Return what became of a pipeline of the components of a test case."""
     import torch
 
@@ -139,7 +139,7 @@ def drawn(cls: Any, case: Any) -> tuple[str, str]:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, clip_sample=False)
         inputs = test.get_dummy_inputs(*(["cpu"] if inspect.signature(test.get_dummy_inputs).parameters else []))
     except Exception as error:
-        return "not run", said(error)
+        return "not run", spell_error(error)
     if "prompt" not in inputs:
         return "not run", "its test gives no prompt"
     call = {k: v for k, v in inputs.items() if k not in TAKEN and not k.startswith("callback")}
@@ -147,9 +147,9 @@ def drawn(cls: Any, case: Any) -> tuple[str, str]:
         return check(pipe, {k: v for k, v in call.items() if not k.startswith("num_") or k in _SIZES})
     except (ValueError, TypeError) as error:
         ours = "lidar_sampling" in traceback.extract_tb(error.__traceback__)[-1].filename
-        return ("refused" if ours else "failed"), said(error)
+        return ("refused" if ours else "failed"), spell_error(error)
     except Exception as error:
-        return "failed", said(error)
+        return "failed", spell_error(error)
 
 
 def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
@@ -189,7 +189,7 @@ def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
     return ("wrong", "; ".join(faults)) if faults else ("works", "")
 
 
-def said(error: BaseException) -> str:
+def spell_error(error: BaseException) -> str:
     """Return what an error says, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 

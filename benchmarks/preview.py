@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.peers.clock import median_seconds
 from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, glyph, rewards
-from lidar_sampling._decode import decoding_with
+from lidar_sampling._decode import decode_with
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
 LOOKAHEAD, JUDGES, KEPT, BATCHES = "dpm:5", ("glyph", "glyph-heldout"), (1, 3, 5, 10), (8, 13, 25)
@@ -66,7 +66,7 @@ def main() -> None:
     for number, bank in enumerate(lidar.look(texts, seed=arguments.seed), 1):
         scores = {}
         for decoder in (None, tiny):
-            with decoding_with(lidar.pipe, decoder):
+            with decode_with(lidar.pipe, decoder):
                 drawn = pictures_of(lidar.pipe, bank)
             scores[decoder] = [
                 rewards.score(judge, images=drawn, prompts=[bank.prompt] * len(bank)) for judge in judges

@@ -54,7 +54,7 @@ def job_of(model: Path, prompts: int) -> Job:
     )
 
 
-def instrumented(sleep: float, log: str) -> Callable[[], None]:
+def instrument(sleep: float, log: str) -> Callable[[], None]:
     """Return what makes the denoiser of a process sleep, and note each prompt that it keeps in a file."""
 
     def set_up() -> None:
@@ -72,18 +72,18 @@ def instrumented(sleep: float, log: str) -> Callable[[], None]:
             time.sleep(sleep)
             return forward(*args, **kwargs)
 
-        def noted(folder: Any, index: int, *args: Any) -> Any:
+        def note(folder: Any, index: int, *args: Any) -> Any:
             entry = put(folder, index, *args)
             with open(log, "a") as file:
                 file.write(json.dumps([os.getpid(), index, time.time()]) + "\n")
             return entry
 
-        UNet2DConditionModel.forward, Folder.put = slow, noted  # type: ignore[method-assign]
+        UNet2DConditionModel.forward, Folder.put = slow, note  # type: ignore[method-assign]
 
     return set_up
 
 
-def started(workers: int, sleep: float, log: Path) -> Any:
+def start_ray(workers: int, sleep: float, log: Path) -> Any:
     """Start Ray with room for so many workers, whatever this machine has; return it."""
     import ray
 
@@ -95,20 +95,20 @@ def started(workers: int, sleep: float, log: Path) -> Any:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": instrumented(sleep, str(log))},
+        runtime_env={"worker_process_setup_hook": instrument(sleep, str(log))},
     )
     return ray
 
 
-def noted(log: Path) -> list[tuple[int, int, float]]:
+def read_notes(log: Path) -> list[tuple[int, int, float]]:
     """Return (process, prompt, time) of all prompts that were kept."""
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def throughput(kept: Sequence[tuple[int, int, float]]) -> float:
+def measure_throughput(kept: Sequence[tuple[int, int, float]]) -> float:
     """Return prompts per second, as the module says.
 
-    >>> round(throughput([(1, 0, 10.0), (1, 2, 14.0), (1, 4, 18.0), (2, 1, 11.0), (2, 3, 15.0)]), 3)
+    >>> round(measure_throughput([(1, 0, 10.0), (1, 2, 14.0), (1, 4, 18.0), (2, 1, 11.0), (2, 3, 15.0)]), 3)
     0.5
     """
     times: dict[int, list[float]] = defaultdict(list)
@@ -142,13 +142,13 @@ def scale(model: Path, counts: Sequence[int], each: int, sleep: float, place: Pa
     for count in counts:
         out, log = place / f"scale-{count}", place / f"scale-{count}.log"
         began = time.time()
-        ray = started(count, sleep, log)
+        ray = start_ray(count, sleep, log)
         try:
             run(job_of(model, each * count), out, workers=count)
         finally:
             ray.shutdown()
-        kept = noted(log)
-        rate = throughput(kept)
+        kept = read_notes(log)
+        rate = measure_throughput(kept)
         one = one or rate / count
         first = min(moment for _, _, moment in kept) - began
         print(f"| {count} | {len(kept)} | {first:.0f} | {rate:.3f} | {rate / one / count:.2f} |", flush=True)
@@ -159,14 +159,14 @@ def survive(model: Path, kills: int, prompts: int, sleep: float, workers: int, p
     from lidar_sampling.runs.ray import run
 
     out, log, chance = place / "kills", place / "kills.log", random.Random(seed)
-    ray = started(workers, sleep, log)
+    ray = start_ray(workers, sleep, log)
     over, killed, stages = threading.Event(), 0, Counter[str]()
 
     def kill() -> None:
         nonlocal killed
         while killed < kills and not over.is_set():
-            wanted = len(noted(log)) + chance.randint(2, 14)
-            while len(noted(log)) < wanted and not over.wait(0.1):
+            wanted = len(read_notes(log)) + chance.randint(2, 14)
+            while len(read_notes(log)) < wanted and not over.wait(0.1):
                 pass
             over.wait(chance.uniform(0, 2))
             if found := processes(os.getpid()):
@@ -185,7 +185,7 @@ def survive(model: Path, kills: int, prompts: int, sleep: float, workers: int, p
         over.set()
         killer.join()
         ray.shutdown()
-    times = Counter(index for _, index, _ in noted(log))
+    times = Counter(index for _, index, _ in read_notes(log))
     there = len(list(out.glob("*/result.json")))
     print(
         f"killed {killed} of {workers} workers within {time.time() - began:.0f} s ({dict(stages)}): "

@@ -43,20 +43,20 @@ def main() -> None:
     lidar.with_settings(n=16)("a photo of a cat")  # what a first call loads
     units = [{"what": what, "value": value} for what, values in SWEEPS.items() for value in values]
     units = [unit for unit in units if unit["what"] != "n" or unit["value"] <= arguments.most]
-    for line in fill(path, units, lambda unit: measured(lidar, {**FIXED, unit["what"]: unit["value"]})):
+    for line in fill(path, units, lambda unit: measure(lidar, {**FIXED, unit["what"]: unit["value"]})):
         print(line, flush=True)
     lines = read_objects(path)
     (arguments.out / "table.md").write_text(table(lines))
     draw_figure(lines, arguments.out / "figure.svg")
 
 
-def measured(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
+def measure(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
     """Seconds, evaluations and peak of one run."""
     texts = [metadata["prompt"] for metadata in glyph.prompts()[: how["prompts"]]]
     sampler = lidar.with_settings(n=how["n"], lookahead=f"dpm:{how['lookahead steps']}")
     device = torch.device(lidar.pipe.device)
     start = now(device)
-    result = sampler.guided(texts, how["images"], 0, None)
+    result = sampler.draw_guided(texts, how["images"], 0, None)
     seconds = now(device) - start
     cost = sum(result.cost.values(), Cost())
     return {

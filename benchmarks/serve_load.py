@@ -94,7 +94,7 @@ def resident(process: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def spread(values: list[float]) -> list[float]:
+def percentiles(values: list[float]) -> list[float]:
     """Return the median and 95 of 100, in seconds."""
     return [round(median(values), 3), round(quantiles(values, n=20)[-1], 3)] if len(values) > 1 else []
 
@@ -107,8 +107,8 @@ def summary(load: Load, clients: int, greedy: int, memory: list[float]) -> dict[
         "answered": dict(load.statuses),
         "errors": sum(count for status, count in load.statuses.items() if status not in ("200", "429")),
         "pictures per second": round(sum(load.pictures.values()) / load.seconds, 2),
-        "seconds": spread(load.took["200"]),
-        "refused": spread(load.took["429"]),
+        "seconds": percentiles(load.took["200"]),
+        "refused": percentiles(load.took["429"]),
         "each": [
             min(each),
             median(each),

@@ -55,7 +55,7 @@ def main() -> None:
                 result = samplers["glyph"].sample([unit["prompt"]], **how)
             else:
                 sampler = samplers[unit["guide"]].with_settings(reward_scale=unit["strength"])
-                result = sampler.guided([unit["prompt"]], **how, banks=None)
+                result = sampler.draw_guided([unit["prompt"]], **how, banks=None)
             scores = {
                 name: rewards.score(judge, images=result.images[0], prompts=[unit["prompt"]] * arguments.images)
                 for name, judge in judges.items()

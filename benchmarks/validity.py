@@ -33,30 +33,30 @@ def main() -> None:
 
     rows = [row("plain", None, lidar.vanilla(arguments.samples, seed=arguments.seed), 0.0)]
 
-    def guided(name: str, bank: LookaheadBank, sampler: TokenLiDAR = lidar) -> None:
+    def show_guided(name: str, bank: LookaheadBank, sampler: TokenLiDAR = lidar) -> None:
         result = sampler(arguments.samples, seed=arguments.seed, bank=bank)
         rows.append(row(name, bank, result, sampler.settings.reward_scale))
         print(rows[-1], flush=True)
 
     for steps, bank in banks.items():
-        guided(f"bank of {steps} steps", bank)
+        show_guided(f"bank of {steps} steps", bank)
     valid = banks[8].reward() >= 0
-    guided("bank of 8 steps, valid alone", banks[8].subset(valid.nonzero().flatten()))
+    show_guided("bank of 8 steps, valid alone", banks[8].subset(valid.nonzero().flatten()))
     for floor in (0.1, 0.4):
-        guided(f"floor {floor}", banks[8], lidar.with_settings(floor=floor))
+        show_guided(f"floor {floor}", banks[8], lidar.with_settings(floor=floor))
     low = molecules.reward("ring-count", invalid=-6.0)
     harsh = banks[8].with_rewards({reward.name: low(banks[8].samples)})
-    guided("invalid -6", harsh)
+    show_guided("invalid -6", harsh)
     for reward_scale in (1.0, 0.75, 0.5):
-        guided(f"reward_scale {reward_scale}", banks[8], lidar.with_settings(reward_scale=reward_scale))
-    guided("scale 0.5", banks[8], lidar.with_settings(scale=0.5))
+        show_guided(f"reward_scale {reward_scale}", banks[8], lidar.with_settings(reward_scale=reward_scale))
+    show_guided("scale 0.5", banks[8], lidar.with_settings(scale=0.5))
     arguments.out.write_text(table(rows, arguments.samples))
 
 
 def row(name: str, bank: LookaheadBank | None, result: TokenResult, reward_scale: float) -> list[str]:
     """What came of one run."""
     strings = molecules.decode(molecules.smiles_tokenizer(), result.tokens)
-    summary = molecules.summarize(strings, result.rewards.tolist(), molecules.known())
+    summary = molecules.summarize(strings, result.rewards.tolist(), molecules.load_known())
     cells = ["", ""]
     if bank is not None:
         weights = (reward_scale * bank.reward()).softmax(0)

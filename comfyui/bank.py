@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lidar_sampling import BankError, LookaheadBank
-from lidar_sampling._batches import shrinking
+from lidar_sampling._batches import run_batches
 from lidar_sampling._space import Space
 
 # Pipelines of diffusers whose latents have ComfyUI's layout: those of the others are packed.
@@ -101,7 +101,7 @@ def draw_bank(
             seed=seed + rows[0],
         )
 
-    samples = torch.cat([*shrinking(range(n), batch, some)])
+    samples = torch.cat([*run_batches(range(n), batch, some)])
     how = {"seed": seed, "steps": steps, "cfg": cfg, "sampler": sampler_name, "scheduler": scheduler, "n": n}
     return LookaheadBank(samples.cpu(), {}, prompt, space_of(model, samples.shape[1:]), {"ComfyUI": how})
 

@@ -65,7 +65,7 @@ def judge(name: str, pictures: Tensor, prompt: str) -> Tensor:
     )
 
 
-def decoded(vae: Any, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """Return the pictures (B, H, W, C) of latents (B, *), or their videos (B, F, H, W, C)."""
     pictures = [vae.decode(latents[k : k + 1]) for k in range(len(latents))]
     return torch.cat([each.unsqueeze(0) if latents.dim() == 5 and each.dim() == 4 else each for each in pictures])
@@ -76,7 +76,7 @@ def flat(pictures: Tensor) -> Tensor:
     return pictures.flatten(0, 1) if pictures.dim() == 5 else pictures
 
 
-def captioned(pictures: Tensor, captions: list[str]) -> Tensor:
+def caption(pictures: Tensor, captions: list[str]) -> Tensor:
     """Return the pictures as tiles (B, H, W, 3), each with a line of text beneath; of a video its middle frame."""
     if pictures.dim() == 5:
         pictures = pictures[:, pictures.shape[1] // 2]

@@ -20,7 +20,7 @@ from lidar_sampling._values import cut
 
 from .bank import draw_bank, load_bank
 from .guide import Guide
-from .judge import captioned, check_reward, decoded, flat, judge
+from .judge import caption, check_reward, decode, flat, judge
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class LiDARScore(io.ComfyNode):
     @classmethod
     def execute(cls, bank: list, vae: list, reward: list[str], rewards: list | None = None) -> io.NodeOutput:
         """Decode and score."""
-        scored, pictures = bank[0], decoded(vae[0], bank[0].samples)
+        scored, pictures = bank[0], decode(vae[0], bank[0].samples)
         if rewards is None:
             name, values = reward[0], judge(reward[0], pictures, scored.prompt)
         else:
@@ -146,7 +146,7 @@ class LiDARScore(io.ComfyNode):
         scored = replace(scored, rewards={name: values})
         order = values.argsort(descending=True, stable=True)
         best, ordered = pictures[order], values[order].tolist()
-        shown = captioned(best, [f"{value:.4g}" for value in ordered])
+        shown = caption(best, [f"{value:.4g}" for value in ordered])
         return io.NodeOutput(scored, flat(best), ordered, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -244,9 +244,9 @@ class LiDARSaveBank(io.ComfyNode):
     @classmethod
     def execute(cls, bank: LookaheadBank, name: str) -> io.NodeOutput:
         """Write."""
-        folder, stem, counter, *_ = folder_paths.get_save_image_path(name, str(_saved()))
+        folder, stem, counter, *_ = folder_paths.get_save_image_path(name, str(_save()))
         path = bank.save(Path(folder) / f"{stem}_{counter:05}_.safetensors")
-        return io.NodeOutput(ui=ui.PreviewText(path.relative_to(_saved()).as_posix()))
+        return io.NodeOutput(ui=ui.PreviewText(path.relative_to(_save()).as_posix()))
 
 
 class LiDARLoadBank(io.ComfyNode):
@@ -266,7 +266,7 @@ class LiDARLoadBank(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=sorted(p.relative_to(_saved()).as_posix() for p in _saved().rglob("*.safetensors")),
+                    options=sorted(p.relative_to(_save()).as_posix() for p in _save().rglob("*.safetensors")),
                 )
             ],
             outputs=[Bank.Output(display_name="bank")],
@@ -275,13 +275,13 @@ class LiDARLoadBank(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str) -> Any:
         """Return what changes with the file."""
-        found = (_saved() / name).stat()
+        found = (_save() / name).stat()
         return found.st_mtime_ns, found.st_size
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         """Read."""
-        return io.NodeOutput(load_bank(_saved() / name))
+        return io.NodeOutput(load_bank(_save() / name))
 
 
 class LiDARBestOfBank(io.ComfyNode):
@@ -357,7 +357,7 @@ async def comfy_entrypoint() -> LiDARExtension:
     return LiDARExtension()
 
 
-def _saved() -> Path:
+def _save() -> Path:
     folder = Path(folder_paths.get_output_directory()) / _SAVED
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -27,7 +27,7 @@ def text(tokens: torch.Tensor) -> list[str]:
     return ["".join(LETTERS[i] for i in row) for row in tokens.tolist()]
 
 
-def ordered(tokens: torch.Tensor) -> torch.Tensor:
+def is_ordered(tokens: torch.Tensor) -> torch.Tensor:
     """1 for a word whose vowels never fall back in the alphabet, 0 for another, -1 for what is no word."""
     rewards = []
     for word in text(tokens):
@@ -37,7 +37,7 @@ def ordered(tokens: torch.Tensor) -> torch.Tensor:
     return torch.tensor(rewards)
 
 
-def trained(steps: int) -> Denoiser:
+def train(steps: int) -> Denoiser:
     """A denoiser of such words, by cross entropy on what is masked."""
     torch.manual_seed(0)
     config = DenoiserConfig(
@@ -58,7 +58,7 @@ def trained(steps: int) -> Denoiser:
         x0 = torch.stack(syllables, 2).flatten(1)
         x0 = torch.where(torch.rand(128, 1) < 0.5, x0, x0.roll(1, dims=1))
         alpha = torch.tensor([log_linear(t) for t in torch.rand(len(x0)).tolist()])
-        x_t = kernel.noised(x0, alpha)
+        x_t = kernel.add_noise(x0, alpha)
         hidden = x_t == kernel.mask_id
         loss = F.cross_entropy(model(x_t, -alpha.log()).logits[hidden], x0[hidden])
         optimizer.zero_grad()
@@ -69,8 +69,10 @@ def trained(steps: int) -> Denoiser:
 
 if __name__ == "__main__":
     tiny = "--tiny" in sys.argv
-    model = trained(20 if tiny else 500)
-    lidar = TokenLiDAR(model, reward=ordered, n=64 if tiny else 1024, steps=32, lookahead_steps=16, reward_scale=3.0)
+    model = train(20 if tiny else 500)
+    lidar = TokenLiDAR(
+        model, reward=is_ordered, n=64 if tiny else 1024, steps=32, lookahead_steps=16, reward_scale=3.0
+    )
     plain, guided = lidar.vanilla(256), lidar(256)
     for name, result in (("plain", plain), ("guided", guided)):
         shares = [(result.rewards == value).float().mean().item() for value in (1, 0, -1)]

@@ -177,7 +177,7 @@ class TestPreview:
         full = make(pipe).look(["a cat", "a dog"])
         cheap = make(pipe, preview=tiny_preview()).look(["a cat", "a dog"])
         lidar = make(pipe, preview=tiny_preview(), rescore=2)
-        mixed, cost = lidar.looked(["a cat", "a dog"], 0)
+        mixed, cost = lidar.draw_banks(["a cat", "a dog"], 0)
         assert (cost.decodes, cost.reward_calls) == (16, 16)
         for a, b, c in zip(full, cheap, mixed, strict=True):
             best = b.reward().topk(2).indices
@@ -288,11 +288,11 @@ class TestLargestBatch:
         monkeypatch.setattr("lidar_sampling._accelerate._free", lambda device: 1000)
         peaks = iter([300, 500])  # 100 bytes and 100 a sample
 
-        def looked(self, prompts, seed, progress=None):
+        def draw_banks(self, prompts, seed, progress=None):
             cost = type("Cost", (), {"peak_memory": next(peaks)})
             return [], cost
 
-        monkeypatch.setattr(LiDAR, "looked", looked)
+        monkeypatch.setattr(LiDAR, "draw_banks", draw_banks)
         assert largest_batch(lidar, "a cat", share=0.8) == 8
 
     def test_measures_something(self):

@@ -16,7 +16,7 @@ from test_guidance import naive
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_sampling import BankError, GuidanceError, LookaheadBank, Space, Trace, guide, record, testing
-from lidar_sampling._hooks import Hook, attached, steps_of
+from lidar_sampling._hooks import Hook, attach, steps_of
 
 PIPELINES = [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl]
 SCHEDULERS = [
@@ -241,16 +241,16 @@ class TestHowManySteps:
     )
     def test_hooks_learn_at_the_first_step_how_many_the_call_takes(self, make, call, steps):
         pipe, hook = make(), Counting()
-        with attached(pipe, hook):
+        with attach(pipe, hook):
             pipe(prompt="a cat", **call)
         assert hook.told == [steps] == [hook.seen]
         assert hook.finished == 1
 
     def test_of_every_call_in_the_block_and_with_hooks_around(self):
         pipe, outer, inner = with_scheduler(testing.tiny_stable_diffusion, "DDIMScheduler"), Counting(), Counting()
-        with attached(pipe, outer):
+        with attach(pipe, outer):
             pipe("a cat", num_inference_steps=2)
-            with attached(pipe.scheduler, inner):
+            with attach(pipe.scheduler, inner):
                 pipe("a cat", num_inference_steps=3)
             pipe("a cat", num_inference_steps=4)
         assert outer.told == [2, 3, 4]
@@ -260,7 +260,7 @@ class TestHowManySteps:
         scheduler, x = diffusers.DDIMScheduler(clip_sample=False), torch.zeros(1, 16)
         scheduler.set_timesteps(10)
         hook = Counting()
-        with attached(scheduler, hook):
+        with attach(scheduler, hook):
             for t in scheduler.timesteps[4:]:
                 scheduler.step(x, t, x)
         assert hook.told == [6]
@@ -273,7 +273,7 @@ class TestHowManySteps:
 
     def test_nothing_is_finished_after_an_error(self):
         pipe, hook = testing.tiny_stable_diffusion(), Counting()
-        with pytest.raises(KeyboardInterrupt), attached(pipe, hook):
+        with pytest.raises(KeyboardInterrupt), attach(pipe, hook):
             raise KeyboardInterrupt
         assert hook.finished == 0
         assert type(pipe.scheduler) is diffusers.PNDMScheduler

@@ -134,7 +134,7 @@ class TestAValuePerPrompt:
         def look(*negative):
             lidar = sampler(negative_prompt=list(negative))
             lidar.store = LiDAR(testing.tiny_stable_diffusion(), **TINY, store=tmp_path).store
-            return lidar.looked(["a cat", "a dog"], 0)[1].network_evaluations
+            return lidar.draw_banks(["a cat", "a dog"], 0)[1].network_evaluations
 
         whole = look("ugly", "blurry")
         assert look("ugly", "blurry") == 0

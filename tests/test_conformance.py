@@ -14,7 +14,7 @@ from benchmarks.pipelines import check
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, testing
 from lidar_sampling._call import for_batch
 from lidar_sampling._draw import Item, draw
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._media import to_pil
 from lidar_sampling.cli import main
 
@@ -86,7 +86,7 @@ class Spy(Hook):
 @contextmanager
 def spied(pipe):
     spy = Spy()
-    with attached(pipe.scheduler, spy):
+    with attach(pipe.scheduler, spy):
         yield spy
 
 

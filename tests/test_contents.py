@@ -131,7 +131,7 @@ def test_every_module_of_a_pipeline_counts(name):
 def evaluations(pipe, store, **options):
     options = {"n": 2, "steps": 3, "lookahead": "dpm:2", **options}
     lidar = LiDAR(pipe, reward="brightness", store=store, **options)
-    return lidar.looked(["a cat"], 0)[1].network_evaluations
+    return lidar.draw_banks(["a cat"], 0)[1].network_evaluations
 
 
 def last_bias(encoder):
@@ -168,8 +168,8 @@ class TestAStoreOfBanks:
         pipe.save_pretrained(tmp_path / "a")
         pipe.save_pretrained(tmp_path / "b")
         load = functools.partial(LiDAR.from_pretrained, reward="brightness", n=2, lookahead="dpm:2", store=tmp_path)
-        assert load(tmp_path / "a").looked(["a cat"], 0)[1].network_evaluations > 0
-        assert load(tmp_path / "b").looked(["a cat"], 0)[1].network_evaluations == 0
+        assert load(tmp_path / "a").draw_banks(["a cat"], 0)[1].network_evaluations > 0
+        assert load(tmp_path / "b").draw_banks(["a cat"], 0)[1].network_evaluations == 0
 
     @pytest.mark.parametrize("change", CHANGES)
     def test_notices(self, tmp_path, change):
@@ -239,7 +239,7 @@ class TestAStoreOfBanks:
         def rewards(factor):
             reward = Weighted(factor)
             lidar = LiDAR(testing.tiny_stable_diffusion(), reward=reward, n=2, lookahead="dpm:2", store=tmp_path)
-            banks, cost = lidar.looked(["a cat"], 0)
+            banks, cost = lidar.draw_banks(["a cat"], 0)
             return banks[0].reward("Weighted"), cost.reward_calls
 
         first, _ = rewards(1.0)
@@ -252,7 +252,7 @@ class TestAStoreOfBanks:
     def test_keeps_the_rewards_of_others(self, tmp_path):
         def look(reward):
             lidar = LiDAR(testing.tiny_stable_diffusion(), reward=reward, n=2, lookahead="dpm:2", store=tmp_path)
-            return lidar.looked(["a cat"], 0)
+            return lidar.draw_banks(["a cat"], 0)
 
         look("brightness")
         look("jpeg-compressibility")

@@ -7,9 +7,9 @@ from diffusers import AutoencoderTiny
 from test_conformance import EVERY, PICTURE, PROMPTS
 
 from lidar_sampling import testing
-from lidar_sampling._decode import Decoder, check_decodes, decode, decoding_with, pictures
+from lidar_sampling._decode import Decoder, check_decodes, decode, decode_with, pictures
 from lidar_sampling._draw import draw, items_of
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._parts import denoisers
 from lidar_sampling._tail import Tail
 
@@ -105,7 +105,7 @@ def test_decodes_in_the_middle_of_a_call(key, built):
     pipe = built(key)
     plain, call = drawn(pipe, testing.PIPELINES[key].call)
     looks = Looks(pipe, call)
-    looked, _ = drawn(pipe, testing.PIPELINES[key].call, around=lambda items: attached(pipe, looks))
+    looked, _ = drawn(pipe, testing.PIPELINES[key].call, around=lambda items: attach(pipe, looks))
     assert torch.equal(looked.images, plain.images)
     assert torch.equal(looked.latents, plain.latents)
     assert len(looks.seen) >= 3
@@ -206,7 +206,7 @@ def test_a_preview_of_packed_latents():
     batch, call = drawn(pipe, testing.PIPELINES["flux"].call)
     sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "latent_channels": 4}
     preview = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
-    with decoding_with(pipe, preview), torch.no_grad():
+    with decode_with(pipe, preview), torch.no_grad():
         cheap = decode(pipe, batch.latents, call)
         assert torch.equal(cheap, drawn(pipe, testing.PIPELINES["flux"].call)[0].images)
     assert not torch.equal(cheap, batch.images)

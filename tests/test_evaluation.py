@@ -15,7 +15,7 @@ from test_cli import failure, lidar, tiny
 
 from lidar_sampling import LiDAR, glyph, methods, testing
 from lidar_sampling.evaluation import compare, table
-from lidar_sampling.evaluation.budget import settled, within
+from lidar_sampling.evaluation.budget import with_numbers, within
 from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.guide import with_guide
 from lidar_sampling.evaluation.parts import judge_of_tags, parts
@@ -548,7 +548,7 @@ def test_settings_reach_the_sampler():
     assert result.cost["lookahead"].network_evaluations == 2 * 3 * 2
     assert (direct.settings.n, direct.settings.lookahead) == (4, "dpm:2")
     twin = sampler(n=2, lookahead="dpm:3")
-    assert torch.equal(result.images, twin.guided(["a cat"], 1, 0, None).images)
+    assert torch.equal(result.images, twin.draw_guided(["a cat"], 1, 0, None).images)
 
 
 class TestBudgets:
@@ -573,10 +573,10 @@ class TestBudgets:
 
     def test_are_remembered(self, tmp_path):
         file = tmp_path / "new" / "budget.json"
-        assert settled(file, "30s", ["best-of-N"], lambda name: "best-of-7") == ["best-of-7"]
-        assert settled(file, "30s", ["best-of-N", "x"], str) == ["best-of-7", "x"]
+        assert with_numbers(file, "30s", ["best-of-N"], lambda name: "best-of-7") == ["best-of-7"]
+        assert with_numbers(file, "30s", ["best-of-N", "x"], str) == ["best-of-7", "x"]
         with pytest.raises(ValueError, match="has the budget 30s, not 40"):
-            settled(file, "40", ["x"], str)
+            with_numbers(file, "40", ["x"], str)
 
     @pytest.mark.parametrize(
         "content",
@@ -597,7 +597,7 @@ class TestBudgets:
     def test_that_are_damaged_are_named(self, tmp_path, content):
         (tmp_path / "budget.json").write_text(content)
         with pytest.raises(ValueError, match=r"budget\.json is damaged \(.*\): remove it, and") as failed:
-            settled(tmp_path / "budget.json", "30s", ["best-of-N"], str)
+            with_numbers(tmp_path / "budget.json", "30s", ["best-of-N"], str)
         assert len(str(failed.value)) < 300
 
 

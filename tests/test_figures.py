@@ -23,7 +23,7 @@ from lidar_sampling.evaluation.pareto import front
 
 pytest.importorskip("matplotlib")
 from lidar_sampling.evaluation.figures import _style
-from lidar_sampling.evaluation.figures._labels import broken, spread
+from lidar_sampling.evaluation.figures._labels import break_lines, spread
 from lidar_sampling.evaluation.report import inline
 
 NUMBERS = st.floats(-5, 5).map(lambda x: round(x, 1))
@@ -210,7 +210,7 @@ class TestFigures:
         rows = table(lines)
         assert {"quality-cost", "hacking", "diversity", "tags"} <= set(figures.draw(rows))
         for row in rows:
-            written = broken(row.method).split("\n")
+            written = break_lines(row.method).split("\n")
             assert max(map(len, written)) <= 16
             assert len(written) <= 8
 

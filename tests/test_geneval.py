@@ -7,7 +7,16 @@ import os
 import pytest
 import torch
 
-from lidar_sampling._geneval import CLASSES, HARD_TAGS, Detection, asked, caption, parse, relative_position, verdict
+from lidar_sampling._geneval import (
+    CLASSES,
+    HARD_TAGS,
+    Detection,
+    caption,
+    parse,
+    read_requirements,
+    relative_position,
+    verdict,
+)
 from lidar_sampling.glyph import (
     Judge,
     generate_hard_prompts,
@@ -188,7 +197,7 @@ def test_a_file_that_is_not_metadata_is_named(tmp_path):
 def test_genevals_own_file_is_parsed_exactly():
     for metadata in read_metadata(os.environ["GENEVAL_METADATA"]):
         assert parse(metadata["prompt"]) == metadata
-        assert asked(metadata) == metadata
+        assert read_requirements(metadata) == metadata
 
 
 DOG_LINE = {"class": "dog", "count": 1}
@@ -258,14 +267,14 @@ def dogs(**changes):
 )
 def test_metadata_that_cannot_hold_is_refused_before_anything_is_judged(metadata, message):
     with pytest.raises(ValueError, match=message):
-        asked(metadata)
+        read_requirements(metadata)
 
 
 def test_metadata_that_can_hold():
     for metadata in [*prompts(), *prompts("hard"), near(["left of", 0]), near(("above", 0))]:
-        assert asked(metadata) == metadata
-    assert asked({"prompt": "a photo of a dog", "note": "mine"}) == asked("a photo of a dog")
-    assert asked({"prompt": "an oil painting"}) is None
+        assert read_requirements(metadata) == metadata
+    assert read_requirements({"prompt": "a photo of a dog", "note": "mine"}) == read_requirements("a photo of a dog")
+    assert read_requirements({"prompt": "an oil painting"}) is None
 
 
 def test_judges_check_metadata_and_read_it():
@@ -301,7 +310,7 @@ CAT_LINE = {"class": "cat", "count": 1}
 def test_metadata_that_no_picture_can_meet_is_refused(include, exclude, message):
     metadata = {"tag": "mine", "include": include, "exclude": exclude}
     with pytest.raises(ValueError, match=f"no picture can be right by this GenEval metadata: it .*({message})"):
-        asked(metadata)
+        read_requirements(metadata)
     boxes = ((0, 0, 9, 9), (50, 0, 59, 9), (0, 50, 9, 59), (50, 50, 59, 59))
     for colors in itertools.product(("red", "blue"), repeat=2):
         for placed in itertools.permutations(boxes, 3):
@@ -321,7 +330,7 @@ def test_metadata_that_some_picture_meets_stays():
         ([DOG_LINE, {**CAT_LINE, "position": ["left of", 0]}, {**CAT_LINE, "position": ["above", 0]}], []),
     ):
         metadata = {"tag": "mine", "include": include, "exclude": exclude}
-        assert asked(metadata) == metadata
+        assert read_requirements(metadata) == metadata
 
 
 @pytest.mark.parametrize(
@@ -333,4 +342,4 @@ def test_metadata_that_some_picture_meets_stays():
     ],
 )
 def test_a_text_that_the_rules_cannot_judge_has_no_metadata(prompt):
-    assert asked(prompt) is None
+    assert read_requirements(prompt) is None

@@ -14,7 +14,7 @@ from test_cli import failure, lidar
 from transformers import CLIPModel, CLIPTokenizer, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from lidar_sampling import LiDAR, rewards, testing
-from lidar_sampling._geneval import CLASSES, COLORS, asked, relative_position
+from lidar_sampling._geneval import CLASSES, COLORS, read_requirements, relative_position
 from lidar_sampling.glyph import DATA
 from lidar_sampling.rewards import geneval
 from lidar_sampling.rewards._colors import ColorNames, cut_out
@@ -391,7 +391,7 @@ def test_settings(settings, prompt, objects, verdict):
 )
 def test_metadata_that_cannot_be_judged(metadata, message):
     with pytest.raises(ValueError, match=message):
-        asked(metadata)
+        read_requirements(metadata)
 
 
 def test_images_and_prompts_are_as_many():
@@ -708,7 +708,7 @@ class TestCommand:
         return path
 
     def test_judges_any_size_by_metadata(self, lidar, judge, tmp_path, monkeypatch):
-        monkeypatch.setattr(geneval, "load", lambda model, **options: judge)
+        monkeypatch.setattr(geneval, "load_judge", lambda model, **options: judge)
         lines = [
             {"prompt": "a photo of a dog", "tag": "single_object"},
             {"prompt": "a photo of a cat", "tag": "single_object"},

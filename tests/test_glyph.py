@@ -79,7 +79,7 @@ def few_step_samples(glyph_lidar):
     ]
     pipe = glyph_lidar.pipe
     pipe.set_progress_bar_config(disable=True)
-    with solvers.running(solvers.load("dpm:5"), pipe):
+    with solvers.use_solver(solvers.load("dpm:5"), pipe):
         return pipe(
             prompts,
             num_inference_steps=5,

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lidar_sampling import rewards
 from lidar_sampling.rewards.jpeg import JPEGSize
-from lidar_sampling.rewards.ocr import OCR, edit_distance, quoted
+from lidar_sampling.rewards.ocr import OCR, edit_distance, read_quote
 
 WORDS = st.text("ab", max_size=6)
 
@@ -75,7 +75,7 @@ def test_a_reader_that_fails_is_an_error():
 @pytest.mark.parametrize("prompt", ["a cat", 'says "', 'says ""', 'says "  "'])
 def test_a_prompt_that_quotes_nothing(prompt):
     with pytest.raises(ValueError, match="must quote the text to read"):
-        quoted(prompt)
+        read_quote(prompt)
 
 
 def test_without_the_extra(monkeypatch):

@@ -10,7 +10,7 @@ from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variat
 from scipy.stats import chi2, norm
 
 from lidar_sampling import LiDAR, guide, methods, noise_level, stochastic, testing
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._kernel import Kernel, read_noise
 from lidar_sampling.methods import FKSteering
 from lidar_sampling.methods.fk_steering import Weighed
@@ -155,7 +155,7 @@ class TestLaw:
         bank, scheduler, k = bank_of_four(), make(), 256
         how = FKSteering(potential="difference", reward_scale=0.75, floor=-10.0, form="paper")
         particles = Weighed(how, smooth_reward(bank), list(range(8)))
-        with stochastic(scheduler, noise), attached(scheduler, particles):
+        with stochastic(scheduler, noise), attach(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=8 * k, steps=30)
         target = (0.75 * bank.reward()).softmax(0)
         assert total_variation(shares(ends, bank.samples), target) < 0.08
@@ -261,7 +261,7 @@ class TestTransitions:
     def test_copies_part_at_once_where_particles_go_on_from_one_another(self):
         class Taking(Hook):
             def before(self, step):
-                return step.taking(torch.zeros(len(step.x_t), dtype=torch.long)) if step.index == 3 else step
+                return step.with_rows(torch.zeros(len(step.x_t), dtype=torch.long)) if step.index == 3 else step
 
         scheduler, seen = flow(), []
 
@@ -270,7 +270,7 @@ class TestTransitions:
                 seen.append(len(x.unique()))
                 return x
 
-        with stochastic(scheduler, "glass:5"), attached(scheduler, Taking()), attached(scheduler, Spy()):
+        with stochastic(scheduler, "glass:5"), attach(scheduler, Taking()), attach(scheduler, Spy()):
             drawn(scheduler, None, steps=10, chains=8)
         assert seen[3] == 8
 
@@ -298,7 +298,7 @@ class TestTransitions:
 
     @pytest.mark.parametrize("noise", ["glass", "glass:0", "glass:-1", "glass:1.5", "glass:x"])
     def test_need_a_number_of_steps(self, noise):
-        with pytest.raises(ValueError, match="glass needs its steps a transition"):
+        with pytest.raises(ValueError, match="glass needs its number of steps per transition"):
             read_noise(noise)
 
 
@@ -352,7 +352,7 @@ class TestEveryMethod:
             segment = Segment((0.5,), part, lidar.pipe.scheduler)
 
             def around(batch, segment=segment):
-                return attached(lidar.pipe, segment)
+                return attach(lidar.pipe, segment)
 
             rows = {} if latents is None else {"latents": latents.flatten(0, 1)}
             latents = lidar.sample(["a cat"], 2, 0, around=around, rows=rows).latents
@@ -399,7 +399,7 @@ def test_a_hook_sees_the_noise_and_how_much_of_it_is_added():
             return step
 
     scheduler = flow()
-    with attached(scheduler, Kernel("ddpm")), attached(scheduler, Spy()):
+    with attach(scheduler, Kernel("ddpm")), attach(scheduler, Spy()):
         drawn(scheduler, None, steps=3, chains=4)
     assert [index for index, *_ in seen] == [0, 1, 2]
     assert seen[0][2] == pytest.approx(noise_after(1))

@@ -13,7 +13,7 @@ from test_oracle import CASES, COSMOS_2, SD, UNCLIPPED, build, label
 
 from lidar_sampling import LookaheadBank, guide, noise_level
 from lidar_sampling._flags import KNOWN
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._levels import _FAMILIES, check, clean_prediction
 
 # Where add_noise is no witness. Second stages have other levels than it looks up, SASolver noises by alphas_cumprod
@@ -213,7 +213,7 @@ def test_levels_are_the_schedulers_own_at_every_step_whatever_flag_is_set(case):
     scheduler, x0 = build(case), torch.randn(1, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     check(scheduler)
     walk = Walk(scheduler)
-    with attached(scheduler, walk):
+    with attach(scheduler, walk):
         sample(scheduler, x0, chains=2, steps=5, dtype=torch.float64)
     assert len(walk.levels) >= 5
     for level, witness in zip(walk.levels, walk.witnessed, strict=True):
@@ -283,8 +283,8 @@ def test_what_another_class_left_in_the_configuration_is_ignored_as_diffusers_do
 
 
 REFUSED = [
-    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "says nothing of the clean sample at zero terminal SNR"),
-    ("LCMScheduler", {"rescale_betas_zero_snr": True}, "says nothing of the clean sample at zero terminal SNR"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "says nothing about the clean sample at zero terminal SNR"),
+    ("LCMScheduler", {"rescale_betas_zero_snr": True}, "says nothing about the clean sample at zero terminal SNR"),
     ("DPMSolverMultistepScheduler", {**FLOW, "use_karras_sigmas": True}, "leaves the flow's 0 to 1"),
     ("UniPCMultistepScheduler", {**FLOW, "use_exponential_sigmas": True}, "leaves the flow's 0 to 1"),
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "load it with use_flow_sigmas=True"),
@@ -364,7 +364,7 @@ def test_a_noise_prediction_of_pure_noise_says_nothing():
     scheduler = diffusers.DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     scheduler.set_timesteps(4)
     level = noise_level(scheduler, scheduler.timesteps[0])._replace(slope=0.0)
-    with pytest.raises(ValueError, match="says nothing of the clean sample"):
+    with pytest.raises(ValueError, match="says nothing about the clean sample"):
         clean_prediction(level, torch.zeros(1, 2), torch.zeros(1, 2))
 
 

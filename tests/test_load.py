@@ -52,7 +52,7 @@ def test_a_pointer_among_the_weights_is_named(tmp_path):
         (b'{"_class_name": ', r"model_index\.json is not JSON .*: download it again"),
         (b"", r"model_index\.json is empty: download it again"),
         (b"version https://git-lfs.github.com", r"model_index\.json is a pointer of Git LFS"),
-        (None, r"is no folder of a pipeline: it holds no model_index\.json"),
+        (None, r"is not a folder of a pipeline: it holds no model_index\.json"),
     ],
 )
 def test_a_pipeline_without_a_good_index(tmp_path, content, message):
@@ -82,7 +82,7 @@ def test_what_is_no_small_autoencoder(tmp_path):
         ("pipe", "pipe is a pipeline: give the folder of a small autoencoder"),
         ("pipe/vae", "vae is an AutoencoderKL: give an AutoencoderTiny"),
         ("a.safetensors", r"a\.safetensors is a file: give the folder of a small autoencoder, which holds config"),
-        ("empty", r"is no folder of a small autoencoder: it holds no config\.json"),
+        ("empty", r"is not a folder of a small autoencoder: it holds no config\.json"),
         ("nowhere", "no folder of a small autoencoder at .*nowhere"),
     ):
         with pytest.raises((ValueError, OSError), match=message):

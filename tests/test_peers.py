@@ -25,7 +25,7 @@ from benchmarks.peers.shapes import (
     image_reward,
     image_reward_shapes,
     parameters,
-    placed,
+    place,
 )
 from lidar_sampling import LiDAR, LookaheadBank, guide, record, rewards, testing
 from lidar_sampling._cost import Cost
@@ -67,7 +67,7 @@ def test_published_guidance_is_ours(make, dtype, tolerance):
     members = 0.3 * torch.randn(1, 4, 8, 8, generator=g) + 0.01 * torch.randn(6, 4, 8, 8, generator=g)
     bank = LookaheadBank(members.to(dtype), {"r": torch.randn(6, generator=g).to(dtype)}, "a cat")
     with torch.no_grad():
-        theirs = published.guided(lidar.pipe, bank.samples, bank.reward(), plan(lidar), generators(2, "target"))
+        theirs = published.draw_guided(lidar.pipe, bank.samples, bank.reward(), plan(lidar), generators(2, "target"))
 
     def latents(scale):
         settings = {"scale": scale, "reward_scale": 3.0, "window": (1.0, published.UNTIL / 1000)}
@@ -128,7 +128,7 @@ def test_the_random_reward_is_an_image_reward(tmp_path):
 def test_a_decoder_in_another_precision():
     """As SDXL on a GPU: latents of float16, a decoder of bfloat16, which the published procedure turns to float32."""
     lidar = sampler(testing.tiny_stable_diffusion_xl, steps=3)
-    placed(lidar.pipe, CPU, torch.float16, torch.bfloat16)
+    place(lidar.pipe, CPU, torch.float16, torch.bfloat16)
     images = lidar("a cat", images=1).images
     how = plan(lidar, images=1, decode_dtype=torch.float32)
     theirs = published.sample(
@@ -179,7 +179,7 @@ class TestRows:
 
     def test_a_few_steps_stand_for_all(self):
         assert rows.whole(7.0, [3.0, 5.0, 7.0], timed=3, steps=10) == 7 + 7 * 2
-        cost = rows.scaled(Cost(8, 4, 4 + 2, 4, peak_memory=3), 5.0, images=2)
+        cost = rows.scale(Cost(8, 4, 4 + 2, 4, peak_memory=3), 5.0, images=2)
         assert cost == Cost(40, 20, 20 + 2, 20, peak_memory=3)
 
 

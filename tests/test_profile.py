@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lidar_sampling import LiDAR, profiled, testing
-from lidar_sampling._profile import _tiled, timed
+from lidar_sampling._profile import _tile, time_part
 from lidar_sampling.methods import load
 
 
@@ -59,9 +59,9 @@ def test_a_slow_reward_is_seen_as_one(pause):
 
 
 def test_a_part_inside_another_counts_once(pause):
-    with profiled() as profile, timed("sampling"), timed("guidance"):
+    with profiled() as profile, time_part("sampling"), time_part("guidance"):
         pause(0.02)
-        with timed("decode"):
+        with time_part("decode"):
             pause(0.05)
     parts = profile.seconds["sampling"]
     assert (parts["decode"], parts["guidance"]) == (pytest.approx(0.05), pytest.approx(0.02))
@@ -77,7 +77,7 @@ def test_an_error_leaves_no_clock_and_no_hook():
     lidar = make(reward=lambda *, images, prompts: 1 / 0)
     with pytest.raises(Exception, match="division"), profiled():
         lidar("a cat")
-    with profiled() as profile, timed("sampling"):
+    with profiled() as profile, time_part("sampling"):
         pass
     assert set(profile.seconds) == {"sampling"}
     for module in (lidar.pipe.unet, lidar.pipe.vae.decoder, lidar.pipe.text_encoder):
@@ -99,7 +99,7 @@ def test_the_ideal_is_work_alone():
 
 def test_arguments_are_tiled_to_another_size():
     t, x, text = torch.tensor(5), torch.arange(6.0).view(3, 2), {"a": torch.ones(3, 1), "b": None}
-    tiled = _tiled(((x, t), text, "same"), 3, 5)
+    tiled = _tile(((x, t), text, "same"), 3, 5)
     assert tiled[0][0].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
     assert tiled[0][1] is not t
     assert tiled[0][1].item() == 5

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -21,7 +20,7 @@ from PIL import Image
 from test_cli import lidar, tiny
 from test_evaluation import line
 
-from lidar_sampling.evaluation import figures, publish, table
+from lidar_sampling.evaluation import figures, publish, publishing, table
 from lidar_sampling.evaluation.data import records, tidy
 from lidar_sampling.evaluation.gallery import gallery
 from lidar_sampling.evaluation.parts import Part, markdown, parts, plain
@@ -321,7 +320,7 @@ class TestFailures:
 
         monkeypatch.setattr(figures, "draw_one", drawing)
         (tmp_path / "report.html").write_text("of an earlier run")
-        monkeypatch.setattr(sys.modules["lidar_sampling.evaluation.publish"], "report", raising)
+        monkeypatch.setattr(publishing, "report", raising)
         publish(lines(), tmp_path)
         assert "report.html: ValueError: no room" in caplog.messages[0]
         assert not (tmp_path / "report.html").exists()

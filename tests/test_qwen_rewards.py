@@ -16,7 +16,7 @@ from lidar_sampling._media import save_sample
 from lidar_sampling.rewards import edit_reward, hpsv3, video_reward
 from lidar_sampling.rewards.edit_reward import EditReward
 from lidar_sampling.rewards.hpsv3 import HPSv3
-from lidar_sampling.rewards.video_reward import VideoReward, frames_read
+from lidar_sampling.rewards.video_reward import VideoReward, choose_frames
 
 SPECIAL = ["[UNK]", "<pad>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
 SPECIAL += ["<|vision_start|>", "<|vision_end|>"]
@@ -305,8 +305,8 @@ def test_video_reward_is_the_published_one_of_each_video_in_any_batch(videoalign
 
 def test_frames_that_video_reward_reads():
     """As ``smart_nframes`` of the source counts them: two a second, even, 4 to 768, never more than there are."""
-    assert frames_read(81, 16).tolist() == torch.linspace(0, 80, 10).round().tolist()
-    assert [len(frames_read(count, 24)) for count in (1, 2, 3, 5, 49, 121, 10000)] == [1, 2, 2, 4, 4, 10, 768]
+    assert choose_frames(81, 16).tolist() == torch.linspace(0, 80, 10).round().tolist()
+    assert [len(choose_frames(count, 24)) for count in (1, 2, 3, 5, 49, 121, 10000)] == [1, 2, 2, 4, 4, 10, 768]
 
 
 def test_video_reward_refusals(videoalign, tmp_path):

@@ -79,7 +79,7 @@ def test_rows_have_names_of_their_own_and_methods_that_are_known(study):
 
 @pytest.mark.parametrize(("table", "model"), NAMES)
 def test_every_run_is_a_job(table, model):
-    what = room.asked(table, f"{model}=some/model")
+    what = room.read_target(table, f"{model}=some/model")
     for run in what.study.runs:
         job = room.job_of(what, run, PROMPTS)
         assert Job.from_json(job.to_json()) == job
@@ -98,7 +98,7 @@ def test_both_manners_of_a_switch_are_methods_that_differ():
 
 
 def test_a_run_samples_as_the_paper_says(tiny_judges):
-    job = room.job_of(room.asked("table2", "sd15"), TABLES["table2"].studies["sd15"].runs[0], PROMPTS)
+    job = room.job_of(room.read_target("table2", "sd15"), TABLES["table2"].studies["sd15"].runs[0], PROMPTS)
     sampler = LiDAR(testing.tiny_stable_diffusion(), reward=job.reward, settings=job.preset, **job.settings)
     guided = load(job.methods[-1]).sampler(sampler)
     s = guided.settings
@@ -497,7 +497,7 @@ def test_a_budget_takes_the_first_prompts_of_the_order_and_a_larger_one_goes_on(
 
 
 def test_rows_of_ours_cost_what_lidar_costs(short, tiny_judges):
-    what = room.asked("table2", "sd15=tiny")
+    what = room.read_target("table2", "sd15=tiny")
     pipe = testing.tiny_stable_diffusion()
 
     def sampler(job):
@@ -646,16 +646,16 @@ def test_prompts_that_are_not_geneval_s_are_refused(lidar, models, tmp_path, mon
 
 
 def test_a_path_tells_its_model_and_another_pipeline_is_refused(models, tmp_path):
-    assert room.asked("table2", str(models / "sdxl")).model == "sdxl"
-    assert room.asked("table5", str(models / "sd15")).model == "sd15"
-    assert room.asked("table5", f"sd15-dpo={models / 'sd15'}").model == "sd15-dpo"
+    assert room.read_target("table2", str(models / "sdxl")).model == "sdxl"
+    assert room.read_target("table5", str(models / "sd15")).model == "sd15"
+    assert room.read_target("table5", f"sd15-dpo={models / 'sd15'}").model == "sd15-dpo"
     with pytest.raises(ValueError, match="table3 is of flux, not of sd15"):
-        room.asked("table3", str(models / "sd15"))
+        room.read_target("table3", str(models / "sd15"))
     testing.tiny_pixart_sigma().save_pretrained(tmp_path / "pixart")
     with pytest.raises(
         ValueError, match="is a PixArtSigmaPipeline, and the paper's models are sd15, sd15-dpo, sdxl, flux"
     ):
-        room.asked("table2", str(tmp_path / "pixart"))
+        room.read_target("table2", str(tmp_path / "pixart"))
 
 
 def test_a_damaged_plan_is_named(lidar, short, models, two, tmp_path):
@@ -669,7 +669,7 @@ def test_a_damaged_plan_is_named(lidar, short, models, two, tmp_path):
 
 
 def test_a_row_that_the_model_cannot_draw_names_the_mend(tiny_judges, models):
-    what = room.asked("table7", "sd15=tiny")
+    what = room.read_target("table7", "sd15=tiny")
     pipe = testing.tiny_stable_diffusion()
 
     def sampler(job):  # a bank that is smaller than the 15 that Safe-Denoiser repels

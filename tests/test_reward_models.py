@@ -110,14 +110,14 @@ def test_published_weights_load_at_their_commit_and_say_what_to_do_offline(tmp_p
                 return revision
             raise OSError("long\nstory")
 
-    assert _weights.load(Hub.from_pretrained, Published("someone/there", "MIT", revision="abc")) == "abc"
+    assert _weights.load_pretrained(Hub.from_pretrained, Published("someone/there", "MIT", revision="abc")) == "abc"
     with pytest.raises(FileNotFoundError, match="'hf download someone/away --revision abc'"):
-        _weights.load(Hub.from_pretrained, Published("someone/away", "MIT", revision="abc"))
+        _weights.load_pretrained(Hub.from_pretrained, Published("someone/away", "MIT", revision="abc"))
     for path in ("/nowhere", "./nowhere", "some/where/else"):
         with pytest.raises(FileNotFoundError, match=f"^no model at {path}$"):
-            _weights.load(Hub.from_pretrained, path)
+            _weights.load_pretrained(Hub.from_pretrained, path)
     with pytest.raises(FileNotFoundError, match=r"is no complete model: long$"):
-        _weights.load(Hub.from_pretrained, tmp_path)
+        _weights.load_pretrained(Hub.from_pretrained, tmp_path)
 
 
 def test_every_published_reward_is_pinned():

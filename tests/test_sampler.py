@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lidar_sampling import BankError, BankStore, LiDAR, LookaheadBank, RewardError, testing
-from lidar_sampling._batches import shrinking
-from lidar_sampling._cost import metered
+from lidar_sampling._batches import run_batches
+from lidar_sampling._cost import meter
 
 
 def make(make_pipe=testing.tiny_stable_diffusion, reward=testing.brightness, **options):
@@ -147,7 +147,7 @@ class TestMemory:
             raise RuntimeError("size mismatch")
 
         with pytest.raises(RuntimeError, match="size mismatch"):
-            list(shrinking(range(4), 4, run))
+            list(run_batches(range(4), 4, run))
 
 
 class TestRefusals:
@@ -312,9 +312,9 @@ def test_progress_reaches_the_end():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read on Linux alone")
 def test_the_peak_of_memory_is_that_of_the_block():
     pipe = testing.tiny_stable_diffusion()
-    with metered(pipe, "sampling") as large:
+    with meter(pipe, "sampling") as large:
         torch.ones(50_000_000).sum()  # 200 MB, gone when the block ends
-    with metered(pipe, "sampling") as small:
+    with meter(pipe, "sampling") as small:
         torch.ones(1_000).sum()
     assert 190e6 < large.peak_memory < 260e6
     assert small.peak_memory < 20e6

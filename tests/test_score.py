@@ -325,7 +325,7 @@ def test_the_old_name_of_the_server_says_where_it_went(lidar, monkeypatch, argum
     def never(*_, **__):
         raise AssertionError("a server was started")
 
-    monkeypatch.setattr("lidar_sampling.cli._serve._until_stopped", never)
+    monkeypatch.setattr("lidar_sampling.cli._serve._run_until_stopped", never)
     code, out, err = lidar("serve", *arguments)
     assert (code, out) == (2, "")
     assert "serve-rewards" in err

@@ -22,9 +22,9 @@ from lidar_sampling.cli._screen import (
     close_quietly,
     console,
     echo,
+    guard_printing,
     one_line,
     print_json,
-    shown,
     visible,
     warn,
 )
@@ -150,7 +150,7 @@ class TestText:
 class TestShowing:
     @pytest.mark.parametrize("error", [ValueError("a bug\nin two lines"), OSError(errno.ENOSPC, "disk full")])
     def test_that_fails_is_one_line(self, error, capsys):
-        with shown():
+        with guard_printing():
             raise error
         out, err = capsys.readouterr()
         assert out == ""
@@ -162,21 +162,21 @@ class TestShowing:
     def test_to_a_reader_that_is_gone_is_silent(self, saved, show, capsys):
         with on(broken_pipe()):
             for _ in range(2):
-                with shown(saved=saved):
+                with guard_printing(saved=saved):
                     show("x" * 100_000)
             close_quietly()
         assert capsys.readouterr().err == ""
 
     def test_what_is_nowhere_else_must_succeed(self):
-        with on(open(os.devnull, "w")), pytest.raises(OSError, match="disk full"), shown(saved=False):
+        with on(open(os.devnull, "w")), pytest.raises(OSError, match="disk full"), guard_printing(saved=False):
             raise OSError(errno.ENOSPC, "disk full")
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
     def test_a_full_disk_is_noticed_though_text_is_buffered(self, capsys):
-        with on(open("/dev/full", "w")), shown():
+        with on(open("/dev/full", "w")), guard_printing():
             print("x")
         assert "No space left on device" in capsys.readouterr().err
-        with on(open("/dev/full", "w")), pytest.raises(OSError, match="No space left"), shown(saved=False):
+        with on(open("/dev/full", "w")), pytest.raises(OSError, match="No space left"), guard_printing(saved=False):
             print("x")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="a shell of its own")
@@ -190,11 +190,11 @@ class TestShowing:
 
     def test_of_what_is_saved_needs_no_stdout(self, monkeypatch):
         monkeypatch.setattr(sys, "stdout", None)
-        with shown():
+        with guard_printing():
             print("x")
 
     def test_is_stopped_by_ctrl_c(self):
-        with pytest.raises(KeyboardInterrupt), shown():
+        with pytest.raises(KeyboardInterrupt), guard_printing():
             raise KeyboardInterrupt
 
     def test_a_process_leaves_without_a_word(self):
@@ -325,7 +325,7 @@ class TestMolecules:
             seen.extend(sorted(os.listdir(tmp_path / "o")))
             raise ValueError("no fonts")
 
-        monkeypatch.setattr(_drawing, "grid", grid)
+        monkeypatch.setattr(_drawing, "draw_molecules", grid)
         monkeypatch.setattr(m, "parse", lambda text: object())  # so few steps draw no molecule
         monkeypatch.setattr(_molecules, "print_json", raising(BrokenPipeError(errno.EPIPE, "Broken pipe")))
         code, _, err = lidar("molecules", *self.OPTIONS, "--json", "--out", tmp_path / "o")

@@ -80,7 +80,9 @@ class TestPresets:
     @pytest.mark.parametrize("name", ["dpm:3-unguided", "own:3-unguided", "dpm:3-karras-unguided"])
     def test_without_guidance_cost_half(self, name):
         pipe = testing.tiny_stable_diffusion()
-        guided, unguided = (make(pipe, kind).looked(["a cat"], 0) for kind in (name.removesuffix("-unguided"), name))
+        guided, unguided = (
+            make(pipe, kind).draw_banks(["a cat"], 0) for kind in (name.removesuffix("-unguided"), name)
+        )
         assert unguided[1].network_evaluations * 2 == guided[1].network_evaluations
         assert not torch.allclose(unguided[0][0].samples, guided[0][0].samples)
         (by_hand,) = make(pipe, name.removesuffix("-unguided"), guidance_scale=1.0).look("a cat")

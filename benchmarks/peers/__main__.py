@@ -84,7 +84,7 @@ def main() -> None:
         try:
             result = measure(shape, device, options, start + (end - start) / (len(names) - place))
         except Exception as error:
-            result = {"options": options, **lost(error)}
+            result = {"options": options, **row_of_failure(error)}
         results["shapes"][name] = {**result, "minutes": (time.perf_counter() - start) / 60}
         settle(device)
         if arguments.out:
@@ -104,14 +104,14 @@ def measure(shape: Shape, device: torch.device, options: dict[str, int], end: fl
         pipe.set_progress_bar_config(disable=True)
         reward = partial(shape.reward, Path(folder), device)
         lidar = shape.sampler(pipe, reward(torch.float32), **changes)
-        rows = timed(ROWS, bench, lidar, options["repeats"], half_time)
+        rows = time_rows(ROWS, bench, lidar, options["repeats"], half_time)
         units: Times = {}
         try:
             quick = shape.sampler(pipe, fast(pipe, reward, shape), **changes)
-            rows |= timed(FASTER, bench, quick, options["repeats"], end)
+            rows |= time_rows(FASTER, bench, quick, options["repeats"], end)
             units = unit_times(quick)
         except Exception as error:
-            rows.setdefault(FAST, lost(error))
+            rows.setdefault(FAST, row_of_failure(error))
     work = work_of(lidar, bench.images)
     ideal = sum(count * best(units, part).seconds for part, count in work.items())
     return {
@@ -125,7 +125,7 @@ def measure(shape: Shape, device: torch.device, options: dict[str, int], end: fl
     }
 
 
-def timed(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, end: float) -> dict[str, Any]:
+def time_rows(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, end: float) -> dict[str, Any]:
     """Warm up each row, then run them in turn, ``repeats`` times; a row that fails is left out of what follows.
 
     None is started after ``end``, nor one that would end later if it took as long as its row's last.
@@ -142,7 +142,7 @@ def timed(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, end: f
             try:
                 run = row(bench, lidar if turn else few)
             except Exception as error:
-                done[name] = lost(error)
+                done[name] = row_of_failure(error)
                 continue
             seconds = taken[name] = now(bench.device) - start
             tell(f"{'run' if turn else 'warm-up'}: {name}, {seconds:.1f} s")
@@ -155,7 +155,7 @@ def timed(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, end: f
     return {name: row if "error" in row or row["seconds"] else late for name, row in done.items()}
 
 
-def lost(error: Exception) -> dict[str, Any]:
+def row_of_failure(error: Exception) -> dict[str, Any]:
     """What stands for what could not be measured."""
     tell("".join(traceback.format_exception(error)))
     return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}

@@ -44,16 +44,16 @@ def unit_times(lidar: LiDAR) -> Times:
         x, known = latents(size), conditions(pipe, PROMPT, size)
         return lambda: predict(pipe, x, t, known, scale)
 
-    def decoding(size: int) -> Callable[[], Any]:
+    def time_decoding(size: int) -> Callable[[], Any]:
         x = latents(size)
         return lambda: decode(pipe, x)
 
-    def scoring(size: int) -> Callable[[], Any]:
+    def time_scoring(size: int) -> Callable[[], Any]:
         pictures = torch.rand(size, 3, side, side, device=device)
         return lambda: lidar.reward(images=pictures, prompts=[PROMPT] * size).cpu()
 
     times: Times = {"network": {}, "decode": {}, "reward": {}}
-    for (name, taken), part in zip(times.items(), (network, decoding, scoring), strict=True):
+    for (name, taken), part in zip(times.items(), (network, time_decoding, time_scoring), strict=True):
         for size in BATCH_SIZES[device.type]:
             settle(device)
             try:

@@ -81,15 +81,15 @@ class Drawn:
 def sample(pipe: Any, reward: Reward, plan: Plan, *, bank_noise: Generators, noise: Generators) -> Drawn:
     """Both phases; the generators draw the noise of the bank and of the images, one for all or one each."""
     seconds: dict[str, float] = {}
-    with _timed(pipe, seconds, "lookahead"):
+    with _time(pipe, seconds, "lookahead"):
         bank = lookahead(pipe, plan, bank_noise).cpu()
-    with _timed(pipe, seconds, "bank decode"):
+    with _time(pipe, seconds, "bank decode"):
         pictures = decode(pipe, bank, plan)
-    with _timed(pipe, seconds, "reward"):
+    with _time(pipe, seconds, "reward"):
         rewards = scores(reward, pictures, plan)
-    with _timed(pipe, seconds, "guided loop"):
-        latents = guided(pipe, bank, rewards, plan, noise)
-    with _timed(pipe, seconds, "final decode"):
+    with _time(pipe, seconds, "guided loop"):
+        latents = draw_guided(pipe, bank, rewards, plan, noise)
+    with _time(pipe, seconds, "final decode"):
         images = decode(pipe, latents, plan).cpu()
     return Drawn(images, latents, bank, rewards, seconds)
 
@@ -135,7 +135,7 @@ def scores(reward: Reward, pictures: Tensor, plan: Plan) -> Tensor:
     return torch.tensor(values)
 
 
-def guided(pipe: Any, bank: Tensor, rewards: Tensor, plan: Plan, noise: Generators) -> Tensor:
+def draw_guided(pipe: Any, bank: Tensor, rewards: Tensor, plan: Plan, noise: Generators) -> Tensor:
     """Guided latents (images, *) of a bank and rewards on the CPU."""
     scheduler = pipe.scheduler
     scheduler.set_timesteps(plan.steps, device=pipe.device)
@@ -188,7 +188,7 @@ def _noise(pipe: Any, count: int, generators: Generators) -> Tensor:
 
 
 @contextmanager
-def _timed(pipe: Any, seconds: dict[str, float], phase: str) -> Iterator[None]:
+def _time(pipe: Any, seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = now(pipe.device)
     yield
     seconds[phase] = now(pipe.device) - start

@@ -17,7 +17,7 @@ from benchmarks.peers.published import Plan
 from benchmarks.peers.shapes import Shape, half
 from lidar_sampling import LiDAR, accelerate, record
 from lidar_sampling._batches import is_out_of_memory
-from lidar_sampling._cost import Cost, metered
+from lidar_sampling._cost import Cost, meter
 from lidar_sampling.methods import DATE, FKSteering, UniversalGuidance
 from lidar_sampling.rewards import Reward
 from lidar_sampling.solvers import load as load_solver
@@ -65,7 +65,7 @@ Row = Callable[[Bench, LiDAR], Run]
 
 def vanilla(bench: Bench, lidar: LiDAR) -> Run:
     """The pipeline itself."""
-    with metered(lidar.pipe, "sampling") as cost:
+    with meter(lidar.pipe, "sampling") as cost:
         lidar.pipe(
             PROMPT,
             num_images_per_prompt=bench.images,
@@ -76,11 +76,11 @@ def vanilla(bench: Bench, lidar: LiDAR) -> Run:
     return Run(replace(cost, decodes=bench.images))
 
 
-def as_published(bench: Bench, lidar: LiDAR) -> Run:
+def lidar_as_published(bench: Bench, lidar: LiDAR) -> Run:
     """LiDAR as it was published."""
     plan = plan_of(bench, lidar)
     bank_noise, noise = (torch.Generator(bench.device).manual_seed(seed) for seed in (0, 1))
-    with metered(lidar.pipe, "sampling") as cost:
+    with meter(lidar.pipe, "sampling") as cost:
         drawn = published.sample(lidar.pipe, lidar.reward, plan, bank_noise=bank_noise, noise=noise)
     return Run(replace(cost, decodes=plan.n + plan.images, reward_calls=plan.n), drawn.seconds)
 
@@ -115,7 +115,7 @@ def ours(bench: Bench, lidar: LiDAR) -> Run:
         marks.append(now(bench.device))
         yield
 
-    result = lidar.guided([PROMPT], bench.images, 0, None, around=second_phase)
+    result = lidar.draw_guided([PROMPT], bench.images, 0, None, around=second_phase)
     marks.append(now(bench.device))
     phases = {"lookahead": marks[1] - marks[0], "sampling": marks[-1] - marks[1]}
     return Run(sum(result.cost.values(), Cost()), phases)
@@ -146,7 +146,7 @@ def gradient(method: Any) -> Row:
         seconds = whole(now(bench.device) - start, stamps, timed, steps)
         fit = f", {'at least ' * (most == MOST)}{most} fit" if name in bench.most else ""
         note = f"{timed} of {steps} steps timed, scaled; {short.batch_size} images at once{fit}"
-        return Run(scaled(result.cost["sampling"], steps / timed, bench.images), {}, note, seconds)
+        return Run(scale(result.cost["sampling"], steps / timed, bench.images), {}, note, seconds)
 
     return run
 
@@ -161,7 +161,7 @@ def whole(total: float, stamps: list[float], timed: int, steps: int) -> float:
     return total + sum((steps - timed) * (batch[-1] - batch[0]) / (timed - 1) for batch in batches)
 
 
-def scaled(cost: Cost, ratio: float, images: int) -> Cost:
+def scale(cost: Cost, ratio: float, images: int) -> Cost:
     """The counts of a run of a few steps, scaled to all; the decoding of the images at the end is not."""
     return replace(
         cost,
@@ -212,7 +212,7 @@ def in_batches_of_vanilla(bench: Bench, lidar: LiDAR) -> Run:
 
 ROWS: dict[str, Row] = {
     "vanilla": vanilla,
-    "LiDAR, as published": as_published,
+    "LiDAR, as published": lidar_as_published,
     "Universal Guidance": gradient(UniversalGuidance()),
     "DATE": gradient(DATE()),
     "FK steering": fk_steering,

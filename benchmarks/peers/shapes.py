@@ -127,7 +127,7 @@ def stable_diffusion(device: torch.device, unet: Mapping[str, Any], vae: Mapping
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return placed(pipe, device, half(device))
+    return place(pipe, device, half(device))
 
 
 def stable_diffusion_xl(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Any:
@@ -144,10 +144,10 @@ def stable_diffusion_xl(device: torch.device, unet: Mapping[str, Any], vae: Mapp
         add_watermarker=False,
     )
     precision = half(device)
-    return placed(pipe, device, precision, torch.bfloat16 if precision == torch.float16 else precision)
+    return place(pipe, device, precision, torch.bfloat16 if precision == torch.float16 else precision)
 
 
-def placed(pipe: Any, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Any:
+def place(pipe: Any, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Any:
     """``pipe`` on ``device``, its decoder in a precision of its own: the latents it is given are cast to it."""
     pipe = pipe.to(device, dtype)
     if vae_dtype not in (None, dtype):

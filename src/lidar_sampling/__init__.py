@@ -57,7 +57,7 @@ _HOMES = {
     "LiDAR": "_sampler",
     "LookaheadBank": "_bank",
     "NoiseLevel": "_levels",
-    "Result": "_sampler",
+    "Result": "_result",
     "RewardError": "rewards",
     "Settings": "_settings",
     "ShiftInfo": "_guidance",

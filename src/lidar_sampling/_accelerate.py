@@ -1,4 +1,4 @@
-"""Levers that make a pipeline faster and leave what it computes as it is, up to rounding."""
+"""Levers that make a pipeline faster without changing what it computes, up to rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def accelerate(
     encode_once: bool = False,
     backend: str = "inductor",
 ) -> None:
-    """Pull levers on the denoisers and the decoder of a pipeline, or on the networks of a reward, in place.
+    """Speed up the denoisers and the decoder of a pipeline, or the networks of a reward, in place.
 
     Nothing is compiled before the first call, which then takes its time: see docs/performance.md for what each
     lever gains, and when it pays.
@@ -39,7 +39,7 @@ def accelerate(
         backend: of ``torch.compile``.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``target`` is not one of these.
         ValueError: CUDA graphs without ``compile="whole"``.
 
     Example:
@@ -92,12 +92,12 @@ def _expect_other_batches(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     """Let the compiler know that batches come in many sizes, so that it does not compile for the first alone."""
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.dim()]
     for value in given:
-        if len(value) == len(given[0]) > 1:  # one row is compiled for itself, whatever is said
+        if len(value) == len(given[0]) > 1:  # torch compiles a batch of one row for itself in any case
             torch._dynamo.maybe_mark_dynamic(value, 0)
 
 
 def _see_equal_rows_once(encoder: nn.Module) -> None:
-    """Encode the distinct rows of a batch of tokens; all of the others are copies of theirs."""
+    """Encode the distinct rows of a batch of tokens once, and copy the results to the rows that equal them."""
     inverse: Tensor | None = None
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -109,10 +109,10 @@ def _see_equal_rows_once(encoder: nn.Module) -> None:
         first = torch.full((len(distinct),), len(tokens), device=tokens.device)
         first.scatter_reduce_(0, inverse, torch.arange(len(tokens), device=tokens.device), "amin")
 
-        def chosen(value: Any) -> Any:
+        def choose(value: Any) -> Any:
             return value[first] if isinstance(value, Tensor) and len(value) == len(tokens) else value
 
-        return tuple(map(chosen, args)), {name: chosen(value) for name, value in kwargs.items()}
+        return tuple(map(choose, args)), {name: choose(value) for name, value in kwargs.items()}
 
     def spread(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -122,12 +122,12 @@ def _see_equal_rows_once(encoder: nn.Module) -> None:
         return type(value)(map(spread, value)) if isinstance(value, tuple | list) else value
 
     encoder.register_forward_pre_hook(before, with_kwargs=True)
-    # First of all hooks, so that one that was registered before, on the outside, sees what it is meant to see.
+    # This hook comes first, so that hooks that were registered before it see the whole batch, as they expect.
     encoder.register_forward_hook(lambda _module, _args, output: spread(output), prepend=True)
 
 
 def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 256) -> int:
-    """How many lookahead samples fit into ``share`` of the memory that is free, from what two small batches take.
+    """Return how many lookahead samples fit into ``share`` of the free memory, as two small batches measure it.
 
     On a GPU a large batch is a fast one; on a CPU it is not, and 8 to 16 is a good size there.
 
@@ -146,13 +146,13 @@ def largest_batch(lidar: LiDAR, prompt: str, *, share: float = 0.8, most: int = 
     for n in (2, 4):
         small = lidar.with_settings(n=n)
         small.store, small.batch_size = None, n
-        peaks.append(small.looked([prompt], 0)[1].peak_memory)
+        peaks.append(small.draw_banks([prompt], 0)[1].peak_memory)
     each = max((peaks[1] - peaks[0]) / 2, peaks[1] / 8, 1.0)
     return max(1, min(most, int(share * _free(torch.device(lidar.pipe.device)) / each)))
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
+    """Return the bytes that are free on a CUDA device, or on the machine; 16 GiB where neither can be read."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return read_proc("meminfo", "MemAvailable") or 1 << 34

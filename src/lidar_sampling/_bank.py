@@ -1,4 +1,4 @@
-"""Banks of lookahead samples: what guidance needs, with where it came from, in memory and on disk.
+"""Banks of lookahead samples, with their rewards and their origin, in memory and on disk.
 
 A file is safetensors with JSON metadata: ``samples`` (n, *), one tensor ``reward.NAME`` (n,) a reward, and a header
 (prompt, space, provenance) with a digest over everything. Nothing is ever unpickled.
@@ -91,7 +91,7 @@ class LookaheadBank:
         return bank_key(self.prompt, self.provenance)
 
     def reward(self, name: str | None = None) -> Tensor:
-        """The rewards (n,) called ``name``; without a name, the only ones.
+        """Return the rewards (n,) called ``name``; without a name, the only ones.
 
         Raises:
             BankError: there is no such reward, or no name was given and there is not exactly one.
@@ -106,7 +106,7 @@ class LookaheadBank:
         return self.rewards[name]
 
     def with_rewards(self, rewards: Mapping[str, Tensor]) -> LookaheadBank:
-        """The same samples with ``rewards`` added, or put in the place of those of the same name."""
+        """Return the same samples with ``rewards`` added; they replace those of the same name."""
         return replace(self, rewards={**self.rewards, **rewards})
 
     def combine(
@@ -117,7 +117,7 @@ class LookaheadBank:
         calibration: Mapping[str, tuple[float, float]] | None = None,
         name: str = "combined",
     ) -> LookaheadBank:
-        """The same samples under one reward: the weighted sum of several.
+        """Return the same samples under one reward: the weighted sum of several.
 
         Args:
             weights: reward name -> weight.
@@ -152,7 +152,7 @@ class LookaheadBank:
         return replace(self, rewards={name: torch.stack(parts).sum(0)})
 
     def subset(self, indices: Sequence[int] | Tensor) -> LookaheadBank:
-        """The members at ``indices``, in that order."""
+        """Return the members at ``indices``, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.long).cpu()
         if chosen.dim() != 1 or len(chosen) == 0 or not ((chosen >= 0) & (chosen < len(self))).all():
             raise BankError(f"indices must be one or more of 0 .. {len(self) - 1}, got {chosen.tolist()}")
@@ -164,13 +164,13 @@ class LookaheadBank:
         )
 
     def best(self, k: int, *, reward: str | None = None) -> LookaheadBank:
-        """The ``k`` members of highest reward, best first."""
+        """Return the ``k`` members of highest reward, best first."""
         if not 1 <= k <= len(self):
             raise BankError(f"k must be 1 to {len(self)}, got {k}")
         return self.subset(self.reward(reward).argsort(descending=True, stable=True)[:k])
 
     def merge(self, other: LookaheadBank) -> LookaheadBank:
-        """The members of both banks.
+        """Return a bank with the members of both.
 
         Raises:
             BankError: the banks have other prompts, spaces or reward names.
@@ -189,7 +189,7 @@ class LookaheadBank:
         )
 
     def to(self, device: torch.device | str) -> LookaheadBank:
-        """The same bank on ``device``."""
+        """Return the same bank on ``device``."""
         rewards = {name: reward.to(device) for name, reward in self.rewards.items()}
         return replace(self, samples=self.samples.to(device), rewards=rewards)
 
@@ -283,7 +283,7 @@ class BankStore:
         return bank.save(path)
 
     def get(self, prompt: str, key: str) -> LookaheadBank | None:
-        """The bank of ``prompt`` with content address ``key``, or None.
+        """Return the bank of ``prompt`` with content address ``key``, or None.
 
         Raises:
             BankError: the file is there but does not hold that bank.
@@ -303,11 +303,11 @@ class BankStore:
 
 
 def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBank]:
-    """One bank or several, as a list.
+    """Return one bank or several as a list.
 
     Raises:
         TypeError: something in it is not a bank.
-        ValueError: there is none.
+        ValueError: there is no bank.
     """
     listed = [banks] if isinstance(banks, LookaheadBank) else list(banks)
     for bank in listed:
@@ -323,7 +323,7 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
 
 
 def bank_key(prompt: str, provenance: Mapping[str, Any]) -> str:
-    """The content address of a bank that was, or is to be, drawn for ``prompt`` as ``provenance`` says.
+    """Return the content address of a bank of ``prompt``, drawn or to be drawn as ``provenance`` says.
 
     Its entries ``model``, where the weights were loaded from, and ``rewards`` do not count: they do not decide the
     samples.

@@ -14,14 +14,14 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def shrinking(items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]], _Result]) -> Iterator[_Result]:
+def run_batches(items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]], _Result]) -> Iterator[_Result]:
     """Yield ``run(batch)`` over consecutive batches of at most ``size`` items, as even as they can be.
 
     When a batch runs out of memory, what follows goes on in batches of half its size; results of earlier batches
     stand. An item that does not fit alone raises.
 
     Example:
-        >>> list(shrinking(range(5), 2, list))
+        >>> list(run_batches(range(5), 2, list))
         [[0, 1], [2, 3], [4]]
     """
     if size < 1:
@@ -47,5 +47,5 @@ def shrinking(items: Sequence[_Item], size: int, run: Callable[[Sequence[_Item]]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
+    """Return whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's call: which the sampler sets itself, and which differ from prompt to prompt."""
+"""The arguments of a pipeline's call: which ones the sampler sets, and which ones differ between prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PAIRED = re.compile(
     "Img2Img|Inpaint|Fill|Pix2Pix|Depth2Img|Upscale|Adapter|ImageToVideo|ControlNet|ConsisID|QwenImageEdit(?!Plus)"
     "|Kandinsky5I2I"
 )
-# Of these, what takes one picture alone and serves all samples by it, without noise.
+# Some of these take one picture for all samples, and add no noise to it.
 _SHARED = re.compile(
     "^(Wan|SkyReelsV2|Kandinsky5(?!I2I)|ChronoEdit|Sana)|(?<!QwenImage)Edit|MultiControlNet|MultiAdapter"
 )
@@ -103,13 +103,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_scalar(hint: Any) -> bool:
-    """Whether an annotation allows numbers and texts alone."""
+    """Return whether an annotation allows numbers and texts alone."""
     either = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
     return all(one in (bool, int, float, str, type(None)) for one in either)
 
 
 def per_prompt(pipe: Any, call: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Return ``call`` with every list of a value per prompt as :class:`PerPrompt`.
+    """Return ``call`` with each list that has a value per prompt turned into a :class:`PerPrompt`.
 
     Lists of texts (``negative_prompt``, ``prompt_2``) have a value per prompt; so have lists and batches of pictures,
     where the pipeline pairs them with samples.
@@ -141,7 +141,7 @@ def _is_several(pipe: Any, name: str, value: Any) -> bool:
 
 
 def _pairs(pipe: Any, name: str) -> bool:
-    """Whether ``name`` holds a picture for each sample, where there are several."""
+    """Return whether ``name`` holds a picture for each sample, where there are several."""
     several = any(hasattr(_part(pipe, part), "nets") for part in ("controlnet",))
     several = several or hasattr(_part(pipe, "adapter"), "adapters")
     return name in _PICTURES and bool(_PAIRED.search(type(pipe).__name__)) and not several
@@ -189,7 +189,7 @@ def for_batch(call: Mapping[str, Any], prompts: Sequence[str], pipe: Any = None)
         elif pipe is not None and name == "video" and _VIDEOS.search(type(pipe).__name__):
             found[name] = _repeated_video(value, len(prompts))
         elif pipe is not None and _pairs(pipe, name) and not _SHARED.search(type(pipe).__name__):
-            found[name] = _repeated(value, len(prompts))
+            found[name] = _repeat(value, len(prompts))
         else:
             found[name] = value
         if pipe is not None and _ONE_TEXT.search(type(pipe).__name__) and _TEXT.fullmatch(name):
@@ -205,7 +205,7 @@ def prompts_for(pipe: Any, prompts: Sequence[str]) -> Any:
     return list(prompts)
 
 
-def _repeated(value: Any, count: int) -> Any:
+def _repeat(value: Any, count: int) -> Any:
     """Return one picture as often as there are samples; several as they are."""
     if isinstance(value, Tensor):
         value = value[(None,) * (4 - value.ndim)] if value.ndim < 4 else value
@@ -221,6 +221,6 @@ def _repeated(value: Any, count: int) -> Any:
 def _repeated_video(value: Any, count: int) -> Any:
     """Return one video, a list of frames or (1, F, C, H, W), as often as there are samples; several as they are."""
     if isinstance(value, Tensor | np.ndarray):
-        return _repeated(value, count) if value.ndim == 5 else value
+        return _repeat(value, count) if value.ndim == 5 else value
     several = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
     return value if several or value is None else [value] * count

@@ -1,8 +1,8 @@
-"""What a value holds, as JSON: for keys that must change whenever the value does, and never otherwise.
+"""The contents of a value as JSON, for keys that change exactly when the value does.
 
 Tensors, arrays and pictures count by their numbers, modules by their weights and settings, functions by their code.
 Addresses and paths never count, so a key is the same in another process and in another folder. What cannot be told
-this way raises :class:`OpaqueError`, and whoever wants a key goes without one.
+this way raises :class:`OpaqueError`, and its caller goes without a key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TORCH = frozenset(vars(nn.Module())) - {"training"}  # what every module has of
 
 
 class OpaqueError(ValueError):
-    """A value whose contents cannot be told; the message says which."""
+    """A value whose contents cannot be read; the message says which."""
 
 
 def contents(value: Any, name: str = "value") -> Any:
@@ -41,7 +41,7 @@ def contents(value: Any, name: str = "value") -> Any:
         name: what to call it in an error.
 
     Raises:
-        OpaqueError: it holds something whose contents cannot be told, such as an open file.
+        OpaqueError: it holds something whose contents cannot be read, such as an open file.
 
     >>> contents({"strength": 0.8, "size": (64, 64)})
     {'size': [64, 64], 'strength': 0.8}
@@ -81,7 +81,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The digest of each; the hash runs outside of Python's lock, so cores share the work."""
+    """Return the digest of each; the hash runs outside of Python's lock, so cores share the work."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
@@ -89,10 +89,10 @@ def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def pipeline_contents(pipe: Any) -> dict[str, Any]:
     """Return what a diffusers pipeline draws with: the state of every part, its configuration and its scheduler.
 
-    Every weight is read: about a second a gigabyte on a CPU, nothing to speak of on a GPU.
+    Every weight is read: about a second per gigabyte on a CPU, and hardly any time on a GPU.
 
     Raises:
-        OpaqueError: a part cannot be told, as with weights that are offloaded one by one.
+        OpaqueError: a part cannot be read, such as weights that are offloaded one by one.
     """
     parts = dict(pipe.components)
     scheduler = parts.pop("scheduler", None) or pipe.scheduler
@@ -108,12 +108,12 @@ def pipeline_contents(pipe: Any) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads nested values; ``lenient`` takes the class alone of what cannot be told."""
+    """Reads nested values; if ``lenient``, a value that cannot be read counts by its class alone."""
 
     def __init__(self, *, lenient: bool = False, within: _Reader | None = None) -> None:
         self.lenient = lenient
         self._inside: list[int] = within._inside if within else []
-        self._modules: dict[int, str] = within._modules if within else {}  # one that is held twice is read once
+        self._modules: dict[int, str] = within._modules if within else {}  # a value that is held twice is read once
 
     def read(self, value: Any, name: str) -> Any:
         if isinstance(value, np.generic):
@@ -152,7 +152,7 @@ class _Reader:
             if id(value) not in self._modules:
                 self._modules[id(value)] = key(self._module(value, name))[:32]
             return f"{type(value).__qualname__} {self._modules[id(value)]}"
-        if hasattr(value, "fingerprint"):  # it says itself what decides
+        if hasattr(value, "fingerprint"):  # the object says itself what decides
             return [_class(value), self.read(value.fingerprint, f"{name}.fingerprint")]
         own = not _of_a_package(type(value))
         if isinstance(value, Mapping) and not own:
@@ -183,7 +183,7 @@ class _Reader:
         return f"array {array.dtype.str} {list(array.shape)} {hashlib.sha256(data.tobytes()).hexdigest()[:32]}"
 
     def _module(self, module: nn.Module, name: str) -> Any:
-        """Weights, and what else decides: strengths and switches of adapters, processors, tiling, caches, hooks."""
+        """Return its weights and what else decides: adapters, their strengths, processors, tiling, caches, hooks."""
         inside = _Reader(lenient=True, within=self)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         parts = []
@@ -191,7 +191,7 @@ class _Reader:
             own = not _of_a_package(type(part))
             held = {k: v for k, v in vars(part).items() if k not in _TORCH and (own or _decides(k))}
             held = {k: v for k, v in held.items() if not isinstance(v, nn.Module) and k not in _SAME}
-            if "forward" in vars(part) and not _moved_or_compiled(part):
+            if "forward" in vars(part) and not _is_moved_or_compiled(part):
                 held["forward"] = part.forward
             if caching := getattr(getattr(part, "_diffusers_hook", None), "hooks", None):  # layers that are skipped
                 held["hooks"] = {k: [_class(h), _public(h)] for k, h in caching.items() if "offload" not in k}
@@ -207,7 +207,7 @@ class _Reader:
             raise OpaqueError(f"{name}: {error}") from None
 
     def _function(self, function: types.FunctionType, name: str) -> Any:
-        """Its code, what it closes over, its defaults, and what it uses of its module and of others of one's own."""
+        """Return its code, closure and defaults, and what it uses of its own and other modules of the user."""
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         names = _names(function.__code__)
         used = {n: function.__globals__[n] for n in names if n in function.__globals__}
@@ -218,7 +218,7 @@ class _Reader:
         return ["function", _code(function.__code__), self.read(parts, f"{function.__qualname__} ({name})")]
 
     def _own(self, value: Any, name: str) -> Any:
-        """An object of a class of one's own: the code of the class, and all that the object holds."""
+        """Return the code of the class, which is the user's, and all that the object holds."""
         held = dict(getattr(value, "__dict__", {}))
         for cls in type(value).__mro__:
             slots = vars(cls).get("__slots__", ())
@@ -264,7 +264,7 @@ class _Reader:
         raise OpaqueError(f"{name} is a {type(value).__name__}, whose contents cannot be compared")
 
     def _beside_config(self, value: Any, name: str) -> Any:
-        """What an object with a configuration holds beside it; of a scheduler not what a run leaves there."""
+        """Return what an object with a configuration holds beside it; of a scheduler not what a run leaves there."""
         if hasattr(value, "set_timesteps"):
             held = {k: v for k, v in vars(value).items() if k in ("_shift", "alphas_cumprod")}
         else:
@@ -321,13 +321,13 @@ def _package(value: Any) -> str:
 
 
 def _decides(name: str) -> bool:
-    """Whether an attribute of a module may decide what it computes; most private ones are its caches."""
+    """Return whether an attribute of a module may decide what it computes; most private ones are caches."""
     known = ("_active_adapter", "_disable_adapters", "_internal_dict", "_cache_config")
     return not name.startswith("_") or name in known
 
 
-def _moved_or_compiled(module: nn.Module) -> bool:
-    """Whether ``forward`` was replaced by what moves weights or compiles, and computes the same."""
+def _is_moved_or_compiled(module: nn.Module) -> bool:
+    """Return whether ``forward`` was replaced by code that moves weights or compiles, and computes the same."""
     registry = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
     wrapped = hasattr(module.forward, "_torchdynamo_orig_callable") or hasattr(module, "_hf_hook")
     return wrapped or bool(registry)
@@ -338,7 +338,7 @@ def _public(value: Any) -> dict[str, Any]:
 
 
 def _without_names(config: Any) -> Any:
-    """A configuration, and those inside it, without where it was loaded from and what saving adds."""
+    """Return a configuration without where it was loaded from and what saving adds, at every depth."""
     if not isinstance(config, Mapping):
         return config
     return {name: _without_names(value) for name, value in config.items() if name not in _LEFT_OUT}
@@ -359,7 +359,7 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _of_a_package(value: Any) -> bool:
-    """Whether a function, class or module comes from an installed package, whose version stands for its code."""
+    """Return whether a function, class or module is from an installed package, whose version stands for its code."""
     if isinstance(value, types.ModuleType):
         module: Any = value
     elif isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):

@@ -1,4 +1,4 @@
-"""What sampling cost, counted by one instrument for every method."""
+"""The cost of sampling, counted in one way for every method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._parts import decoders, denoisers, text_encoders
-from ._profile import timed, timed_modules
+from ._profile import time_modules, time_part
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Cost:
     peak_memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other: the higher of the peaks, and the sum of all else.
+        """Add the costs of two phases, one after the other: the higher peak, and the sum of everything else.
 
         >>> Cost(seconds=1.0, peak_memory=5) + Cost(seconds=2.0, peak_memory=3)
         Cost(network_evaluations=0, backward_passes=0, decodes=0, reward_calls=0, seconds=3.0, peak_memory=5)
@@ -48,7 +48,7 @@ class Cost:
         return Cost(**{**total, "peak_memory": max(self.peak_memory, other.peak_memory)})
 
     def share(self, count: int) -> Cost:
-        """An even share of counts, rounded, and seconds; the peak of memory stays what it was.
+        """Return an even share of counts, rounded, and of seconds; the peak of memory stays.
 
         >>> Cost(network_evaluations=8, seconds=3.0, peak_memory=5).share(2)
         Cost(network_evaluations=4, backward_passes=0, decodes=0, reward_calls=0, seconds=1.5, peak_memory=5)
@@ -58,7 +58,7 @@ class Cost:
 
 
 @contextmanager
-def metered(pipe: Any, phase: str) -> Iterator[Cost]:
+def meter(pipe: Any, phase: str) -> Iterator[Cost]:
     """Count the denoiser's evaluations, seconds and memory of a block; the caller adds decodes and reward calls.
 
     ``phase`` is what a profile calls the block. Blocks do not nest: each forgets the peak of memory before it.
@@ -66,7 +66,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     Example:
         >>> from lidar_sampling import testing
         >>> pipe = testing.tiny_stable_diffusion()
-        >>> with metered(pipe, "sampling") as cost:
+        >>> with meter(pipe, "sampling") as cost:
         ...     images = pipe("a cat", num_inference_steps=3, output_type="pt").images
         >>> cost.network_evaluations
         8
@@ -82,7 +82,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
     start = time.perf_counter()
     try:
         parts = {"network": [*denoisers(pipe).values()], "text": text_encoders(pipe), "decode": decoders(pipe)}
-        with timed(phase, device=device), timed_modules(parts):
+        with time_part(phase, device=device), time_modules(parts):
             yield cost
     finally:
         cost.seconds += time.perf_counter() - start
@@ -92,7 +92,7 @@ def metered(pipe: Any, phase: str) -> Iterator[Cost]:
 
 
 def _forget_peak(device: torch.device) -> int:
-    """Start the peak of memory anew; returns the bytes that are held now."""
+    """Start the peak of memory anew; return the bytes that are held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -108,7 +108,7 @@ def _peak(device: torch.device) -> int:
 
 
 def read_proc(file: str, field: str) -> int:
-    """A field of a file of Linux's /proc, such as meminfo, in bytes; 0 where the system has none."""
+    """Return a field of a file of Linux's /proc, such as meminfo, in bytes; 0 where the system has none."""
     try:
         lines = (Path("/proc") / file).read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""From clean latents to pictures, for methods that look at a prediction before sampling has ended."""
+"""Decoding of clean latents, for methods that look at a prediction before sampling has ended."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ._call import alone
-from ._draw import Item, checked
+from ._draw import Item, to_pictures
 from ._tail import Tail
 
-# These decode latents as they are, after scaling them; every other pipeline is asked itself.
+# These scale latents and decode them. For every other pipeline its own call does it.
 _PLAIN = re.compile(r"(StableDiffusion(XL|3)?|PixArt\w+|Sana(Sprint)?)(Img2Img|Inpaint|ControlNet\w*)?Pipeline")
 
-# What no call without its networks equals, and why; what fails in such a call is refused there.
+# Pipelines whose call cannot be repeated without its networks, and why. Others that fail in it are refused then.
 _EXCEPTIONS = {
     "AnyFlowFAR": "it draws in sections, each with steps of its own",
     "Helios": "it draws in sections, each with steps of its own",
@@ -30,7 +30,7 @@ _EXCEPTIONS = {
 
 
 class Decoder:
-    """From clean latents (B, *) in the scheduler's space to what the pipeline draws of them, as a reward sees it.
+    """A function from clean latents (B, *) in the scheduler's space to samples as a reward sees them.
 
     Samples are float32: pictures (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1], or audio (B, channels, S). No text
     encoder and no denoiser runs, and the pipeline stays as it is, even in the middle of a call of its own. Gradients
@@ -80,20 +80,20 @@ class Decoder:
         if latents.requires_grad and torch.is_grad_enabled() and _upcasts(pipe):
             raise TypeError("a vae that is upcast from float16 has no gradient: load it in bfloat16 or float32")
         if self._plain and latents.dim() == 4:
-            return _scaled_and_decoded(pipe, latents)
+            return _scale_and_decode(pipe, latents)
         if start not in self._tails:
             items = None if self._items is None else self._items[start : start + len(latents)]
             self._tails[start] = Tail(pipe, self._call, items)
         drawn = self._tails[start](latents)
         if latents.requires_grad and torch.is_grad_enabled() and not drawn.requires_grad:
             raise TypeError(f"{type(pipe).__name__} decodes without a gradient")
-        return checked(pipe, drawn.float())
+        return to_pictures(pipe, drawn.float())
 
 
 def decode(
     pipe: Any, latents: Tensor, call: Mapping[str, Any] | None = None, items: Sequence[Item] | None = None
 ) -> Tensor:
-    """What the pipeline draws of clean latents (B, *): a :class:`Decoder` for a single time."""
+    """Decode clean latents (B, *) to what the pipeline draws: a :class:`Decoder` for a single time."""
     return Decoder(pipe, call, items)(latents)
 
 
@@ -105,12 +105,12 @@ def pictures(
     call: Mapping[str, Any] | None = None,
     items: Sequence[Item] | None = None,
 ) -> Tensor:
-    """As :func:`decode`, of any number of latents on any device, so many at a time; without gradients."""
+    """Decode any number of latents on any device, a few at a time, without gradients; see :func:`decode`."""
     return Decoder(pipe, call, items, batch_size=batch_size)(latents)
 
 
 def is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
-    """Return whether the latents of a pipeline are plain (B, C, h, w), of its autoencoder but for a scale."""
+    """Return whether a pipeline's latents are plain (B, C, h, w): those of its autoencoder, up to a scale."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not _PLAIN.fullmatch(type(pipe).__name__) or _upcasts(pipe):
         return False
@@ -119,7 +119,7 @@ def is_plain(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def _upcasts(pipe: Any) -> bool:
-    """Whether the pipeline, as SDXL's do, turns its float16 decoder to float32 and back in its call."""
+    """Return whether the pipeline, like SDXL's, turns its float16 decoder to float32 and back in its call."""
     vae: Any = getattr(pipe, "vae", None)
     return hasattr(pipe, "upcast_vae") and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
 
@@ -128,7 +128,7 @@ def check_decodes(pipe: Any) -> None:
     """Refuse a pipeline whose latents cannot be decoded apart from its own call.
 
     Raises:
-        TypeError: it is one; the message says why.
+        TypeError: the pipeline is one of these; the message says why.
     """
     name = type(pipe).__name__
     if hasattr(pipe, "prior_pipe"):
@@ -139,7 +139,7 @@ def check_decodes(pipe: Any) -> None:
         raise TypeError(f"{name} cannot decode latents apart from its call: {why}")
 
 
-def _scaled_and_decoded(pipe: Any, latents: Tensor) -> Tensor:
+def _scale_and_decode(pipe: Any, latents: Tensor) -> Tensor:
     vae = pipe.vae
     unscaled = latents / (vae.config.get("scaling_factor") or 1.0) + (vae.config.get("shift_factor") or 0.0)
     decoded = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
@@ -147,7 +147,7 @@ def _scaled_and_decoded(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def check_preview(preview: Any, pipe: Any) -> None:
-    """Refuse, as a decoder of the bank, what has not the face of an autoencoder, or another latent space.
+    """Refuse a decoder for banks that is not an autoencoder, or that has another latent space.
 
     Raises:
         TypeError: it cannot decode, or the pipeline has no decoder that it could stand in for.
@@ -163,7 +163,7 @@ def check_preview(preview: Any, pipe: Any) -> None:
 
 
 @contextmanager
-def decoding_with(pipe: Any, preview: Any) -> Iterator[None]:
+def decode_with(pipe: Any, preview: Any) -> Iterator[None]:
     """Let ``pipe`` decode with ``preview``, if there is one, inside the block."""
     own = getattr(pipe, "vae", None)
     if preview is None:

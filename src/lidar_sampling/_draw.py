@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._batches import shrinking
+from ._batches import run_batches
 from ._call import alone, apart, blocks_of, for_batch, inputs_of, prompts_for
-from ._hooks import DivergedError, Hook, Watch, attached, record
+from ._hooks import DivergedError, Hook, Watch, attach, record
 from ._media import check_pictures
 
 
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
 
 
 def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
-    """The seed of sample ``index`` of ``prompt``; ``stream`` keeps phases that share a seed apart.
+    """Return the seed of sample ``index`` of ``prompt``; ``stream`` keeps phases that share a seed apart.
 
     >>> seed_of(0, "target", "a cat", 0) == seed_of(0, "target", "a cat", 0) != seed_of(0, "bank", "a cat", 0)
     True
@@ -46,7 +46,7 @@ def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
 
 
 def items_of(prompts: Sequence[str], count: int, seed: int, stream: str) -> list[Item]:
-    """``count`` items a prompt, prompt by prompt; a prompt that comes again gets further seeds.
+    """Return ``count`` items per prompt, prompt by prompt; a prompt that comes again gets further seeds.
 
     >>> a, b = items_of(["a cat", "a cat"], 1, 0, "target")
     >>> a.seed != b.seed, [a, b] == items_of(["a cat"], 2, 0, "target")
@@ -126,9 +126,9 @@ def draw(
         context, watch = around(batch) if around else nullcontext(), Watch(generators=generators)
         with (
             _quiet(pipe),
-            attached(pipe, watch),
-            attached(pipe, _OneSchedule(pipe)),
-            _explained(watch, texts),
+            attach(pipe, watch),
+            attach(pipe, _OneSchedule(pipe)),
+            _explain_refusal(watch, texts),
             context,
             record(pipe) as recording,
         ):
@@ -156,10 +156,10 @@ def draw(
                 + ("; draw one at a time: batch_size=1" if len(batch) > 1 else "")
             )
         watch.check(latents, texts)
-        return Drawn(batch, checked(pipe, images.float()) if decoded else images.float(), latents)
+        return Drawn(batch, to_pictures(pipe, images.float()) if decoded else images.float(), latents)
 
     for groups in _runs(items, together) if apart(pipe) else [range(len(items) // together)]:
-        for drawn in shrinking(groups, max(1, batch_size // together), run):
+        for drawn in run_batches(groups, max(1, batch_size // together), run):
             done += len(drawn.items)
             yield drawn
 
@@ -178,11 +178,11 @@ def _runs(items: Sequence[Item], together: int) -> Iterator[range]:
 
 
 class _Pasted:
-    """What a pipeline that paints within a mask goes on with: the picture is pasted around it after the step.
+    """The latents of a pipeline that paints within a mask, after it has pasted the picture around the mask.
 
     Attributes:
-        arguments: of the call, by which the pipeline tells; none where it pastes nothing, or tells somebody else.
-        latents: the last that it told.
+        arguments: of the call, a callback that gets them; empty if nothing is pasted, or the call has a callback.
+        latents: the last ones received.
     """
 
     def __init__(self, call: Mapping[str, Any], known: Collection[str]) -> None:
@@ -197,7 +197,7 @@ class _Pasted:
 
 
 class _OneSchedule(Hook):
-    """The hook that refuses a pipeline which goes through its schedule again, as for each section of a long video.
+    """The hook that refuses a pipeline that runs its schedule twice, such as once per section of a long video.
 
     A bank would hold the latents of the last section alone, and guide all.
     """
@@ -220,8 +220,8 @@ class _OneSchedule(Hook):
 
 
 @contextmanager
-def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
-    """Let a refusal within this block, such as of a reward that was shown NaN, say which step made it so.
+def _explain_refusal(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
+    """Explain a refusal within this block, such as of a picture of NaN, by the step where the fault began.
 
     Raises:
         DivergedError: in place of the refusal.
@@ -234,13 +234,13 @@ def _explained(watch: Watch, prompts: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def checked(pipe: Any, images: Tensor) -> Tensor:
-    """Refuse what a pipeline drew outside the range of pictures; transparent pictures are laid over white.
+def to_pictures(pipe: Any, images: Tensor) -> Tensor:
+    """Return what a pipeline drew as pictures in their range, with transparent ones laid over white.
 
     Audio that overshoots is cut, as it is when it is saved: decoders of audio do not clamp.
 
     Raises:
-        ValueError: no reward is written for it.
+        ValueError: the range or the shape is not one that rewards are written for.
     """
     if images.dim() > 3 and images.shape[-3] == 4:
         colours, opacity = images.split([3, 1], -3)
@@ -256,7 +256,7 @@ def checked(pipe: Any, images: Tensor) -> Tensor:
 
 
 def _call(pipe: Any, **arguments: Any) -> Any:
-    """What ``pipe`` draws: the first output of a classic pipeline, and of a modular one the output of that kind."""
+    """Return what ``pipe`` draws: a classic pipeline's first output, or a modular one's output of that kind."""
     if blocks_of(pipe) is None:
         return pipe(**arguments)[0]
     outputs = {output.name for output in blocks_of(pipe).outputs}
@@ -264,7 +264,7 @@ def _call(pipe: Any, **arguments: Any) -> Any:
 
 
 def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
-    """As :func:`_call`, with the first latents a leaf of the graph that autograd keeps; weights are constants."""
+    """Call ``pipe`` with the first latents as a leaf of the graph that autograd keeps; weights are constants."""
     inner = getattr(type(pipe).__call__, "__wrapped__", None)  # what torch.no_grad() decorates
     if inner is None or not hasattr(pipe, "prepare_latents"):
         raise TypeError(f"{type(pipe).__name__} cannot be differentiated: use a classic diffusers pipeline")
@@ -292,7 +292,7 @@ def _call_with_graph(pipe: Any, **arguments: Any) -> Any:
 
 @contextmanager
 def constant_weights(pipe: Any) -> Iterator[None]:
-    """Let no weight of ``pipe`` want a gradient inside the block: graphs hold less without them."""
+    """Turn off the gradients of the weights of ``pipe`` inside the block, so that graphs hold less."""
     weights = [p for part in pipe.components.values() if isinstance(part, nn.Module) for p in part.parameters()]
     trained = [p for p in weights if p.requires_grad]
     try:

@@ -13,15 +13,15 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` by way of a file beside it, so that no reader ever sees half of it."""
-    with writing(path) as file:
+    """Write ``content`` to a file beside ``path`` and rename it, so that no reader ever sees half of it."""
+    with open_whole(path) as file:
         file.write(content)
     return Path(path)
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[BinaryIO]:
-    """Yield a file whose content becomes that of ``path`` when the block ends; if it fails, ``path`` stays."""
+def open_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces ``path`` when the block ends; if the block fails, ``path`` stays as it was."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -44,7 +44,7 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 def write_once(path: str | Path, content: bytes) -> bool:
-    """Write ``content`` to ``path``, whole, unless there is such a file: of several processes one succeeds.
+    """Write ``content`` to ``path``, whole, unless the file exists: of several processes one succeeds.
 
     Returns:
         Whether this call wrote it.
@@ -115,8 +115,8 @@ def natural_order(path: str | Path) -> tuple[str | int, ...]:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of writing within this block name ``path``: that of a full disk names no file."""
+def name_path(path: str | Path) -> Iterator[None]:
+    """Add ``path`` to errors of writing within this block: that of a full disk names no file."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The configuration flags of diffusers' schedulers: which are known, and which settings cannot be guided right.
+"""The configuration flags of diffusers' schedulers: which ones are known, and which ones rule out guidance.
 
 ``_levels.py`` was read against every flag of :data:`KNOWN`, and ``tests/test_levels.py`` tests it with each of them
 set. A flag that is not here may move the noise levels or change the meaning of the model output, so a scheduler
@@ -39,7 +39,7 @@ def flag(scheduler: Any, name: str) -> Any:
 
 
 def in_edm_levels(scheduler: Any) -> bool:
-    """Tell whether a flow scheduler is configured to walk the noise levels of EDM, as pipelines of Cosmos 2 do.
+    """Return whether a flow scheduler is configured to walk the noise levels of EDM, as pipelines of Cosmos 2 do.
 
     Those register ``sigma_max`` with the scheduler, whose constructor does not take it but whose schedules read it.
     """
@@ -92,7 +92,7 @@ def _leaves_flow_levels(scheduler: Any, _: str) -> bool:
     if not flag(scheduler, "use_flow_sigmas"):
         return False
     spacings = ["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
-    if not type(scheduler).__name__.startswith("UniPC"):  # it alone turns Karras's levels into those of a flow
+    if not type(scheduler).__name__.startswith("UniPC"):  # UniPC alone makes flow levels of Karras's
         spacings.append("use_karras_sigmas")
     return any(flag(scheduler, name) for name in spacings)
 
@@ -101,15 +101,15 @@ def _renoises(scheduler: Any) -> bool:
     return bool(flag(scheduler, "stochastic_sampling")) or type(scheduler).__name__ == "FlowMatchLCMScheduler"
 
 
-_NEVER_CLIP = ("TCDScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # they take the flag and ignore it
+_NEVER_CLIP = ("TCDScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # these take the flag and ignore it
 
 _REFUSALS = (
     _clips("clip_sample"),
     _clips("thresholding"),
     _Refusal(
         _predicts_noise_of_pure_noise,
-        "has rescale_betas_zero_snr=True and prediction_type='epsilon': a noise prediction says nothing of the clean "
-        "sample at zero terminal SNR; load it with rescale_betas_zero_snr=False, or with "
+        "has rescale_betas_zero_snr=True and prediction_type='epsilon': a noise prediction says nothing about the "
+        "clean sample at zero terminal SNR; load it with rescale_betas_zero_snr=False, or with "
         "prediction_type='v_prediction' if the model was trained so",
     ),
     _Refusal(
@@ -162,7 +162,7 @@ def _parameters(scheduler_class: Any) -> dict[str, Any]:
 
 
 def _differs(value: Any, default: Any) -> bool:
-    if isinstance(value, list) and isinstance(default, tuple):  # a configuration in JSON knows no tuples
+    if isinstance(value, list) and isinstance(default, tuple):  # JSON has no tuples
         value = tuple(value)
     try:
         return bool(value != default)

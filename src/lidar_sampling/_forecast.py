@@ -1,7 +1,7 @@
-"""What drawing will cost, told without drawing.
+"""The cost of drawing, forecast without drawing.
 
-A sample takes the steps that its scheduler chooses, of which a copy is asked; at each of them the denoiser sees as
-many rows as the pipeline's guidance has branches. Seconds follow from counts by :class:`Rates`, measured once.
+A copy of the scheduler says which steps a sample takes; at each of them the denoiser sees as many rows as the
+pipeline's guidance has branches. Seconds follow from counts by :class:`Rates`, measured once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def calls_of(pipe: Any, call: Mapping[str, Any]) -> int:
 
 def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> Tensor:
     """Return the timesteps (T, ...) that a call of ``pipe`` walks through; the pipeline stays as it is."""
-    return _scheduled(pipe, call)[1]
+    return _schedule(pipe, call)[1]
 
 
 def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
@@ -58,7 +58,7 @@ def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
     Raises:
         ValueError: the family of the scheduler is not known.
     """
-    scheduler, timesteps = _scheduled(pipe, call)
+    scheduler, timesteps = _schedule(pipe, call)
     levels = []
     for timestep in timesteps:
         levels.append(noise_level(scheduler, timestep))
@@ -67,7 +67,7 @@ def levels_of(pipe: Any, call: Mapping[str, Any]) -> list[NoiseLevel]:
     return levels
 
 
-def _scheduled(pipe: Any, call: Mapping[str, Any]) -> tuple[Any, Tensor]:
+def _schedule(pipe: Any, call: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """Return a copy of the scheduler of ``pipe``, set for the call, and the timesteps that the call takes."""
     arguments = {**parameters_of(pipe), **call}
     twin = copy(pipe)
@@ -206,7 +206,7 @@ def _with_scales(pipe: Any, call: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Rates:
-    """How long things take with one model, reward and device: an estimate, from one small batch.
+    """The time that each part takes with one model, reward and device, estimated from one small batch.
 
     Text encoders are left out; the bank's model and decoder are taken to be as fast as the target's; and going back
     through the network as long as evaluating it twice.

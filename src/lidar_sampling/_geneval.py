@@ -2,7 +2,7 @@
 
 Pure Python: a caption of one of GenEval's six templates, or of three harder ones of our own, becomes its metadata,
 and detections become a verdict. The rules are those of ``evaluate()`` and ``relative_position()`` in https://github.com/djghosh13/geneval
-(MIT), restated; what detects the objects is the caller's affair.
+(MIT), restated; the caller brings the detector.
 
 Metadata is GenEval's own: ``{"tag", "prompt", "include": [{"class", "count", "color"?, "position"?}],
 "exclude"?}``, where ``position`` is ``[relation, index of the object in include it is relative to]``.
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-HARD_TAGS = ("color_position", "two_counts", "three_objects")  # ours, not GenEval's
+HARD_TAGS = ("color_position", "two_counts", "three_objects")  # our own tags, not GenEval's
 COUNTING_TAGS = ("counting", "two_counts")  # where only sure detections count
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -45,7 +45,7 @@ class Detection(NamedTuple):
 
 
 def plural(name: str) -> str:
-    """GenEval's plural of a class name.
+    """Return GenEval's plural of a class name.
 
     >>> plural("bus"), plural("skis"), plural("bench")
     ('buses', 'skis', 'benchs')
@@ -56,7 +56,7 @@ def plural(name: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """``noun`` with *a* or *an* by its first letter, as GenEval writes it.
+    """Return ``noun`` with *a* or *an* by its first letter, as GenEval writes it.
 
     >>> with_article("orange cup")
     'an orange cup'
@@ -65,7 +65,7 @@ def with_article(noun: str) -> str:
 
 
 def caption(metadata: dict[str, Any]) -> str:
-    """The prompt that the template writes for ``metadata``.
+    """Return the prompt that the template writes for ``metadata``.
 
     >>> caption({"tag": "counting", "include": [{"class": "clock", "count": 2}]})
     'a photo of two clocks'
@@ -91,7 +91,7 @@ _JOINED = re.compile(rf" (and|{'|'.join(RELATIONS)}) ")
 
 
 def parse(prompt: str) -> dict[str, Any] | None:
-    """Metadata of a prompt in one of the templates, or None for any other prompt.
+    """Return the metadata of a prompt in one of the templates, or None for any other prompt.
 
     >>> parse("a photo of a dog right of a teddy bear")["include"][1]["position"]
     ['right of', 0]
@@ -123,17 +123,17 @@ def parse(prompt: str) -> dict[str, Any] | None:
     return found
 
 
-def with_asked(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompt's line with what it asks for: what it says, or else what the templates read in its text.
+def with_requirements(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompt's line with its requirements: its own, or else those that the templates read in its text.
 
-    >>> with_asked({"prompt": "a photo of a dog", "id": 3})["include"]
+    >>> with_requirements({"prompt": "a photo of a dog", "id": 3})["include"]
     [{'class': 'dog', 'count': 1}]
     """
-    return dict(line) if {"include", "exclude"} & set(line) else {**(asked(line["prompt"]) or {}), **line}
+    return dict(line) if {"include", "exclude"} & set(line) else {**(read_requirements(line["prompt"]) or {}), **line}
 
 
-def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
-    """What a prompt asks for: metadata asks for what it includes and excludes, a text for what :func:`parse` reads.
+def read_requirements(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a prompt asks for: the objects of its metadata, or what :func:`parse` reads in a text.
 
     Metadata that neither includes nor excludes anything asks for what its own prompt does.
 
@@ -142,7 +142,7 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
             setting that GenEval does not know, a count that is not a positive integer, or a position relative to
             anything but an object before it; or it contradicts itself, so that no picture can be right.
 
-    >>> asked({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
+    >>> read_requirements({"tag": "mine", "include": [{"class": "dgo", "count": 1}]})
     Traceback (most recent call last):
     ValueError: unknown class 'dgo' in GenEval metadata; did you mean 'dog'?
     """
@@ -171,7 +171,7 @@ def asked(prompt: str | dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _judgeable(text: str) -> dict[str, Any] | None:
-    """What :func:`parse` reads; None where it wants one class in two ways, such as a red dog and a blue dog."""
+    """Return what :func:`parse` reads; None if it wants one class in two ways, such as a red and a blue dog."""
     found = parse(text)
     return None if found and _contradiction(found) else found
 
@@ -216,7 +216,7 @@ def _check_object(item: Any, key: str, place: int) -> None:
 
 
 def _contradiction(metadata: Mapping[str, Any]) -> str | None:
-    """Why no picture can be right by metadata whose objects are checked, or None.
+    """Return why no picture can be right by metadata whose objects are checked, or None.
 
     Of a class the rules of :func:`verdict` look at the surest objects, so two objects of one class are the same ones.
     """
@@ -271,7 +271,7 @@ def _object(name: str, color: str | None, count: int = 1) -> dict[str, Any]:
 
 
 def relative_position(a: Sequence[float], b: Sequence[float], *, margin: float = 0.1) -> set[str]:
-    """Where box ``a`` lies relative to box ``b``: a set of relations, empty when they are too close to say.
+    """Return where box ``a`` lies relative to box ``b``: a set of relations, empty when they are too close to say.
 
     Boxes are (x1, y1, x2, y2), y downwards. The offset of the centres counts only beyond ``margin`` times the
     sum of both extents, and a direction holds when its share of the whole offset exceeds one half.
@@ -297,7 +297,7 @@ def verdict(
     threshold: float = 0.3,
     counting_threshold: float = 0.9,
 ) -> bool:
-    """Whether an image shows what ``metadata`` asks for, by GenEval's rules.
+    """Return whether an image shows what ``metadata`` asks for, by GenEval's rules.
 
     Every object of ``include`` must be found at least ``count`` times, with its colour and with its position
     relative to every found object of the group it names; no class of ``exclude`` may be found ``count`` times.

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernel import following, noise_like
+from ._kernel import next_level, noise_like
 from ._steps import Hook, Step
 
 
@@ -56,10 +56,12 @@ class Glass(Hook):
     def before(self, step: Step) -> Step:
         """Learn where the step leads, and draw the noise of a transition that may start here."""
         level = step.level
-        self._here, self._there = (level.alpha, level.sigma), following(step)
+        self._here, self._there = (level.alpha, level.sigma), next_level(step)
         if not self._there[1]:
             return replace(step, deviation=0.0)
-        return step.adding(noise_like(step.x_t, self.generator if step.generator is None else step.generator), 0.0)
+        return step.with_noise(
+            noise_like(step.x_t, self.generator if step.generator is None else step.generator), 0.0
+        )
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Return the sample that the formula gives, in the precision of ``x``."""

@@ -1,4 +1,4 @@
-"""What stands before the apps of this package: who may ask, how much, and how many at once.
+"""The guard before the apps of this package: it decides who may ask, how much, and how many at once.
 
 A plain ASGI class: Starlette's decorator for middleware hides from the app that a client went away.
 """
@@ -26,7 +26,7 @@ HERE = ("localhost", "127.0.0.1", "::1")
 
 @dataclass
 class Guard:
-    """Lets requests through to an app: known clients, bodies of a size, so many at once.
+    """Lets requests through to an app from known clients, up to a size, and up to a number at once.
 
     A request has been read when the app gets it. ``scope["lidar.gone"]`` is an event that is set when its client goes
     away, ``scope["lidar.client"]`` says who it is.
@@ -65,29 +65,29 @@ class Guard:
                 await send({"type": "websocket.close"})
             return
 
-        async def counted(message: Message) -> None:
+        async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.seen(scope, message["status"])
             await send(message)
 
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if refused := self._who(scope, headers):
-            await self._refuse(refused, receive, counted)
+            await self._refuse(refused, receive, count)
         elif scope["path"] in OPEN:
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, count)
         elif self._there >= self.places:
             text = f"{self._there} requests are here, and no more may: ask again later"
-            await self._refuse((503, text, {"retry-after": "1"}), receive, counted)
+            await self._refuse((503, text, {"retry-after": "1"}), receive, count)
         else:
             self._there += 1
             try:
                 async with self._room:
-                    await self._let_in(scope, headers, receive, counted)
+                    await self._let_in(scope, headers, receive, count)
             finally:
                 self._there -= 1
 
     def _who(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str, dict[str, str]] | None:
-        """Say who asks; return why it may not."""
+        """Note who asks; return why the client may not ask, if so."""
         client = scope.get("client") or ("",)
         scope["lidar.client"] = client[0]
         if not self.tokens:
@@ -159,7 +159,7 @@ class Guard:
     async def _refuse(
         self, why: tuple[int, str, dict[str, str]], receive: Receive, send: Send, *, more: bool = True
     ) -> None:
-        """Answer, after what the client is still sending: it would not listen before."""
+        """Answer once the client has sent everything: it would not listen before."""
         left = 4 * self.largest
         while more and left > 0:
             try:

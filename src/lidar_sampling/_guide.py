@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._bank import BankError, LookaheadBank, as_banks
 from ._guidance import Members, ShiftInfo, auto_strength, check_cells
-from ._hooks import Hook, Step, attached, scheduler_of
+from ._hooks import Hook, Step, attach, scheduler_of
 from ._levels import NoiseLevel, check
 from ._settings import Strength, check_reward_scale, check_strength, check_window
 from ._space import space_of
@@ -142,7 +142,7 @@ def guide(
                 raise BankError(f"a bank was drawn in another latent space: {why}")
 
     hook = _Guide(banks, reward, scale, reward_scale, ess, window, bank_dtype, grid)
-    with attached(scheduler, hook):
+    with attach(scheduler, hook):
         yield hook.trace
     if not hook.trace.steps:
         raise GuidanceError(
@@ -184,7 +184,7 @@ class _Guide(Hook):
             return step
         delta, info = self._shift(step.x_t, level)
         self.trace.steps.append(TraceStep(float(torch.as_tensor(step.timestep).reshape(-1)[0]), level, info))
-        return step.shifted(self.scale * delta) if self.scale else step
+        return step.with_shift(self.scale * delta) if self.scale else step
 
     @torch.no_grad()
     def _shift(self, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, ShiftInfo]:

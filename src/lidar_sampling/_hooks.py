@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from ._levels import NoiseLevel, clean_prediction, data_scale, noise_level
-from ._profile import timed
+from ._profile import time_part
 from ._steps import Hook as Hook
 from ._steps import Step as Step
 
 
 @dataclass
 class Recording(Hook):
-    """What :func:`record` saw.
+    """The samples and steps that :func:`record` saw.
 
     Attributes:
         samples: what ``scheduler.step`` returned last (B, *), in units of clean latents: the space of banks.
@@ -69,19 +69,19 @@ def record(pipe_or_scheduler: Any, *, on_step: Callable[[int], None] | None = No
         torch.Size([1, 4, 8, 8])
     """
     recording = Recording(on_step=on_step)
-    with attached(pipe_or_scheduler, recording):
+    with attach(pipe_or_scheduler, recording):
         yield recording
 
 
 class DivergedError(RuntimeError):
-    """A sample is not finite; the message says of which prompt, and which step made it so."""
+    """A sample is not finite; the message names its prompt and the step where that began."""
 
 
 @dataclass
 class Watch(Hook):
-    """The hook that remembers of every step whether its sample and the network's output were finite.
+    """The hook that remembers for every step whether its sample and the network's output were finite.
 
-    It is to be attached before all others, so that it sees what the network returned and not what guidance made of
+    Attach it before all others, so that it sees what the network returned and not what guidance made of
     it. A step adds two sums per sample, which stay on the device: nothing waits for them before :meth:`check`. They
     only say where a fault came from. Whether there is one, the final sample alone decides: so what a scheduler clips
     or a mask leaves out raises no false alarm.
@@ -122,14 +122,14 @@ class Watch(Hook):
             raise DivergedError(f"{self.origin(row, len(samples)) or self._by(self.total)} for {prompts[row]!r}")
 
     def explain(self, prompts: Sequence[str]) -> str:
-        """Return where the first sample that is no longer finite began to be so, and its prompt; "" if all are."""
+        """Return where the first sample stopped being finite, and its prompt; "" if all are finite."""
         for row, prompt in enumerate(prompts):
             if why := self.origin(row, len(prompts)):
                 return f"{why} for {prompt!r}"
         return ""
 
     def origin(self, row: int, count: int) -> str:
-        """Return what made sample ``row`` of ``count`` something else than numbers; "" if nothing did so far."""
+        """Return what made sample ``row`` of ``count`` not finite; "" if nothing did so far."""
         for number, (sample, output) in enumerate(self.sums, 1):
             if not math.isfinite(_of_row(sample, row, count)):
                 return self._by(number - 1)
@@ -189,9 +189,9 @@ class Segment(Hook):
         self.ends = [0, *(round(cut * steps) for cut in self.cuts), steps]
         if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"keep_at must be rising fractions that differ in {steps} steps, got {tuple(self.cuts)}")
-        return self._taken(timesteps)
+        return self._select(timesteps)
 
-    def _taken(self, timesteps: Tensor) -> Tensor:
+    def _select(self, timesteps: Tensor) -> Tensor:
         """Return the timesteps of the part, out of those of the whole schedule."""
         self._whole, first = timesteps, self.ends[self.part]
         if hasattr(self.scheduler, "_step_index"):
@@ -219,7 +219,7 @@ def _clean_ends(scheduler: Any) -> int:
 
 
 _HOOKS = "_lidar_sampling_hooks"
-_NEW = "_lidar_sampling_new"  # the hooks that have not learned how many steps this call takes
+_NEW = "_lidar_sampling_new"  # the hooks that do not know yet how many steps this call takes
 _PIPE = "_lidar_sampling_pipe"  # whose call it is
 _TIMES = "_lidar_sampling_times"  # the timesteps where the pipeline has them, and a copy on the host
 _COUNT = "_lidar_sampling_count"  # steps of this call so far, and in all
@@ -227,7 +227,7 @@ _OURS = (_HOOKS, _NEW, _PIPE, _TIMES, _COUNT)
 
 
 @contextmanager
-def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
+def attach(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
     """Let ``hook`` see, and change, every step that the scheduler takes inside the block.
 
     Args:
@@ -239,7 +239,7 @@ def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
     outer, pipe = state.get(_HOOKS), state.get(_PIPE)
     base = type(scheduler)
     if outer is None:
-        scheduler.__class__ = _hooked(base)  # type: ignore[arg-type]
+        scheduler.__class__ = _subclass_with_hooks(base)  # type: ignore[arg-type]
     state[_HOOKS] = (*(outer or ()), hook)
     state[_NEW] = (*state.get(_NEW, ()), hook)
     if pipe_or_scheduler is not scheduler:
@@ -258,7 +258,7 @@ def attached(pipe_or_scheduler: Any, hook: Hook) -> Iterator[None]:
 
 
 def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
-    """Return how many steps a call takes that stands at its first one.
+    """Return how many steps a call takes, given that it is at the first one.
 
     Diffusers' pipelines say so themselves, after strength (image to image) and denoising_end have cut the schedule.
     Of those that do not, such as modular ones, it is the rest of the scheduler's timesteps from the first on.
@@ -281,13 +281,13 @@ def steps_of(pipe: Any, scheduler: Any, timestep: Any) -> int:
 
 @functools.cache
 def _signature(base: Any) -> inspect.Signature:
-    """The signature of a scheduler class's ``step``, read once and not at every step."""
+    """Return the signature of a scheduler class's ``step``, read once and not at every step."""
     return inspect.signature(base.step)
 
 
 @functools.cache
-def _hooked(base: type) -> type:
-    """The subclass of a scheduler class whose ``step`` calls the instance's hooks; it answers to the same name."""
+def _subclass_with_hooks(base: type) -> type:
+    """Return the subclass, of the same name, of a scheduler class whose ``step`` calls the instance's hooks."""
     signature = _signature(base)
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
@@ -304,14 +304,14 @@ def _hooked(base: type) -> type:
         index, total = state.get(_COUNT, (0, 1))
         state[_COUNT] = (index + 1, total)
         step = _step_of(self, call.arguments, index, total)
-        with timed("guidance"):
+        with time_part("guidance"):
             for hook in hooks:
                 step = hook.before(step)
         _apply(step, call.arguments)
-        with timed("scheduler"):
+        with time_part("scheduler"):
             result = base.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
         previous = result[0]
-        with timed("guidance"):
+        with time_part("guidance"):
             for hook in hooks:
                 previous = hook.after(step, previous)
         if previous is result[0]:
@@ -329,7 +329,7 @@ def _hooked(base: type) -> type:
         for hook in hooks:
             self.timesteps = hook.timesteps(self.timesteps)
         if len(self.timesteps) > steps and hasattr(self, "set_begin_index"):
-            self.set_begin_index(0)  # of a timestep that comes twice it would take the second place
+            self.set_begin_index(0)  # for a timestep that comes twice it would take the second place
         self.__dict__[_TIMES] = self.timesteps, self.timesteps.to("cpu", copy=True)
         return result
 
@@ -358,7 +358,7 @@ _UNKNOWN = {
 
 
 def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: int) -> Step:
-    """Return what a call of ``scheduler.step`` says, for hooks."""
+    """Return the :class:`Step` that a call of ``scheduler.step`` makes, for hooks."""
     output, x_t, timestep = (arguments[name] for name in ("model_output", "sample", "timestep"))
 
     @functools.cache
@@ -384,7 +384,7 @@ def _step_of(scheduler: Any, arguments: Mapping[str, Any], index: int, total: in
 
 
 def _apply(step: Step, arguments: dict[str, Any]) -> None:
-    """Say to the scheduler, in the arguments of its step, what hooks made of it."""
+    """Write what hooks made of a step into the arguments of the scheduler's ``step``."""
     output = arguments["model_output"] if step.output is None else step.output
     if step.ends_graph:
         output = output.detach()
@@ -392,21 +392,21 @@ def _apply(step: Step, arguments: dict[str, Any]) -> None:
         output = output[step.taken]
     if step.shift is not None:
         shift = step.level.slope * step.shift
-        if output.shape[1] == 2 * step.x_t.shape[1]:  # learned variance: its half is left alone
+        if output.shape[1] == 2 * step.x_t.shape[1]:  # the half for a learned variance stays as it is
             shift = torch.cat([shift, torch.zeros_like(shift)], 1)
         output = (output + shift).to(output.dtype)
     arguments["model_output"], arguments["sample"] = output, step.x_t
     known = _signature(step.scheduler.__class__).parameters
     if step.noise is not None and "variance_noise" in known:  # drawn already
         arguments["variance_noise"], arguments["generator"] = step.noise, None
-    elif step.noise is not None and "generator" in known:  # the call's own is not to be asked again
+    elif step.noise is not None and "generator" in known:  # the call's own generator must not be asked again
         arguments["generator"] = torch.Generator(step.x_t.device).manual_seed(0)
     elif step.generator is not None and "generator" in known:  # which the pipeline may have kept to itself
         arguments["generator"] = step.generator
 
 
 def _on_host(scheduler: Any, timestep: Any) -> Any:
-    """The same timestep on the host, where reading it waits for no device, if it is an element of the scheduler's."""
+    """Return the same timestep on the host, if the scheduler's timesteps hold it: reading it waits for no device."""
     times, host = scheduler.__dict__.get(_TIMES, (None, None))
     if times is None or not isinstance(timestep, Tensor) or timestep.dim():
         return timestep
@@ -422,7 +422,7 @@ def _plain(cls: Any, state: dict[str, Any]) -> Any:
 
 
 def scheduler_of(pipe_or_scheduler: Any) -> Any:
-    """The scheduler of a pipeline, or the scheduler itself.
+    """Return the scheduler of a pipeline, or the scheduler itself.
 
     Raises:
         TypeError: it is neither.
@@ -444,7 +444,7 @@ def check_memoryless(scheduler: Any, what: str) -> None:
     """Refuse a scheduler that remembers earlier steps, or scales the latents that it is given.
 
     Raises:
-        ValueError: it does; ``what`` the caller does, the message says.
+        ValueError: it does; the message says ``what`` the caller does.
     """
     if type(scheduler).__name__ not in _MEMORYLESS:
         raise ValueError(

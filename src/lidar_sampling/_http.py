@@ -1,4 +1,4 @@
-"""A server around an ASGI app: which addresses it may have, a socket, and a uvicorn that ends in order."""
+"""A server around an ASGI app: the addresses that it may have, its socket, and a uvicorn that ends in order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)  # a named protocol: asyncio sends at once on no other
     except OSError as error:
-        raise _refused(host, port, error) from None
+        raise _refusal(host, port, error) from None
     try:
         if os.name == "posix":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,11 +44,11 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(512)
     except OSError as error:
         found.close()
-        raise _refused(host, port, error) from None
+        raise _refusal(host, port, error) from None
     return found
 
 
-def _refused(host: str, port: int, error: OSError) -> OSError:
+def _refusal(host: str, port: int, error: OSError) -> OSError:
     return OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port")
 
 
@@ -89,7 +89,7 @@ def server_of(
 
 
 @contextmanager
-def in_thread(server: Any, listening: socket.socket) -> Iterator[None]:
+def run_in_thread(server: Any, listening: socket.socket) -> Iterator[None]:
     """Run a server of :func:`server_of` in a thread while the block runs."""
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Published weights: where they lie, under which licence, and how they are loaded without running anybody's code."""
+"""Published weights: their place, their licence, and how to load them without running anybody's code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Published:
         return f"{where} ({self.licence}{'' if self.commercial else '; non-commercial'})"
 
     def download(self) -> Path:
-        """The file's path in the hub's cache, fetched if it is not there.
+        """Return the file's path in the hub's cache; fetch it if it is not there.
 
         Raises:
             FileNotFoundError: it is neither in the cache nor in reach.
@@ -59,7 +59,7 @@ class Published:
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pt``, ``.pth`` or ``.bin`` file without unpickling objects.
+    """Load the tensors of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file without unpickling objects.
 
     A checkpoint that keeps its tensors under ``state_dict`` is unwrapped.
 
@@ -93,7 +93,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def why_no_weights(path: Path) -> str | None:
-    """Why a file holds no weights, as the end of a sentence, told from its first bytes; None if they may be some.
+    """Return why a file holds no weights, by its first bytes, as the end of a sentence; None if it may hold some.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -112,7 +112,7 @@ def why_no_weights(path: Path) -> str | None:
 
 
 def why_no_model(folder: Path, error: Exception) -> str | None:
-    """Why loading the model in ``folder`` failed with ``error``, naming the file; None if no file is to blame."""
+    """Return why loading the model in ``folder`` failed with ``error``; None if no file of it is to blame."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix.lower() in _OF_A_MODEL and (why := why_no_weights(path)):
             return f"{path} {why}"
@@ -146,7 +146,7 @@ def check_folder(name: str | Path, index: str, what: str) -> dict[str, Any] | No
             raise FileNotFoundError(f"no folder of {what} at {name}")
         return None
     if not (path / index).is_file():
-        raise FileNotFoundError(f"{path} is no folder of {what}: it holds no {index}")
+        raise FileNotFoundError(f"{path} is not a folder of {what}: it holds no {index}")
     if why := why_no_weights(path / index):
         raise ValueError(f"{path / index} {why}")
     try:
@@ -172,7 +172,7 @@ def _why_damaged(path: Path) -> str | None:
 
 
 def _why_unreadable(error: Exception) -> str:
-    """Why a reader of weights failed with ``error``, as the end of a sentence."""
+    """Return why a reader of weights failed with ``error``, as the end of a sentence."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return (

@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._hooks import attached, scheduler_of
+from ._hooks import attach, scheduler_of
 from ._levels import NoiseLevel, check, index_of, noise_level
 from ._steps import Hook, Step
 
@@ -71,7 +71,9 @@ def read_noise(text: str) -> tuple[str, float]:
     name, _, value = text.partition(":")
     if name == GLASS:
         if not value.isdecimal() or int(value) < 1:
-            raise ValueError(f"{GLASS} needs its steps a transition, 1 or more, as in {GLASS}:5; got {text!r}")
+            raise ValueError(
+                f"{GLASS} needs its number of steps per transition, 1 or more, as in {GLASS}:5; got {text!r}"
+            )
         return name, float(value)
     if name not in NOISES:
         raise ValueError(
@@ -90,7 +92,7 @@ def read_noise(text: str) -> tuple[str, float]:
 class Kernel(Hook):
     """The hook under which every step is that of the formula above, whatever the scheduler made of it.
 
-    So a scheduler that remembers earlier steps does not any more, and one without noise has some.
+    So a scheduler loses its memory of earlier steps, and one without noise gets noise.
 
     Args:
         noise: ``NAME`` or ``NAME:ETA`` of :data:`NOISES`.
@@ -104,24 +106,24 @@ class Kernel(Hook):
 
     def before(self, step: Step) -> Step:
         """Learn where the step leads, and draw its noise."""
-        self._there = following(step)
+        self._there = next_level(step)
         self._rho, deviation = new_noise(self.eta, step.level, self._there, NOISES[self.name])
         if not deviation:
             return replace(step, deviation=0.0)
         generator = self.generator if step.generator is None else step.generator
-        return step.adding(noise_like(step.x_t, generator), deviation)
+        return step.with_noise(noise_like(step.x_t, generator), deviation)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Return the sample that the formula gives, in the precision of ``x``."""
         if step.level.sigma == 0:
             return x
-        moved = kept(step.x_t, step.x0, step.level, self._there, self._rho)
+        moved = step_without_noise(step.x_t, step.x0, step.level, self._there, self._rho)
         if step.noise is not None and step.deviation:
             moved = moved + step.deviation * step.noise
         return moved.to(x.dtype)
 
 
-def kept(x_t: Tensor, x0: Tensor, here: NoiseLevel, there: tuple[float, float], rho: float) -> Tensor:
+def step_without_noise(x_t: Tensor, x0: Tensor, here: NoiseLevel, there: tuple[float, float], rho: float) -> Tensor:
     """Return the next sample (B, *) without its new noise; for rho = 1 that is the deterministic step.
 
     Args:
@@ -146,10 +148,10 @@ def new_noise(eta: float, here: NoiseLevel, there: tuple[float, float], rho: Rho
 
 @contextmanager
 def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any = None) -> Iterator[None]:
-    """Let every sample in the block be drawn by stochastic steps, from any model whose noise levels are known.
+    """Draw every sample in the block by stochastic steps, from any model whose noise levels are known.
 
-    Flow models (SD3, FLUX, Wan) have no such sampler of their own. In few steps more noise costs quality: how much,
-    docs/methods.md says.
+    Flow models (SD3, FLUX, Wan) have no such sampler of their own. In few steps more noise costs quality;
+    docs/methods.md says how much.
 
     Args:
         pipe_or_scheduler: a diffusers pipeline, or a scheduler of a known family with one evaluation per step.
@@ -172,7 +174,7 @@ def stochastic(pipe_or_scheduler: Any, noise: str = DEFAULT, *, generator: Any =
     scheduler = scheduler_of(pipe_or_scheduler)
     check_kernel(scheduler)
     name, value = read_noise(noise)
-    with attached(pipe_or_scheduler, Glass(int(value), generator) if name == GLASS else Kernel(noise, generator)):
+    with attach(pipe_or_scheduler, Glass(int(value), generator) if name == GLASS else Kernel(noise, generator)):
         yield
 
 
@@ -190,7 +192,7 @@ def check_kernel(scheduler: Any) -> None:
         )
 
 
-def following(step: Step) -> tuple[float, float]:
+def next_level(step: Step) -> tuple[float, float]:
     """Return (alpha', sigma') of the sample that a step of a diffusers scheduler comes to.
 
     Example:
@@ -199,7 +201,7 @@ def following(step: Step) -> tuple[float, float]:
         >>> scheduler = DDIMScheduler(set_alpha_to_one=True)
         >>> scheduler.set_timesteps(10)
         >>> last = Step(torch.zeros(1), None, None, timestep=scheduler.timesteps[-1], scheduler=scheduler)
-        >>> following(last)
+        >>> next_level(last)
         (1.0, 0.0)
     """
     scheduler, timestep = step.scheduler, step.timestep
@@ -227,7 +229,7 @@ def _signal_after(scheduler: Any, timestep: int) -> float:
 
 
 def take_again(step: Step) -> None:
-    """Let a diffusers scheduler take next the step that it has just taken; its sample is to be noised back."""
+    """Make a diffusers scheduler repeat the step that it has just taken; the caller noises the sample back."""
     if getattr(step.scheduler, "_step_index", None) is not None:
         step.scheduler._step_index -= 1
 

@@ -1,4 +1,4 @@
-"""The noise level of a diffusers scheduler call, and what its model output means: one table, one row a family.
+"""The noise level of a diffusers scheduler call, and what its model output means: one table, one row per family.
 
 ``scheduler.step(model_output, t, sample)`` speaks of a ``sample = alpha x_0 + sigma eps`` in coordinates that
 differ from family to family, and of a model output that is one of six affine functions of x_0:
@@ -35,7 +35,7 @@ from ._flags import check_flags, flag
 
 
 class NoiseLevel(NamedTuple):
-    """Where in the diffusion a ``scheduler.step`` call stands.
+    """The place of a ``scheduler.step`` call in the diffusion.
 
     Attributes:
         alpha: signal level of ``sample``, in its own coordinates (1 for schedulers in sigma space).
@@ -54,7 +54,7 @@ class NoiseLevel(NamedTuple):
 
 
 def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
-    """The noise level of the next ``scheduler.step(model_output, timestep, sample)``.
+    """Return the noise level of the next ``scheduler.step(model_output, timestep, sample)``.
 
     Args:
         scheduler: a diffusers scheduler of a known family, after ``set_timesteps``.
@@ -77,10 +77,10 @@ def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
 
 
 def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) -> Tensor:
-    """The x_0 that ``model_output`` (B, *) means for ``sample`` (B, *) at ``level``, in units of clean latents.
+    """Return the x_0 that ``model_output`` (B, *) means for ``sample`` (B, *), in units of clean latents.
 
     Raises:
-        ValueError: the output says nothing of x_0: epsilon at alpha = 0.
+        ValueError: the output says nothing about x_0: epsilon at alpha = 0.
 
     Example:
         >>> import torch
@@ -91,12 +91,12 @@ def clean_prediction(level: NoiseLevel, model_output: Tensor, sample: Tensor) ->
     if model_output.shape[1] == 2 * sample.shape[1]:  # learned variance: its half is left out
         model_output = model_output[:, : sample.shape[1]]
     if level.slope == 0:
-        raise ValueError("a noise prediction at alpha = 0 says nothing of the clean sample")
+        raise ValueError("a noise prediction at alpha = 0 says nothing about the clean sample")
     return (model_output - level.tilt * sample) / level.slope
 
 
 def family(scheduler: Any) -> _Family:
-    """The row of the table that ``scheduler`` belongs to, by the names of its classes.
+    """Return the row of the table that ``scheduler`` belongs to, by the names of its classes.
 
     Raises:
         ValueError: it belongs to none; the message names the nearest that are known, and what to load instead.
@@ -142,19 +142,19 @@ def check(scheduler: Any) -> None:
 
 
 def prediction_type(scheduler: Any) -> str:
-    """What the model predicts: the scheduler's ``prediction_type``, with the names diffusers leaves implicit."""
-    # Flow schedulers take no such flag; one left from another class still says what the model was trained for.
+    """Return what the model predicts: ``prediction_type``, with the names that diffusers leaves implicit."""
+    # Flow schedulers have no such flag; one that another class left still says what the model was trained for.
     prediction = scheduler.config.get("prediction_type", next(iter(family(scheduler).outputs)))
     return "sample" if prediction == "original_sample" else prediction
 
 
 def data_scale(scheduler: Any) -> float:
-    """What ``scheduler`` multiplies clean latents by: sigma_data where it samples in units of it, else 1."""
+    """Return what ``scheduler`` multiplies clean latents by: sigma_data if it samples in units of it, else 1."""
     return float(scheduler.config.sigma_data) if type(scheduler).__name__ == "SCMScheduler" else 1.0
 
 
 def start_scale(scheduler: Any) -> float:
-    """Return what pipelines multiply the ``latents`` by that they are given to start from.
+    """Return the factor by which pipelines multiply the ``latents`` that they start from.
 
     Args:
         scheduler: of the pipeline, after ``set_timesteps``.

@@ -1,4 +1,4 @@
-"""Samples while they are drawn: what the model thinks the clean sample is, every few steps, for people to see."""
+"""Samples while they are drawn: clean predictions every few steps, for people to see."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Show = Callable[[Glimpse], None]
 class Live(Hook):
     """The hook that decodes the clean predictions of every so many steps, guidance included, and shows them.
 
-    It is to be attached after what guides. A pipeline whose predictions cannot be decoded apart from its own call is
+    Attach it after what guides. A pipeline whose predictions cannot be decoded apart from its own call is
     drawn without being shown; a line of the log says why.
 
     Args:
@@ -60,7 +60,7 @@ class Live(Hook):
             _log.info("nothing is shown on the way: %s", error)
 
     def before(self, step: Step) -> Step:
-        """Show the clean predictions, where it is time to."""
+        """Show the clean predictions if it is time."""
         taken = step.index + 1
         if self.decoder is not None and taken % self.every == 0 and taken < step.total:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Models of diffusers from a path or a hub id, from safetensors alone."""
+"""Loading of diffusers models from a path or a hub id, from safetensors alone."""
 
 from __future__ import annotations
 

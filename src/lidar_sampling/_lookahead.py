@@ -1,4 +1,4 @@
-"""Phase 1: draw a bank of cheap samples of each prompt and score them once (algorithm 1 of arXiv 2602.03211)."""
+"""Phase 1: draw a bank of cheap samples per prompt and score them once (algorithm 1 of arXiv 2602.03211)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from ._bank import BankStore, LookaheadBank, bank_key
 from ._call import PerPrompt, per_prompt
 from ._contents import OpaqueError, contents, key, pipeline_contents
-from ._cost import Cost, metered
-from ._decode import decoding_with, pictures
+from ._cost import Cost, meter
+from ._decode import decode_with, pictures
 from ._draw import Item, draw, items_of
 from ._live import Glimpse, Show
 from ._overlap import worker
 from ._space import space_of
 from .rewards import Reward, name_of, score
-from .solvers import Solver, running
+from .solvers import Solver, use_solver
 
 _log = logging.getLogger(__name__)
 
 
-def look(
+def draw_banks(
     pipe: Any,
     prompts: Sequence[str],
     *,
@@ -43,7 +43,7 @@ def look(
     show: Show | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[LookaheadBank], Cost]:
-    """Banks of ``n`` scored samples for each prompt, from ``store`` where it has them, and what they cost.
+    """Return banks of ``n`` scored samples per prompt, drawing those that ``store`` lacks, and what they cost.
 
     Images are scored batch by batch and dropped, so memory holds the images of one batch and all latents.
 
@@ -52,14 +52,14 @@ def look(
         prompts: the prompts; one named twice is drawn once.
         rewards: what scores the samples; each becomes a reward of the bank.
         solver: the few-step solver.
-        n: samples a prompt, at least 1.
+        n: samples per prompt, at least 1.
         seed: of the bank's noise, which is independent of phase 2's noise at the same seed.
         call: arguments of the pipeline in phase 2, lists of a value per prompt among them; the solver changes what it
             must.
         batch_size: samples at a time.
         store: where banks are looked up first and kept afterwards. A bank is found again if everything that its
             drawing read is the same: weights, adapters and their strengths, scheduler, and the contents of every
-            argument; and a reward, if it computes the same. Where that cannot be told, nothing is kept, and a
+            argument; and a reward, if it computes the same. If that cannot be read, nothing is kept, and a
             warning says so.
         preview: an autoencoder that decodes the samples for their rewards, instead of the pipeline's own.
         rescore: members of each bank, best by the preview for each reward, that are decoded in full and scored again.
@@ -69,7 +69,7 @@ def look(
 
     Raises:
         ValueError: n below 1.
-        RewardError: a reward raised or returned what is not one finite number an image.
+        RewardError: a reward raised or returned what is not one finite number per image.
         BankError: the solver diverged.
     """
     if n < 1:
@@ -92,8 +92,8 @@ def look(
     own: dict[str, Any] = {}
     try:
         own = {prompt: contents(_of_prompt(arguments, prompt), "call") for prompt in distinct}
-        if store is not None:  # every weight is read, which takes its time
-            with running(solver, pipe):
+        if store is not None:  # this reads every weight, which takes time
+            with use_solver(solver, pipe):
                 provenance["drawn_with"] = pipeline_contents(pipe)
             if preview is not None:  # the same samples, but other rewards
                 provenance["preview"] = [contents(preview, "preview"), rescore]
@@ -118,9 +118,9 @@ def look(
         return torch.stack(columns, 1) if columns else torch.zeros(len(texts), 0)
 
     with (
-        decoding_with(pipe, preview),
-        metered(pipe, "lookahead") as cost,
-        running(solver, pipe),
+        decode_with(pipe, preview),
+        meter(pipe, "lookahead") as cost,
+        use_solver(solver, pipe),
         worker(overlap) as submit,
     ):
         for drawn in draw(
@@ -140,7 +140,7 @@ def look(
         scores = torch.cat([part.result() for part in scored]) if scored else torch.zeros(0, len(rewards))
     cost.decodes, cost.reward_calls = len(items), len(items) * len(rewards)
     if rescore and missing and rewards:
-        with metered(pipe, "lookahead") as more:
+        with meter(pipe, "lookahead") as more:
             rows = _rescore(pipe, torch.cat(latents), items, scores, n, rescore, batch_size, arguments, judge)
         more.decodes, more.reward_calls = rows, rows * len(rewards)
         cost = cost + more
@@ -171,10 +171,10 @@ def _rescore(
     call: Mapping[str, Any],
     judge: Callable[[Tensor, Sequence[str]], Tensor],
 ) -> int:
-    """Decode in full those of each prompt that some reward puts among its ``best``, and write their scores; how many.
+    """Decode in full the ``best`` members of each prompt by each reward, write their scores, and return their number.
 
-    The tilt of all others is next to nothing, if the preview ranks at all. Their scores move by the mean difference,
-    so that those of one decoder compare with those of the other.
+    If the preview ranks at all, the other members hardly count. Their scores move by the mean difference, so that
+    scores by one decoder compare with those by the other.
     """
     count = 0
     for start in range(0, len(items), n):
@@ -196,7 +196,7 @@ def _of_prompt(arguments: Mapping[str, Any], prompt: str) -> dict[str, Any]:
 
 
 def _known_rewards(rewards: Sequence[Reward]) -> dict[str, str]:
-    """What each reward computes, by its name; without those that cannot be told, of which a warning tells."""
+    """Return what each reward computes, by its name; warn of those whose code cannot be read, and leave them out."""
     known = {}
     for reward in rewards:
         try:
@@ -207,13 +207,13 @@ def _known_rewards(rewards: Sequence[Reward]) -> dict[str, str]:
 
 
 def _holds(bank: LookaheadBank, name: str, provenance: Mapping[str, Any]) -> bool:
-    """Whether ``bank`` has the reward called ``name``, and by the same computation as now."""
+    """Return whether ``bank`` has the reward called ``name``, and by the same computation as now."""
     now = provenance["rewards"].get(name)
     return name in bank.rewards and now is not None and bank.provenance.get("rewards", {}).get(name) == now
 
 
 def _keep(store: BankStore, bank: LookaheadBank) -> None:
-    """Write ``bank``; rewards that are kept of the same samples stay beside its own."""
+    """Write ``bank``; rewards of the same samples that the store already has stay beside its own."""
     kept = store.get(bank.prompt, bank.key)
     if kept is not None:
         both = {**kept.provenance.get("rewards", {}), **bank.provenance["rewards"]}

@@ -1,4 +1,4 @@
-"""Samples as tensors, files and PIL images: pictures, videos and audio, told apart by their shape.
+"""Samples as tensors, files and PIL images: pictures, videos and audio, which differ in shape.
 
 Pictures are float (B, 3, H, W) and videos (B, F, 3, H, W), both in [0, 1]; audio is (B, channels, S) in [-1, 1].
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._files import naming
+from ._files import name_path
 
 FPS = 16  # of a video file; diffusers' pipelines do not say theirs
 _SLACK = 1e-3  # beyond the range, for what half precision rounds
@@ -26,7 +26,7 @@ _MOST_CHANNELS = 8  # of audio; what has more is a picture that lacks its batch
 
 
 def check_pictures(images: Tensor) -> None:
-    """Refuse what is neither pictures, nor videos, nor audio in the range that rewards are written for.
+    """Refuse anything but pictures, videos or audio in the range that rewards are written for.
 
     Args:
         images: (B, 3, H, W) or (B, F, 3, H, W) in [0, 1], or audio (B, channels, S) in [-1, 1]; of any floating type.
@@ -75,13 +75,13 @@ def check_batch(images: Tensor, prompts: Any) -> None:
     """
     check_pictures(images)
     if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
+        raise ValueError(f"prompts must be a list of prompts, one per image, got the text {prompts!r}")
     if len(images) != len(prompts):
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
 
 
 def _mend_of_shape(images: Tensor) -> str:
-    """What to do about a shape that is none of those that are known; nothing where we cannot tell."""
+    """Return what to do about a shape that is not known; an empty text where we cannot say."""
     if images.dim() == 3:
         return ": give images[None], a batch of one"
     if images.dim() not in (4, 5):
@@ -98,7 +98,7 @@ def _mend_of_shape(images: Tensor) -> str:
 
 
 def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str, ...] | None = None) -> Tensor:
-    """Return a picture (3, H, W) in [0, 1], upright, with what is transparent over white.
+    """Return a picture (3, H, W) in [0, 1], upright, with transparent parts over white.
 
     Args:
         file: a path, or what is in the file.
@@ -107,10 +107,10 @@ def read_picture(file: str | Path | bytes, *, name: str = "", formats: tuple[str
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: it is no picture, it is cut off or too large, it moves, or it has more than 8 bits a channel.
+        ValueError: it is not a picture, is cut off or too large, moves, or has more than 8 bits per channel.
     """
     name = name or ("the picture" if isinstance(file, bytes) else str(file))
-    (picture,) = _read(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
+    (picture,) = _read_frames(io.BytesIO(file) if isinstance(file, bytes) else file, name, formats, moving=False)
     return picture
 
 
@@ -121,21 +121,21 @@ def read_sample(file: str | Path) -> Tensor:
         OSError: as :func:`read_picture`.
         ValueError: as :func:`read_picture`, but for what moves, whose frames must be of one size.
     """
-    frames = _read(file, str(file), None, moving=True)
+    frames = _read_frames(file, str(file), None, moving=True)
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{file} holds pictures of several sizes: save each to a file of its own")
     return torch.stack(frames) if len(frames) > 1 else frames[0]
 
 
-def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
-    """The frames of a picture, as :func:`read_picture` has them; more than one only if it may be ``moving``."""
+def _read_frames(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool) -> list[Tensor]:
+    """Return the frames of a picture, as :func:`read_picture` does; more than one only if it may be ``moving``."""
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
     problems = OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError
     try:
         with Image.open(file, formats=formats) as image:
             count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photograph and its preview
-            refused, stored = None, _stored(image)
+            refused, stored = None, _read_mode(image)
             if image.mode.startswith(("I", "F")):  # Pillow would cut, not scale
                 refused = f"has pixels of mode {image.mode}: save it with 8 bits a channel"
             elif _DEEP.search(stored):  # Pillow cuts them, and misses their transparency
@@ -158,12 +158,12 @@ def _read(file: Any, name: str, formats: tuple[str, ...] | None, *, moving: bool
     return frames
 
 
-_DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits a pixel
+_DEEP = re.compile(";16[BLN]")  # ";16" alone is a bitmap's 16 bits per pixel
 _SCALES = {"L;2": 85, "L;4": 17}  # from a grey level of 2 or 4 bits to one of 8
 
 
-def _stored(image: Any) -> str:
-    """How the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
+def _read_mode(image: Any) -> str:
+    """Return how the file of a Pillow image that was not yet read stores its pixels; empty if it does not say."""
     for _, _, _, arguments in getattr(image, "tile", ()):
         first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         return first if isinstance(first, str) else ""
@@ -180,7 +180,7 @@ def _over_white(image: Any) -> Tensor:
 
 
 def to_pil(sample: Tensor) -> Any:
-    """A picture (3, H, W) as a PIL image, a video (F, 3, H, W) as a list of them; values in [0, 1].
+    """Convert a picture (3, H, W) to a PIL image, a video (F, 3, H, W) to a list of them; values in [0, 1].
 
     Raises:
         ValueError: the sample is neither.
@@ -214,7 +214,7 @@ def save_sample(
     """
     if sample.dim() == 2:
         path = stem.with_suffix(".wav")
-        with naming(path), wave.open(str(path), "wb") as file:
+        with name_path(path), wave.open(str(path), "wb") as file:
             file.setnchannels(len(sample))
             file.setsampwidth(2)
             file.setframerate(sampling_rate or 44100)
@@ -223,11 +223,11 @@ def save_sample(
     pictures = to_pil(sample)
     if sample.dim() == 3:
         path = stem.with_suffix(".png")
-        with naming(path):
+        with name_path(path):
             pictures.save(path, pnginfo=_texts(texts or {}))
         return path
     path = stem.with_suffix(".webp")
-    with naming(path):
+    with name_path(path):
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0, quality=90)
     return path
 

@@ -19,10 +19,10 @@ Submit = Callable[..., "Future[Tensor]"]
 
 @contextmanager
 def worker(overlap: bool) -> Iterator[Submit]:
-    """How to have a function of images worked out: at once, or in one thread, with a stream of its own on CUDA.
+    """Yield what computes a function of images: at once, or in one thread, with its own stream on CUDA.
 
-    The block ends when all is done, or at once by Ctrl-C, also while a function hangs. Of what raised, the future
-    raises when it is asked; at once it raises at once.
+    The block ends when all is done, or at once by Ctrl-C, also while a function hangs. If a function raises, its
+    future raises when it is asked; without a thread the call raises.
 
     Example:
         >>> with worker(overlap=True) as submit:
@@ -39,7 +39,7 @@ def worker(overlap: bool) -> Iterator[Submit]:
     if not overlap:
         yield at_once
         return
-    stream_of = functools.cache(torch.cuda.Stream)  # one a device: what it frees is kept for it alone
+    stream_of = functools.cache(torch.cuda.Stream)  # one per device: what it frees is kept for it alone
     tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def later(function: Callable[..., Tensor], images: Tensor, *arguments: Any) -> Future[Tensor]:

@@ -8,19 +8,19 @@ from torch import nn
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The denoising networks of a diffusers pipeline by their names in it; Wan 2.2 has two."""
+    """Return the denoising networks of a diffusers pipeline by their names in it; Wan 2.2 has two."""
     modules = {name: getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")}
     return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
 
 
 def text_encoders(pipe: Any) -> list[nn.Module]:
-    """The text encoders of a diffusers pipeline."""
+    """Return the text encoders of a diffusers pipeline."""
     found = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
     return [module for module in found if isinstance(module, nn.Module)]
 
 
 def decoders(pipe: Any) -> list[nn.Module]:
-    """The decoder of a diffusers pipeline's autoencoder, if it has one."""
+    """Return the decoder of a diffusers pipeline's autoencoder, if it has one."""
     decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
     return [decoder] if isinstance(decoder, nn.Module) else []
 

@@ -1,4 +1,4 @@
-"""A precision that a device only emulates costs more than it saves: measured, and said once."""
+"""A warning, given once, of a precision that the device only emulates, which costs more than it saves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import torch
 
 _log = logging.getLogger(__name__)
-_SLOW = 1.5  # times as long as float32, from which on it is worth a word
+_SLOW = 1.5  # warn if it takes so many times as long as float32
 
 
 def warn_if_emulated(dtype: torch.dtype, device: torch.device | str) -> None:

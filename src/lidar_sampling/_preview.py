@@ -20,7 +20,7 @@ PREVIEWS = {
 
 
 def load_preview(source: str | Path, pipe: Any) -> Any:
-    """An ``AutoencoderTiny`` in the place and precision of ``pipe``.
+    """Load an ``AutoencoderTiny`` to where ``pipe`` is, in its precision.
 
     Args:
         source: ``tiny`` for the one that is known for the family of ``pipe``, or a path or hub id.

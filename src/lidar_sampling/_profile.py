@@ -1,4 +1,4 @@
-"""Where the time goes: parts of a block timed without waiting for the device, and the least they could have taken."""
+"""Where the time goes: parts of a block, timed without waiting for the device, beside their best times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ._batches import is_out_of_memory
 
-WORK = ("network", "decode", "reward")  # what has to be done; all else is overhead
+WORK = ("network", "decode", "reward")  # the parts that are work; all else is overhead
 
 Again = Callable[[int], Callable[[], Any]]
 """From a batch size to the same work on a batch of that size."""
@@ -25,7 +25,7 @@ Again = Callable[[int], Callable[[], Any]]
 
 @dataclass
 class Profile:
-    """What :func:`profiled` saw.
+    """The times that :func:`profiled` measured.
 
     Attributes:
         seconds: phase -> part -> seconds; ``overhead`` is what no part accounts for. A part that holds another, as a
@@ -38,17 +38,17 @@ class Profile:
     _again: dict[tuple[str, str], tuple[int, Again]] = field(default_factory=dict)
 
     def best(self) -> dict[tuple[str, str], float]:
-        """Seconds a row of each (phase, part) that is work, measured now at the best of three batch sizes.
+        """Measure the seconds per row of each (phase, part) that is work, now, at the best of three batch sizes.
 
         They are half, once and twice the size that was used; it takes a dozen batches of each.
         """
         return {key: min(_seconds_a_row(again, rows)) for key, (rows, again) in self._again.items()}
 
     def report(self) -> dict[str, Any]:
-        """What was seen beside what the same work takes at its :meth:`best`, as JSON values.
+        """Return what was seen beside what the same work takes at its :meth:`best`, as JSON values.
 
         Returns:
-            ``parts``: phase, part, seconds, rows, and ``best``, seconds a row, None where a part is overhead;
+            ``parts``: phase, part, seconds, rows, and ``best``, seconds per row, None where a part is overhead;
             ``seconds`` of all parts; ``ideal``, the rows of all work at their best; ``ratio`` of the two.
         """
         best = self.best()
@@ -97,13 +97,13 @@ def profiled(device: torch.device | str | None = None) -> Iterator[Profile]:
 
 
 @contextmanager
-def timed(
+def time_part(
     part: str, rows: int = 0, again: Again | None = None, *, device: torch.device | None = None
 ) -> Iterator[None]:
     """Count the block as ``part`` of the profile under way, if there is one.
 
     The outermost part is the phase. ``again`` does the same work once more, to see how fast it can be; ``device`` is
-    where the block works, for a profile that was not told.
+    where the block works, for a profile that was given no device.
     """
     clock = _current.get()
     if clock is None:
@@ -118,7 +118,7 @@ def timed(
 
 
 @contextmanager
-def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
+def time_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
     """Count the calls of modules as parts by their names, while there is a profile."""
     clock = _current.get()
     if clock is None:
@@ -129,7 +129,7 @@ def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
         rows = len(next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
 
         def again(size: int) -> Callable[[], Any]:
-            return partial(module.forward, *_tiled(args, rows, size), **_tiled(kwargs, rows, size))
+            return partial(module.forward, *_tile(args, rows, size), **_tile(kwargs, rows, size))
 
         clock.enter(part, rows, again if part in WORK else None)
 
@@ -143,7 +143,7 @@ def timed_modules(modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
 
 
 class _Clock:
-    """Stamps at every change of part; the time between two belongs to what was innermost."""
+    """Stamps at every change of part; the time between two stamps belongs to the innermost part."""
 
     def __init__(self, device: torch.device | None, profile: Profile) -> None:
         self.device, self.profile = device, profile
@@ -212,13 +212,13 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _tiled(value: Any, rows: int, size: int) -> Any:
-    """Arguments of a batch of ``rows`` as those of a batch of ``size``."""
+def _tile(value: Any, rows: int, size: int) -> Any:
+    """Return the arguments of a batch of ``rows`` as those of a batch of ``size``."""
     if isinstance(value, Tensor):
         chosen = torch.arange(size, device=value.device) % max(rows, 1)
         return value.detach()[chosen] if value.dim() and len(value) == rows else value.detach()
     if isinstance(value, dict):
-        return {key: _tiled(item, rows, size) for key, item in value.items()}
+        return {key: _tile(item, rows, size) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_tiled(item, rows, size) for item in value)
+        return type(value)(_tile(item, rows, size) for item in value)
     return value

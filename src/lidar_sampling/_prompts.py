@@ -1,7 +1,7 @@
 r"""Files of prompts, as editors and shells write them.
 
-``.txt``     one prompt a line
-``.jsonl``   one JSON object a line, such as GenEval's metadata
+``.txt``     one prompt per line
+``.jsonl``   one JSON object per line, such as GenEval's metadata
 ``.json``    an array of objects or of texts
 
 Each prompt becomes a dictionary with ``"prompt"`` and whatever else its object says. A file is UTF-8, with a byte
@@ -22,7 +22,7 @@ from typing import Any
 
 from ._values import cut
 
-_MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
+_MARKS = (  # UTF-32 comes first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -45,7 +45,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        raise ValueError(f"{path} is a table: write one prompt a line as .txt, or one JSON object a line as .jsonl")
+        raise ValueError(
+            f"{path} is a table: write one prompt per line as .txt, or one JSON object per line as .jsonl"
+        )
     reader = {".jsonl": _from_lines, ".json": _from_array}.get(kind, _from_text)
     found = list(reader(path, read_text(path)))
     if not found:
@@ -79,14 +81,14 @@ def _why_no_prompt(prompt: Any) -> str | None:
         if len(prompt) > LONGEST:
             return f"has {len(prompt)} characters, and text encoders read some hundred: give at most {LONGEST}"
         if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
-            return f"holds a NUL or half a character, got {_shown(prompt)}: leave it out"
+            return f"holds a NUL or half a character, got {_spell(prompt)}: leave it out"
         if any(c not in _BLANK and unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in prompt):
             return None
-    return f"must be a text that is not empty, got {_shown(prompt)}"
+    return f"must be a text that is not empty, got {_spell(prompt)}"
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file that has one a line, whatever its ending; an empty file has none.
+    """Return the JSON objects of a file that has one per line, whatever its ending; an empty file has none.
 
     Raises:
         OSError: the file cannot be read.
@@ -97,7 +99,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a file of any encoding that the file itself tells.
+    """Return the text of a file in the encoding that its byte order mark names, or UTF-8.
 
     Raises:
         OSError: the file cannot be read.
@@ -117,7 +119,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that hold something, and their numbers from 1."""
+    """Yield the lines that hold something, and their numbers from 1."""
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         line = line.lstrip("\ufeff")  # files that were joined have their marks within
         if line.strip():
@@ -135,27 +137,27 @@ def _from_text(path: Path, text: str) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number} looks like JSON or Python, and would be drawn as text: write one prompt a "
                 f"line, or JSON in a .json or .jsonl file; got {cut(line.strip())}"
             )
-        yield _checked({"prompt": line.strip()}, f"{path}, line {number}")
+        yield _check_item({"prompt": line.strip()}, f"{path}, line {number}")
 
 
 def _from_lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
     for number, line in _lines(text):
         where = f"{path}, line {number}"
-        yield _checked(_parsed(line, where, 'a JSON object with a "prompt"'), where)
+        yield _check_item(_parse(line, where, 'a JSON object with a "prompt"'), where)
 
 
 def _from_array(path: Path, text: str) -> Iterator[dict[str, Any]]:
     if not text.strip():
         return
-    expected = "a JSON array of objects or of texts (one object a line is .jsonl)"
-    items = _parsed(text, str(path), expected)
+    expected = "a JSON array of objects or of texts (one object per line is .jsonl)"
+    items = _parse(text, str(path), expected)
     if not isinstance(items, list):
-        raise ValueError(f"{path}: expected {expected}, got {_shown(items)}")
+        raise ValueError(f"{path}: expected {expected}, got {_spell(items)}")
     for number, item in enumerate(items, 1):
-        yield _checked({"prompt": item} if isinstance(item, str) else item, f"{path}, item {number}")
+        yield _check_item({"prompt": item} if isinstance(item, str) else item, f"{path}, item {number}")
 
 
-def _parsed(text: str, where: str, expected: str) -> Any:
+def _parse(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -177,10 +179,10 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON: write null, or leave it out")
 
 
-def _checked(item: Any, where: str) -> dict[str, Any]:
-    """``item`` if it is an object whose prompt can be drawn."""
+def _check_item(item: Any, where: str) -> dict[str, Any]:
+    """Return ``item``, or refuse it if it is not an object whose prompt can be drawn."""
     if not isinstance(item, dict) or "prompt" not in item:
-        raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_shown(item)}')
+        raise ValueError(f'{where}: expected a JSON object with a "prompt", got {_spell(item)}')
     prompt = item["prompt"]
     if why := _why_no_prompt(prompt):
         raise ValueError(f'{where}: "prompt" {why}')
@@ -195,7 +197,7 @@ def _is_object(line: str) -> bool:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the whole of a text is an object over several lines, or an array of what prompts are written as."""
+    """Return whether a text is one object over several lines, or an array of what prompts are written as."""
     try:
         found = json.loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError):
@@ -208,7 +210,7 @@ _NEARLY = re.compile(r"""\s*([\[{]\s*$|\[?\s*\{\s*("[^"]*"|'[^']*')\s*:)""")
 
 
 def _is_nearly_json(line: str) -> bool:
-    """Whether a line begins JSON that is damaged, goes on, or is Python's: a prompt may well begin with a bracket."""
+    """Return whether a line begins or continues damaged JSON, or Python's; a bracket alone may begin a prompt."""
     if _NEARLY.match(line):
         return True
     if not line.lstrip().startswith("["):
@@ -220,6 +222,6 @@ def _is_nearly_json(line: str) -> bool:
     return isinstance(found, list) and any(isinstance(item, str | dict | list) for item in found)
 
 
-def _shown(value: Any) -> str:
-    """``value`` as JSON, for a message."""
+def _spell(value: Any) -> str:
+    """Return ``value`` as JSON, for a message."""
     return cut(json.dumps(value, default=repr))

@@ -1,4 +1,4 @@
-"""What sampling returns: the samples of every prompt, and what is known of them."""
+"""The result of sampling: the samples of every prompt, with their rewards, costs and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._settings import Settings
 
 @dataclass
 class Result:
-    """Samples of P prompts, m each, and what is known of them.
+    """Samples of P prompts, m each, with their rewards, costs and settings.
 
     Attributes:
         prompts: the P prompts.
@@ -46,11 +46,11 @@ class Result:
     sampling_rate: int | None = None
 
     def pil(self) -> list[list[Any]]:
-        """The images as PIL images, a list a prompt; of a video the list of its frames."""
+        """Return the images as PIL images, a list per prompt; a video is the list of its frames."""
         return [[to_pil(image) for image in row] for row in self.images]
 
     def split(self) -> list[Result]:
-        """The result of each prompt alone; of counts and seconds each has an even share, rounded."""
+        """Return the result of each prompt alone; counts and seconds are shared evenly, rounded."""
         count, m = len(self.prompts), self.images.shape[1]
         cost = {phase: part.share(count) for phase, part in self.cost.items()}
         return [

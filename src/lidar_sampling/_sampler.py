@@ -17,15 +17,15 @@ from torch import Tensor
 from . import rewards as _rewards
 from ._bank import BankError, BankStore, LookaheadBank, as_banks
 from ._call import check_call, per_prompt
-from ._cost import Cost, metered
+from ._cost import Cost, meter
 from ._decode import check_decodes, check_preview
 from ._draw import Item, draw, items_of
 from ._guide import Trace, guide
-from ._hooks import attached, scheduler_of
+from ._hooks import attach, scheduler_of
 from ._kernel import check_kernel, stochastic
 from ._levels import check
 from ._live import Live, Show
-from ._lookahead import look
+from ._lookahead import draw_banks
 from ._parts import sampling_rate_of
 from ._precision import warn_if_emulated
 from ._preview import load_preview
@@ -41,7 +41,7 @@ from .solvers import load as load_solver
 
 Progress = Callable[[str, float, int], None]
 
-_ONE, _SOME = 1.01, 1.5  # effective sample sizes that are one member's, and more than one's
+_ONE, _SOME = 1.01, 1.5  # effective sample sizes: below the first one member counts, above the second several do
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +113,7 @@ class LiDAR:
         if not isinstance(found, Settings):
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
         if settings is None:
-            found = for_reward(found, _called(reward), changes)
+            found = for_reward(found, _name_of_any(reward), changes)
         self.settings = found.changed(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
@@ -127,7 +127,7 @@ class LiDAR:
         self._check_eta("eta" in changes)
         if self.settings.noise is not None:
             check_kernel(self.pipe.scheduler)
-        self.taken(self.arguments())  # what the call sets otherwise is checked as settings are
+        self.settings_for(self.arguments())  # what the call sets otherwise is checked as settings are
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
         for name, value in (("reward", self.reward), *(("metrics", metric) for metric in self.metrics)):
@@ -196,7 +196,7 @@ class LiDAR:
             from . import glyph
 
             if "settings" not in options:
-                options["settings"] = for_reward(GLYPH, _called(reward or "glyph"), options)
+                options["settings"] = for_reward(GLYPH, _name_of_any(reward or "glyph"), options)
             judges = [] if reward == "glyph-heldout" else ["glyph-heldout"]
             options.setdefault("metrics", [*judges, glyph.Judge(device=device)])
             pipe = pipe or glyph.load_pipeline(dtype=dtype).to(device)
@@ -220,7 +220,7 @@ class LiDAR:
         return cls(pipe, reward=reward, preview=preview, **options)
 
     def with_settings(self, **changes: Any) -> LiDAR:
-        """The same sampler with other :class:`Settings`; model, rewards and store are shared.
+        """Return the same sampler with other :class:`Settings`; model, rewards and store are shared.
 
         >>> from lidar_sampling import testing
         >>> lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", n=4, steps=5)
@@ -239,7 +239,7 @@ class LiDAR:
         return twin
 
     def with_prompts(self, prompts: Sequence[str]) -> LiDAR:
-        """The same sampler, whose arguments with a value per prompt belong to these prompts.
+        """Return the same sampler, whose arguments with a value per prompt belong to these prompts.
 
         Any of the prompts can then be drawn alone. Drawing does this by itself, for the prompts that it is given.
 
@@ -251,7 +251,7 @@ class LiDAR:
         return twin
 
     def with_progress(self, progress: Progress | None) -> LiDAR:
-        """Return the same sampler, which tells ``progress`` of every step whoever draws with it.
+        """Return the same sampler, which calls ``progress`` after every step, whatever method draws with it.
 
         That is how any method of :mod:`lidar_sampling.methods` reports, and how it is stopped: by what ``progress``
         raises.
@@ -264,7 +264,7 @@ class LiDAR:
         return twin
 
     def with_only(self, places: Sequence[int]) -> LiDAR:
-        """Return the same sampler, which draws of the samples of a prompt these alone, from the noise that they have.
+        """Return the same sampler, which draws only these samples of each prompt, each from its usual noise.
 
         Results then hold as many samples per prompt as there are places. It serves methods whose samples are
         independent: those that choose among samples would choose among fewer.
@@ -283,7 +283,7 @@ class LiDAR:
         return twin
 
     def with_bank_seed(self, seed: int | None) -> LiDAR:
-        """Return the same sampler, whose banks are drawn from this seed whatever the samples are drawn from.
+        """Return the same sampler, which draws banks from this seed, whatever the seed of the samples.
 
         So one bank of a store serves samples of many seeds.
 
@@ -297,7 +297,7 @@ class LiDAR:
         return twin
 
     def with_live_preview(self, show: Show | None, *, every: int = 5) -> LiDAR:
-        """Return the same sampler, which shows its samples while they are drawn, whoever draws with it.
+        """Return the same sampler, which shows its samples while they are drawn, whatever method draws with it.
 
         Members of a bank are shown when their batch is done. Of the target, the clean predictions are decoded every
         few steps, which costs a decode per sample each time.
@@ -320,7 +320,7 @@ class LiDAR:
     def look(
         self, prompts: str | Sequence[str], *, seed: int = 0, progress: Progress | None = None
     ) -> list[LookaheadBank]:
-        """Phase 1 alone: a bank of each prompt, to be used again with other seeds and settings.
+        """Draw a bank per prompt and nothing else: phase 1 alone. A bank serves other seeds and settings.
 
         Args:
             prompts: one prompt or several.
@@ -329,7 +329,7 @@ class LiDAR:
         """
         texts = _as_prompts(prompts)
         self.check_prompts(texts)
-        return self.looked(texts, seed, progress)[0]
+        return self.draw_banks(texts, seed, progress)[0]
 
     def __call__(
         self,
@@ -344,7 +344,7 @@ class LiDAR:
 
         Args:
             prompts: one prompt or several.
-            images: samples a prompt.
+            images: samples per prompt.
             seed: the same seed gives the same samples, whatever the batch size and the other prompts.
             banks: of :meth:`look` or from disk, in the order of the prompts; by default they are drawn first.
             progress: called with (phase, samples done, samples in all) after every step.
@@ -352,11 +352,11 @@ class LiDAR:
         Raises:
             BankError: a bank of another prompt, space or without the reward.
             GuidanceError: no step was guided.
-            RewardError: a reward raised or returned what is not one finite number an image.
+            RewardError: a reward raised or returned what is not one finite number per image.
         """
         given, texts = None if banks is None else as_banks(banks), _as_prompts(prompts)
         self.check_prompts(texts)
-        return self.judge(self.guided(texts, images, seed, given, progress))
+        return self.judge(self.draw_guided(texts, images, seed, given, progress))
 
     def vanilla(
         self,
@@ -371,7 +371,7 @@ class LiDAR:
         self.check_prompts(texts)
         return self.judge(self.sample(texts, images, seed, progress))
 
-    def guided(
+    def draw_guided(
         self,
         texts: list[str],
         images: int,
@@ -388,7 +388,7 @@ class LiDAR:
         outputs.
         """
         check(self.pipe.scheduler)
-        given, cost = self.looked(texts, seed, progress) if banks is None else (banks, Cost())
+        given, cost = self.draw_banks(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
@@ -400,7 +400,7 @@ class LiDAR:
         traces: list[Trace] = []
 
         @contextmanager
-        def guided(batch: Sequence[Item]) -> Iterator[None]:
+        def guide_batch(batch: Sequence[Item]) -> Iterator[None]:
             guidance = guide(
                 self.pipe,
                 [of_prompt[item.prompt] for item in batch],
@@ -415,13 +415,13 @@ class LiDAR:
                 yield
             traces.append(trace)
 
-        result = self.sample(texts, images, seed, progress, guided, together=together)
+        result = self.sample(texts, images, seed, progress, guide_batch, together=together)
         result = replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
         self._warn_of_collapse(result)
         return result
 
     def _warn_of_equal(self, bank: LookaheadBank, rewards: Tensor) -> None:
-        """Say that a bank cannot guide, since all of its members are worth the same."""
+        """Warn that a bank cannot guide, since all of its members have the same reward."""
         if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
             _log.warning(
                 "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing "
@@ -433,13 +433,13 @@ class LiDAR:
             )
 
     def _warn_of_collapse(self, result: Result) -> None:
-        """Say that all samples of a prompt follow one member from the first guided step on."""
+        """Warn that all samples of a prompt follow one member from the first guided step on."""
         if self.settings.tuned_for is not None or not result.trace.steps or self.settings.n == 1:
             return
         info, count = result.trace.steps[0].info, len(result.images[0])
         for k, prompt in enumerate(result.prompts):
             rows, scale = slice(k * count, (k + 1) * count), result.trace.reward_scales[k * count]
-            # Where the noise alone tells one member, no strength is to blame.
+            # If the noise alone singles out one member, no strength is to blame.
             if bool((info.ess_tilted[rows] < _ONE).all()) and bool((info.ess[rows] > _SOME).any()):
                 _log.warning(
                     "collapsed: the weights of the bank of %r rest on one member from the first step, so all samples "
@@ -449,7 +449,7 @@ class LiDAR:
                 )
 
     def lookahead_pipeline(self, solver: Solver) -> Any:
-        """The pipeline that ``solver`` draws with beside the target, made once.
+        """Return the pipeline that ``solver`` draws with beside the target, made once.
 
         Raises:
             BankError: it does not share the target's latent space.
@@ -463,13 +463,13 @@ class LiDAR:
         self._lookaheads.append((solver, pipe))
         return pipe
 
-    def looked(
+    def draw_banks(
         self, prompts: list[str], seed: int, progress: Progress | None = None
     ) -> tuple[list[LookaheadBank], Cost]:
-        """Banks of prompts that were checked, and what they cost."""
+        """Draw the banks of prompts that were checked; return them, and what they cost."""
         _check_whole("seed", seed)
         progress = progress or self._progress
-        return look(
+        return draw_banks(
             self.lookahead_pipeline(self._solver),
             prompts,
             rewards=self.parts,
@@ -533,11 +533,11 @@ class LiDAR:
         around = _in_turn(
             None if noise is None else lambda batch: stochastic(pipe, noise),
             around,
-            None if watched is None else lambda batch: attached(pipe, Live(*watched, pipe, call, batch)),
+            None if watched is None else lambda batch: attach(pipe, Live(*watched, pipe, call, batch)),
         )
         pixels: list[Tensor] = []
         latents: list[Tensor] = []
-        with metered(pipe, "sampling") as sampling:
+        with meter(pipe, "sampling") as sampling:
             for drawn in draw(
                 pipe,
                 items,
@@ -560,12 +560,12 @@ class LiDAR:
             rewards={},
             cost={"sampling": sampling},
             seed=seed,
-            settings=self.taken(call),
+            settings=self.settings_for(call),
             sampling_rate=sampling_rate_of(self.pipe),
         )
 
     def judge(self, result: Result, metadata: Sequence[Mapping[str, Any]] | None = None) -> Result:
-        """The same samples with the guiding reward and every metric, and what scoring them cost.
+        """Return the same samples with the guiding reward and every metric, and what scoring them cost.
 
         Args:
             result: the samples.
@@ -577,13 +577,13 @@ class LiDAR:
     def scores(
         self, result: Result, judges: Sequence[Reward], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> tuple[dict[str, Tensor], Cost]:
-        """Scores (P, m) by the names of the judges."""
+        """Return scores (P, m) by the names of the judges, and what scoring cost."""
         flat, shape = result.images.flatten(0, 1), result.images.shape[:2]
         asked: Sequence[Any] = result.prompts if metadata is None else metadata
         if metadata is not None and [line.get("prompt") for line in metadata] != result.prompts:
             raise ValueError(f"metadata must be of the prompts, in their order: got {metadata} for {result.prompts}")
         texts = [prompt for prompt in asked for _ in range(shape[1])]
-        with metered(self.pipe, "scoring") as scoring:
+        with meter(self.pipe, "scoring") as scoring:
             rewards = {
                 name_of(judge): score(judge, images=flat, prompts=texts, allow_nan=judge in self.metrics).view(shape)
                 for judge in judges
@@ -618,22 +618,22 @@ class LiDAR:
         return list(self.reward.parts) if isinstance(self.reward, Mixture) else [self.reward]
 
     def with_guide(self, bank: LookaheadBank) -> LookaheadBank:
-        """Return a bank with the reward that guides: as it is, or of a mixture with the sum of its parts."""
+        """Return a bank that has the guiding reward; for a mixture, add the sum of its parts."""
         return self.reward.on(bank) if isinstance(self.reward, Mixture) else bank
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
-        """The arguments of the target's call but its prompts and noise, with ``changes``."""
+        """Return the arguments of the target's call, with ``changes`` and without its prompts and noise."""
         own = {"guidance_scale": self.settings.guidance_scale, "eta": self.settings.eta}
         given = {name: value for name, value in own.items() if value is not None}
         return {**given, "num_inference_steps": self.settings.steps, **self.pipe_kwargs, **changes}
 
-    def taken(self, call: Mapping[str, Any]) -> Settings:
-        """The settings with what the arguments of a call say otherwise."""
+    def settings_for(self, call: Mapping[str, Any]) -> Settings:
+        """Return the settings, with the values that the arguments of a call set otherwise."""
         names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
         return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
 
     def _check_rates(self, by_name: Sequence[bool]) -> None:
-        """Let rewards that were loaded by name hear audio at the rate at which the pipeline draws it.
+        """Set the rewards that were loaded by name to the rate at which the pipeline draws audio.
 
         Raises:
             ValueError: one of the caller's own hears at another rate.
@@ -652,7 +652,7 @@ class LiDAR:
                 own.sampling_rate = rate
 
     def _check_eta(self, asked: bool) -> None:
-        """Refuse an eta that was asked for and has no effect; leave out one of a default, with a warning.
+        """Refuse an eta of the user that has no effect; leave out a default one, with a warning.
 
         Raises:
             ValueError: a step of the scheduler takes no eta.
@@ -677,7 +677,7 @@ def _check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _called(reward: Reward | str) -> str:
+def _name_of_any(reward: Reward | str) -> str:
     """Return the name of a reward that may not be loaded yet."""
     return reward if isinstance(reward, str) else name_of(reward)
 
@@ -699,7 +699,7 @@ def _in_turn(
 
 
 def _with_scheduler(pipe: Any, name: str | None) -> Any:
-    """``pipe``, or a twin of it that samples with the scheduler of that class in diffusers.
+    """Return ``pipe``, or a twin of it that samples with the diffusers scheduler of that class.
 
     Raises:
         ValueError: there is no such scheduler, or the model was not trained with a noise schedule of its kind.

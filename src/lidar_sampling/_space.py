@@ -1,4 +1,4 @@
-"""Which space a latent lives in, so that a bank is never used where its numbers mean something else."""
+"""The space that a latent lives in, so that a bank is never used where its numbers mean something else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Space:
     fingerprint: tuple[float, ...] = ()
 
     def difference(self, other: Space) -> str | None:
-        """Why samples of the two spaces cannot be mixed, or None if they can.
+        """Return why samples of the two spaces cannot be mixed, or None if they can.
 
         >>> Space("A", (4, 8, 8)).difference(Space("A", (4, 16, 16)))
         'shape (4, 8, 8) against (4, 16, 16)'
@@ -45,12 +45,12 @@ class Space:
 
 
 def space_of(pipe: Any, shape: tuple[int, ...]) -> Space:
-    """The space of ``pipe``'s latents of the given ``shape`` (one sample, without the batch)."""
+    """Return the space of ``pipe``'s latents of the given ``shape`` (one sample, without the batch)."""
     return Space(type(pipe).__name__, tuple(shape), fingerprint(getattr(pipe, "vae", None)))
 
 
 def fingerprint(model: Any) -> tuple[float, ...]:
-    """Its configured scale and the mean magnitudes of some of its weights; empty if there is none to see."""
+    """Return its configured scale and the mean magnitudes of some weights; empty if there are no weights to see."""
     if model is None:
         return ()
     parameters = list(model.parameters())
@@ -62,7 +62,7 @@ def fingerprint(model: Any) -> tuple[float, ...]:
 
 
 def magnitudes(parameters: Iterable[Tensor]) -> tuple[float, ...]:
-    """The mean magnitude of each, to six digits: by these, weights are known again.
+    """Return the mean magnitude of each, to six digits: weights are recognised by them.
 
     >>> import torch
     >>> magnitudes([torch.tensor([-1.0, 2.0])])

@@ -2,7 +2,7 @@
 
     x_t = alpha x_0 + sigma eps
 
-x0 is the only currency: what a model says becomes a clean prediction once, where the sampler is met, and a shift
+x0 is the only currency: a model's output becomes a clean prediction once, where the sampler is met, and a shift
 of the prediction becomes a change of its output once. A :class:`Step` can be made wherever somebody knows x_t, x0
 and the level; for diffusers :mod:`._hooks` makes it.
 """
@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         x_t: the sample (B, *), in the sampler's coordinates.
-        say_level: returns the level of x_t; asked when a hook wants to know, since not every sampler has one.
+        say_level: returns the level of x_t; called only when a hook asks, since not every sampler has one.
         predict: returns the clean prediction (B, *) that the model makes of x_t, asked likewise.
         index: number of the step in this call, from 0.
         total: steps of the call.
@@ -33,8 +33,8 @@ class Step:
         generator: of the call: one, one per row, or None.
         output: what the model returned for x_t, where there is such a thing; shift and taken are not in it yet.
         shift: (B, *) by which hooks moved the clean prediction; None if none did.
-        taken: (B,) the rows that go on in the places of all; None if every row goes on in its own.
-        noise: standard normal (B, *) that the step is to add; None lets the sampler draw it.
+        taken: (B,) the rows that go on in the places of all; None if every row goes on in its own place.
+        noise: standard normal (B, *) for the step to add; None lets the sampler draw it.
         deviation: the standard deviation of what it adds, where that is known already.
         ends_graph: whether no more gradients are wanted through what came before.
         eta: the share of its own noise that the sampler was asked to add.
@@ -44,7 +44,7 @@ class Step:
         >>> import torch
         >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
         >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
-        >>> step.shifted(torch.ones(2, 1)).taking(torch.tensor([1, 1])).x0
+        >>> step.with_shift(torch.ones(2, 1)).with_rows(torch.tensor([1, 1])).x0
         tensor([[3.],
                 [3.]])
     """
@@ -82,11 +82,11 @@ class Step:
         x0 = x0 if self.taken is None else x0[self.taken.to(x0.device)]
         return x0 if self.shift is None else x0 + self.shift
 
-    def shifted(self, delta: Tensor) -> Step:
+    def with_shift(self, delta: Tensor) -> Step:
         """Return the step with its clean prediction moved by ``delta`` (B, *)."""
         return replace(self, shift=delta if self.shift is None else self.shift + delta)
 
-    def taking(self, rows: Tensor) -> Step:
+    def with_rows(self, rows: Tensor) -> Step:
         """Return the step in which ``rows`` (B,) of the batch go on in the places of all."""
         rows = rows.to(self.x_t.device)
         return replace(
@@ -96,7 +96,7 @@ class Step:
             taken=rows if self.taken is None else self.taken[rows],
         )
 
-    def moved(self, rows: Tensor, x_t: Tensor, x0: Tensor) -> Step:
+    def with_samples(self, rows: Tensor, x_t: Tensor, x0: Tensor) -> Step:
         """Return the step in which some rows of the batch stand at other samples of its level.
 
         Args:
@@ -108,13 +108,13 @@ class Step:
             >>> import torch
             >>> level = NoiseLevel(alpha=0.6, sigma=0.8, slope=-0.75, tilt=1.25, time=0.5)
             >>> step = Step.of(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), level)
-            >>> step.moved(torch.tensor([1]), torch.ones(1, 1), torch.full((1, 1), 5.0)).x0
+            >>> step.with_samples(torch.tensor([1]), torch.ones(1, 1), torch.full((1, 1), 5.0)).x0
             tensor([[1.],
                     [5.]])
         """
         rows = rows.to(self.x_t.device)
 
-        def put(old: Tensor, new: Tensor) -> Tensor:
+        def place(old: Tensor, new: Tensor) -> Tensor:
             return old.index_copy(0, rows, new.to(old))
 
         unshifted, output = replace(self, shift=None).x0, self.output
@@ -122,18 +122,18 @@ class Step:
             output = output if self.taken is None else output[self.taken]
             means = self.level.slope * x0 + self.level.tilt * x_t
             extra = output[rows, means.shape[1] :]  # of a learned variance
-            output = put(output, torch.cat([means.to(output), extra], 1))
+            output = place(output, torch.cat([means.to(output), extra], 1))
         return replace(
             self,
-            x_t=put(self.x_t, x_t),
-            predict=lambda: put(unshifted, x0),
+            x_t=place(self.x_t, x_t),
+            predict=lambda: place(unshifted, x0),
             output=output,
-            shift=None if self.shift is None else put(self.shift, torch.zeros_like(x0)),
+            shift=None if self.shift is None else place(self.shift, torch.zeros_like(x0)),
             taken=None,
         )
 
-    def adding(self, noise: Tensor, deviation: float | None = None) -> Step:
-        """Return the step with the noise (B, *), standard normal, that it is to add; and how much, if that is new."""
+    def with_noise(self, noise: Tensor, deviation: float | None = None) -> Step:
+        """Return the step with standard normal noise (B, *) to add, and a new standard deviation if one is given."""
         return replace(self, noise=noise, deviation=self.deviation if deviation is None else deviation)
 
     def without_graph(self) -> Step:
@@ -143,7 +143,7 @@ class Step:
 
 
 class Hook:
-    """What sees every step of a sampler, and changes it; by default it changes nothing. This is the whole contract.
+    """An object that sees every step of a sampler and may change it. By default it changes nothing.
 
     The order is ``timesteps`` when a call chooses its schedule, ``start`` at its first step, ``before`` and ``after``
     at each, and ``finish`` where the block ends without an error.
@@ -161,8 +161,8 @@ class Hook:
         return step
 
     def after(self, step: Step, x: Tensor) -> Tensor:
-        """See the sample that the step, as all hooks left it, came to; return the one to go on with."""
+        """See the sample after the step, as all hooks left it; return the one to go on with."""
         return x
 
     def finish(self) -> None:
-        """Learn that all is drawn; the place to refuse a run that took other steps than it promised."""
+        """Learn that the run has ended; refuse here a run that took other steps than it promised."""

@@ -1,4 +1,4 @@
-"""What a pipeline does after its last step, as a function of clean latents.
+"""The work of a pipeline after its last step, as a function of clean latents.
 
 Unpacking, scaling, pasting and decoding differ from family to family, and only the pipeline's own call knows how. So
 a twin of the pipeline makes that call once more, in two steps, and nothing in it works but the decoder: in the place
@@ -34,7 +34,7 @@ _LEFT_OUT = (*TARGET_ONLY, "denoising_start", "latents", "callback", "callback_o
 
 
 class Tail:
-    """From clean latents (B, *) in the scheduler's space to what a pipeline returns for them.
+    """A function from clean latents (B, *) in the scheduler's space to what a pipeline returns for them.
 
     Pictures that the call is given are encoded the first time, and no more.
 
@@ -68,9 +68,9 @@ class Tail:
             elif name == "vocoder" and "audio_vae" in pipe.components:
                 state[name] = _stand_in(part, lambda _, spectrograms: spectrograms)
             elif isinstance(part, nn.Module) and _ENCODERS.search(name):
-                state[name] = _stand_in(part, _encoded)
+                state[name] = _stand_in(part, _encode)
             elif isinstance(part, nn.Module) and _DENOISERS.match(name):
-                state[name] = _stand_in(part, _denoised)
+                state[name] = _stand_in(part, _denoise)
         if self._blocks is not None:
             state["_blocks"] = self._blocks
             _silence(self._blocks)
@@ -112,7 +112,7 @@ class Tail:
         return drawn
 
     def _with_memory(self, vae: Any) -> Any:
-        """A twin of ``vae`` that decodes latents of any precision, and encodes nothing a second time."""
+        """Return a twin of ``vae`` that decodes latents of any precision, and encodes nothing a second time."""
 
         def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
             return vae.decode(z.to(vae.dtype), *args, **kwargs)
@@ -128,7 +128,7 @@ class Tail:
 
 
 def _twin(part: Any, cls: type, **changes: Any) -> Any:
-    """A shallow copy, of networks that are compiled or dispatched too."""
+    """Return a shallow copy, of networks that are compiled or dispatched too."""
     twin: Any = object.__new__(cls)
     twin.__dict__.update(vars(part), **changes)
     return twin
@@ -153,7 +153,7 @@ _ANSWER = "_lidar_sampling_answer"
 
 
 def _stand_in(module: Any, answer: Callable[..., Any]) -> Any:
-    """A twin of ``module`` that does not run, nor does any hook of it, but returns what ``answer`` says."""
+    """Return a twin of ``module`` that does not run, and no hook of it, but returns what ``answer`` says."""
     twin = _twin(module, _idle(type(module)), **{_ANSWER: answer})  # type: ignore[arg-type]
     if hasattr(module, "cache_context"):  # it would enter the contexts of the module's own layers
         vars(twin)["cache_context"] = lambda *_, **__: nullcontext()
@@ -173,8 +173,8 @@ def _under_its_name(base: type, **members: Any) -> type:
     return type(base.__name__, (base,), {**members, **names})
 
 
-def _denoised(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """Zeros in the shape of what a denoiser was shown: of its answer, up to channels, which no step reads."""
+def _denoise(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return zeros in the shape of the denoiser's input; its answer may differ in channels, which no step reads."""
     if "ControlNet" in type(module).__name__:
         return _Output(([], None))
     shown = [kwargs[name] for name in _SHOWN if name in kwargs] or list(args[:1])
@@ -204,7 +204,7 @@ class _Encoded:
 _OF_TEXT = ("text_config", "encoder")  # where configurations of several networks have that of the texts
 
 
-def _encoded(module: Any, *args: Any, **kwargs: Any) -> _Encoded:
+def _encode(module: Any, *args: Any, **kwargs: Any) -> _Encoded:
     shown = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][0]  # noqa: RUF015
     config = next(filter(None, (getattr(module.config, name, None) for name in _OF_TEXT)), module.config)
     width = getattr(config, "hidden_size", None) or config.d_model
@@ -222,7 +222,7 @@ _TAKEN = "_lidar_sampling_taken"
 
 
 def _scheduler(scheduler: Any, latents: Tensor) -> Any:
-    """A twin of ``scheduler``, without its hooks, whose every step returns ``latents``."""
+    """Return a twin of ``scheduler``, without its hooks, whose every step returns ``latents``."""
     plain = copy(scheduler)
     twin = _of_another(type(plain), vars(plain))
     vars(twin)[_LATENTS] = latents * data_scale(plain)
@@ -230,14 +230,14 @@ def _scheduler(scheduler: Any, latents: Tensor) -> Any:
 
 
 def _of_another(base: type, state: dict[str, Any]) -> Any:
-    """The scheduler of another modality: its steps return the sample that they are shown."""
-    twin: Any = object.__new__(_finishing(base))
+    """Return a scheduler for another modality: its steps return the sample that they are shown."""
+    twin: Any = object.__new__(_subclass_that_finishes(base))
     twin.__dict__.update(state)
     return twin
 
 
 @functools.cache
-def _finishing(base: type) -> type:
+def _subclass_that_finishes(base: type) -> type:
     signature = inspect.signature(base.step)  # type: ignore[attr-defined]
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]

@@ -99,7 +99,7 @@ def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Return whether ``value`` fits ``annotation``; an annotation that is not understood accepts everything.
+    """Return whether ``value`` fits ``annotation``; one that we cannot read accepts everything.
 
     A bool is not a number, and an int is a float.
 
@@ -167,7 +167,7 @@ def read_seconds(text: str) -> float:
     """Return the seconds that a person says: a number and its unit, s, min, h or d, and perhaps more of them.
 
     Raises:
-        ValueError: it is no such text, or no time at all.
+        ValueError: the text is not of this form, or its time is 0.
 
     >>> read_seconds("2h"), read_seconds("1h 30min"), read_seconds("90s")
     (7200.0, 5400.0, 90.0)
@@ -182,7 +182,7 @@ def read_seconds(text: str) -> float:
 
 
 def cut(text: str, most: int = 80) -> str:
-    """Return a text of at most so many characters, for a message: what is given may have megabytes.
+    """Return a text shortened for a message: what a user gives may have megabytes.
 
     >>> cut("a" * 100)[-5:], len(cut("a" * 100))
     ('aa...', 80)

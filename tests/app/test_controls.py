@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lidar_sampling import Cost
 from lidar_sampling.app import words
-from lidar_sampling.app.controls import Controls, as_command, as_python, plain, restored
+from lidar_sampling.app.controls import Controls, as_command, as_python, plain, restore
 from lidar_sampling.app.plot import trace_svg
 from lidar_sampling.methods import Rates
 from lidar_sampling.runs import Job
@@ -56,7 +56,7 @@ def controls():
 
 @given(controls())
 def test_a_job_restores_the_controls_that_made_it(asked):
-    found = replace(USUAL, **restored(asked.job(BASE).to_json(brief=True)))
+    found = replace(USUAL, **restore(asked.job(BASE).to_json(brief=True)))
     assert found.job(BASE) == asked.job(BASE)
 
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_drawn_is_said(changes, message):
 
 def test_a_picture_without_a_prompt_is_refused():
     with pytest.raises(ValueError, match="names no prompt"):
-        restored({"settings": {}})
+        restore({"settings": {}})
 
 
 def test_what_it_costs_with_and_without_a_bank():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.page import ARGUMENTS, chromium, serving
+from benchmarks.page import ARGUMENTS, chromium, serve
 from lidar_sampling import testing
 
 pytest.importorskip("gradio")
@@ -31,7 +31,7 @@ def address(tmp_path_factory):
     testing.tiny_stable_diffusion().save_pretrained(place / "tiny")
     (place / "mine.py").write_text(REWARDS)
     options = ["--model", str(place / "tiny"), "--reward", "brightness", "--folder", str(place / "desk")]
-    with serving(*options, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}) as address:
+    with serve(*options, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}) as address:
         yield address
 
 

@@ -15,7 +15,7 @@ from ideal import COMFYUI
 from comfyui import comfy_entrypoint, nodes
 from comfyui.bank import draw_bank, load_bank
 from comfyui.guide import Guide
-from comfyui.judge import captioned, check_reward, decoded, flat
+from comfyui.judge import caption, check_reward, decode, flat
 from lidar_sampling import BankError, LookaheadBank
 from lidar_sampling._guidance import auto_strength
 from lidar_sampling._space import Space
@@ -158,15 +158,15 @@ class TestScore:
         assert nodes.LiDARScore.validate_inputs() is True  # another node will give it
 
     def test_captions_stand_under_the_pictures(self):
-        tiles = captioned(torch.full((2, 8, 16, 3), 0.5), ["1.5", "-2"])
+        tiles = caption(torch.full((2, 8, 16, 3), 0.5), ["1.5", "-2"])
         assert tiles.shape == (2, 128 + 32, 256, 3)
         assert tiles[:, :128].unique().tolist() == pytest.approx([128 / 255])
         assert tiles[:, 128:].max() > 0.5 > tiles[:, 128:].mean()
 
     def test_shapes(self):
-        video = decoded(Vae(), torch.zeros(2, 4, 3, 2, 2))
+        video = decode(Vae(), torch.zeros(2, 4, 3, 2, 2))
         assert (video.shape, flat(video).shape) == ((2, 3, 8, 8, 3), (6, 8, 8, 3))
-        assert flat(decoded(Vae(), torch.zeros(2, 4, 2, 2))).shape == (2, 8, 8, 3)
+        assert flat(decode(Vae(), torch.zeros(2, 4, 2, 2))).shape == (2, 8, 8, 3)
 
 
 class TestGuide:

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("rdkit")
 
-from benchmarks.molecules import COLUMNS, FORMS, cell, draw_figure, judged, read, table
+from benchmarks.molecules import COLUMNS, FORMS, cell, draw_figure, judge, read, table
 from lidar_sampling import Cost
 from lidar_sampling.discrete import TokenLiDAR, TokenResult, molecules
 
@@ -38,7 +38,7 @@ def test_samples_of_which_none_is_valid_are_written_as_json():
     lidar = TokenLiDAR(molecules.load_model(), reward=molecules.reward("qed"))
     tokens = torch.full((2, 32), lidar.reward.tokenizer.pad_token_id)
     result = TokenResult(tokens, lidar.score(tokens), {"sampling": Cost(network_evaluations=64)}, lidar.settings, 0)
-    found = judged(lidar, result)
+    found = judge(lidar, result)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["valid"], found["reward"], found["reward_novel"]) == (0, None, None)
     assert found["evaluations"] == 64

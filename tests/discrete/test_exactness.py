@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lidar_sampling.discrete import Absorbing, FKSteering, Joint, Members, SingleSite, Uniform, sample
+from lidar_sampling.discrete import Absorbing, Joint, SingleSite, TokenFKSteering, TokenMembers, Uniform, sample
 from lidar_sampling.testing import Sequences
 
 LAMBDA = 1.5
@@ -27,7 +27,7 @@ class TestThePopulationAsABank:
     def test_the_joint_estimate_tilts_the_reverse_process_exactly(self, world, t, s):
         members = world.members(LAMBDA)
         plain = world.reverse(t, s, world.probabilities)
-        want = world.reverse(t, s, world.tilted(LAMBDA))
+        want = world.reverse(t, s, world.tilt(LAMBDA))
         got = plain * members.expected_future_reward(world.states, world.schedule(s)).exp()
         assert (got / got.sum(1, keepdim=True) - want).abs().max() < 1e-12
         now = members.expected_future_reward(world.states, world.schedule(t))
@@ -37,12 +37,12 @@ class TestThePopulationAsABank:
         world = Sequences(3, 5, Uniform(3), seed=2)
         got = world.reverse(0.6, 0.4, world.probabilities)
         got = got * world.members(LAMBDA).expected_future_reward(world.states, world.schedule(0.4)).exp()
-        want = world.reverse(0.6, 0.4, world.tilted(LAMBDA))
+        want = world.reverse(0.6, 0.4, world.tilt(LAMBDA))
         assert (got / got.sum(1, keepdim=True) - want).abs().max() < 1e-12
 
     def test_single_site_converges_and_token_independent_keeps_a_bias(self, world):
         """Total variation from the tilted law: more steps mend the first, and do nothing for the second."""
-        members, target = world.members(LAMBDA), world.tilted(LAMBDA)
+        members, target = world.members(LAMBDA), world.tilt(LAMBDA)
         single, alone, plain = [], [], []
         for steps in (8, 32, 128):
             single.append(total_variation(world.guided_law(members.single_site, steps), target))
@@ -82,7 +82,7 @@ class TestFiniteBanks:
     @given(st.integers(1, 12), st.floats(0.01, 0.99), st.integers(0, 2**31), st.sampled_from(sorted(KERNELS)))
     def test_single_site_is_the_joint_estimate_with_one_token_replaced(self, n, alpha, seed, name):
         generator, kernel = torch.Generator().manual_seed(seed), KERNELS[name]
-        members = Members(
+        members = TokenMembers(
             torch.randint(4, (n, 3), generator=generator),
             torch.randn(n, generator=generator),
             kernel,
@@ -101,7 +101,7 @@ class TestFiniteBanks:
     def test_factors_lie_between_the_extreme_rewards(self, n, seed):
         generator = torch.Generator().manual_seed(seed)
         rewards = torch.randn(n, generator=generator)
-        members = Members(torch.randint(4, (n, 3), generator=generator), rewards, Uniform(4), reward_scale=2.0)
+        members = TokenMembers(torch.randint(4, (n, 3), generator=generator), rewards, Uniform(4), reward_scale=2.0)
         x = torch.randint(4, (6, 3), generator=generator)
         for g in (members.single_site(x, 0.999), members.token_independent(0.999)):
             assert g.min() >= 2 * rewards.min() - 1e-9
@@ -109,7 +109,7 @@ class TestFiniteBanks:
 
     def test_rows_do_not_know_of_each_other(self, monkeypatch):
         """Streamed one row at a time, the numbers stay."""
-        members = Members(torch.randint(9, (300, 8)), torch.randn(300), Uniform(9), reward_scale=1.0)
+        members = TokenMembers(torch.randint(9, (300, 8)), torch.randn(300), Uniform(9), reward_scale=1.0)
         x = torch.randint(9, (7, 8))
         whole = members.single_site(x, 0.4), members.expected_future_reward(x, 0.4)
         monkeypatch.setattr("lidar_sampling.discrete._guidance._ELEMENTS", 1)
@@ -119,14 +119,18 @@ class TestFiniteBanks:
     def test_a_bank_that_excludes_a_sequence_still_has_a_finite_word_on_it(self):
         """Absorbing noise: no member agrees with what is unmasked, so those count that disagree least."""
         kernel = Absorbing(5, mask_id=4)
-        members = Members(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([1.0, 3.0]), kernel, reward_scale=1.0)
+        members = TokenMembers(
+            torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([1.0, 3.0]), kernel, reward_scale=1.0
+        )
         x = torch.tensor([[1, 2, 4]])
         assert members.expected_future_reward(x, 0.5).item() == pytest.approx(3.0)
         assert members.single_site(x, 0.5).isfinite().all()
 
     def test_softness_spreads_the_evidence(self):
         kernel = Absorbing(5, mask_id=4, softness=0.3)
-        members = Members(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([1.0, 3.0]), kernel, reward_scale=1.0)
+        members = TokenMembers(
+            torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([1.0, 3.0]), kernel, reward_scale=1.0
+        )
         assert 1.0 < members.expected_future_reward(torch.tensor([[1, 2, 4]]), 0.5).item() < 3.0
 
     @pytest.mark.parametrize(
@@ -146,10 +150,10 @@ class TestFiniteBanks:
     )
     def test_what_is_no_bank_is_refused(self, samples, rewards, why):
         with pytest.raises(ValueError, match=why):
-            Members(samples, rewards, Uniform(4), reward_scale=1.0)
+            TokenMembers(samples, rewards, Uniform(4), reward_scale=1.0)
 
     def test_sequences_of_another_length_are_refused(self):
-        members = Members(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2), Uniform(4), reward_scale=1.0)
+        members = TokenMembers(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2), Uniform(4), reward_scale=1.0)
         with pytest.raises(ValueError, match=r"x must be \(B, 3\)"):
             members.single_site(torch.zeros(1, 4, dtype=torch.long), 0.5)
 
@@ -183,7 +187,7 @@ class TestSampling:
 
     def test_joint_candidates_mend_what_few_steps_break(self, small):
         """In two steps most tokens change at once, and single-site guidance is far off."""
-        members, target = small.members(LAMBDA), small.tilted(LAMBDA)
+        members, target = small.members(LAMBDA), small.tilt(LAMBDA)
         single = total_variation(self.law(small, self.drawn(small, 2, SingleSite(members, floor=0.0))), target)
         joint = total_variation(
             self.law(small, self.drawn(small, 2, Joint(members, floor=0.0, candidates=16))), target
@@ -202,7 +206,7 @@ class TestSampling:
         def reward(x):
             return torch.tensor([rewards[tuple(s)] for s in x.tolist()])
 
-        stepper = FKSteering(reward, small.kernel, reward_scale=LAMBDA, particles=200, every=2)
+        stepper = TokenFKSteering(reward, small.kernel, reward_scale=LAMBDA, particles=200, every=2)
         got = self.law(small, self.drawn(small, 6, stepper))
         assert total_variation(got, target) < 0.06
         assert stepper.evaluations == 3 * self.COUNT

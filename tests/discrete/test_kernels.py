@@ -49,7 +49,7 @@ class TestKernel:
     def test_noise_has_the_law_of_the_kernel(self, name, alpha, seed):
         """4,000 draws: each share within five deviations, which fails by chance once in 300,000."""
         kernel = KERNELS[name]
-        x = kernel.noised(torch.full((4000, 1), 2), alpha, torch.Generator().manual_seed(seed))
+        x = kernel.add_noise(torch.full((4000, 1), 2), alpha, torch.Generator().manual_seed(seed))
         shares = torch.bincount(x.flatten(), minlength=kernel.vocab_size) / 4000
         want = matrix(kernel, alpha)[2]
         assert ((shares - want).abs() <= 5 * (want * (1 - want) / 4000).sqrt() + 1e-3).all()
@@ -69,7 +69,7 @@ class TestArguments:
 
     def test_a_level_for_each_sequence(self):
         x = torch.zeros(2, 50, dtype=torch.long)
-        noisy = Absorbing(3, mask_id=2).noised(x, torch.tensor([1.0, 0.0]))
+        noisy = Absorbing(3, mask_id=2).add_noise(x, torch.tensor([1.0, 0.0]))
         assert noisy[0].eq(0).all()
         assert noisy[1].eq(2).all()
 

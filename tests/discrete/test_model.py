@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lidar_sampling import BankError, LookaheadBank
-from lidar_sampling.discrete import FKSteering, TokenLiDAR, Uniform, sample
+from lidar_sampling.discrete import TokenFKSteering, TokenLiDAR, Uniform, sample
 from lidar_sampling.discrete.model import Denoiser, DenoiserConfig, from_udlm
 
 SMALL = {"vocab_size": 6, "length": 5, "hidden_size": 16, "cond_dim": 8, "layers": 2, "heads": 2}
@@ -255,7 +255,7 @@ class TestTokenLiDAR:
             TokenLiDAR(small(), reward=reward, n=4, steps=2).look()
         lidar = TokenLiDAR(small(), reward=threes, steps=2)
         with pytest.raises(ValueError, match=why) as steering:
-            lidar.sample(4, stepper=FKSteering(reward, lidar.kernel, reward_scale=1.0))
+            lidar.sample(4, stepper=TokenFKSteering(reward, lidar.kernel, reward_scale=1.0))
         assert str(bank.value) == str(steering.value)
 
     @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ class TestTokenLiDAR:
             TokenLiDAR(small(), reward=threes, lamda=1.0)
 
     def test_a_function_as_network_wants_kernel_and_length(self):
-        with pytest.raises(TypeError, match="wants kernel and length"):
+        with pytest.raises(TypeError, match="needs kernel and length"):
             TokenLiDAR(lambda x, s: x, reward=threes)
         lidar = TokenLiDAR(
             lambda x, s: torch.zeros(*x.shape, 4), reward=threes, kernel=Uniform(4), length=3, n=8, steps=2

@@ -8,7 +8,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import SVDD, BeamSearch
 from lidar_sampling.methods.beam_search import Beams
 
@@ -18,7 +18,7 @@ class TestBeamSearch:
         bank = bank_of_four()
         scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
 
-        with attached(scheduler, Beams(BeamSearch(beams, candidates), smooth_reward(bank), list(range(count)))):
+        with attach(scheduler, Beams(BeamSearch(beams, candidates), smooth_reward(bank), list(range(count)))):
             ends = sample(scheduler, bank.samples, chains=count * beams * candidates, steps=30)
         return shares(ends[:: beams * candidates], bank.samples), shares(ends[::candidates], bank.samples)
 

@@ -6,7 +6,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import DAS
 from lidar_sampling.methods.das import Tempered
 
@@ -21,7 +21,7 @@ class TestDAS:
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
 
         hook = Tempered(DAS(self.LAMBDA, **settings), smooth_reward(bank), list(range(2048 // k)), steps=self.STEPS)
-        with attached(scheduler, hook):
+        with attach(scheduler, hook):
             ends = sample(
                 scheduler, bank.samples, chains=2048, steps=self.STEPS, eta=1.0, differentiable=True
             ).detach()

@@ -11,7 +11,7 @@ from oracle import make_perfect, shares, total_variation
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._hooks import Segment, attached
+from lidar_sampling._hooks import Segment, attach
 from lidar_sampling._levels import noise_level
 from lidar_sampling.methods import BestOf, EvoSearch, Vanilla, load
 from lidar_sampling.methods.evolution import winners
@@ -34,7 +34,7 @@ def watched(monkeypatch, lidar):
 def states(lidar, count, seed, step):
     """Where ``count`` plain samples of each prompt stand before ``step``, as a call that ends there leaves them."""
     hook = Segment((step / lidar.settings.steps,), 0, lidar.pipe.scheduler)
-    part = lidar.sample(PROMPTS, count, seed, around=lambda batch: attached(lidar.pipe, hook), decoded=False)
+    part = lidar.sample(PROMPTS, count, seed, around=lambda batch: attach(lidar.pipe, hook), decoded=False)
     return part.latents
 
 

@@ -10,7 +10,7 @@ from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variat
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import guide
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import FKSteering
 from lidar_sampling.methods.fk_steering import Weighed
 from lidar_sampling.rewards import Mixture
@@ -29,7 +29,7 @@ class TestFKSteering:
         how = FKSteering(**{"reward_scale": self.LAMBDA, "floor": -10.0, "form": "paper", **settings})
         particles = Weighed(how, smooth_reward(bank), list(range(count)))
         lidar = guide(scheduler, bank, scale=1.0, reward_scale=guided, window=(1.0, 0.0)) if guided else nullcontext()
-        with lidar, attached(scheduler, particles):
+        with lidar, attach(scheduler, particles):
             ends = sample(scheduler, bank.samples, chains=count * k, steps=self.STEPS)
         return shares(ends, bank.samples), particles
 

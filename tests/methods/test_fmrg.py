@@ -9,7 +9,7 @@ from oracle import SD, before
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import FMRG, UniversalGuidance
 from lidar_sampling.methods.fmrg import Lean
@@ -104,7 +104,7 @@ def flow_of_a_gaussian(scheduler, steps, how, *, total):
     scheduler.set_timesteps(steps)
     x = torch.linspace(-2, 2, 8, dtype=torch.float64)[:, None].requires_grad_()
     hook, start = Lean(how, total), None
-    with attached(scheduler, hook):
+    with attach(scheduler, hook):
         for timestep in scheduler.timesteps:
             level = noise_level(scheduler, timestep)
             if start is None:

@@ -11,7 +11,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling._decode import decode
-from lidar_sampling._hooks import Segment, attached
+from lidar_sampling._hooks import Segment, attach
 from lidar_sampling.methods import Group, Halving, load
 
 
@@ -23,7 +23,7 @@ def glyph(**options):
 def looked_at(lidar, n, seed, cut):
     """Rewards and distances (P, n) of the clean predictions after a share of the steps."""
     hook = Segment((cut,), 0)
-    with attached(lidar.pipe.scheduler, hook):
+    with attach(lidar.pipe.scheduler, hook):
         lidar.sample(PROMPTS, n, seed, decoded=False)
     pictures = decode(lidar.pipe, hook.x0)
     rewards = lidar.reward(images=pictures, prompts=[prompt for prompt in PROMPTS for _ in range(n)])

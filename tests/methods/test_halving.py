@@ -8,7 +8,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
 from lidar_sampling._decode import decode
-from lidar_sampling._hooks import Hook, Segment, attached
+from lidar_sampling._hooks import Hook, Segment, attach
 from lidar_sampling.methods import Halving
 from lidar_sampling.methods._segments import run_part
 
@@ -22,7 +22,7 @@ class TestHalving:
         latents = None
         for k in range(3):  # steps 0 and 1, 2 to 4, and the last
             rows = {} if latents is None else {"latents": latents}
-            with attached(lidar.pipe.scheduler, Segment((1 / 3, 5 / 6), k)):
+            with attach(lidar.pipe.scheduler, Segment((1 / 3, 5 / 6), k)):
                 part = lidar.sample(PROMPTS, 2, 1, rows=rows, decoded=k == 2)
             latents = part.latents.flatten(0, 1)
         torch.testing.assert_close(part.images, whole.images, rtol=0, atol=1e-5)
@@ -48,7 +48,7 @@ class TestHalving:
             g = torch.Generator().manual_seed(0)
             x, taken = torch.randn(8, 16, generator=g), []
             for hook in hooks:
-                with attached(scheduler, hook):
+                with attach(scheduler, hook):
                     scheduler.set_timesteps(**({"timesteps": times} if times else {"num_inference_steps": 6}))
                     for t in scheduler.timesteps:
                         taken.append(int(t))
@@ -103,7 +103,7 @@ class TestHalving:
         halved = Halving(n=8, keep_at=(0.5,)).draw(lidar, PROMPTS, images=4, seed=1)
         whole = lidar.sample(PROMPTS, 8, 1)
         hook = Segment((0.5,), 0)
-        with attached(lidar.pipe.scheduler, hook):
+        with attach(lidar.pipe.scheduler, hook):
             lidar.sample(PROMPTS, 8, 1, decoded=False)
         looks = testing.brightness(images=decode(lidar.pipe, hook.x0), prompts=[]).view(2, 8)
         kept = looks.argsort(1, descending=True)[:, :4]

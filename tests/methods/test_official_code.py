@@ -33,7 +33,7 @@ def test_a_folder_of_phase_1_is_read_as_a_bank(tmp_path):
     assert bank.prompt == "a cat"
     assert bank.reward().tolist() == results["ImageReward"]["result"]
     assert torch.equal(bank.samples, torch.stack(latents).float())
-    guided = make().guided(["a cat"], 2, 0, [bank])
+    guided = make().draw_guided(["a cat"], 2, 0, [bank])
     assert len(guided.trace.steps) > 0
     other = scope["official_bank"](tmp_path, "Clip-Score")
     assert other.reward().tolist()[0] == torch.tensor(0.3).item()

@@ -7,7 +7,7 @@ import torch
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import FMRG, ReNO, UniversalGuidance, Vanilla, load
 from lidar_sampling.methods.reno import Descent, End, Iterate
 from lidar_sampling.rewards import Mixture, RewardError
@@ -138,7 +138,7 @@ class TestReNO:
         def end(latents, *, climbs):
             end = End(judge, climbs=climbs, given=True)
             call = lidar.arguments(num_inference_steps=3)
-            around = lambda batch: attached(lidar.pipe, end)  # noqa: E731
+            around = lambda batch: attach(lidar.pipe, end)  # noqa: E731
             rows = {"latents": latents}
             lidar.sample(["a cat"], 2, 0, around=around, call=call, rows=rows, differentiable=climbs, decoded=False)
             return end

@@ -10,7 +10,7 @@ from oracle import SD, bank_of_four, before, sample, shares
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling._levels import NoiseLevel, clean_prediction, noise_level
 from lidar_sampling.methods import SafeDenoiser, Spell
 from lidar_sampling.methods.repulsion import Repulsion
@@ -41,7 +41,7 @@ class TestRepulsion:
         bank = bank_of_four()
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, prediction_type=prediction_type)
         hook = Repulsion([bank.samples[:2]] * 512, method.shift)
-        with attached(scheduler, hook):
+        with attach(scheduler, hook):
             ends = sample(scheduler, bank.samples, chains=512, steps=30, eta=1.0)
         free = sample(scheduler, bank.samples, chains=512, steps=30, eta=1.0)
         worst, before = (shares(x, bank.samples)[:2].sum() for x in (ends, free))

@@ -7,7 +7,7 @@ from oracle import make_perfect, shares, total_variation
 from tiny_lidar import make
 
 from lidar_sampling import LiDAR, expected_future_reward, testing
-from lidar_sampling._cost import metered
+from lidar_sampling._cost import meter
 from lidar_sampling._decode import decode
 from lidar_sampling._draw import Item
 from lidar_sampling._hooks import Step
@@ -51,7 +51,7 @@ class TestRollout:
             to = abar[there] if there else torch.tensor(1.0)
             by_hand = to.sqrt() * x0 + (1 - to).sqrt() * eps
         x0 = clean_prediction(noise_level(scheduler, t), predict(x, t), x)
-        with metered(pipe, "sampling") as cost:
+        with meter(pipe, "sampling") as cost:
             at = Step.of(x, x0, noise_level(scheduler, t), timestep=t, scheduler=scheduler)
             ends = rollout(at)
         torch.testing.assert_close(ends, by_hand, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import LiDAR, testing
 from lidar_sampling._draw import Item
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._kernel import stochastic
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import RBF, SVDD
@@ -122,8 +122,8 @@ class TestLaw:
         if noise is not None:
             scheduler, how = diffusers.FlowMatchEulerDiscreteScheduler(), {}
         with (
-            stochastic(scheduler, noise or "ddpm") if noise else attached(scheduler, Hook()),
-            attached(scheduler, hook),
+            stochastic(scheduler, noise or "ddpm") if noise else attach(scheduler, Hook()),
+            attach(scheduler, hook),
         ):
             ends = sample(scheduler, bank.samples, chains=self.COUNT, steps=self.STEPS, **how)
         return shares(ends, bank.samples)
@@ -165,8 +165,8 @@ class TestLaw:
                 """Three steps are enough."""
 
         hook = Look(RBF(2, 1), lambda x0, rows: torch.zeros(len(x0)), lambda step, x, rows: x, list(range(rows)))
-        own = attached(scheduler, Hook())  # which changes nothing
-        with stochastic(scheduler, noise, generator=g) if noise else own, attached(scheduler, hook):
+        own = attach(scheduler, Hook())  # which changes nothing
+        with stochastic(scheduler, noise, generator=g) if noise else own, attach(scheduler, hook):
             for index, t in enumerate(scheduler.timesteps[:3]):
                 level = noise_level(scheduler, t)
                 if index == 2:
@@ -213,7 +213,7 @@ class TestThroughTheSampler:
                 return step
 
         plain = lidar.sample(PROMPTS, 1, 0)
-        asking = lidar.sample(PROMPTS, 1, 0, around=lambda batch: attached(lidar.pipe, Ask(batch)))
+        asking = lidar.sample(PROMPTS, 1, 0, around=lambda batch: attach(lidar.pipe, Ask(batch)))
         assert len(gaps) == 2 * 4
         assert max(gaps) < 1e-4
         assert torch.equal(asking.images, plain.images)  # and nothing else has changed
@@ -299,7 +299,7 @@ def test_a_moved_step_tells_the_scheduler_the_new_prediction(prediction, channel
 
     class Move(Hook):
         def before(self, step):
-            return step.shifted(torch.ones_like(step.x_t)).moved(torch.tensor([1]), x[:1], x0)
+            return step.with_shift(torch.ones_like(step.x_t)).with_samples(torch.tensor([1]), x[:1], x0)
 
     scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, prediction_type=prediction)
     scheduler.set_timesteps(10)
@@ -328,6 +328,6 @@ def test_items_of_a_batch_keep_their_prompts():
                 seen.extend(predict(step, step.x_t[:1], torch.tensor([row])) for row in (0, 1))
             return step
 
-    with attached(lidar.pipe, Ask()):
+    with attach(lidar.pipe, Ask()):
         lidar.vanilla("a cat", images=1)
     assert (seen[0] - seen[1]).abs().max() > 1e-4

@@ -12,9 +12,9 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling._guidance import tempering
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import BestOf, Steered, Vanilla, load
-from lidar_sampling.methods._face import hooked, rewards_of_predictions, spread
+from lidar_sampling.methods._face import hook_batches, rewards_of_predictions, spread
 from lidar_sampling.methods.steered import Resampled
 from lidar_sampling.rewards import features_of, select_diverse
 
@@ -73,7 +73,7 @@ def populations(lidar, n, size, seed, *, places=()):
     def resampled(batch):
         return Resampled(Steered(n), rewards_of_predictions(lidar, batch), [item.seed for item in batch[::size]])
 
-    around, _ = hooked(lidar, resampled)
+    around, _ = hook_batches(lidar, resampled)
     result = lidar.with_only(places).sample(PROMPTS, n, seed, around=around, together=size)
     return result, lidar.scores(result, lidar.parts)[0]["brightness"]
 
@@ -115,7 +115,7 @@ class TestIslands:
                 return seen[-1]
 
             scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
-            with attached(scheduler, Resampled(how, rewards, list(range(islands)))):
+            with attach(scheduler, Resampled(how, rewards, list(range(islands)))):
                 ends = sample(scheduler, bank.samples, chains=12, steps=10)
             if islands == 12:
                 assert seen == []  # nothing can be resampled, so nothing is looked at

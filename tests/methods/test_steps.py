@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling.methods import (
     DAS,
     DATE,
@@ -149,7 +149,7 @@ class TestDATE:
                 return step
 
         lidar = lidar()
-        with attached(lidar.pipe, Watch()):
+        with attach(lidar.pipe, Watch()):
             DATE().draw(lidar, ["a cat"], images=1, seed=0)
         assert read == taken
         assert len(taken) in (2, 3)

@@ -6,7 +6,7 @@ import torch
 from oracle import SD, bank_of_four, sample, shares, smooth_reward, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling._hooks import attached
+from lidar_sampling._hooks import attach
 from lidar_sampling.methods import SVDD
 from lidar_sampling.methods.svdd import Proposals
 
@@ -19,7 +19,7 @@ class TestSVDD:
         scheduler = diffusers.DDPMScheduler(**SD, clip_sample=False)
 
         hook = Proposals(SVDD(m, temperature), smooth_reward(bank), list(range(count)))
-        with attached(scheduler, hook):
+        with attach(scheduler, hook):
             ends = sample(scheduler, bank.samples, chains=count * m, steps=self.STEPS)
         firsts = ends[::m]
         assert (ends.view(count, m, -1) - firsts[:, None]).abs().max() == 0  # proposals end alike

@@ -121,7 +121,7 @@ class TestSampling:
             if node.leaf is None:
                 mean = sum(math.exp(2.0 * child.value) for child in node.children) / len(node.children)
                 assert math.isclose(node.value, math.log(mean) / 2.0, rel_tol=1e-9)
-                assert len(node.children) < tree.settings.allowed(node.visits) + 1
+                assert len(node.children) < tree.settings.most_children(node.visits) + 1
                 assert node.visits >= 1 + len(node.children)
             else:
                 assert node.value == node.leaf.reward
@@ -188,7 +188,7 @@ class TestSearch:
 
     def test_the_published_root_takes_36_rollouts_before_others_branch(self):
         tree = grown(DTS(50), reward_of(5), letters=5)
-        assert [k for k in range(36) if k >= DTS().allowed(1 + k)] == []
+        assert [k for k in range(36) if k >= DTS().most_children(1 + k)] == []
         assert len(tree.root.children) < len(tree.leaves)
         assert len(grown(DTS(36), reward_of(5), letters=5).root.children) == 36
 

@@ -8,7 +8,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
 from lidar_sampling._draw import _call, _call_with_graph
-from lidar_sampling._hooks import Hook, attached
+from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._levels import clean_prediction, noise_level
 from lidar_sampling.methods import UniversalGuidance
 from lidar_sampling.methods.universal_guidance import Gradient
@@ -47,7 +47,7 @@ class TestUniversalGuidance:
 
         def first(call, latents):
             seen.clear()
-            with attached(pipe.scheduler, Spy()):
+            with attach(pipe.scheduler, Spy()):
                 call(pipe, prompt=["a cat"], latents=latents, **lidar.arguments(output_type="pt"))
             return dict(seen)
 
@@ -118,7 +118,7 @@ class TestUniversalGuidance:
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
 
         hook = Gradient(UniversalGuidance(0.0, recurrence=3), torch.sum)
-        with attached(scheduler, hook):
+        with attach(scheduler, hook):
             ends = sample(scheduler, bank.samples, chains=1024, steps=30, eta=eta)
         assert hook.taken == 90 * 1024
         assert total_variation(shares(ends, bank.samples), torch.full((4,), 0.25)) < 0.05

@@ -11,7 +11,7 @@ from PIL import Image
 from test_cli import failure, lidar, tiny
 
 from lidar_sampling import Cost, methods
-from lidar_sampling.runs import Job, load, run, share, task_of, work
+from lidar_sampling.runs import Job, load_sampler, run, share, task_of, work
 from lidar_sampling.runs._folder import Folder, place_of
 from lidar_sampling.runs.local import _Pace
 
@@ -36,7 +36,7 @@ def job(tiny):
 
 @pytest.fixture(scope="module")
 def loaded(job):
-    return load(job)
+    return load_sampler(job)
 
 
 def in_batches(loaded, size):
@@ -218,7 +218,7 @@ class TestProgress:
         class Task:
             lidar = None
             evaluations = staticmethod(lambda unit, lidar: unit)
-            said = staticmethod(str)
+            describe = staticmethod(str)
             cost = staticmethod(lambda record: Cost(network_evaluations=record))
 
         seen = []
@@ -229,7 +229,7 @@ class TestProgress:
         assert (seen[-1].done, seen[-1].left) == (2, 45.0)  # 90 evaluations at half a second
         pace.begin([30])
         clock[0] = 11.0
-        assert pace.left() == 39.0
+        assert pace.seconds_left() == 39.0
         pace.end([(30, 30)])
         assert seen[-1].left == pytest.approx(60 * 11 / 40)
         assert seen[-1].cost.network_evaluations == 40

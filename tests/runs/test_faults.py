@@ -23,8 +23,8 @@ from test_cli import failure, lidar, tiny
 from benchmarks import faults
 from lidar_sampling import LiDAR, _files, testing
 from lidar_sampling._hooks import DivergedError, Step, Watch
-from lidar_sampling.evaluation.budget import settled
-from lidar_sampling.runs import Job, _lines, load, run, task_of
+from lidar_sampling.evaluation.budget import with_numbers
+from lidar_sampling.runs import Job, _lines, load_sampler, run, task_of
 
 __all__ = ["lidar", "tiny"]  # fixtures
 
@@ -53,7 +53,7 @@ def job(tiny):
 def wholes(commands, tmp_path_factory):
     """What each command leaves when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("whole")
-    return {name: faults.undisturbed(commands[name], folder)[0] for name in COMMANDS}
+    return {name: faults.run_undisturbed(commands[name], folder)[0] for name in COMMANDS}
 
 
 def one_line(err, *parts):
@@ -100,15 +100,15 @@ class TestAKill:
         before = command.read(out)
         tally = faults.Tally("generate")
         os.utime(out / "00000/result.json")
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert (tally.lost, tally.double, tally.half) == (0, 1, 0)
         picture = out / "00001/samples/0000.png"
         content = picture.read_bytes()
         picture.write_bytes(content[:-40])
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert tally.half == 1
         shutil.rmtree(out / "00001")
-        faults._compared(tally, command, out, before, count=True)
+        faults._compare(tally, command, out, before, count=True)
         assert tally.lost == 1
         assert not faults.same([1.0], [1.1])
         assert not faults.same({"a": 1}, {})
@@ -339,13 +339,13 @@ class TestTwoRunsInOneFolder:
     def test_see_each_others_lines_in_the_same_file(self, job, tmp_path):
         """Two processes without RANK: what one has drawn when the other comes to it is not drawn again."""
         compared = replace(job, task="compare", methods=["vanilla"])
-        sampler = load(job)
+        sampler = load_sampler(job)
         one, other = (task_of(compared, tmp_path / "out") for _ in range(2))
         one.begin(sampler)
         other.begin(sampler)
         one.draw([one.units[0]], sampler)
-        assert other.finished(other.units[0])["prompt"] == "a cat"
-        assert other.finished(other.units[1]) is None
+        assert other.find_record(other.units[0])["prompt"] == "a cat"
+        assert other.find_record(other.units[1]) is None
         two = other.draw([other.units[1]], sampler)
         assert one.draw([one.units[1]], sampler) == two
         assert len((tmp_path / "out/results-0.jsonl").read_text().splitlines()) == 2
@@ -380,7 +380,7 @@ class TestABudget:
                 barrier.wait()  # all have looked, and nobody has written
                 return name.replace("N", str(number + 3))
 
-            answers[number] = settled(tmp_path / "r/budget.json", "30s", ["best-of-N", "vanilla"], find)
+            answers[number] = with_numbers(tmp_path / "r/budget.json", "30s", ["best-of-N", "vanilla"], find)
 
         threads = [threading.Thread(target=rank, args=(number,)) for number in range(4)]
         for thread in threads:
@@ -394,18 +394,18 @@ class TestABudget:
         file = tmp_path / "r/budget.json"
 
         def slow(name):
-            assert settled(file, "30s", ["best-of-N"], lambda name: "best-of-5") == ["best-of-5"]
+            assert with_numbers(file, "30s", ["best-of-N"], lambda name: "best-of-5") == ["best-of-5"]
             return "best-of-9"
 
-        assert settled(file, "30s", ["best-of-N"], slow) == ["best-of-5"]
+        assert with_numbers(file, "30s", ["best-of-N"], slow) == ["best-of-5"]
         assert os.listdir(tmp_path / "r") == ["budget.json"]
 
     def test_goes_to_the_first_file_that_is_free(self, tmp_path):
         names = ["best-of-N", "vanilla@N", "halving-N"]
         for count in (1, 2, 3):
-            settled(tmp_path / "budget.json", "30s", names[:count], lambda name: name.replace("N", "4"))
+            with_numbers(tmp_path / "budget.json", "30s", names[:count], lambda name: name.replace("N", "4"))
         (tmp_path / "budget-1.json").unlink()
-        found = settled(tmp_path / "budget.json", "30s", names, lambda name: name.replace("N", "7"))
+        found = with_numbers(tmp_path / "budget.json", "30s", names, lambda name: name.replace("N", "7"))
         assert found == ["best-of-4", "vanilla@7", "halving-4"]
         assert sorted(os.listdir(tmp_path)) == ["budget-1.json", "budget-2.json", "budget.json"]
 

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from benchmarks.fleet import CALM, HOUR, Fleet, entry, hours_table, main, measured, simulate, storage_table
+from benchmarks.fleet import CALM, HOUR, Fleet, entry, hours_table, main, measure_memory, simulate, storage_table
 
 IDEAL = replace(Fleet(prompts=1200, gpus=40, answer=0), **CALM)
 ROUGH = Fleet(prompts=20_000, gpus=80, faults=0.5, preemptions=0.5, killers=5, weights=7e9, storage=2e9)
@@ -118,7 +118,7 @@ def test_storage_and_memory_are_counted():
     for words in ("| 13.1 MB | 13.1 TB | 436.91 |", "| 6.6 MB |", "| 6.0 MB | 6.0 TB | 200.00 |", "7,000,000"):
         assert words in table
     assert "1,000 of prompts, 3,907 of banks" in table
-    assert 1000 <= measured(lambda: bytearray(1000)) < 1200
+    assert 1000 <= measure_memory(lambda: bytearray(1000)) < 1200
     assert json.loads(json.dumps(line := entry(np.random.default_rng(0)))) == line
 
 

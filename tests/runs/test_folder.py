@@ -42,19 +42,19 @@ def folder(tmp_path):
 
 
 def test_what_was_put_is_finished(folder):
-    entry = folder.finished(0, "a cat", ["vanilla", "lidar"])
+    entry = folder.find_record(0, "a cat", ["vanilla", "lidar"])
     assert entry == json.loads((folder.path / "00000/result.json").read_text())
-    assert folder.finished(1, "a dog", ["lidar"]) is None
+    assert folder.find_record(1, "a dog", ["lidar"]) is None
 
 
 @pytest.mark.parametrize(("prompt", "methods"), [("a dog", ["vanilla", "lidar"]), ("a cat", ["lidar"])])
 def test_what_another_run_put_is_not(folder, prompt, methods):
-    assert folder.finished(0, prompt, methods) is None
+    assert folder.find_record(0, prompt, methods) is None
 
 
 def test_a_folder_under_another_number_is_not(folder):
     os.rename(folder.path / "00000", folder.path / "00001")
-    assert folder.finished(1, "a cat", ["vanilla", "lidar"]) is None
+    assert folder.find_record(1, "a cat", ["vanilla", "lidar"]) is None
 
 
 @pytest.mark.parametrize("name", ["samples/0001.png", "vanilla/0000.png"])
@@ -62,9 +62,9 @@ def test_without_a_picture_it_is_drawn_again_in_its_place(folder, name):
     picture = folder.path / "00000" / name
     for spoil in (picture.unlink, lambda: picture.write_bytes(b"")):
         spoil()
-        assert folder.finished(0, "a cat", ["vanilla", "lidar"]) is None
+        assert folder.find_record(0, "a cat", ["vanilla", "lidar"]) is None
         folder.put(0, "lidar", result(), result(), {"prompt": "a cat"}, JOB)
-        assert folder.finished(0, "a cat", ["vanilla", "lidar"]) is not None
+        assert folder.find_record(0, "a cat", ["vanilla", "lidar"]) is not None
         assert sorted(os.listdir(folder.path)) == ["00000", "run.json"]
 
 
@@ -82,7 +82,7 @@ def test_whatever_has_the_place_of_a_prompt_is_replaced(folder, there, tmp_path)
     else:
         place.symlink_to(other)
     folder.put(1, "lidar", result("a dog"), None, {"prompt": "a dog"}, JOB)
-    assert folder.finished(1, "a dog", ["lidar"]) is not None
+    assert folder.find_record(1, "a dog", ["lidar"]) is not None
     assert sorted(os.listdir(folder.path)) == ["00000", "00001", "run.json"]
     assert (other / "kept").exists()
 
@@ -105,7 +105,7 @@ def test_numbers_that_are_damaged_are_named(folder, content):
     with pytest.raises(
         ValueError, match=r"00000.result\.json is damaged \(.*\): remove it, and the prompt"
     ) as failed:
-        folder.finished(0, "a cat", ["vanilla", "lidar"])
+        folder.find_record(0, "a cat", ["vanilla", "lidar"])
     assert len(str(failed.value)) < 300
 
 
@@ -128,7 +128,7 @@ def test_numbers_of_another_shape_are_named(folder, change):
     path = folder.path / "00000/result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=r"result\.json is damaged \(.*\): remove it, and the prompt is drawn again"):
-        folder.finished(0, "a cat", ["vanilla", "lidar"])
+        folder.find_record(0, "a cat", ["vanilla", "lidar"])
 
 
 @pytest.mark.parametrize("content", WRONG)

@@ -9,7 +9,7 @@ from lidar_sampling.service import Desk
 @contextmanager
 def serving(folder, tiny, base, *, tokens=(), rewards=None, models=None, limits=None, warm=True, **desk_options):
     """Yield (url, desk, app) of a server that runs while the block does."""
-    from lidar_sampling._http import in_thread, listen, server_of, url_of
+    from lidar_sampling._http import listen, run_in_thread, server_of, url_of
     from lidar_sampling.service.app import make_app
     from lidar_sampling.service.catalog import Catalog
     from lidar_sampling.service.limits import Limits
@@ -22,5 +22,5 @@ def serving(folder, tiny, base, *, tokens=(), rewards=None, models=None, limits=
         for coming in warming:
             coming.result(60)
         app = make_app(desk, catalog, tokens=tokens, warming=warming)
-        with listen("127.0.0.1", 0) as listening, in_thread(server_of(app, stopping=desk.stop), listening):
+        with listen("127.0.0.1", 0) as listening, run_in_thread(server_of(app, stopping=desk.stop), listening):
             yield url_of(listening), desk, app

@@ -128,14 +128,14 @@ def token_table(tokenizer: CLIPTokenizer) -> Tensor:
     tinted = [with_article(f"{color} {name}") for name in CLASSES for color in COLORS]
     related = [f"{relation} {noun}" for noun in plain for relation in RELATIONS]
     blocks = [
-        _padded(tokenizer, [text(i) for i in range(_STARTS["two_object"])]),
-        _joined(tokenizer, plain, [f"and {noun}" for noun in plain]),
-        _joined(tokenizer, plain, related),
+        _pad(tokenizer, [text(i) for i in range(_STARTS["two_object"])]),
+        _join(tokenizer, plain, [f"and {noun}" for noun in plain]),
+        _join(tokenizer, plain, related),
         # Heads vary with (a, c) and tails with (b, d), while the caption space goes by (a, b, c, d).
-        _joined(tokenizer, tinted, [f"and {noun}" for noun in tinted])
+        _join(tokenizer, tinted, [f"and {noun}" for noun in tinted])
         .reshape(_N, _C, _N, _C, LENGTH)
         .transpose(0, 2, 1, 3, 4),
-        _padded(tokenizer, [""]),
+        _pad(tokenizer, [""]),
     ]
     return torch.from_numpy(np.concatenate([block.reshape(-1, LENGTH) for block in blocks]))
 
@@ -168,13 +168,13 @@ def _object(name: int, count: int = 1, color: int | None = None) -> dict[str, An
     return {"class": CLASSES[name], "count": count, **({} if color is None else {"color": COLORS[color]})}
 
 
-def _padded(tokenizer: CLIPTokenizer, texts: list[str]) -> np.ndarray:
+def _pad(tokenizer: CLIPTokenizer, texts: list[str]) -> np.ndarray:
     return np.array(tokenizer(texts, padding="max_length", max_length=LENGTH)["input_ids"], np.int16)
 
 
-def _joined(tokenizer: CLIPTokenizer, nouns: list[str], tails: list[str]) -> np.ndarray:
+def _join(tokenizer: CLIPTokenizer, nouns: list[str], tails: list[str]) -> np.ndarray:
     """Tokens (H, T, LENGTH) of "a photo of" each noun, followed by each tail."""
-    ends = _padded(tokenizer, tails)[:, 1:]
+    ends = _pad(tokenizer, tails)[:, 1:]
     joined = np.empty((len(nouns), len(tails), LENGTH), np.int16)
     for row, noun in zip(joined, nouns, strict=True):
         start = tokenizer(f"a photo of {noun}")["input_ids"][:-1]

@@ -24,9 +24,9 @@ def best_threshold(found: list[list[Detection]], wanted: list[dict[str, Any]]) -
 def judge(found: list[list[Detection]], wanted: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
     """Accuracy by tag, the same with exact counts, and the share of wrong captions that are accepted."""
     pairs = list(zip(found, wanted, strict=True))
-    wrong = [_judged(f, _spoilt(w), threshold) for f, w in pairs]
+    wrong = [_judge(f, _spoilt(w), threshold) for f, w in pairs]
     return {
-        "": by_tag([_judged(f, w, threshold) for f, w in pairs], wanted),
+        "": by_tag([_judge(f, w, threshold) for f, w in pairs], wanted),
         "_strict": by_tag([exact(f, w, threshold) for f, w in pairs], wanted),
         "_false_accept": sum(wrong) / len(wrong),
     }
@@ -43,10 +43,10 @@ def exact(found: list[Detection], wanted: dict[str, Any], threshold: float) -> b
     """GenEval's verdict, and no more of a named class than asked for."""
     names = [d.label for d in found if d.score > threshold]
     counted = all(names.count(w["class"]) == w["count"] for w in wanted["include"])
-    return counted and _judged(found, wanted, threshold)
+    return counted and _judge(found, wanted, threshold)
 
 
-def _judged(found: list[Detection], wanted: dict[str, Any], threshold: float) -> bool:
+def _judge(found: list[Detection], wanted: dict[str, Any], threshold: float) -> bool:
     return verdict(found, wanted, threshold=threshold, counting_threshold=threshold)
 
 

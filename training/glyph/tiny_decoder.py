@@ -131,7 +131,7 @@ def sample_latents(output: Output, world: World, settings: Settings, device: tor
     solver = solvers.load(settings.solver)
     texts = other_captions(world, settings.sampled + settings.evaluated)
     latents = []
-    with solvers.running(solver, pipe):
+    with solvers.use_solver(solver, pipe):
         for start in range(0, len(texts), _CHUNK):
             latents.append(
                 pipe(

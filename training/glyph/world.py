@@ -78,9 +78,9 @@ class World:
         sizes = 40 + 16 * (share := draws.uniform(n, SLOTS))
         for number, least, span in ((1, 60, 30), (3, 36, 12), (4, 36, 9)):
             sizes = torch.where((count == number)[:, None], least + span * share, sizes)
-        centers = self._scattered(sizes, count, loosely=tag == UNCAPTIONED)
+        centers = self._scatter(sizes, count, loosely=tag == UNCAPTIONED)
         centers = torch.where((count >= 3)[:, None, None], self._in_quadrants(sizes), centers)
-        related = self._related(sizes, attributes.relation)
+        related = self._relate(sizes, attributes.relation)
         positioned = _is(tag, "position")[:, None, None]
         centers[:, :2] = torch.where(positioned, related, centers[:, :2])
         angles = draws.uniform(n, SLOTS, low=-1, high=1) * _MOST_TILT
@@ -130,7 +130,7 @@ class World:
             colors = torch.where(free, torch.where(natural, 0, tinted), colors)
         return classes, colors, count
 
-    def _scattered(self, sizes: Tensor, count: Tensor, loosely: Tensor) -> Tensor:
+    def _scatter(self, sizes: Tensor, count: Tensor, loosely: Tensor) -> Tensor:
         """Centres (B, 4, 2) anywhere: of 24 candidates the first where objects 0 and 1 do not overlap.
 
         ``loosely`` (B,) lets them overlap a little. Where every candidate fails, two objects go to the edges.
@@ -158,7 +158,7 @@ class World:
         slack = ((64 - sizes) / 2 * 0.95).clamp_min(0)[..., None]
         return corners + self.draws.uniform(n, SLOTS, 2, low=-1, high=1) * slack
 
-    def _related(self, sizes: Tensor, relation: Tensor) -> Tensor:
+    def _relate(self, sizes: Tensor, relation: Tensor) -> Tensor:
         """Centres (B, 2, 2) of two objects, the first ``relation`` (B,) the second."""
         n, draws = len(sizes), self.draws
         first, second = sizes[:, 0], sizes[:, 1]

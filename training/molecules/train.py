@@ -95,7 +95,7 @@ def cross_entropy(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Te
     kernel = kernel_of(config.noise, config.vocab_size, config.mask_id)
     t = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
     alpha = torch.tensor([log_linear(value) for value in t.tolist()])
-    x_t = kernel.noised(x0.cpu(), alpha, generator).to(x0.device)
+    x_t = kernel.add_noise(x0.cpu(), alpha, generator).to(x0.device)
     with torch.autocast(x0.device.type, dtype=torch.bfloat16):
         logits = model(x_t, -alpha.log().to(x0.device)).logits
     a, b = (torch.stack(part).float().to(x0.device) for part in zip(*map(kernel.parts, alpha.tolist()), strict=True))

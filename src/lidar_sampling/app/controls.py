@@ -78,7 +78,7 @@ def plain(job: Job) -> Job:
     return replace(job, methods=["vanilla"], settings=settings, bank_seed=None)
 
 
-def restored(said: Mapping[str, Any]) -> dict[str, Any]:
+def restore(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the controls that the Job inside a picture, or of an order, sets; others stay as they are.
 
     Nothing of it is checked or imported here: drawing does so.
@@ -110,7 +110,7 @@ def as_command(job: Job) -> str:
     >>> print(as_command(Job(prompts=["a cat's hat"], settings={"n": 8}, images=2, seeds=[3])))
     lidar generate "a cat's hat" --images 2 --seed 3 --n 8 --out out/
     """
-    prompt = _quoted(job.text(0))
+    prompt = _quote(job.text(0))
     option = job.text(0).startswith("-")  # or rather it is not, and has to be told apart from one
     words = ["lidar", "generate", *([] if option else [prompt])]
     usual = Job(prompts=["-"])
@@ -154,6 +154,6 @@ def _places(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Return a text in double quotes where a shell reads it as it stands, else as shlex quotes it."""
     return f'"{text}"' if not any(letter in text for letter in '"$`\\!\n') else shlex.quote(text)

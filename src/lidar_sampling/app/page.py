@@ -12,7 +12,7 @@ from .._values import accepts
 from ..runs import Job
 from ..service import Desk, FullError, Order
 from . import shown, words
-from .controls import Controls, plain, restored
+from .controls import Controls, plain, restore
 
 TITLE = "LiDAR: guidance by lookahead samples"
 _PLAIN = "Without guidance, from the same noise"
@@ -138,7 +138,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
         everything = [current, state, notes, live, guided, unguided, trace, bank, command, python, job_json, download]
         everything += [history]
 
-        def asked(values: dict[Any, Any]) -> Controls:
+        def read_controls(values: dict[Any, Any]) -> Controls:
             return Controls(**{names[component]: value for component, value in values.items() if component in names})
 
         def choices(chosen: str | None = None) -> Any:
@@ -167,7 +167,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
             return order if order is not None and order.state not in ("failed", "cancelled", "lost") else None
 
         def draws(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-            controls = asked(values)
+            controls = read_controls(values)
             try:
                 job = controls.job(base)
                 order = desk.submit(job)
@@ -175,7 +175,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
                 yield {state: words.refusal(str(error))}
                 return
             yield {current: order.id, history: choices(order.id), notes: "", guided: "", unguided: "", trace: ""}
-            yield from watched(order)
+            yield from watch(order)
             other = None
             if order.state == "done" and controls.beside and job.methods != ("vanilla",):
                 other = plain_of(plain(job))
@@ -188,10 +188,10 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
                 if other is not None and not other.ended:
                     so_far = {**all_of(order, None), current: other.id, state: words.status(desk, other)}
                     yield {**so_far, history: choices(order.id)}
-                    yield from watched(other)
+                    yield from watch(other)
             yield {**all_of(order, other), history: choices(order.id)}
 
-        def watched(order: Order) -> Iterator[dict[Any, Any]]:
+        def watch(order: Order) -> Iterator[dict[Any, Any]]:
             """Yield what is new of an order, until it ended."""
             version, seen, looked_at = -1, None, False
             while not order.ended:
@@ -210,7 +210,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
 
         def costs(values: dict[Any, Any]) -> str:
             try:
-                job = asked(values).job(base)
+                job = read_controls(values).job(base)
                 lidar, method_asked = desk.sampler(job), methods.load(job.methods[-1])
                 if lidar is None:
                     return "What it costs is known when its reward is loaded, with the first picture."
@@ -223,7 +223,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
             except (ValueError, TypeError) as error:
                 return str(error)
 
-        def stopped(name: str) -> None:
+        def stop(name: str) -> None:
             if (order := desk.orders.get(name)) is not None:
                 desk.cancel(order)
 
@@ -231,15 +231,15 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
             if path is None:
                 return {state: ""}
             try:
-                found = restored(shown.said_by(path))
+                found = restore(shown.said_by(path))
             except (ValueError, OSError, KeyError, TypeError) as error:
                 return {state: words.refusal(str(error))}
-            return {**{inputs[name]: value for name, value in found.items()}, state: words.told("Settings restored.")}
+            return {**{inputs[name]: value for name, value in found.items()}, state: words.say("Settings restored.")}
 
         def recalls(name: str | None) -> dict[Any, Any]:
             if (order := desk.orders.get(name or "")) is None:
                 return {state: words.refusal("this order is not kept any more")}
-            found = restored(order.job.to_json(brief=True))
+            found = restore(order.job.to_json(brief=True))
             return {
                 **all_of(order, plain_of(plain(order.job))),
                 **{inputs[name]: value for name, value in found.items()},
@@ -252,7 +252,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
         prompt.submit(draws, **drawing, show_progress="hidden", api_visibility="private").then(*pricing, **told)
         down = "() => { if (innerWidth < 768) document.querySelector('#state').scrollIntoView({behavior: 'smooth'}) }"
         draw.click(None, None, None, js=down, api_visibility="private")  # results are below the controls there
-        cancel.click(stopped, [current], None, queue=False, api_visibility="private")
+        cancel.click(stop, [current], None, queue=False, api_visibility="private")
         dropped.change(restores, [dropped], [*inputs.values(), state], queue=False, api_visibility="private")
         history.input(recalls, [history], [*everything, *inputs.values()], queue=False, api_visibility="private")
         for component in (n, scale, auto, strength, images, seed, steps, reward, method, only, bank_seed):

@@ -51,9 +51,9 @@ def status(desk: Desk, order: Order) -> str:
         )
         return _bar(what.capitalize(), part if phase in ("lookahead", "sampling") else None)
     if order.state == "done":
-        return told("Done.")
+        return say("Done.")
     said = {"failed": f"It failed: {order.problem}", "cancelled": "Cancelled.", "lost": f"Lost: {order.problem}"}
-    return told(said[order.state]) if order.state == "cancelled" else refusal(said[order.state])
+    return say(said[order.state]) if order.state == "cancelled" else refusal(said[order.state])
 
 
 def refusal(problem: str) -> str:
@@ -61,7 +61,7 @@ def refusal(problem: str) -> str:
     return f'<p class="status failed" role="alert">{html.escape(problem)}</p>'
 
 
-def told(text: str) -> str:
+def say(text: str) -> str:
     """Return a line on what was done, as HTML."""
     return f'<p class="status" role="status">{html.escape(text)}</p>'
 
@@ -69,7 +69,7 @@ def told(text: str) -> str:
 def _bar(text: str, part: float | None) -> str:
     value = "" if part is None else f' value="{part:.3f}" max="1"'
     percent = "" if part is None else f" {100 * part:.0f} %"
-    return told(text + percent) + f'<progress aria-label="{html.escape(text)}"{value}></progress>'
+    return say(text + percent) + f'<progress aria-label="{html.escape(text)}"{value}></progress>'
 
 
 def scores(rewards: Mapping[str, float | None]) -> list[str]:

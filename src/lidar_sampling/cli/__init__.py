@@ -30,7 +30,7 @@ from ._panels import GroupedCommand
 from ._reproduce import reproduce
 from ._run import run
 from ._score import score
-from ._screen import close_quietly, escape_unknown_letters, one_line, show_usage, shown, warn
+from ._screen import close_quietly, escape_unknown_letters, guard_printing, one_line, show_usage, warn
 from ._serve import serve, serve_rewards
 
 app = typer.Typer(
@@ -82,11 +82,11 @@ def _before_any(
     if version:
         from .. import __version__
 
-        with shown(saved=False):
+        with guard_printing(saved=False):
             typer.echo(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        with shown(saved=False):
+        with guard_printing(saved=False):
             typer.echo(_WELCOME)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import _options as o
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 Name = Annotated[
     str, typer.Argument(help="A reward of 'lidar rewards', or package.module:function.", show_default=False)
@@ -17,13 +17,14 @@ Name = Annotated[
 def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32", json: o.Json = False) -> None:
     """Ask a reward about known pictures: order, batches, precision, files, prompts, speed. Status 1 if one fails."""
     from .._quiet import quieten
-    from ..rewards import examine, load
+    from ..rewards import examine
+    from ..rewards import load as load_reward
     from ..runs import device_of, dtype_of
 
     quieten()
-    reward = load(name, device=device_of(device), dtype=dtype_of(dtype))
+    reward = load_reward(name, device=device_of(device), dtype=dtype_of(dtype))
     findings = []
-    with shown(saved=False):
+    with guard_printing(saved=False):
         for finding in examine(reward):
             findings.append(finding)
             if not json:

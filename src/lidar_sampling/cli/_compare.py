@@ -11,7 +11,7 @@ import typer
 
 from . import _options as o
 from ._run import carry_out, tabulate
-from ._screen import print_json, shown
+from ._screen import guard_printing, print_json
 
 Prompts = Annotated[
     str,
@@ -81,7 +81,7 @@ def compare(
         preset=preset,
         reward=reward,
         methods=split(methods),
-        settings=o.given(
+        settings=o.drop_unset(
             n=n,
             lookahead=lookahead,
             steps=steps,
@@ -116,7 +116,7 @@ def methods(json: o.Json = False) -> None:
     """List the methods that 'lidar compare' knows."""
     from ..methods import NAMES
 
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(NAMES)
             return

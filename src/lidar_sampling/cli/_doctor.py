@@ -8,13 +8,13 @@ from importlib.util import find_spec
 import typer
 
 from . import _options as o
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 
 def doctor(json: o.Json = False) -> None:
     """Check the installation: versions, device, mathematics, attachment and the embedded model."""
     rows = [{"check": name, **_outcome(check)} for name, check in _CHECKS.items()]
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(rows)
         else:
@@ -96,9 +96,9 @@ def _embedded_model() -> str:
     if find_spec("lidar_sampling_glyph") is None:
         return 'not installed, and only glyph and molecules need it: pip install "lidar-sampling[glyph]"'
     embedded("glyph")  # refuses that of another version
-    from ..runs import Job, load
+    from ..runs import Job, load_sampler
 
-    lidar = load(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))
+    lidar = load_sampler(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))
     scores = lidar.vanilla("a photo of a cat", images=2).rewards
     return "draws a cat: " + ", ".join(f"{name} {values.mean():.2f}" for name, values in scores.items())
 

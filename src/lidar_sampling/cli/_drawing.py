@@ -9,7 +9,7 @@ from rdkit import Chem
 from rdkit.Chem import Draw
 
 
-def grid(molecules: Sequence[tuple[str, float]], name: str) -> tuple[str, bytes]:
+def draw_molecules(molecules: Sequence[tuple[str, float]], name: str) -> tuple[str, bytes]:
     """SMILES with their rewards, which are called ``name``, to SVG and PNG, eight a row."""
     drawn = [Chem.MolFromSmiles(smiles) for smiles, _ in molecules]
     legends = [f"{name} {reward:g}" if i == 0 else f"{reward:.3g}" for i, (_, reward) in enumerate(molecules)]

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from .._geneval import asked
+from .._geneval import read_requirements
 from . import _options as o
 from ._score import check_once, inside, metadata_line, metadata_of, read_picture
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
 JudgeName = Annotated[
@@ -77,7 +77,7 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
         "prompts": len(names),
         "pictures": len(files),
     }
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(result)
             return
@@ -96,7 +96,7 @@ def _metadata(picture: Path) -> dict[str, Any]:
     if "tag" not in line:
         raise ValueError(f"{path} has no tag: it is not GenEval's metadata")
     try:
-        wanted = asked(line)
+        wanted = read_requirements(line)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if wanted is None:

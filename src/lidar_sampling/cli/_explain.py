@@ -12,7 +12,7 @@ import typer
 
 from .._guidance import mean_sizes, reading
 from . import _options as o
-from ._screen import echo, print_json, shown
+from ._screen import echo, guard_printing, print_json
 
 Place = Annotated[Path, typer.Argument(help="The folder of a run, or its result.json.")]
 
@@ -31,7 +31,7 @@ def explain(run: Place, json: o.Json = False) -> None:
     if not entries:
         raise ValueError(f"{file} holds no run that guidance drew: give one of lidar generate or lidar guide")
     said = sentences(entries)
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json({"prompts": len(entries), "sentences": said})
         else:

@@ -92,7 +92,7 @@ def generate(
         preset=preset,
         reward=reward,
         methods=_methods(method, beside_vanilla=beside_vanilla),
-        settings=o.given(
+        settings=o.drop_unset(
             n=n,
             lookahead=lookahead,
             steps=steps,
@@ -169,7 +169,7 @@ def guide(
         preset=preset,
         reward=reward,
         methods=_methods("lidar", beside_vanilla=beside_vanilla),
-        settings=o.given(
+        settings=o.drop_unset(
             steps=steps,
             guidance_scale=guidance_scale,
             scale=scale,

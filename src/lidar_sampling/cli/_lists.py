@@ -7,7 +7,7 @@ from dataclasses import asdict
 import typer
 
 from . import _options as o
-from ._screen import print_json, shown
+from ._screen import guard_printing, print_json
 
 
 def models(json: o.Json = False) -> None:
@@ -15,7 +15,7 @@ def models(json: o.Json = False) -> None:
     from .._settings import DEFAULTS, GLYPH, PRESETS
 
     rows = {name: asdict(row) for name, row in {"glyph": GLYPH, **DEFAULTS, **PRESETS}.items()}
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(rows)
             return
@@ -28,7 +28,7 @@ def rewards(json: o.Json = False) -> None:
     """List the rewards known by name; in Python any function is a reward."""
     from ..rewards import REGISTRY
 
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             rows = {
                 name: {"description": entry.description, "weights": entry.published and asdict(entry.published)}
@@ -61,7 +61,7 @@ def solvers(json: o.Json = False) -> None:
         }
         for preset in PRESETS
     ]
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json([*_NO_DOWNLOAD, *rows])
             return

@@ -45,7 +45,7 @@ def look(
         variant=variant,
         preset=preset,
         reward=reward,
-        settings=o.given(n=n, lookahead=lookahead, guidance_scale=guidance_scale),
+        settings=o.drop_unset(n=n, lookahead=lookahead, guidance_scale=guidance_scale),
         seeds=(seed,),
         call=o.read_call(call),
         dtype=dtype,

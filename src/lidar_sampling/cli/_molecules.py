@@ -11,7 +11,7 @@ import typer
 
 from . import _options as o
 from ._progress import progress_bar
-from ._screen import after_drawing, attempt, echo, print_json, shown
+from ._screen import after_drawing, attempt, echo, guard_printing, print_json
 
 if TYPE_CHECKING:
     from .._bank import LookaheadBank
@@ -88,7 +88,7 @@ def molecules(
 
         from ..discrete import TokenLiDAR
         from ..discrete import molecules as m
-        from ._drawing import grid
+        from ._drawing import draw_molecules
     except ImportError as error:
         raise RuntimeError(f"molecules need RDKit: pip install 'lidar-sampling[molecules]' ({error})") from None
     from .._files import write_atomically, write_json
@@ -112,7 +112,7 @@ def molecules(
         candidates=candidates,
         batch_size=batch_size,
     )
-    members = None if bank is None else _read(bank, lidar, n, lookahead_steps)
+    members = None if bank is None else _read_bank(bank, lidar, n, lookahead_steps)
     if members is None:
         arguments |= {"n": lidar.settings.n, "lookahead_steps": lidar.settings.lookahead_steps}
     else:
@@ -122,10 +122,10 @@ def molecules(
         vanilla = lidar.vanilla(samples, seed=seed, progress=update)
         guided = lidar(samples, seed=seed, bank=members, progress=update)
 
-    def told(result: TokenResult) -> dict[str, Any]:
+    def summarize(result: TokenResult) -> dict[str, Any]:
         strings = m.decode(value.tokenizer, result.tokens)
         rewards = result.rewards.tolist()
-        summary = asdict(m.summarize(strings, rewards, m.known()))
+        summary = asdict(m.summarize(strings, rewards, m.load_known()))
         return {
             "summary": {name: None if v != v else v for name, v in summary.items()},
             "cost": {phase: vars(cost) for phase, cost in result.cost.items()},
@@ -136,7 +136,7 @@ def molecules(
         }
 
     with after_drawing(out):
-        whole: dict[str, Any] = {"arguments": arguments, "vanilla": told(vanilla), "lidar": told(guided)}
+        whole: dict[str, Any] = {"arguments": arguments, "vanilla": summarize(vanilla), "lidar": summarize(guided)}
         best = {s["smiles"]: s["reward"] for s in whole["lidar"]["samples"] if s["valid"]}
         ranked = sorted(best.items(), key=lambda item: -item[1])
         write_atomically(out / "samples.smi", "".join(f"{text}\t{r:g}\n" for text, r in ranked).encode())
@@ -146,11 +146,11 @@ def molecules(
     written = ["samples.smi", "bank.safetensors", "result.json"]
     if ranked:
         with attempt("the grid of molecules"):
-            svg, png = grid(ranked[:48], reward)
+            svg, png = draw_molecules(ranked[:48], reward)
             write_atomically(out / "grid.svg", svg.encode())
             write_atomically(out / "grid.png", png)
             written[1:1] = ["grid.svg", "grid.png"]
-    with shown():
+    with guard_printing():
         if json:
             print_json(whole)
             return
@@ -163,7 +163,7 @@ def molecules(
         echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
 
 
-def _read(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:
+def _read_bank(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:
     """The bank in ``path``, if it may guide ``lidar`` and was drawn with ``n`` and ``lookahead_steps``; None is any.
 
     Raises:

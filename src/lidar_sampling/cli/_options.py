@@ -181,7 +181,7 @@ def read_lines(prompts: Sequence[str] | None, file: Path | None) -> list[dict[st
     return found
 
 
-def given(**settings: Any) -> dict[str, Any]:
+def drop_unset(**settings: Any) -> dict[str, Any]:
     """Return the settings that were given; the others are the model's."""
     return {name: value for name, value in settings.items() if value is not None}
 

@@ -18,7 +18,7 @@ _EVERY = 60  # seconds between two lines
 
 
 @contextmanager
-def telling(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+def show_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     """Yield what shows the progress of a run on stderr; None if nothing is to be shown."""
     if quiet:
         yield None

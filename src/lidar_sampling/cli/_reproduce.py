@@ -13,13 +13,13 @@ import typer
 
 from .._values import read_seconds, spell_seconds
 from . import _options as o
-from ._progress import telling
+from ._progress import show_progress
 from ._run import publish
-from ._screen import after_drawing, echo, print_json, shown, warn
+from ._screen import after_drawing, echo, guard_printing, print_json, warn
 
 if TYPE_CHECKING:
     from .._sampler import LiDAR
-    from ..evaluation.reproduce import Asked, Plan
+    from ..evaluation.reproduce import Plan, Target
     from ..evaluation.verdicts import Findings
     from ..runs import Job
 
@@ -114,7 +114,7 @@ def reproduce(
     if table is None:
         _list(json=json)
         return
-    what = room.asked(table, model)
+    what = room.read_target(table, model)
     if manner not in ("paper", "official"):
         raise typer.BadParameter(f"--as must be paper or official, got {manner!r}")
     left = [name.strip() for name in without.split(",") if name.strip()]
@@ -135,7 +135,7 @@ def reproduce(
         "variant": variant,
     }
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "pictures": pictures}
-    made = None if dry_run else room.kept(out, asks)
+    made = None if dry_run else room.read_plan(out, asks)
     if collect:
         if made is None:
             raise typer.BadParameter(
@@ -163,7 +163,7 @@ def reproduce(
     made = replace(made, jobs={name: replace(job, **how) for name, job in made.jobs.items()})
     _announce(what, made, crew)
     if dry_run:
-        with shown(saved=False):
+        with guard_printing(saved=False):
             print_json({**made.to_json(), "jobs": [job.to_json() for job in made.jobs.values()]})
         return
     if _draw(made, samplers, load, out, ray=ray, gpus=gpus, quiet=quiet):
@@ -186,7 +186,7 @@ class _Loader:
         from .. import runs
         from ..evaluation.reproduce import reward_names
 
-        lidar = runs.load(job, judges=self._judges, pipe=self._pipe)
+        lidar = runs.load_sampler(job, judges=self._judges, pipe=self._pipe)
         self._pipe = lidar.pipe
         self._judges |= dict(zip(reward_names(job), [*lidar.parts, *lidar.metrics], strict=True))
         return lidar
@@ -201,7 +201,7 @@ class _Loader:
 
 
 def _plan(
-    what: Asked,
+    what: Target,
     prompts: Sequence[Mapping[str, Any]],
     load: _Loader,
     out: Path | None,
@@ -224,7 +224,7 @@ def _plan(
     return (made if out is None else room.keep(out, asks, made)), samplers
 
 
-def _announce(what: Asked, made: Plan, crew: int) -> None:
+def _announce(what: Target, made: Plan, crew: int) -> None:
     """Say on stderr what will be drawn and how long that takes."""
     from .._cost import spell_counts
     from ..evaluation.verdicts import LEAST
@@ -263,19 +263,19 @@ def _draw(
         samplers.clear()
         load.forget()
         address = None if ray in (None, "here") else ray
-        with telling(quiet=quiet) as tell:
+        with show_progress(quiet=quiet) as tell:
             for name, job in made.jobs.items():
                 cluster.run(job, out / name, address=address, workers=gpus, tell=tell)
         return complete(made, out)
     shard = runs.from_environment(os.environ)
-    with telling(quiet=quiet) as tell:
+    with show_progress(quiet=quiet) as tell:
         for name, job in made.jobs.items():
             lidar = samplers[name] if name in samplers else load(job)
             runs.run(job, out / name, shard=shard, lidar=lidar, tell=tell)
     return complete(made, out)
 
 
-def _show(what: Asked, made: Plan, out: Path, manner: str, *, json: bool) -> None:
+def _show(what: Target, made: Plan, out: Path, manner: str, *, json: bool) -> None:
     """Write reproduce.md and reproduce.json, and print one of them."""
     from .._files import write_atomically, write_json
     from ..evaluation.comparison import lines_of
@@ -289,7 +289,7 @@ def _show(what: Asked, made: Plan, out: Path, manner: str, *, json: bool) -> Non
         value = {**what._asdict(), "as": manner, "of": made.of, "paper": _PAPER, **to_json(found)}
         write_atomically(out / "reproduce.md", text.encode("utf-8", "backslashreplace"))
         write_json(out / "reproduce.json", value)
-    with shown():
+    with guard_printing():
         if json:
             print_json(value)
         else:
@@ -300,7 +300,7 @@ def _show(what: Asked, made: Plan, out: Path, manner: str, *, json: bool) -> Non
 _PAPER = "https://arxiv.org/abs/2602.03211"
 
 
-def _title(what: Asked, made: Plan, found: Findings, manner: str) -> str:
+def _title(what: Target, made: Plan, found: Findings, manner: str) -> str:
     """Return the lines above the tables: of what, on how many prompts, and how many claims hold."""
     from ..evaluation.published import PROMPTS, TABLES
     from ..evaluation.verdicts import FAILS, HOLDS
@@ -340,7 +340,7 @@ def _prompts(file: Path | None) -> list[dict[str, Any]]:
     return found
 
 
-def _dtype(what: Asked, manner: str, device: str | None) -> str:
+def _dtype(what: Target, manner: str, device: str | None) -> str:
     """Return the precision that the paper drew in, or on a CPU, which is slow in it, float32."""
     from ..evaluation.published import MODELS
     from ..runs import device_of
@@ -353,7 +353,7 @@ def _list(*, json: bool) -> None:
     from ..evaluation.published import ELSEWHERE, MODELS, PROMPTS, TABLES
     from ..evaluation.reproduce import paper_seconds
 
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json(
                 {name: {"title": table.title, "models": list(table.studies)} for name, table in TABLES.items()}

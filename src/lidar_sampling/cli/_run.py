@@ -12,8 +12,8 @@ import typer
 
 from .._values import spell_seconds
 from . import _options as o
-from ._progress import telling
-from ._screen import after_drawing, echo, print_json, shown, warn
+from ._progress import show_progress
+from ._screen import after_drawing, echo, guard_printing, print_json, warn
 
 if TYPE_CHECKING:
     from .._sampler import LiDAR
@@ -137,11 +137,11 @@ def carry_out(
     shard = (0, 1) if ray is not None else runs.from_environment(os.environ)
     if shard[1] > 1 and not quiet:
         warn(f"share {shard[0] + 1} of {shard[1]}, as {runs.shard_variables(os.environ)} say")
-    with telling(quiet=quiet) as tell:
+    with show_progress(quiet=quiet) as tell:
         lidar = None
         if job.budget is not None:
             check_writable(out)
-            lidar = runs.load(job)
+            lidar = runs.load_sampler(job)
             job = settle(job, out, lidar)
         how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "tell": tell}
         if ray is None:
@@ -196,7 +196,7 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
         from ..evaluation.data import records
         from ..evaluation.figures import available
 
-        with shown():
+        with guard_printing():
             if not available():
                 warn("no figures without matplotlib: pip install 'lidar-sampling[plot]'")
             if json:
@@ -204,7 +204,7 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             else:
                 typer.echo((out / "table.md").read_text(encoding="utf-8"))
         return
-    with shown():
+    with guard_printing():
         if job.task == "look":
             print_banks(result["banks"], json=json)
         elif json:
@@ -227,7 +227,7 @@ def publish(job: Job, out: Path, *, command: str | None) -> list[Row]:
 
 def _rehearse(job: Job) -> None:
     """Print the Job, and on stderr what it will cost, if the model is on this machine."""
-    with shown(saved=False):
+    with guard_printing(saved=False):
         print_json(job.to_json())
     if job.model != "glyph" and not Path(job.model).is_dir():
         warn(f"what it costs is not known before {job.model} is on this machine")
@@ -235,7 +235,7 @@ def _rehearse(job: Job) -> None:
     from .. import runs
     from ..evaluation.budget import settle
 
-    lidar = runs.load(job)
+    lidar = runs.load_sampler(job)
     for line in _costs(settle(job, None, lidar), lidar):
         warn(line)
 
@@ -244,14 +244,14 @@ def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
     """Return a line per method on what it will cost."""
     from .._cost import spell_counts
     from .._forecast import Rates
-    from ..methods import load
+    from ..methods import load as load_method
 
     prompt, units = job.text(0), len(job) * len(job.seeds)
     lidar = lidar.with_prompts(job.texts())
     rates = Rates.measure(lidar, prompt)
     lines = []
     for name in job.methods:
-        cost = load(name).cost(lidar, images=job.images)
+        cost = load_method(name).cost(lidar, images=job.images)
         seconds = rates.seconds(cost)
         lines.append(
             f"{name}: {spell_counts(cost)} per prompt, about {spell_seconds(seconds)} here; about "

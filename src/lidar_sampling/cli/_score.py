@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from .._files import natural_order
-from .._geneval import with_asked
+from .._geneval import with_requirements
 from .._media import read_picture as read_picture
 from .._media import read_sample
 from .._prompts import read_lines
 from . import _options as o
-from ._screen import console, print_json, shown
+from ._screen import console, guard_printing, print_json
 
 Images = Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", show_default=False)]
 Prompt = Annotated[
@@ -65,7 +65,8 @@ def score(
     places = _pictures(images)
     files = [file for found in places.values() for file in found]
     prompts = _prompts(
-        places, [with_asked(line) for line in o.read_lines(prompt, prompts_file)] if prompt or prompts_file else []
+        places,
+        [with_requirements(line) for line in o.read_lines(prompt, prompts_file)] if prompt or prompts_file else [],
     )
     judges = {name: rewards.load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in reward}
     for judge in judges.values():
@@ -87,7 +88,7 @@ def score(
             features.setdefault(line["prompt"], []).append(rewards.features_of([*judges.values()], picture[None]))
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in judges}
     spread = {text: rewards.diversity(torch.cat(found)) for text, found in features.items()}
-    with shown(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json({"images": rows, "mean": mean, **({"diversity": spread} if diversity else {})})
         else:

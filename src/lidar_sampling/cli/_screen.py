@@ -85,7 +85,7 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def shown(*, saved: bool = True) -> Iterator[None]:
+def guard_printing(*, saved: bool = True) -> Iterator[None]:
     """Print within this block: what goes wrong there is a line on stderr and does not change the exit status.
 
     Args:

@@ -94,7 +94,7 @@ def serve(
         prompts=["a photo of two cats"],
         variant=variant,
         call=o.read_call(call),
-        settings=o.given(n=n, steps=steps),
+        settings=o.drop_unset(n=n, steps=steps),
         images=1,
         dtype=dtype,
         fast=fast,
@@ -111,8 +111,8 @@ def serve(
         each=min(each, places),
     )
     catalog = Catalog(
-        _listed("--model", model or ["glyph"]),
-        _listed("--reward", reward or []),
+        _read_named("--model", model or ["glyph"]),
+        _read_named("--reward", reward or []),
         tuple(method or ("lidar", "vanilla")),
         base,
         limits,
@@ -131,16 +131,16 @@ def serve(
         app = make_app(desk, catalog, tokens=tokens, warming=warming)
         server = server_of(app, stopping=desk.stop, busy=lambda: desk.running is not None)
 
-        def loaded(coming: Any) -> None:
+        def notice(coming: Any) -> None:
             if coming.exception() is not None:
                 server.should_exit = True
             elif all(each.done() for each in warming):
                 warn("ready")
 
         for coming in warming:
-            coming.add_done_callback(loaded)
+            coming.add_done_callback(notice)
         typer.echo(f"serving {', '.join(catalog.models)} at {url_of(listening)}/v1", err=True)
-        _until_stopped(server, listening)
+        _run_until_stopped(server, listening)
         desk.close(finish=False)
         for coming in warming:
             if coming.done() and (error := coming.exception()) is not None:
@@ -158,7 +158,7 @@ def serve_rewards(
     """Serve rewards until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
     from .._http import check_address, listen, need_extra, server_of, url_of
     from .._quiet import quieten
-    from ..rewards import load
+    from ..rewards import load as load_reward
     from ..rewards.server import make_app
     from ..runs import device_of, dtype_of
 
@@ -166,13 +166,13 @@ def serve_rewards(
     tokens = _tokens(token)
     check_address(host, tokens)
     quieten()
-    rewards = [load(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
+    rewards = [load_reward(name, device=device_of(device), dtype=dtype_of(dtype)) for name in names]
     with listen(host, port) as listening:
         typer.echo(f"serving {', '.join(names)} at {url_of(listening)}", err=True)
-        _until_stopped(server_of(make_app(rewards, tokens=tokens)), listening)
+        _run_until_stopped(server_of(make_app(rewards, tokens=tokens)), listening)
 
 
-def _until_stopped(server: Any, listening: Any) -> None:
+def _run_until_stopped(server: Any, listening: Any) -> None:
     """Run a server until SIGTERM, after which the command goes on, or Ctrl-C, which is raised again."""
     sys.setswitchinterval(0.001)  # or a request waits 5 ms each time that it wants a turn beside what draws
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has stopped
@@ -186,10 +186,10 @@ def _tokens(given: Sequence[str] | None) -> list[str]:
     return [*(given or [token for token in os.environ.get("LIDAR_TOKEN", "").split(",") if token])]
 
 
-def _listed(option: str, texts: Sequence[str]) -> dict[str, str]:
+def _read_named(option: str, texts: Sequence[str]) -> dict[str, str]:
     """Return names and what they stand for, of texts ``NAME=WHAT`` or ``WHAT``.
 
-    >>> _listed("--model", ["glyph", "sd=/models/sd-1.5"])
+    >>> _read_named("--model", ["glyph", "sd=/models/sd-1.5"])
     {'glyph': 'glyph', 'sd': '/models/sd-1.5'}
     """
     found: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._guidance import Members as Members
+from ._guidance import TokenMembers as TokenMembers
 from ._kernels import SCHEDULES as SCHEDULES
 from ._kernels import Absorbing as Absorbing
 from ._kernels import Kernel as Kernel
@@ -16,12 +16,12 @@ from ._lidar import TokenResult as TokenResult
 from ._lidar import TokenSettings as TokenSettings
 from ._reward import Reward as Reward
 from ._sampler import Ancestral as Ancestral
-from ._sampler import FKSteering as FKSteering
 from ._sampler import Joint as Joint
 from ._sampler import Network as Network
 from ._sampler import SingleSite as SingleSite
 from ._sampler import State as State
 from ._sampler import Stepper as Stepper
+from ._sampler import TokenFKSteering as TokenFKSteering
 from ._sampler import TokenIndependent as TokenIndependent
 from ._sampler import sample as sample
 from .text import TextLiDAR as TextLiDAR

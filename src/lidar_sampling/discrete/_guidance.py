@@ -1,4 +1,4 @@
-"""LiDAR on tokens: what a bank of scored sequences says of the reward that a noisy sequence leads to.
+"""LiDAR on tokens: the reward that a noisy sequence leads to, estimated from a bank of scored sequences.
 
 Notation, beside that of ``_kernels``: members x^i of a bank with rewards r_i, q_s the kernel at the time s that a
 step leads to, lambda the reward scale. The bank's estimate of the expected future reward is
@@ -7,8 +7,8 @@ step leads to, lambda the reward scale. The bank's estimate of the expected futu
 
 with ``q_s(x | x^i) = prod_l q_s(x_l | x^i_l)``, and ``p(x_s | x_t) e^(r_hat_s(x_s))``, normalised, is the tilted
 reverse process: exactly, if the bank is the whole population (a Doob transform; r_hat is a martingale along the
-reverse process). Denoisers give a token at a time, so three forms of a factor a token are of use, all of which are
-bounded by the extreme rewards:
+reverse process). Denoisers predict tokens one by one, so guidance is a factor per token, in three forms, which are
+all bounded by the extreme rewards:
 
 - token-independent (https://arxiv.org/abs/2602.03211, equation 54): each token as if it were alone;
 - single-site: ``g_l(v) = r_hat_s(x_t with token l replaced by v)``, exact as steps shrink, for then one token
@@ -30,7 +30,7 @@ from ._kernels import Kernel
 _ELEMENTS = 1 << 22  # of a temporary; 32 MiB
 
 
-class Members:
+class TokenMembers:
     """Sequences and rewards, prepared to be weighed.
 
     Args:
@@ -41,11 +41,12 @@ class Members:
         weights: (n,) of the members, positive; None weighs them alike.
 
     Raises:
-        ValueError: shapes that do not fit, tokens that are none of the kernel's, or rewards that are not finite.
+        ValueError: shapes that do not fit, tokens that the kernel does not have, or rewards that are not finite.
 
     Example:
         >>> from lidar_sampling.discrete import Uniform
-        >>> bank = Members(torch.tensor([[0, 1], [2, 1]]), torch.tensor([0.0, 1.0]), Uniform(3), reward_scale=1.0)
+        >>> samples, rewards = torch.tensor([[0, 1], [2, 1]]), torch.tensor([0.0, 1.0])
+        >>> bank = TokenMembers(samples, rewards, Uniform(3), reward_scale=1.0)
         >>> bank.expected_future_reward(torch.tensor([[2, 1]]), alpha=0.9).exp() > 2
         tensor([True])
     """
@@ -70,12 +71,14 @@ class Members:
         self._one_hot, self._transposed = _one_hot(self.samples, kernel.vocab_size)
 
     def token_independent(self, alpha: float) -> Tensor:
-        """Factors g (L, V) float64 at the time whose share of clean tokens is ``alpha``: equation 54 of the paper."""
+        """Return factors g (L, V) float64 at the time with clean share ``alpha``: equation 54 of the paper."""
         a, b = self._parts(alpha)
         return self._difference(self._log_weights, lambda counts: a * counts + b)[0]
 
     def single_site(self, x: Tensor, alpha: float) -> Tensor:
-        """Factors g (B, L, V) float64: the estimate with token l of x (B, L) replaced by v; O(n L + L V) a sequence.
+        """Return factors g (B, L, V) float64: the estimate with token l of x (B, L) replaced by v.
+
+        It costs O(n L + L V) per sequence.
 
         The evidence of all tokens but l is that of all, less what token l adds to those members that agree with it,
         so histograms of the members' tokens, weighed by their evidence, are all it takes.
@@ -94,12 +97,12 @@ class Members:
         return torch.cat(found)
 
     def expected_future_reward(self, x: Tensor, alpha: float) -> Tensor:
-        """The estimate r_hat (B,) float64 for x (B, L)."""
+        """Return the estimate r_hat (B,) float64 for x (B, L)."""
         evidence = (self._evidence(rows, *self._parts(alpha)) for rows in self._chunks(x))
         return torch.cat([(e + self._tilt).logsumexp(0) - e.logsumexp(0) for e in evidence])
 
     def _difference(self, evidence: Tensor, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
-        """Log of the tilted sum less that of the plain one, by evidence (n, B).
+        """Return the log of the tilted sum less that of the plain one, by evidence (n, B).
 
         ``likelihood`` is what weights (B, L, V) of the members' tokens say of each.
         """
@@ -110,8 +113,8 @@ class Members:
         return parts[0] - parts[1]
 
     def _evidence(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Evidence log q_s(x | x^i), weighed (n, B), but for what all members share."""
-        gain = ((a + b).log() - b.log())[x]  # of a member that agrees, a token
+        """Return the weighed evidence log q_s(x | x^i) (n, B), but for what all members share."""
+        gain = ((a + b).log() - b.log())[x]  # of a member that agrees, per token
         columns = x + self.kernel.vocab_size * torch.arange(x.shape[1], device=x.device)
         gains = torch.zeros(self._one_hot.shape[1], len(x), dtype=torch.float64, device=x.device)
         return self._log_weights + self._one_hot @ gains.scatter_(0, columns.t(), gain.t())
@@ -121,14 +124,14 @@ class Members:
         return a.to(self.samples.device), b.to(self.samples.device)
 
     def _chunks(self, x: Tensor) -> Iterator[Tensor]:
-        """Rows of x, as many at a time as their temporaries allow."""
+        """Yield rows of x, as many at a time as their temporaries allow."""
         if x.dim() != 2 or x.shape[1] != self.samples.shape[1]:
             raise ValueError(f"x must be (B, {self.samples.shape[1]}) as the bank's, got {tuple(x.shape)}")
         return iter(x.split(max(1, _ELEMENTS // max(self._one_hot.shape))))
 
 
 def _one_hot(samples: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Samples (n, L) as a sparse matrix (n, L V) float64 with a one at l V + x_l for each l, and its transpose."""
+    """Return samples (n, L) as a sparse matrix (n, L V) float64, one at l V + x_l for each l, and its transpose."""
     n, length = samples.shape
     columns = (samples + vocab_size * torch.arange(length, device=samples.device)).flatten()
     starts = torch.arange(0, n * length + 1, length, device=samples.device)

@@ -23,16 +23,16 @@ from torch import Tensor
 Schedule = Callable[[float], float]
 """From time t in [0, 1] to alpha_t."""
 
-_TINY = 1e-30  # what a token that cannot be has left: logarithms stay finite, and the nearest of the impossible wins
+_TINY = 1e-30  # the probability of an impossible token: logarithms stay finite, and the nearest member wins
 
 
 def log_linear(t: float) -> float:
-    """``alpha = 1 - (1 - 1e-3) t``, of MDLM and UDLM (https://arxiv.org/abs/2412.10193)."""
+    """Return ``alpha = 1 - (1 - 1e-3) t``, of MDLM and UDLM (https://arxiv.org/abs/2412.10193)."""
     return 1 - (1 - 1e-3) * t
 
 
 def cosine(t: float) -> float:
-    """``alpha = (1 - 1e-3) cos(pi t / 2) + 1e-3``: less noise early (https://arxiv.org/abs/2406.07524)."""
+    """Return ``alpha = (1 - 1e-3) cos(pi t / 2) + 1e-3``: less noise early (https://arxiv.org/abs/2406.07524)."""
     return (1 - 1e-3) * math.cos(math.pi * t / 2) + 1e-3
 
 
@@ -47,18 +47,18 @@ class Kernel(Protocol):
         """V."""
 
     def parts(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """a, b (V,) float64 of ``q(x_t = v | x0) = a_v 1[v = x0] + b_v``."""
+        """Return a, b (V,) float64 of ``q(x_t = v | x0) = a_v 1[v = x0] + b_v``."""
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
-        """Noisy tokens of clean ones (B, L); alpha is a number or (B,), the generator on their device."""
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noisy tokens of clean ones (B, L); alpha is a number or (B,), the generator on their device."""
 
     def prior(self, uniforms: Tensor) -> Tensor:
-        """Tokens (*) of pure noise, from uniform numbers (*) in [0, 1)."""
+        """Return tokens (*) of pure noise, from uniform numbers (*) in [0, 1)."""
 
     def posterior(self, probabilities: Tensor, x_t: Tensor, *, alpha_s: float, alpha_t: float) -> Tensor:
-        """``p(x_s | x_t)`` (B, L, V) of an earlier time, from predicted probabilities (B, L, V).
+        """Return ``p(x_s | x_t)`` (B, L, V) of an earlier time, from predicted probabilities (B, L, V).
 
-        With ``alpha_s = 1`` that of the clean tokens.
+        With ``alpha_s = 1`` it is that of the clean tokens.
         """
 
 
@@ -79,20 +79,20 @@ class Uniform:
             raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
 
     def parts(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """a, b (V,) float64."""
+        """Return a, b (V,) float64."""
         full = torch.ones(self.vocab_size, dtype=torch.float64)
         return alpha * full, max((1 - alpha) / self.vocab_size, _TINY) * full
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
-        """Noisy tokens of clean ones (B, L)."""
-        return torch.where(_left(x0, alpha, generator), x0, self.prior(_rand(x0, generator)))
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noisy tokens of clean ones (B, L)."""
+        return torch.where(_draw_untouched(x0, alpha, generator), x0, self.prior(_rand(x0, generator)))
 
     def prior(self, uniforms: Tensor) -> Tensor:
-        """Each token with the same probability."""
+        """Draw each token with the same probability."""
         return (uniforms * self.vocab_size).long()
 
     def posterior(self, probabilities: Tensor, x_t: Tensor, *, alpha_s: float, alpha_t: float) -> Tensor:
-        """Of https://arxiv.org/abs/2412.10193: ``q(x_t | x_s) q(x_s | prediction) / q(x_t | prediction)``."""
+        """Return ``q(x_t | x_s) q(x_s | prediction) / q(x_t | prediction)``, of https://arxiv.org/abs/2412.10193."""
         vocab, alpha_ts = self.vocab_size, alpha_t / alpha_s
         here = x_t[..., None]
         of_here = probabilities.gather(-1, here)
@@ -130,22 +130,22 @@ class Absorbing:
             )
 
     def parts(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """a, b (V,) float64, softened."""
+        """Return a, b (V,) float64, softened."""
         a = torch.full((self.vocab_size,), alpha * (1 - self.softness), dtype=torch.float64)
         b = torch.full_like(a, max(alpha * self.softness / (self.vocab_size - 1), _TINY))
         a[self.mask_id], b[self.mask_id] = 0.0, max(1 - alpha, _TINY)
         return a, b
 
-    def noised(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
-        """Noisy tokens of clean ones (B, L)."""
-        return torch.where(_left(x0, alpha, generator), x0, self.mask_id)
+    def add_noise(self, x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noisy tokens of clean ones (B, L)."""
+        return torch.where(_draw_untouched(x0, alpha, generator), x0, self.mask_id)
 
     def prior(self, uniforms: Tensor) -> Tensor:
-        """All masks."""
+        """Return masks alone."""
         return torch.full_like(uniforms, self.mask_id, dtype=torch.long)
 
     def posterior(self, probabilities: Tensor, x_t: Tensor, *, alpha_s: float, alpha_t: float) -> Tensor:
-        """Of https://arxiv.org/abs/2406.07524; the network's chance of a mask is left out."""
+        """Return the posterior of https://arxiv.org/abs/2406.07524, without the network's chance of a mask."""
         clean = probabilities.clone()
         clean[..., self.mask_id] = 0
         clean = clean / clean.sum(-1, keepdim=True).clamp_min(_TINY)
@@ -157,7 +157,7 @@ class Absorbing:
 
 
 def kernel_of(noise: str, vocab_size: int, mask_id: int | None, *, softness: float = 0.0) -> Kernel:
-    """The forward process that a model's configuration names, ``uniform`` or ``absorbing``."""
+    """Return the forward process that a model's configuration names, ``uniform`` or ``absorbing``."""
     if noise == "uniform":
         return Uniform(vocab_size)
     if noise == "absorbing" and mask_id is not None:
@@ -165,8 +165,8 @@ def kernel_of(noise: str, vocab_size: int, mask_id: int | None, *, softness: flo
     raise ValueError(f"noise must be 'uniform', or 'absorbing' with a mask_id, got {noise!r} with {mask_id}")
 
 
-def _left(x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None) -> Tensor:
-    """Which tokens (B, L) noise leaves alone."""
+def _draw_untouched(x0: Tensor, alpha: Tensor | float, generator: torch.Generator | None) -> Tensor:
+    """Draw which tokens (B, L) noise leaves alone."""
     share = torch.as_tensor(alpha, device=x0.device)
     return _rand(x0, generator) < (share[:, None] if share.dim() else share)
 

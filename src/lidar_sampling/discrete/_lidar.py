@@ -16,7 +16,7 @@ from torch import Tensor
 from .._bank import BankError, LookaheadBank
 from .._cost import Cost
 from .._space import Space, magnitudes
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
 from ._sampler import Joint, Network, SingleSite, Stepper, TokenIndependent, sample
@@ -79,7 +79,7 @@ _FORMS: dict[str, type[TokenIndependent]] = {
 
 @dataclass
 class TokenResult:
-    """Sequences and what is known of them.
+    """Sequences with their rewards, costs and settings.
 
     Attributes:
         tokens: (B, L).
@@ -156,45 +156,45 @@ class TokenLiDAR:
         else:
             self.network = network
         if kernel is None or length is None:
-            raise TypeError("a function as network wants kernel and length beside it")
+            raise TypeError("network is a function, so it needs kernel and length: give both")
         self.kernel, self.length = kernel, length
         self.space = Space(f"{kernel.vocab_size} tokens", (length,))
 
     def with_settings(self, **changes: Any) -> TokenLiDAR:
-        """The same sampler with other :class:`TokenSettings`."""
+        """Return the same sampler with other :class:`TokenSettings`."""
         twin = copy(self)
         twin.settings = replace(self.settings, **changes)
         return twin
 
     def look(self, *, seed: int = 0, progress: Progress | None = None) -> LookaheadBank:
-        """Phase 1: a bank of ``n`` samples in ``lookahead_steps``, scored once."""
-        return self._look(seed, progress)[0]
+        """Draw a bank of ``n`` samples in ``lookahead_steps``, scored once: phase 1."""
+        return self._draw_bank(seed, progress)[0]
 
     def __call__(
         self, count: int, *, seed: int = 0, bank: LookaheadBank | None = None, progress: Progress | None = None
     ) -> TokenResult:
-        """``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
+        """Draw ``count`` guided sequences; they cost the bank, unless it is given, and what plain ones cost.
 
         Raises:
-            TypeError: ``bank`` is none.
+            TypeError: ``bank`` is not a bank.
             ValueError: a bank of other sequences, or without exactly one reward.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         cost = {}
         if bank is None:
-            bank, cost["lookahead"] = self._look(seed, progress)
+            bank, cost["lookahead"] = self._draw_bank(seed, progress)
         how, members = self.settings, self.members(bank)
         more = {"candidates": how.candidates} if how.form == "joint" else {}
         stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
         result = self.sample(count, seed=seed, stepper=stepper, progress=progress)
         return replace(result, bank=bank, cost={**cost, **result.cost})
 
-    def members(self, bank: LookaheadBank) -> Members:
-        """The bank, prepared to guide; what :class:`SingleSite` and its like take.
+    def members(self, bank: LookaheadBank) -> TokenMembers:
+        """Prepare the bank to guide; :class:`SingleSite` and its like take the result.
 
         Raises:
-            TypeError: ``bank`` is none.
+            TypeError: ``bank`` is not a bank.
             ValueError: a bank of other sequences, or without exactly one reward.
         """
         if not isinstance(bank, LookaheadBank):
@@ -203,16 +203,16 @@ class TokenLiDAR:
         if why := space.difference(self.space):
             raise BankError(f"the bank is of other sequences: {why}")
         samples, rewards = bank.samples.to(self.device), bank.reward().to(self.device)
-        return Members(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
+        return TokenMembers(samples, rewards, self.kernel, reward_scale=self.settings.reward_scale)
 
     def vanilla(self, count: int, *, seed: int = 0, progress: Progress | None = None) -> TokenResult:
-        """``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
+        """Draw ``count`` sequences without guidance; of the noise of the guided, unless those have candidates."""
         return self.sample(count, seed=seed, progress=progress)
 
     def sample(
         self, count: int, *, seed: int = 0, stepper: Stepper | None = None, progress: Progress | None = None
     ) -> TokenResult:
-        """``count`` sequences drawn by ``stepper``, and their rewards."""
+        """Draw ``count`` sequences by ``stepper``, and reward them."""
         tokens, sampling = self._draw(count, self.settings.steps, seed, "target", stepper, progress)
         start = time.perf_counter()
         rewards = self.score(tokens)
@@ -220,17 +220,17 @@ class TokenLiDAR:
         return TokenResult(tokens, rewards, {"sampling": sampling, "scoring": scoring}, self.settings, seed)
 
     def score(self, tokens: Tensor) -> Tensor:
-        """Rewards (B,) float32 of tokens (B, L), on the CPU.
+        """Return rewards (B,) float32 of tokens (B, L), on the CPU.
 
         Raises:
-            ValueError: the reward gave something else than a finite number a sequence.
+            ValueError: the reward gave something else than a finite number per sequence.
         """
         return score(self.reward, tokens)
 
     def _reward_name(self) -> str:
         return str(getattr(self.reward, "name", None) or getattr(self.reward, "__name__", "reward"))
 
-    def _look(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
+    def _draw_bank(self, seed: int, progress: Progress | None) -> tuple[LookaheadBank, Cost]:
         how = self.settings
         tokens, cost = self._draw(how.n, how.lookahead_steps, seed, "bank", None, progress)
         start = time.perf_counter()

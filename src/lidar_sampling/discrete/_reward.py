@@ -1,4 +1,4 @@
-"""Rewards of tokens, and the check that they pass wherever they guide or are reported."""
+"""Rewards of tokens, and the check of their values wherever they guide or are reported."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._draw import seed_of
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import Kernel, Schedule, log_linear
 from ._reward import Reward, score
 
@@ -25,7 +25,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands when its next tokens are drawn.
+    """The state of a batch when its next tokens are drawn.
 
     Attributes:
         x_t: tokens (B, L) now.
@@ -36,7 +36,7 @@ class State:
         alpha_t: the share of clean tokens now.
         alpha_s: the share of clean tokens then.
         uniforms: (B, M, L) numbers in [0, 1), M the stepper's ``candidates``.
-        lots: (B,) more of them, one a sequence, for what is drawn of whole sequences.
+        lots: (B,) more of them, one per sequence, for what is drawn of whole sequences.
     """
 
     x_t: Tensor
@@ -54,12 +54,12 @@ class Stepper(Protocol):
     """Draws the next tokens."""
 
     candidates: int
-    """M, numbers a token that it uses."""
+    """M, the numbers per token that it uses."""
     together: int
     """Sequences that must not be parted into two batches."""
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
 
 
 class Ancestral:
@@ -68,7 +68,7 @@ class Ancestral:
     candidates = together = 1
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
         return categorical(state.posterior, state.uniforms[:, 0])
 
 
@@ -84,21 +84,21 @@ class TokenIndependent:
 
     candidates = together = 1
 
-    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02) -> None:
+    def __init__(self, members: TokenMembers, *, scale: float = 1.0, floor: float = 0.02) -> None:
         if not 0 <= floor < 1 or not math.isfinite(scale):
             raise ValueError(f"floor must be in [0, 1) and scale finite, got {floor} and {scale}")
         self.members, self.scale, self.floor = members, scale, floor
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
-        return categorical(tilted(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
+        """Return tokens (B, L)."""
+        return categorical(tilt(state.posterior, self.scale * self.factors(state)), state.uniforms[:, 0])
 
     def factors(self, state: State) -> Tensor:
-        """Factors g (L, V) or (B, L, V): how much more a token is worth."""
+        """Return factors g (L, V) or (B, L, V): how much more a token is worth."""
         return self.members.token_independent(self.alpha(state))
 
     def alpha(self, state: State) -> float:
-        """The share of clean tokens at which the bank is asked."""
+        """Return the share of clean tokens at which the bank is asked."""
         return min(state.alpha_s, 1 - self.floor)
 
 
@@ -106,32 +106,34 @@ class SingleSite(TokenIndependent):
     """Guidance by each token given all others; exact as steps shrink. Arguments are those of TokenIndependent."""
 
     def factors(self, state: State) -> Tensor:
-        """Factors g (B, L, V)."""
+        """Return factors g (B, L, V)."""
         return self.members.single_site(state.x_t, self.alpha(state))
 
 
 class Joint(SingleSite):
-    """Candidates by single-site guidance, of which one is drawn by the joint estimate.
+    """Guidance by candidates of the single-site form, one of which is drawn by the joint estimate.
 
-    As candidates grow what is left is the error of the network, which gives a token at a time.
+    With many candidates only the error of the network is left, which predicts tokens one by one.
 
     Args:
         members: the bank.
         scale: s, of the estimate.
         floor: the least share of noise that the bank is asked about.
-        candidates: M, a sequence and step.
+        candidates: M, per sequence and step.
     """
 
-    def __init__(self, members: Members, *, scale: float = 1.0, floor: float = 0.02, candidates: int = 8) -> None:
+    def __init__(
+        self, members: TokenMembers, *, scale: float = 1.0, floor: float = 0.02, candidates: int = 8
+    ) -> None:
         super().__init__(members, scale=scale, floor=floor)
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.candidates = candidates
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L)."""
+        """Return tokens (B, L)."""
         g = self.scale * self.factors(state)
-        proposal = tilted(state.posterior, g)
+        proposal = tilt(state.posterior, g)
         drawn = torch.stack([categorical(proposal, u) for u in state.uniforms.unbind(1)], 1)  # (B, M, L)
         joint = self.members.expected_future_reward(drawn.flatten(0, 1), self.alpha(state)).view(drawn.shape[:2])
         spent = g[:, None].expand(-1, self.candidates, -1, -1).gather(-1, drawn[..., None])[..., 0].sum(-1)
@@ -139,7 +141,7 @@ class Joint(SingleSite):
         return drawn[torch.arange(len(drawn), device=drawn.device), chosen]
 
 
-class FKSteering:
+class TokenFKSteering:
     """Populations, resampled by rewards of predicted clean sequences (https://arxiv.org/abs/2501.06848).
 
     Weights are those of the ``difference`` potential, so that large populations follow the tilted law.
@@ -171,10 +173,10 @@ class FKSteering:
         self._before = torch.zeros(())
 
     def __call__(self, state: State) -> Tensor:
-        """Tokens (B, L).
+        """Return tokens (B, L).
 
         Raises:
-            ValueError: the reward gave something else than a finite number a sequence.
+            ValueError: the reward gave something else than a finite number per sequence.
         """
         if state.step == 0:
             self._before = torch.zeros(len(state.x_t), device=state.x_t.device)
@@ -187,7 +189,7 @@ class FKSteering:
         return x_s[self._survivors(x_s, state)] if last else x_s
 
     def _survivors(self, x0: Tensor, state: State) -> Tensor:
-        """Rows (B,) that go on, by systematic resampling of each population."""
+        """Return the rows (B,) that go on, by systematic resampling of each population."""
         r = score(self.reward, x0).to(self._before)
         self.evaluations += len(x0)
         weights = (self.reward_scale * (r - self._before)).view(-1, self.together).softmax(1)
@@ -274,14 +276,14 @@ def sample(
 
 
 class _Asked:
-    """A network that counts what it saw; one without time is asked again only about sequences that changed."""
+    """A network that counts what it saw; one that ignores time is asked again only about sequences that changed."""
 
     def __init__(self, network: Network, kernel: Kernel, timeless: bool) -> None:
         self.evaluations, self._network, self._kernel, self._timeless = 0, network, kernel, timeless
         self._last: tuple[Tensor, Tensor] | None = None  # tokens and logits
 
     def __call__(self, x: Tensor, alpha: float) -> Tensor:
-        """Logits (B, L, V) of tokens (B, L)."""
+        """Return logits (B, L, V) of tokens (B, L)."""
         if self._last is None or not self._timeless:
             changed = torch.ones(len(x), dtype=torch.bool, device=x.device)
         else:
@@ -300,13 +302,13 @@ class _Asked:
         return logits
 
 
-def tilted(p: Tensor, g: Tensor) -> Tensor:
-    """``p e^g``, normalised over the last dimension."""
+def tilt(p: Tensor, g: Tensor) -> Tensor:
+    """Return ``p e^g``, normalised over the last dimension."""
     return (p.log() + g).softmax(-1)
 
 
 def categorical(p: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws (*) from probabilities (*, V) by inversion: the same draw for the same number, in any batch."""
+    """Draw (*) from probabilities (*, V) by inversion: the same draw for the same number, in any batch."""
     ladder = p.cumsum(-1)
     return torch.searchsorted(ladder, uniforms[..., None].to(p) * ladder[..., -1:], right=True)[..., 0].clamp_max(
         p.shape[-1] - 1
@@ -314,7 +316,7 @@ def categorical(p: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _noise(seeds: Sequence[int], steps: int, candidates: int, length: int) -> Iterator[Tensor]:
-    """Uniform numbers (B, M L + 1) of the prior and then of each step, from a generator a sequence."""
+    """Draw uniform numbers (B, M L + 1) for the prior and then each step, from a generator per sequence."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for _ in range(steps + 1):
         yield torch.stack([torch.rand(candidates * length + 1, generator=g) for g in generators])

@@ -88,10 +88,10 @@ class Denoiser(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: modules are made as they should start."""
+        """Do nothing: modules are made as they should start."""
 
     def forward(self, input_ids: Tensor, timesteps: Tensor) -> MaskedLMOutput:
-        """Logits (B, L, V) of the clean tokens.
+        """Return logits (B, L, V) of the clean tokens.
 
         Args:
             input_ids: noisy tokens (B, L), integers below V.
@@ -124,7 +124,7 @@ class Block(nn.Module):
         self.modulation = zero(nn.Linear(config.cond_dim, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """Activations (B, L, width) under conditions c (B, 1, cond_dim); angles are of :func:`rotary_angles`."""
+        """Return activations (B, L, width) under conditions c (B, 1, cond_dim), with :func:`rotary_angles`."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
         qkv = self.qkv(self.norm_attention(x) * (1 + scale) + shift)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -137,14 +137,14 @@ FREQUENCIES = 256
 
 
 def zero(layer: nn.Linear) -> nn.Linear:
-    """The layer with weights and biases 0, as a residual branch starts."""
+    """Return the layer with weights and biases set to 0, as a residual branch starts."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def sinusoids(sigma: Tensor) -> Tensor:
-    """Noise levels (B,) to features (B, 256): cosines, then sines."""
+    """Return features (B, 256) of noise levels (B,): cosines, then sines."""
     half = FREQUENCIES // 2
     rates = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device) / half)
     angles = sigma.float()[:, None] * rates
@@ -152,14 +152,14 @@ def sinusoids(sigma: Tensor) -> Tensor:
 
 
 def rotary_angles(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, size / 2) of rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+    """Return cosines and sines (length, size / 2) of rotary positions (https://arxiv.org/abs/2104.09864)."""
     rates = 10_000 ** (-torch.arange(0, size, 2, device=like.device) / size)
     angles = torch.arange(length, device=like.device)[:, None] * rates
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Vectors x (..., L, size), their first half against its second, by the angles of each position."""
+    """Rotate vectors x (..., L, size), their first half against their second, by the angles of each position."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = angles
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -182,7 +182,7 @@ _UDLM = {
 
 
 def from_udlm(folder: str | Path) -> Denoiser:
-    """The denoiser in ``folder``, a checkpoint as ``kuleshov-group/udlm-qm9`` lays it out; none of its code runs.
+    """Load the denoiser in ``folder``, laid out like ``kuleshov-group/udlm-qm9``; none of its code runs.
 
     Its ``config.json`` and ``model.safetensors`` are read, nothing else. Source of the layout:
     https://github.com/kuleshov-group/discrete-diffusion-guidance (``models/hf``).
@@ -203,7 +203,7 @@ def from_udlm(folder: str | Path) -> Denoiser:
     model = Denoiser(DenoiserConfig(**fields, noise="uniform"))
     model.load_state_dict(
         {
-            _renamed(name): w
+            _rename(name): w
             for name, w in load_state_dict(folder / "model.safetensors").items()
             if not name.endswith("rotary_emb.inv_freq")
         }
@@ -211,7 +211,7 @@ def from_udlm(folder: str | Path) -> Denoiser:
     return model.eval()
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     for theirs, ours in _UDLM.items():
         name = name.replace(theirs, ours)
     return name

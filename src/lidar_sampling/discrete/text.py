@@ -35,7 +35,7 @@ from .._prompts import check_prompt
 from .._space import Space
 from .._values import accepts
 from ..rewards import name_of
-from ._guidance import Members
+from ._guidance import TokenMembers
 from ._kernels import Absorbing
 from ._reward import TextReward, score
 
@@ -49,14 +49,14 @@ class TextSettings:
     """How texts are drawn and guided.
 
     Attributes:
-        n: lookahead samples of a prompt.
+        n: lookahead samples per prompt.
         lookahead_steps: steps per block of each; at most so many, since tokens that the model is sure of come sooner.
         steps: per block of the guided samples, likewise.
         gen_length: tokens of a text.
         reward_scale: lambda, in 1 / reward.
         scale: s, of the estimate; 1 is the tilted law.
         form: of guidance.
-        softness: how little a token that differs from a member's tells against that member, in (0, 1).
+        softness: how little a token that differs from a member's counts against that member, in (0, 1).
     """
 
     n: int = 32
@@ -83,7 +83,7 @@ class TextSettings:
 
 @dataclass
 class TextResult:
-    """Texts and what is known of them.
+    """Texts with their rewards, costs and settings.
 
     Attributes:
         texts: of each prompt, as many as samples were asked for.
@@ -163,8 +163,8 @@ class TextLiDAR:
         self.space = Space(f"{type(pipe).__name__} of {len(pipe.tokenizer)} tokens", (self.settings.gen_length,))
 
     def look(self, prompts: str | Sequence[str], *, seed: int = 0) -> list[LookaheadBank]:
-        """Phase 1: return a bank of ``n`` texts per prompt, drawn in few steps and scored once."""
-        return [self._look(prompt, seed)[0] for prompt in _listed(prompts)]
+        """Draw a bank of ``n`` texts per prompt in few steps, and score them once: phase 1."""
+        return [self._draw_bank(prompt, seed)[0] for prompt in _as_list(prompts)]
 
     def __call__(
         self,
@@ -180,9 +180,9 @@ class TextLiDAR:
             BankError: a bank of another prompt or of texts of another length or tokenizer.
             RewardError, ValueError: the reward raised, or gave something else than a finite number.
         """
-        prompts, cost = _listed(prompts), Cost()
+        prompts, cost = _as_list(prompts), Cost()
         if banks is None:
-            looked = [self._look(prompt, seed) for prompt in dict.fromkeys(prompts)]
+            looked = [self._draw_bank(prompt, seed) for prompt in dict.fromkeys(prompts)]
             by_prompt = {bank.prompt: bank for bank, _ in looked}
             banks, cost = [by_prompt[prompt] for prompt in prompts], sum((part for _, part in looked), Cost())
         if len(banks) != len(prompts):
@@ -195,7 +195,7 @@ class TextLiDAR:
 
     def vanilla(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> TextResult:
         """Return ``samples`` texts per prompt without guidance, from the noise of the guided ones."""
-        return self._sample(_listed(prompts), samples, seed, ())
+        return self._sample(_as_list(prompts), samples, seed, ())
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the texts of tokens (B, L), each up to its end."""
@@ -208,10 +208,10 @@ class TextLiDAR:
         if not accepts(int, samples) or samples < 1:
             raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
         items = items_of(prompts, samples, seed, "target")
-        guided = [partial(self._guided, bank) for bank in banks for _ in range(samples)]
+        guided = [partial(self._guide, bank) for bank in banks for _ in range(samples)]
         tokens, sampling = self._draw(items, self.settings.steps, guided)
         start = time.perf_counter()
-        rewards, texts = self._scored(tokens), self.decode(tokens)
+        rewards, texts = self._score(tokens), self.decode(tokens)
         scoring = Cost(reward_calls=len(items), seconds=time.perf_counter() - start)
         return TextResult(
             [texts[i : i + samples] for i in range(0, len(texts), samples)],
@@ -223,11 +223,11 @@ class TextLiDAR:
             banks,
         )
 
-    def _look(self, prompt: str, seed: int) -> tuple[LookaheadBank, Cost]:
+    def _draw_bank(self, prompt: str, seed: int) -> tuple[LookaheadBank, Cost]:
         how = self.settings
         tokens, cost = self._draw(items_of([prompt], how.n, seed, "bank"), how.lookahead_steps, ())
         start = time.perf_counter()
-        rewards = self._scored(tokens)
+        rewards = self._score(tokens)
         cost = cost + Cost(reward_calls=how.n, seconds=time.perf_counter() - start)
         provenance = {"steps": how.lookahead_steps, "n": how.n, "seed": seed, "call": repr(sorted(self.call.items()))}
         return LookaheadBank(tokens, {name_of(self.reward): rewards}, prompt, self.space, provenance), cost
@@ -263,7 +263,7 @@ class TextLiDAR:
             self.pipe.set_progress_bar_config(**quiet)
         return torch.cat(found), Cost(network_evaluations=calls, seconds=time.perf_counter() - start)
 
-    def _scored(self, tokens: Tensor) -> Tensor:
+    def _score(self, tokens: Tensor) -> Tensor:
         return score(self.reward, self.decode(tokens))
 
     def _check(self, bank: LookaheadBank, prompt: str) -> None:
@@ -275,8 +275,8 @@ class TextLiDAR:
             raise BankError(f"the bank is of other texts: {why}")
 
     @contextmanager
-    def _guided(self, bank: LookaheadBank) -> Iterator[None]:
-        """Let the bank add its factors to what the model says inside the block."""
+    def _guide(self, bank: LookaheadBank) -> Iterator[None]:
+        """Add the bank's factors to the model's logits inside the block."""
         block = self.call.get("block_length") or self.pipe.scheduler.config.block_length
         guidance = BlockGuidance(bank, self.settings, block=block, mask_id=self.pipe.mask_token_id)
         handle = self.pipe.model.register_forward_hook(guidance, with_kwargs=True)
@@ -301,7 +301,7 @@ class BlockGuidance:
     def __init__(self, bank: LookaheadBank, settings: TextSettings, *, block: int, mask_id: int) -> None:
         self.bank, self.settings, self.block, self.mask_id = bank, settings, block, mask_id
         self._prompt: int | None = None  # how long it is
-        self._members: tuple[int, Members] | None = None  # of the block that begins there
+        self._members: tuple[int, TokenMembers] | None = None  # of the block that begins there
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output with guided logits (1, S, V)."""
@@ -322,7 +322,7 @@ class BlockGuidance:
         output.logits = logits
         return output
 
-    def _of_block(self, written: Tensor, first: int, end: int, vocab_size: int) -> Members:
+    def _of_block(self, written: Tensor, first: int, end: int, vocab_size: int) -> TokenMembers:
         """Return the members' tokens first .. end; single-site, weighed by how well those before agree."""
         if self._members is None or self._members[0] != first:
             how, samples = self.settings, self.bank.samples.to(written.device)
@@ -333,12 +333,14 @@ class BlockGuidance:
                 evidence = agrees.sum(1) * float(((a + b) / b).log())
                 weights = (evidence - evidence.max()).double().exp().clamp_min(_TINY)
             rewards = self.bank.reward().to(written.device)
-            members = Members(samples[:, first:end], rewards, kernel, reward_scale=how.reward_scale, weights=weights)
+            members = TokenMembers(
+                samples[:, first:end], rewards, kernel, reward_scale=how.reward_scale, weights=weights
+            )
             self._members = first, members
         return self._members[1]
 
 
-def _listed(prompts: str | Sequence[str]) -> list[str]:
+def _as_list(prompts: str | Sequence[str]) -> list[str]:
     """Return prompts as a list.
 
     Raises:

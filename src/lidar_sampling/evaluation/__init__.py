@@ -1,7 +1,7 @@
 """Comparing methods on the same prompts and seeds, at stated cost, with intervals over prompts."""
 
 from .comparison import compare as compare
-from .publish import publish as publish
+from .publishing import publish as publish
+from .rows import Row as Row
+from .rows import table as table
 from .statistics import Interval as Interval
-from .table import Row as Row
-from .table import table as table

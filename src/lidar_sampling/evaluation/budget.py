@@ -17,7 +17,8 @@ from pathlib import Path
 from .._files import natural_order, write_once
 from .._forecast import Rates
 from .._sampler import LiDAR
-from ..methods import load, with_number
+from ..methods import load as load_method
+from ..methods import with_number
 from ..runs import Job, read_json
 from ..runs.job import read_budget
 
@@ -55,10 +56,10 @@ def settle(job: Job, out: Path | None, lidar: LiDAR | None) -> Job:
 
     if out is None:
         return replace(job, methods=[find(name) for name in job.methods], budget=None)
-    return replace(job, methods=settled(out / "budget.json", job.budget, job.methods, find), budget=None)
+    return replace(job, methods=with_numbers(out / "budget.json", job.budget, job.methods, find), budget=None)
 
 
-def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
+def with_numbers(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
     """Return ``names`` with their numbers: those that are known of this budget, and what ``find`` gives for others.
 
     The first process to find a number writes it, and all others take it, even where seconds decide and each would
@@ -72,7 +73,7 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
         seen = [file, *sorted(file.parent.glob(f"{file.stem}-*{file.suffix}"), key=natural_order)]
         seen = [there for there in seen if there.exists()]
         for there in seen:
-            known = {**_known(there, budget), **known}  # what was found first stands
+            known = {**_read_numbers(there, budget), **known}  # what was found first stands
         missing = [name for name in names if name not in known]
         if not missing:
             return [known[name] for name in names]
@@ -84,7 +85,7 @@ def settled(file: Path, budget: str, names: Sequence[str], find: Callable[[str],
         write_once(place, (json.dumps({"budget": budget, "names": found}, indent=1) + "\n").encode())
 
 
-def _known(file: Path, budget: str) -> dict[str, str]:
+def _read_numbers(file: Path, budget: str) -> dict[str, str]:
     """Return the numbers in ``file``, if it is of this budget and each name in it is one with a number for its N."""
     mend = "remove it, and the numbers are found again"
     known = read_json(file, {"budget": str, "names": dict}, mend=mend)
@@ -130,7 +131,7 @@ def within(
         rates = Rates.measure(lidar, prompt, images=images)
 
     def cost(n: int) -> float:
-        told = load(with_number(name, n)).cost(lidar, images=images)
+        told = load_method(with_number(name, n)).cost(lidar, images=images)
         return float(getattr(told, unit)) if rates is None else rates.seconds(told)
 
     def fits(n: int) -> bool:

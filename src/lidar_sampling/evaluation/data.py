@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from .rows import Row
 from .statistics import Interval
-from .table import Row
 
 _BY_JUDGE = ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", "hacking")
 
@@ -26,13 +26,13 @@ def tidy(rows: Sequence[Row]) -> str:
     for r in rows:
         for statistic in _BY_JUDGE:
             for judge, value in getattr(r, statistic).items():
-                writer.writerow([r.method, statistic, judge, "", *map(_known, value)])
+                writer.writerow([r.method, statistic, judge, "", *map(_none_for_nan, value)])
         for judge, by_tag in r.tags.items():
             for tag, value in by_tag.items():
-                writer.writerow([r.method, "mean", judge, tag, *map(_known, value)])
-        writer.writerow([r.method, "diversity", "", "", *map(_known, r.diversity)])
+                writer.writerow([r.method, "mean", judge, tag, *map(_none_for_nan, value)])
+        writer.writerow([r.method, "diversity", "", "", *map(_none_for_nan, r.diversity)])
         for key, number in r.cost.items():
-            writer.writerow([r.method, key, "", "", _known(number), None, None])
+            writer.writerow([r.method, key, "", "", _none_for_nan(number), None, None])
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
@@ -43,12 +43,12 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _json(value: Any) -> Any:
     if isinstance(value, Interval):
-        return {key: _known(number) for key, number in value._asdict().items()}
+        return {key: _none_for_nan(number) for key, number in value._asdict().items()}
     if isinstance(value, dict):
         return {key: _json(inner) for key, inner in value.items()}
-    return _known(value)
+    return _none_for_nan(value)
 
 
-def _known(value: Any) -> Any:
+def _none_for_nan(value: Any) -> Any:
     """None for NaN."""
     return None if value != value else value

@@ -38,7 +38,7 @@ def families(methods: Sequence[str]) -> list[Series]:
     """
     found: dict[tuple[str, str], dict[float, str]] = {}
     for method in methods:
-        name = _sorted(method)
+        name = _sort_settings(method)
         for match in _NUMBER.finditer(name):
             around = name[: match.start()], name[match.end() :]
             found.setdefault(around, {}).setdefault(float(match[0]), method)
@@ -49,7 +49,7 @@ def families(methods: Sequence[str]) -> list[Series]:
     ]
 
 
-def _sorted(method: str) -> str:
+def _sort_settings(method: str) -> str:
     """The name with its settings, which have no order, in one."""
     match = re.fullmatch(r"(.*?:)(\w+=.*)", method)
     return match[1] + ",".join(sorted(match[2].split(","))) if match else method

@@ -69,7 +69,7 @@ def with_guide(lines: Sequence[Line]) -> tuple[list[Line], Guide]:
         values = line["rewards"].get(guide.name)
         if values is None:
             scale = entry["calibration"] if scales is None else scales[line["prompt"], line["seed"]]
-            values = _mixed(line["rewards"], entry["weights"], scale)
+            values = _mix(line["rewards"], entry["weights"], scale)
         others = {judge: rewards for judge, rewards in line["rewards"].items() if judge != guide.name}
         found.append({**line, "rewards": {guide.name: values, **others}})
     return found, guide
@@ -128,7 +128,7 @@ def _scale(known: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(known)), float(np.std(known)) if max(known) > min(known) else 1.0
 
 
-def _mixed(
+def _mix(
     rewards: Mapping[str, Sequence[float | None]],
     weights: Mapping[str, float],
     scale: Mapping[str, Sequence[float]],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from .table import PEAK, Row
+from .rows import PEAK, Row
 
 _GIBIBYTE = 2**30
 # An underscore within a word is no mark, and an ampersand is one only before the name of a letter.

@@ -14,7 +14,7 @@ from ..runs._lines import Line
 from .figures import NAMES
 from .gallery import gallery
 from .parts import Part, cost, costs, judge_of_tags
-from .table import Row
+from .rows import Row
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -67,7 +67,7 @@ def report(
         what=_what(tables[0].caption, settings, command),
         headline=f"<section><h2>In short</h2>{_table(headline(rows))}</section>",
         figures=_figures(figures),
-        tables="<section><h2>All numbers</h2>" + "".join(_folded(part) for part in tables) + "</section>",
+        tables="<section><h2>All numbers</h2>" + "".join(_fold(part) for part in tables) + "</section>",
         gallery=gallery(lines, [row.method for row in rows], folder),
     )
 
@@ -126,7 +126,7 @@ def _cell(text: str) -> str:
     return escape(estimate) + (f"<small>[{escape(rest)}</small>" if bracket else "")
 
 
-def _folded(part: Part) -> str:
+def _fold(part: Part) -> str:
     return f"<details open><summary>{escape(part.title)}</summary>{_table(part)}</details>"
 
 

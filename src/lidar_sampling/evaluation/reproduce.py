@@ -20,7 +20,7 @@ from .._files import write_once
 from .._forecast import Rates, rows_of
 from .._sampler import LiDAR
 from .._values import spell_seconds
-from ..methods import load
+from ..methods import load as load_method
 from ..methods.vanilla import Vanilla
 from ..runs import Job, read_json
 from ..runs._lines import key as key_of
@@ -32,7 +32,7 @@ _MEND = "leave the row out with --without"
 LIDAR = "lidar"  # the row whose cost the rows of ours get
 
 
-class Asked(NamedTuple):
+class Target(NamedTuple):
     """What a reproduction is of.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
         return TABLES[self.table].studies[self.model]
 
 
-def asked(table: str, model: str | None) -> Asked:
+def read_target(table: str, model: str | None) -> Target:
     """Return which table of which model is meant, and where its weights are.
 
     Args:
@@ -61,9 +61,9 @@ def asked(table: str, model: str | None) -> Asked:
     Raises:
         ValueError: there is no such table, it is of other models, or the path does not tell.
 
-    >>> asked("table10", None)
-    Asked(table='table10', model='sdxl', weights='stabilityai/stable-diffusion-xl-base-1.0')
-    >>> asked("table5", "sd15-dpo=models/dpo").weights
+    >>> read_target("table10", None)
+    Target(table='table10', model='sdxl', weights='stabilityai/stable-diffusion-xl-base-1.0')
+    >>> read_target("table5", "sd15-dpo=models/dpo").weights
     'models/dpo'
     """
     if table in ELSEWHERE:
@@ -80,13 +80,13 @@ def asked(table: str, model: str | None) -> Asked:
             raise ValueError(f"no pipeline of {name} is known on the hub: give one, --model {name}=PATH")
     else:
         weights = model or ""
-        name = _named(weights, studies)
+        name = _find_model(weights, studies)
     if name not in studies:
         raise ValueError(f"{table} is of {' and '.join(studies)}, not of {name}")
-    return Asked(table, name, weights)
+    return Target(table, name, weights)
 
 
-def _named(weights: str, studies: Collection[str]) -> str:
+def _find_model(weights: str, studies: Collection[str]) -> str:
     """Return the model of the paper that the pipeline of a path or hub id is of, by its class."""
     import diffusers
 
@@ -120,7 +120,7 @@ def in_order(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [line for _, line in sorted(placed, key=lambda pair: pair[0])]
 
 
-def rows_drawn(run: Run, without: Collection[str]) -> list[Row]:
+def choose_rows(run: Run, without: Collection[str]) -> list[Row]:
     """Return the rows of a run, the paper's and ours, but those ``without``; ``ours`` names all of ours."""
     ours = () if "ours" in without else run.ours
     return [row for row in (*run.rows, *ours) if row.key not in without]
@@ -132,11 +132,11 @@ def check_without(study: Study, without: Collection[str]) -> None:
     Raises:
         ValueError: the message names the row, or says that nothing is left.
     """
-    known = {row.key: None for run in study.runs for row in rows_drawn(run, ())} | {"ours": None}
+    known = {row.key: None for run in study.runs for row in choose_rows(run, ())} | {"ours": None}
     for key in without:
         if key not in known:
             raise ValueError(f"--without: no row {key!r}; there are {', '.join(known)}")
-    if not any(rows_drawn(run, without) for run in study.runs):
+    if not any(choose_rows(run, without) for run in study.runs):
         raise ValueError(f"--without {','.join(without)} leaves nothing to draw")
 
 
@@ -147,7 +147,7 @@ def judges_of(study: Study) -> list[str]:
 
 
 def job_of(
-    what: Asked, run: Run, prompts: Sequence[Mapping[str, Any]], *, manner: Manner = "paper", **changes: Any
+    what: Target, run: Run, prompts: Sequence[Mapping[str, Any]], *, manner: Manner = "paper", **changes: Any
 ) -> Job:
     """Return the Job of a run with the rows of the paper.
 
@@ -158,7 +158,7 @@ def job_of(
         manner: as the paper says, or as released code does.
         **changes: further fields of the Job.
 
-    >>> what = asked("table2", "sd15")
+    >>> what = read_target("table2", "sd15")
     >>> job = job_of(what, what.study.runs[1], [{"prompt": "a photo of a cat", "tag": "single_object"}])
     >>> job.preset, job.settings, job.methods[3]
     ('paper-sd15', {'steps': 50, 'eta': 0.0}, 'date:rho=0.1,every=2')
@@ -226,7 +226,7 @@ class Forecast(NamedTuple):
         for name, job in jobs.items():
             for method in job.methods:
                 try:
-                    total += load(method).cost(samplers[name], images=job.images)
+                    total += load_method(method).cost(samplers[name], images=job.images)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{method}: {error}; {_MEND}") from error
                 pictures += job.images
@@ -302,7 +302,7 @@ class Plan:
 
 
 def plan(
-    what: Asked,
+    what: Target,
     prompts: Sequence[Mapping[str, Any]],
     samplers: Callable[[Job], LiDAR],
     out: Path | None,
@@ -332,7 +332,7 @@ def plan(
     methods: dict[str, dict[str, str]] = {}
     found: dict[str, LiDAR] = {}
     for run in what.study.runs:
-        rows = rows_drawn(run, without)
+        rows = choose_rows(run, without)
         if not rows:
             continue
         job = job_of(what, run, ordered, manner=manner, **changes)
@@ -359,10 +359,10 @@ def _cost_of_lidar(run: Run, manner: Manner, lidar: LiDAR) -> str | None:
     if not run.ours:
         return None
     row = next(row for row in run.rows if row.key == LIDAR)
-    return str(load(row.drawn_by(manner)).cost(lidar, images=run.images).network_evaluations)
+    return str(load_method(row.drawn_by(manner)).cost(lidar, images=run.images).network_evaluations)
 
 
-def kept(out: Path, asks: Mapping[str, Any]) -> Plan | None:
+def read_plan(out: Path, asks: Mapping[str, Any]) -> Plan | None:
     """Return the plan that ``out`` holds of what is asked; None if it holds none.
 
     Raises:
@@ -383,7 +383,7 @@ def keep(out: Path, asks: Mapping[str, Any], made: Plan) -> Plan:
     """Write a plan down and return it; or return that of a process that was first."""
     out.mkdir(parents=True, exist_ok=True)
     write_once(_file(out, asks), (json.dumps({"asked": asks, "plan": made.to_json()}, indent=1) + "\n").encode())
-    return kept(out, asks) or made
+    return read_plan(out, asks) or made
 
 
 def _file(out: Path, asks: Mapping[str, Any]) -> Path:

@@ -68,10 +68,10 @@ def escape_tex(text: str) -> str:
     >>> print(escape_tex(r"a_b & 50 %"))
     a\_b \& 50 \%
     """
-    return re.sub(r"^[\[*]|[&%$#_{}\\~^<>|]|-(?=-)|[?!`](?=`)|'(?=')", _escaped, plain(text))
+    return re.sub(r"^[\[*]|[&%$#_{}\\~^<>|]|-(?=-)|[?!`](?=`)|'(?=')", _escape, plain(text))
 
 
-def _escaped(match: re.Match[str]) -> str:
+def _escape(match: re.Match[str]) -> str:
     """A special letter; braces keep it apart from a letter that it would form another with, or from a command."""
     letter = match[0]
     return _TEX.get(letter) or (f"{{{letter}}}" if letter in "[*" else f"{letter}{{}}")

@@ -22,9 +22,9 @@ import numpy as np
 from ..runs._lines import Line
 from .parts import Part
 from .published import GENEVAL, SECONDS, UNITS, Claim, Row, Run, Study
-from .reproduce import LIDAR, rows_drawn
+from .reproduce import LIDAR, choose_rows
+from .rows import best_reward, estimate, find_shared, mean_reward
 from .statistics import Interval
-from .table import best_reward, estimate, mean_reward, shared
 
 HOLDS, FAILS, UNTOLD, NOT_DRAWN = "holds", "does not hold", "cannot be told at this size", "not drawn"
 LEAST = 10
@@ -120,7 +120,7 @@ def findings(study: Study, methods: Mapping[str, Mapping[str, str]], lines: Mapp
     for run in study.runs:
         here = _whole(lines.get(run.name, ()))
         prompts[run.name] = len({line["prompt"] for line in here})
-        for row in rows_drawn(run, ()):
+        for row in choose_rows(run, ()):
             method = methods.get(run.name, {}).get(row.key)
             of_row = [line for line in here if line["method"] == method]
             values = {judge: _values(of_row, row, judge) for judge in _judges(of_row)}
@@ -133,15 +133,15 @@ def findings(study: Study, methods: Mapping[str, Mapping[str, str]], lines: Mapp
     for run in study.runs:
         for row in run.ours:
             if drawn[run.name, row.key] and drawn.get((run.name, LIDAR)):
-                claim = Claim(f"{row.label} is above LiDAR", row.key, LIDAR, tuple(_known(run)))
+                claim = Claim(f"{row.label} is above LiDAR", row.key, LIDAR, tuple(_find_judges(run)))
                 verdicts.append(_verdict(claim, ((run.name, row.key), (run.name, LIDAR)), drawn, study, ours=True))
     return Findings(prompts, rows, verdicts)
 
 
-def decided(difference: Interval, prompts: int) -> str:
+def decide(difference: Interval, prompts: int) -> str:
     """Return whether a difference that is claimed to be above 0 is.
 
-    >>> [decided(Interval(0.1, *bounds), 20) for bounds in ((0.05, 0.2), (-0.2, -0.1), (-0.1, 0.3))]
+    >>> [decide(Interval(0.1, *bounds), 20) for bounds in ((0.05, 0.2), (-0.2, -0.1), (-0.1, 0.3))]
     ['holds', 'does not hold', 'cannot be told at this size']
     """
     if prompts < LEAST:
@@ -254,7 +254,7 @@ def _difference(verdict: Verdict, judge: str) -> str:
 
 def _whole(lines: Sequence[Line]) -> list[Line]:
     """The lines of prompts that all methods have."""
-    both = set(shared(lines))
+    both = set(find_shared(lines))
     return [line for line in lines if (line["prompt"], line["seed"]) in both]
 
 
@@ -262,7 +262,7 @@ def _judges(lines: Sequence[Line]) -> list[str]:
     return [judge for judge in UNITS if judge == SECONDS or judge in lines[0]["rewards"]] if lines else []
 
 
-def _known(run: Run) -> list[str]:
+def _find_judges(run: Run) -> list[str]:
     return [judge for judge in UNITS if judge != SECONDS and any(judge in row.figures for row in run.rows)]
 
 
@@ -319,7 +319,7 @@ def _verdict(
         gains = {prompt: (a[prompt][0] - b[prompt][0], a[prompt][1]) for prompt in a if prompt in b}
         paper = high[judge] - low[judge] if judge in high and judge in low else None
         cells[judge] = _cell(paper, gains, judge)
-        answers[judge] = decided(cells[judge].here, len(gains))
+        answers[judge] = decide(cells[judge].here, len(gains))
     together = set(answers.values())
     answer = FAILS if FAILS in together else HOLDS if together == {HOLDS} else UNTOLD
     if not (drawn[above] and drawn[below]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._embedded import embedded
-from .._geneval import asked, verdict
+from .._geneval import read_requirements, verdict
 from .._media import check_batch
 from .._quiet import quiet
 from ._detector import Detector as Detector
@@ -99,7 +99,7 @@ class Judge:
             ValueError: there is some; the message says what is wrong with it.
         """
         for prompt in prompts:
-            asked(prompt)
+            read_requirements(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
         """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
@@ -114,7 +114,7 @@ class Judge:
                 f"glyph's detector judges pictures (B, 3, {SIDE}, {SIDE}), got {tuple(images.shape)}: "
                 "judge others by the reward 'geneval'"
             )
-        metadata = [asked(prompt) for prompt in prompts]
+        metadata = [read_requirements(prompt) for prompt in prompts]
         found = self.detector.detect(images)
         return torch.tensor(
             [

@@ -47,14 +47,13 @@ def generate_prompts(seed: int = 0) -> list[dict[str, Any]]:
         "single_object": [[_object(name)] for name in CLASSES],
         "counting": [[_object(name, count)] for name in CLASSES for count in NUMBERS.values()],
         "colors": [[_object(name, color=color)] for name in CLASSES for color in COLORS],
-        "two_object": [[_object(a), _object(b)] for a, b in map(_shuffled(rng), pairs)],
+        "two_object": [[_object(a), _object(b)] for a, b in map(_shuffle(rng), pairs)],
         "position": [
-            [_object(a), {**_object(b), "position": [rng.choice(RELATIONS), 0]}]
-            for a, b in map(_shuffled(rng), pairs)
+            [_object(a), {**_object(b), "position": [rng.choice(RELATIONS), 0]}] for a, b in map(_shuffle(rng), pairs)
         ],
         "color_attr": [
             [_object(name, color=color) for name, color in zip(pair, rng.sample(COLORS, 2), strict=True)]
-            for pair in map(_shuffled(rng), pairs)
+            for pair in map(_shuffle(rng), pairs)
         ],
     }
     lines = []
@@ -77,16 +76,16 @@ def generate_hard_prompts(seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     pairs = held_out_pairs()
     lines = []
-    for a, b in map(_shuffled(rng), rng.sample(pairs, 100)):
+    for a, b in map(_shuffle(rng), rng.sample(pairs, 100)):
         c, d = rng.sample(COLORS, 2)
         include = [_object(b, color=d), {**_object(a, color=c), "position": [rng.choice(RELATIONS), 0]}]
         lines.append({"tag": "color_position", "include": include})
-    for pair in map(_shuffled(rng), rng.sample(pairs, 50)):
+    for pair in map(_shuffle(rng), rng.sample(pairs, 50)):
         counts = rng.choice([(1, 2), (1, 3), (2, 1), (2, 2), (3, 1)])  # four objects at most, as glyph draws
         include = [_object(name, count) for name, count in zip(pair, counts, strict=True)]
         more = [_object(name, count + 1) for name, count in zip(pair, counts, strict=True)]
         lines.append({"tag": "two_counts", "include": include, "exclude": more})
-    for pair in map(_shuffled(rng), rng.sample(pairs, 50)):
+    for pair in map(_shuffle(rng), rng.sample(pairs, 50)):
         third = rng.choice([name for name in CLASSES if name not in pair])
         lines.append({"tag": "three_objects", "include": [_object(name) for name in (*pair, third)]})
     return [{**line, "prompt": caption(line)} for line in lines]
@@ -134,5 +133,5 @@ def _object(name: str, count: int = 1, color: str | None = None) -> dict[str, An
     return {"class": name, "count": count, **({"color": color} if color else {})}
 
 
-def _shuffled(rng: random.Random) -> Any:
+def _shuffle(rng: random.Random) -> Any:
     return lambda pair: rng.sample(pair, 2)

@@ -1,4 +1,4 @@
-"""Test-time methods behind one face, so that they can be compared at equal cost.
+"""Test-time methods with one interface, so that they can be compared at equal cost.
 
 A method draws samples with the pipeline, reward and settings of a :class:`lidar_sampling.LiDAR`, and counts what it
 spends; judging is left to :meth:`lidar_sampling.LiDAR.judge`, which scores every method's samples alike.

@@ -1,4 +1,4 @@
-"""What methods refuse before anything is drawn: wrong settings, and samplers that they cannot follow."""
+"""Checks of methods before anything is drawn: they refuse wrong settings, and samplers that do not fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _in_words(interval: str, value: float) -> str:
 
 
 def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) -> None:
-    """Refuse a sampler under which samples cannot go on from one another to a clean end.
+    """Refuse a sampler that cannot continue copies of samples to a clean end.
 
     Args:
         lidar: draws.
@@ -84,10 +84,10 @@ def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) 
 
 
 def check_own_noise(lidar: LiDAR, who: str, what: str) -> None:
-    """Refuse, for the method ``who``, a noise of the settings that is not drawn anew at every step.
+    """Refuse, for the method ``who``, a noise setting that is not drawn anew at every step.
 
     Raises:
-        ValueError: it is one; ``what`` the method does, the message says.
+        ValueError: it is such a noise; the message says ``what`` the method does.
     """
     noise = lidar.settings.noise
     if noise is not None and read_noise(noise)[0] == GLASS:
@@ -98,17 +98,17 @@ def check_ddim(scheduler: Any, what: str) -> None:
     """Refuse any scheduler but DDIM.
 
     Raises:
-        ValueError: it is another; ``what`` the caller does, the message says.
+        ValueError: it is another; the message says ``what`` the caller does.
     """
     if type(scheduler).__name__ != "DDIMScheduler":
         raise ValueError(f"{what} with DDIMScheduler alone, got {type(scheduler).__name__}")
 
 
 def with_noise(lidar: LiDAR, *, copies: bool = True) -> LiDAR:
-    """Return the sampler with the noise that a population needs; itself where its own steps will do.
+    """Return the sampler with the noise that a population needs, or the sampler itself if its own steps will do.
 
     Flow models step without noise, so theirs are replaced by stochastic ones, or where no copies are made by
-    deterministic ones, which remember nothing. A noise of the settings stays what it is.
+    deterministic ones, which remember nothing. A noise that the settings name stays as it is.
     """
     if lidar.settings.noise is not None or not is_flow(lidar.pipe.scheduler):
         return lidar
@@ -124,7 +124,7 @@ def is_flow(scheduler: Any) -> bool:
     """Return whether a scheduler steps a flow model, such as SD3's or Wan's."""
     try:
         return prediction_type(scheduler) == "flow_prediction" and "flow_prediction" in family(scheduler).outputs
-    except ValueError:  # of no known family, which is refused elsewhere
+    except ValueError:  # an unknown family is refused elsewhere
         return False
 
 
@@ -159,9 +159,9 @@ _FOR_A_CACHE = '"sigma": float(self.scheduler.sigmas[i])'
 
 
 def check_level_by_step(pipe: Any, who: str, *, cache: bool) -> None:
-    """Refuse, for the method ``who``, a pipeline that reads the level of its i-th step by the number i.
+    """Refuse, for the method ``who``, a pipeline that looks up the noise level of step i by the number i.
 
-    Such a pipeline reads a wrong one where a call takes a part of the schedule, or a step twice.
+    Such a pipeline uses a wrong level where a call takes a part of the schedule, or a step twice.
 
     Args:
         pipe: the pipeline.

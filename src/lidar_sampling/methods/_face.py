@@ -1,4 +1,4 @@
-"""The face that all methods share."""
+"""The interface that all methods share."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 from .._bank import LookaheadBank
-from .._cost import Cost, metered
+from .._cost import Cost, meter
 from .._decode import Decoder
 from .._draw import Item
 from .._forecast import evaluations_of
-from .._hooks import Hook, attached
+from .._hooks import Hook, attach
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import accepts
 from ..rewards import ask_part, features_of, name_of, score, select_diverse, with_features
 from ..rewards.mixture import Mixture
-from ..solvers import Solver, running
+from ..solvers import Solver, use_solver
 
 
 class Method(Protocol):
     """A way to draw samples that a reward likes."""
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, not yet judged; ``cost`` tells what they took, by phase."""
+        """Draw ``images`` samples per prompt, without judging them; ``cost`` of the result counts them, by phase."""
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for ``images`` samples of one prompt, all phases together.
@@ -42,10 +42,10 @@ class Method(Protocol):
 H = TypeVar("H", bound=Hook)
 
 
-def hooked(
+def hook_batches(
     lidar: LiDAR, make: Callable[[Sequence[Item]], H], *, pipe: Any = None, whole: bool = False
 ) -> tuple[Callable[[Sequence[Item]], AbstractContextManager[None]], list[H]]:
-    """Return what to run each batch in so that a hook of its own sees the steps, and the hooks made so far.
+    """Return a context to run each batch in, which gives the batch a hook of its own, and the list of hooks so far.
 
     Args:
         lidar: draws.
@@ -60,7 +60,7 @@ def hooked(
         hook = make(batch)
         if not whole:
             hooks.append(hook)
-        with attached(pipe or lidar.pipe, hook):
+        with attach(pipe or lidar.pipe, hook):
             yield
         if whole:
             hooks.append(hook)
@@ -86,7 +86,7 @@ def in_steps(lidar: LiDAR, steps: int | None, **changes: Any) -> dict[str, Any]:
 
 
 def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
-    """From clean predictions (B, *) of a batch to their guiding rewards (B,).
+    """Return a function from clean predictions (B, *) of a batch to their guiding rewards (B,).
 
     Raises:
         ValueError: the reward is a mixture that is standardised over a bank.
@@ -104,7 +104,7 @@ def rewards_of_predictions(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Ten
 
 
 def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Tensor], Tensor]:
-    """As :func:`rewards_of_predictions`, through which gradients flow."""
+    """Return what :func:`rewards_of_predictions` does, as a function through which gradients flow."""
     judge = judge_of(lidar, batch, lidar.pipe, lidar.arguments())
     return lambda x0: judge(x0)[1]
 
@@ -112,7 +112,7 @@ def differentiable_rewards(lidar: LiDAR, batch: Sequence[Item]) -> Callable[[Ten
 def judge_of(
     lidar: LiDAR, batch: Sequence[Item], pipe: Any, call: Mapping[str, Any]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From clean latents (B, *) of a batch to its samples and guiding rewards (B,); gradients flow through both.
+    """Return a function from clean latents (B, *) of a batch to its samples and rewards (B,), all with gradients.
 
     Args:
         lidar: whose reward it is.
@@ -121,7 +121,7 @@ def judge_of(
         call: its arguments.
 
     Raises:
-        RewardError: the reward returned something else than one number an image.
+        RewardError: the reward returned something else than one number per image.
     """
     decoder, prompts = Decoder(pipe, call, batch), [item.prompt for item in batch]
 
@@ -133,7 +133,7 @@ def judge_of(
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method that ``who`` names, a reward that says it has no gradient.
+    """Refuse, for the method ``who``, a reward that says it has no gradient.
 
     Raises:
         ValueError: it does.
@@ -174,10 +174,10 @@ def sampling_cost(lidar: LiDAR, images: int, *, pipe: Any = None, call: Mapping[
 def solver_cost(lidar: LiDAR, solver: Solver, images: int) -> Cost:
     """Return what ``images`` samples of one prompt by a few-step solver will count.
 
-    Its adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is, to be asked.
+    An adapter or denoiser changes no count, so it is not loaded; a pipeline of its own is loaded to be asked.
     """
     twin = copy(lidar.lookahead_pipeline(solver) if solver.kind == "pipeline" else lidar.pipe)
-    with running(solver, twin):
+    with use_solver(solver, twin):
         return sampling_cost(lidar, images, pipe=twin, call=solver.arguments(lidar.arguments()))
 
 
@@ -201,8 +201,8 @@ def looks_cost(lidar: LiDAR, looks: int, *, backward_passes: int = 0) -> Cost:
     return Cost(backward_passes=backward_passes, decodes=looks) + selection_cost(lidar, looks)
 
 
-def charged(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
-    """``result`` with the predictions that were decoded and rewarded on the way in its cost."""
+def charge_looks(lidar: LiDAR, result: Result, looks: int, *, backward_passes: int = 0) -> Result:
+    """Return ``result`` with the decodes and reward calls of so many predictions on the way added to its cost."""
     more = looks_cost(lidar, looks, backward_passes=backward_passes)
     return replace(result, cost={**result.cost, "sampling": result.cost["sampling"] + more})
 
@@ -230,7 +230,7 @@ def best(
     scores, cost = guiding_scores(lidar, result)
     chosen = spread(scores, count, islands)
     if wants_features(diverse, weight):
-        with metered(lidar.pipe, "selection") as looking:
+        with meter(lidar.pipe, "selection") as looking:
             features = [features_of([*lidar.parts, *lidar.metrics], images) for images in result.images]
         chosen = torch.tensor(
             [
@@ -264,7 +264,7 @@ def best_cost(lidar: LiDAR, count: int, diverse: float = 0.0, *, weight: float |
 
 
 def wants_features(diverse: float, weight: float | None = None) -> bool:
-    """Return whether a choice by these settings is of a set, and not by the rewards alone."""
+    """Return whether these settings choose a diverse set, which needs features, and not by the rewards alone."""
     return (diverse if weight is None else weight) > 0
 
 
@@ -293,7 +293,7 @@ def spread(scores: Tensor, count: int, islands: int) -> Tensor:
 
 
 def check_features(lidar: LiDAR) -> None:
-    """Refuse a choice of diverse samples where nothing tells them apart.
+    """Refuse a choice of diverse samples if nothing measures their differences.
 
     Raises:
         ValueError: neither the guiding reward nor a metric has features.
@@ -306,7 +306,7 @@ def check_features(lidar: LiDAR) -> None:
 
 
 def guiding_scores(lidar: LiDAR, result: Result) -> tuple[Tensor, Cost]:
-    """The guiding reward (P, m) of the samples, and what scoring them cost.
+    """Return the guiding reward (P, m) of the samples, and what scoring them cost.
 
     A mixture without a calibration is standardised over the samples of each prompt.
     """

@@ -1,6 +1,6 @@
-"""Schedulers that take the timesteps they were given, whatever a pipeline asks them for.
+"""Schedulers that take exactly the timesteps that they were given, whatever the pipeline sets.
 
-Few pipelines take timesteps of one's own, and flow models bend those that they take.
+Few pipelines take timesteps from the user, and flow models shift those that they take.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class GivenFlow(FlowMatchEulerDiscreteScheduler):
 
 
 def scheduler_for(scheduler: Any) -> Any:
-    """Return the one for the model that ``scheduler`` belongs to, whose ``times`` are to be set."""
+    """Return such a scheduler for the model that ``scheduler`` belongs to; set its ``times`` before use."""
     if is_flow(scheduler):
         return GivenFlow.from_config(scheduler.config)
     return GivenDiffusion.from_config(

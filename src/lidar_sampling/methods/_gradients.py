@@ -1,4 +1,4 @@
-"""Gradients of rewards through the network: what methods that lean a sample along them share."""
+"""Gradients of rewards through the network, for the methods that move a sample along them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .._draw import Item
 from .._hooks import Hook, Step
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import charged, differentiable_rewards, hooked, looks_cost, sampling_cost
+from ._face import charge_looks, differentiable_rewards, hook_batches, looks_cost, sampling_cost
 
 
 class Climb(Hook):
-    """The hook that knows which way the rewards of the clean predictions rise, through the network.
+    """The hook that computes the gradient of the rewards of clean predictions, through the network.
 
     Args:
         settings: of the method.
@@ -27,7 +27,7 @@ class Climb(Hook):
     Attributes:
         evaluations: clean predictions that were rewarded so far.
         taken: rows of all steps so far.
-        gradients: how many of them were gone back through.
+        gradients: how many of them had a backward pass.
     """
 
     def __init__(self, settings: Any, total: Callable[[Tensor], Tensor]) -> None:
@@ -46,7 +46,7 @@ def gradient_of(total: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of ``total``, a number, with respect to ``x`` (B, *).
 
     Raises:
-        TypeError: none comes through.
+        TypeError: no gradient comes through.
 
     Example:
         >>> x = torch.tensor([3.0], requires_grad=True)
@@ -86,13 +86,13 @@ def draw_climbing(
     seed: int,
     differentiable: bool = True,
 ) -> Result:
-    """Draw ``images`` samples a prompt under hooks that climb, and charge what they looked at and went back through.
+    """Draw ``images`` samples per prompt under hooks that climb, and charge their looks and backward passes.
 
     Args:
         lidar: draws.
         prompts: the prompts.
         make: makes the hook of a batch, given its ``total``.
-        images: samples a prompt.
+        images: samples per prompt.
         seed: of their noise.
         differentiable: whether the graph of the network is wanted.
     """
@@ -101,11 +101,11 @@ def draw_climbing(
         rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
         return make(lambda x0: rewards(x0).sum())
 
-    around, hooks = hooked(lidar, climb)
+    around, hooks = hook_batches(lidar, climb)
     result = lidar.sample(list(prompts), images, seed, around=around, differentiable=differentiable)
     looks, gradients, taken = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients", "taken"))
     backward = result.cost["sampling"].network_evaluations * gradients // taken
-    return charged(lidar, result, looks, backward_passes=backward)
+    return charge_looks(lidar, result, looks, backward_passes=backward)
 
 
 def climbing_cost(lidar: LiDAR, *, images: int, steps: int, climbed: int, looks: int, again: int = 1) -> Cost:
@@ -115,7 +115,7 @@ def climbing_cost(lidar: LiDAR, *, images: int, steps: int, climbed: int, looks:
         lidar: draws.
         images: samples.
         steps: of a sample.
-        climbed: of them, those that are gone back through.
+        climbed: how many of them have a backward pass.
         looks: clean predictions of a sample that are rewarded, each time that its steps are taken.
         again: how often each step is taken.
     """

@@ -35,20 +35,20 @@ from .universal_guidance import UniversalGuidance
 from .vanilla import Vanilla
 
 
-def _drawn(how: str | None) -> dict[str, Any]:
-    """The fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
+def _fields_of_drawing(how: str | None) -> dict[str, Any]:
+    """Return the fields that say how samples are drawn: in ``how`` steps, or by the solver of that name."""
     if how is None or how.isdecimal():
         return {"steps": int(how)} if how else {}
     return {"solver": load_solver(how)}
 
 
 def _vanilla(how: str | None) -> Vanilla:
-    """Plain sampling in ``how`` steps, or by the solver of that name."""
-    return Vanilla(**_drawn(how))
+    """Return plain sampling in ``how`` steps, or by the solver of that name."""
+    return Vanilla(**_fields_of_drawing(how))
 
 
 def _number(text: str | None, field: str) -> dict[str, Any]:
-    """The field as a keyword, left to its default where no number was given."""
+    """Return the field as a keyword, or nothing where no number was given."""
     return {field: int(text)} if text else {}
 
 
@@ -58,7 +58,7 @@ _INNER: dict[str, Callable[[], Method]] = {
     "fk": FKSteering,
     "fk+lidar": lambda: FKSteering(guided=True),
 }
-# Name, pattern with a group for each part that varies, what makes it of the groups, and a line for people.
+# Name, pattern with a group for each part that varies, function from the groups to the method, line for people.
 _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
     (
         "vanilla",
@@ -180,7 +180,7 @@ _TABLE: list[tuple[str, str, Callable[..., Method], str]] = [
     (
         "reno-N",
         rf"reno(?:-{_N})?(?:@(.+))?",
-        lambda n, how: ReNO(**_number(n, "n"), **_drawn(how)),
+        lambda n, how: ReNO(**_number(n, "n"), **_fields_of_drawing(how)),
         "N steps of gradient descent on the noise of a few-step sample (50), the bank's or reno-50@dpm:1",
     ),
     ("date", "date", DATE, "gradients of the text embedding, every step; date:every=2"),
@@ -192,7 +192,7 @@ NAMES = {name: line for name, _, _, line in _TABLE}
 
 
 def load(name: str) -> Method:
-    """The method called ``name``, with the fields that are set behind a colon.
+    """Return the method called ``name``, with the fields that are set behind a colon.
 
     Raises:
         ValueError: no such method or no such field; the message names the nearest.
@@ -206,16 +206,16 @@ def load(name: str) -> Method:
         3.0
     """
     base, *settings = re.split(r"[:,](?=\w+=)", name)
-    method = _named(base)
+    method = _find_method(base)
     try:
         changes = read_named(settings, name)
-        return _changed(method, changes) if changes else method
+        return _with_fields(method, changes) if changes else method
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
 def draws_each_alone(name: str) -> bool:
-    """Return whether the samples of a method are independent, so that one of them can be drawn alone again.
+    """Return whether a method draws its samples independently, so that one of them can be drawn again alone.
 
     >>> draws_each_alone("lidar:scale=3"), draws_each_alone("best-of-4")
     (True, False)
@@ -252,7 +252,7 @@ def check_name(name: str) -> str:
 
 
 def split(names: str) -> list[str]:
-    """The names in a comma-separated list, whose settings have commas too.
+    """Split a comma-separated list of names, whose settings have commas too.
 
     >>> split("vanilla,lidar:n=9,scale=3,fk")
     ['vanilla', 'lidar:n=9,scale=3', 'fk']
@@ -260,18 +260,18 @@ def split(names: str) -> list[str]:
     return re.split(r",(?!\w+=)", names)
 
 
-def _changed(method: Any, changes: dict[str, Any]) -> Any:
-    """Return ``method`` with other fields; best-of-N passes on those of what it selects of."""
+def _with_fields(method: Any, changes: dict[str, Any]) -> Any:
+    """Return ``method`` with other fields; best-of-N passes on the fields of the method that it selects from."""
     if is_dataclass(inner := getattr(method, "method", None)):
         own = {name: value for name, value in changes.items() if name == "diverse"}
         rest = {name: value for name, value in changes.items() if name not in own}
         check_settings(type(method).__name__, own, get_type_hints(type(method)))
-        return replace(method, **own, **({"method": _changed(inner, rest)} if rest else {}))
+        return replace(method, **own, **({"method": _with_fields(inner, rest)} if rest else {}))
     check_settings(type(method).__name__, changes, get_type_hints(type(method)))
     return replace(method, **changes)
 
 
-def _named(name: str) -> Method:
+def _find_method(name: str) -> Method:
     for _, pattern, make, _ in _TABLE:
         if match := re.fullmatch(pattern, name):
             return make(*match.groups())

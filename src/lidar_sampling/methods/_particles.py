@@ -1,8 +1,8 @@
-"""Particles: samples of a prompt that go side by side, are rewarded on the way, and go on from one another.
+"""Particles: samples of a prompt that are drawn side by side, rewarded on the way, and resampled.
 
-A particle method is a transition, a potential, when to look, and who goes on (Chopin and Papaspiliopoulos 2020,
-https://doi.org/10.1007/978-3-030-47845-2). The transition is the sampler's step; the loop over the rest stands here
-once. What a method adds is ``looks``, when, and ``choose``, who.
+A particle method has a transition, a potential, times to look, and a rule for who goes on (Chopin and
+Papaspiliopoulos 2020, https://doi.org/10.1007/978-3-030-47845-2). The transition is the sampler's step; the loop over
+the rest stands here once. A method adds ``looks``, which says when, and ``choose``, which says who.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Looks(Protocol):
 
 
 class Particles(Hook):
-    """The hook that rewards populations, which are neighbours of one length in a batch, and lets some go on for all.
+    """The hook that rewards populations, equal runs of neighbours in a batch, and lets some members go on for all.
 
     Args:
         settings: of the method; they say at which steps to look.
@@ -71,14 +71,14 @@ class Particles(Hook):
         self._last, self.times = steps - 1, self.settings.looks(steps)
 
     def before(self, step: Step) -> Step:
-        """Let those that were chosen go on in the places of all, each row with noise of its own."""
+        """Continue the chosen rows in the places of all, each with noise of its own."""
         if self._step < 0 and self.copies > 1:
-            step = step.taking(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
+            step = step.with_rows(torch.arange(0, len(step.x_t), self.copies).repeat_interleave(self.copies))
         chosen = self.survivors(step)
-        return step if chosen is None else step.taking(chosen)
+        return step if chosen is None else step.with_rows(chosen)
 
     def survivors(self, step: Step) -> Tensor | None:
-        """Return the rows (B,) of the batch that go on; None where it is not the time to look."""
+        """Return the rows (B,) of the batch that go on; None if this is not a step to look at."""
         self._step += 1
         if self._step not in self.times:
             return None
@@ -91,10 +91,10 @@ class Particles(Hook):
         return self.choose(rewards.detach().double().cpu().view(len(self.generators), -1))
 
     def finish(self) -> None:
-        """Refuse a run of other steps than those among which the looks were chosen.
+        """Refuse a run that took other steps than those among which the looks were chosen.
 
         Raises:
-            ValueError: what cut its schedule short is unknown to the pipeline.
+            ValueError: something cut its schedule short without telling the pipeline.
         """
         if self._step != self._last:
             raise ValueError(
@@ -104,7 +104,7 @@ class Particles(Hook):
 
 
 def rows(chosen: Tensor, count: int) -> Tensor:
-    """Rows of the batch, one after another, of those chosen (P, k) in each population of ``count``.
+    """Return the rows of the batch that are chosen (P, k) in each population of ``count``, one after another.
 
     >>> rows(torch.tensor([[2, 2], [0, 1]]), 3)
     tensor([2, 2, 3, 4])
@@ -113,10 +113,10 @@ def rows(chosen: Tensor, count: int) -> Tensor:
 
 
 def resampling_steps(steps: int, *, start: float, end: float, every: float) -> set[int]:
-    """Which of ``steps`` come first at ``start``, then after each ``every``, and none past ``end``, all fractions.
+    """Return which of ``steps`` are first at ``start`` and after each ``every``, up to ``end``; all are fractions.
 
-    Each is the step nearest to its fraction. The last step is never among them: what is special about it, each
-    method knows for itself.
+    Each is the step nearest to its fraction. The last step is never among them: every method treats it
+    in its own way.
 
     Example:
         >>> sorted(resampling_steps(20, start=0.2, end=0.6, every=0.2))
@@ -128,7 +128,7 @@ def resampling_steps(steps: int, *, start: float, end: float, every: float) -> s
     return {step for i in range(count) if (step := round((start + i * every) * steps)) < steps - 1}
 
 
-def check_window(start: float, end: float, every: float) -> None:
+def check_resampling(start: float, end: float, every: float) -> None:
     """Refuse a window of resampling that is empty or ill-formed.
 
     Raises:
@@ -139,11 +139,11 @@ def check_window(start: float, end: float, every: float) -> None:
 
 
 def ssp(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """The particles that go on, by the Srinivasan sampling process.
+    """Return the particles that go on, by the Srinivasan sampling process.
 
     Particle i leaves the whole part of ``k w_i`` or one more child, ``k w_i`` on average (Gerber, Chopin and Whiteley
-    2019, https://arxiv.org/abs/1708.00707, section 3.2): of the fractions that are left two at a time trade until one
-    of them is 0 or 1.
+    2019, https://arxiv.org/abs/1708.00707, section 3.2). The fractions that are left trade in pairs, until one of the
+    pair is 0 or 1.
 
     Args:
         weights: (k,), which sum to 1.

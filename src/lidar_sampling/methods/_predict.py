@@ -1,4 +1,4 @@
-"""What the model makes of other samples than those of a step, asked in the middle of a call.
+"""Clean predictions of other samples than those of a step, made in the middle of a call.
 
 A twin of the pipeline takes the one step of its schedule at which the samples stand, from them as ``latents``. So the
 network is shown what it would be shown in the call itself, and is counted by the same instrument.
@@ -18,7 +18,7 @@ from .._draw import Item, draw
 from .._hooks import DivergedError, Segment, Step
 from .._levels import start_scale
 from .._sampler import LiDAR
-from ._face import hooked
+from ._face import hook_batches
 
 
 class Predictor:
@@ -48,7 +48,7 @@ class Predictor:
             DivergedError: a prediction is not finite.
         """
         cuts = [at / step.total for at in (step.index, step.index + 1) if 0 < at < step.total]
-        around, segments = hooked(
+        around, segments = hook_batches(
             self._lidar,
             lambda batch: Segment(cuts, min(step.index, 1), self._pipe.scheduler),
             pipe=self._pipe,

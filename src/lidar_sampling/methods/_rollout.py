@@ -1,4 +1,4 @@
-"""Where samples under way would end: few-step rollouts from x_t, by the pipeline itself.
+"""Few-step rollouts from x_t by the pipeline itself, to where samples under way would end.
 
 Better than the clean prediction E[x_0 | x_t] that is their first step. From the time t the T' steps stand at
 ``t b / T'``, b = T' .. 1, as in diffusion latent beam search (https://arxiv.org/abs/2501.19252): training timesteps
@@ -20,7 +20,7 @@ from .._cost import Cost
 from .._draw import Item, draw, seed_of
 from .._forecast import levels_of, rows_of, timesteps_of
 from .._hooks import Step
-from .._kernel import kept, new_noise, stochastic
+from .._kernel import new_noise, step_without_noise, stochastic
 from .._levels import NoiseLevel
 from .._sampler import LiDAR
 from ._checks import is_flow
@@ -34,7 +34,7 @@ class Rollout:
         lidar: whose pipeline, arguments and batch size to use.
         items: the batch.
         steps: T', of which the first is the prediction that is already there.
-        samples: rollouts a sample; one is without noise, several are with.
+        samples: rollouts per sample; a single one has no noise, several have.
     """
 
     def __init__(self, lidar: LiDAR, items: Sequence[Item], *, steps: int, samples: int = 1) -> None:
@@ -71,14 +71,14 @@ class Rollout:
         return torch.cat([part.latents for part in drawn]).to(x0)
 
     def _first(self, here: NoiseLevel, sample: Tensor, x0: Tensor, items: Sequence[Item]) -> Tensor:
-        """Return what the kernel's step from ``here`` to the first of the times comes to."""
+        """Return the samples after the kernel's step from ``here`` to the first of the times."""
         scheduler = self._pipe.scheduler
         there = scheduler.level_of(scheduler.times[0])
         if not is_flow(scheduler):  # as its own steps see it, wherever the target's see it
             length = math.hypot(here.alpha, here.sigma)
             sample, here = sample / length, here._replace(alpha=here.alpha / length, sigma=here.sigma / length)
         rho, deviation = new_noise(self._eta, here, there)
-        moved = kept(sample, x0, here, there, rho)
+        moved = step_without_noise(sample, x0, here, there, rho)
         if not deviation:
             return moved
         generators = [torch.Generator().manual_seed(seed_of(item.seed, "first", "", 0)) for item in items]
@@ -86,7 +86,7 @@ class Rollout:
 
 
 def check_rollout(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method ``who``, rollouts of a model whose levels no timestep names.
+    """Refuse, for the method ``who``, rollouts of a model whose noise levels have no timesteps.
 
     Raises:
         ValueError: it is neither a diffusion model of DDPM's levels nor a flow model whose timesteps are its levels.

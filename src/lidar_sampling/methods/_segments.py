@@ -1,4 +1,4 @@
-"""Runs in parts: after each, the samples are looked at by their clean predictions, and some of them go on.
+"""Runs in parts: after each part the reward looks at clean predictions, and some of the samples go on.
 
 So what is dropped costs no further steps. Each part is a call of the pipeline that takes its share of the schedule
 (:class:`lidar_sampling._hooks.Segment`) and starts from what the part before came to.
@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._cost import Cost, metered
+from .._cost import Cost, meter
 from .._decode import pictures
 from .._draw import Item, items_of, seed_of
 from .._forecast import rows_of, timesteps_of
@@ -21,7 +21,7 @@ from .._hooks import Segment
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import hooked, in_steps, looks_cost
+from ._face import hook_batches, in_steps, looks_cost
 
 
 def run_part(
@@ -35,7 +35,7 @@ def run_part(
     steps: int | None,
     latents: Tensor | None = None,
 ) -> tuple[Result, list[Segment]]:
-    """Return what ``count`` samples per prompt come to in one part of the schedule, and the hooks, one per batch.
+    """Draw ``count`` samples per prompt through one part of the schedule; return them, and the hooks, one per batch.
 
     Only the last part is decoded.
 
@@ -53,7 +53,7 @@ def run_part(
         ValueError: a part has no step.
     """
     scheduler = lidar.pipe.scheduler
-    around, hooks = hooked(lidar, lambda batch: Segment(cuts, part, scheduler), whole=True)
+    around, hooks = hook_batches(lidar, lambda batch: Segment(cuts, part, scheduler), whole=True)
     rows = {}
     if latents is not None:  # the pipeline scales them as it would noise
         rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / start_scale(scheduler)
@@ -80,7 +80,7 @@ def predictions(
         segments: the hooks of the part, one per batch.
         items: what was drawn, one per sample.
     """
-    with metered(lidar.pipe, "lookahead") as looking:
+    with meter(lidar.pipe, "lookahead") as looking:
         x0 = torch.cat([segment.x0 for segment in segments if segment.x0 is not None])
         decoded = pictures(lidar.pipe, x0, lidar.batch_size, lidar.arguments(), items).cpu()
     looking.decodes = len(x0)
@@ -90,7 +90,7 @@ def predictions(
 Choose = Callable[[Result, int], tuple[Result, Cost]]
 
 
-def pruned(
+def prune(
     lidar: LiDAR,
     prompts: Sequence[str],
     alive: Sequence[int],
@@ -100,7 +100,7 @@ def pruned(
     steps: int | None,
     seed: int,
 ) -> tuple[Result, Cost]:
-    """Return the samples that reach the end, and what all of it cost.
+    """Draw the samples that reach the end; return them, and what the whole run cost.
 
     Args:
         lidar: draws.
@@ -125,7 +125,7 @@ def pruned(
 
 
 def pruning_cost(lidar: LiDAR, alive: Sequence[int], cuts: Sequence[float], *, steps: int | None) -> Cost:
-    """Return what :func:`pruned` will count for one prompt with a choice by rewards: the steps of all that go on.
+    """Return what :func:`prune` will count for one prompt with a choice by rewards: the steps of all that go on.
 
     Raises:
         ValueError: a part has no step.

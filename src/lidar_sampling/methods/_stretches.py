@@ -17,18 +17,18 @@ from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of
 from .._hooks import Segment, Step
-from .._kernel import following
+from .._kernel import next_level
 from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._face import guiding_scores, hooked, in_steps
+from ._face import guiding_scores, hook_batches, in_steps
 from ._segments import predictions
 
 _ROUNDING = 0.01  # share of the largest latent by which half precision may move what a pipeline is given
 
 
 class Stretch(NamedTuple):
-    """What to draw.
+    """A stretch to draw.
 
     Attributes:
         item: the prompt, and the seed of the noise that is met on the way.
@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Where a stretch led.
+    """The end of a stretch.
 
     Attributes:
         latents: (*) of the state.
@@ -84,11 +84,11 @@ class Stretches:
         self._result: Result | None = None
 
     def draw(self, stretches: Sequence[Stretch]) -> list[Reached]:
-        """Return where each stretch led, in their order. No two may share their item."""
+        """Draw the stretches; return where each led, in their order. No two may share their item."""
         found: dict[Item, Reached] = {}
         for first, last in dict.fromkeys((each.first, each.last) for each in stretches):
             alike = [each for each in stretches if (each.first, each.last) == (first, last)]
-            found.update(zip((each.item for each in alike), self._drawn(alike, first, last), strict=True))
+            found.update(zip((each.item for each in alike), self._draw(alike, first, last), strict=True))
         return [found[each.item] for each in stretches]
 
     def result(self, prompts: Sequence[str], chosen: Sequence[Sequence[Reached]], seed: int) -> Result:
@@ -105,13 +105,13 @@ class Stretches:
             cost={"sampling": self.cost},
         )
 
-    def _drawn(self, alike: Sequence[Stretch], first: int, last: int) -> list[Reached]:
+    def _draw(self, alike: Sequence[Stretch], first: int, last: int) -> list[Reached]:
         lidar, items, rows = self.lidar, [each.item for each in alike], {}
         given = {each.item: each.latents for each in alike if each.latents is not None}
         if given:
             latents = torch.stack([given[item] for item in items])
             rows["latents"] = (latents / start_scale(lidar.pipe.scheduler)).to(lidar.pipe.device)
-        around, walks = hooked(
+        around, walks = hook_batches(
             lidar,
             lambda batch: _Walk(
                 lidar.pipe.scheduler, first, last, self.total, self.keep, [given[i] for i in batch if i in given]
@@ -176,33 +176,35 @@ class _Walk(Segment):
         """Return those of the stretch.
 
         Raises:
-            ValueError: the schedule has another number of steps than was foretold.
+            ValueError: the schedule has another number of steps than planned.
         """
         if len(timesteps) != self.total:
             raise ValueError(
                 f"the search was planned for the {self.total} steps that the pipeline promised, and it takes "
                 f"{len(timesteps)}: leave out what cuts its schedule short, such as denoising_end"
             )
-        return self._taken(timesteps)
+        return self._select(timesteps)
 
     def before(self, step: Step) -> Step:
-        """Keep the state, and where it is."""
+        """Keep the state and its level."""
         step = super().before(step)
         here, data = self.ends[0] + step.index, data_scale(step.scheduler)
         if step.index == 0 and self.given:
-            _check_taken(torch.stack(list(self.given)), step.x_t.detach().cpu() / data, type(step.scheduler).__name__)
+            _check_goes_on(
+                torch.stack(list(self.given)), step.x_t.detach().cpu() / data, type(step.scheduler).__name__
+            )
         if step.index == 0 or here in self.keep:
             self.levels[here] = (step.level.alpha / data, step.level.sigma / data)
         if step.index > 0 and here in self.keep:
             self.states[here] = step.x_t.detach().to("cpu", copy=True) / data
         if here + 1 == self.ends[1]:
-            alpha, sigma = following(step)
+            alpha, sigma = next_level(step)
             self.levels[here + 1] = (alpha / data, sigma / data)
         return step
 
 
-def _check_taken(given: Tensor, taken: Tensor, name: str) -> None:
-    """Refuse a pipeline that goes on from other latents than those that it is given.
+def _check_goes_on(given: Tensor, taken: Tensor, name: str) -> None:
+    """Refuse a pipeline that changes the latents that it is given to start from.
 
     Raises:
         TypeError: it does.

@@ -10,9 +10,9 @@ or replaced by new noise where that leads to the start, and denoised again. Wher
 spent, the best sample that was seen at that look goes on.
 
 The form and the defaults are those of the released code, which plans ways through mazes
-(XiangchengZhang/Diffusion-inference-scaling); of the paper only its abstract and project page were read. For one maze
-the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to step,
-for costs that are positive; here it is the same everywhere.
+(XiangchengZhang/Diffusion-inference-scaling); of the paper only the abstract and the project page were read. For one
+maze the code goes back 12 of 16 steps, which is ``depth=3`` here, and not 4. It scales its threshold from step to
+step, for costs that are positive; here it is the same everywhere.
 
 Two things are ours. Rewards differ in their units, so by default the threshold is the median of what was seen at the
 same look, and the first sample to come there always goes back. And a look at the clean sample has no threshold: while
@@ -39,10 +39,10 @@ from ._stretches import Reached, Stretch, Stretches, back
 
 @dataclass(frozen=True)
 class Backtracking:
-    """Depth-first search with backtracking, one search an image.
+    """Depth-first search with backtracking, one search per image.
 
     Attributes:
-        n: backtracks a search.
+        n: backtracks per search.
         threshold: the reward below which a sample goes back; None takes the median of those seen at the same look.
         parts: equal parts of the schedule, each of which ends with a look; where the steps are not a multiple of
             them, another part or a piece of one is at the start.
@@ -64,9 +64,9 @@ class Backtracking:
             raise ValueError(f"depth must be at most the {self.parts} parts of the schedule, got {self.depth}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, the best of a search each.
+        """Draw ``images`` samples per prompt, the best of a search each.
 
-        A search costs a sample and ``n`` times the steps of ``depth`` parts, and a decode and a reward call a look.
+        A search costs a sample and ``n`` times the steps of ``depth`` parts, and a decode and a reward call per look.
 
         Raises:
             ValueError: a scheduler that remembers earlier steps, ``depth`` parts that are more than all steps, a call

@@ -18,7 +18,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, with_noise
-from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
+from ._face import charge_looks, check_comparable, hook_batches, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
 
@@ -29,7 +29,7 @@ class BeamSearch:
 
     Attributes:
         beams: B, at least as many as images are wanted.
-        candidates: K, proposals a beam and step.
+        candidates: K, proposals per beam and step.
         lookahead: T', DDIM steps to the end; the paper's "LA" takes 6.
     """
 
@@ -41,9 +41,9 @@ class BeamSearch:
         check_fields(self, beams="[1, inf)", candidates="[1, inf)", lookahead="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best beams of a prompt, best first.
+        """Draw the ``images`` best beams of each prompt, best first.
 
-        Every step costs ``beams * candidates * lookahead`` network evaluations a prompt, and but for the first as
+        Every step costs ``beams * candidates * lookahead`` network evaluations per prompt, and but for the first as
         many decodes and reward calls as candidates. (The released code keeps one beam.)
 
         Raises:
@@ -55,17 +55,17 @@ class BeamSearch:
         lidar = with_noise(lidar, copies=self.candidates > 1).with_prompts(prompts)
         together = self.beams * self.candidates
 
-        def searching(batch: Sequence[Item]) -> Beams:
+        def make(batch: Sequence[Item]) -> Beams:
             rewards = rewards_of_predictions(lidar, batch)
             ends = Rollout(lidar, batch, steps=self.lookahead) if self.lookahead > 1 else None
             return Beams(self, rewards, [item.seed for item in batch[::together]], ends)
 
-        around, hooks = hooked(lidar, searching)
+        around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), together, seed, around=around, together=together)
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
-        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+        return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt, however many of the beams are wanted."""
@@ -100,6 +100,6 @@ class Beams(Particles):
         return self.settings.candidates
 
     def choose(self, r: Tensor) -> Tensor:
-        """Let each of the best candidates of rewards (P, k) be a beam, whose rows go on with noise of their own."""
+        """Return the best candidates by rewards (P, k) as the next beams; each row goes on with noise of its own."""
         best = r.argsort(dim=1, descending=True, stable=True)[:, : self.settings.beams]
         return best.repeat_interleave(self.settings.candidates, 1)

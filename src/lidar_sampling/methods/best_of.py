@@ -1,9 +1,9 @@
-"""Best of N: draw more than is wanted, keep what the guiding reward likes best.
+"""Best of N: draw more samples than wanted, and keep those that the guiding reward likes best.
 
-Of any method's samples: whole ones, few-step ones (the best of a bank, with a few-step solver), or guided ones. For
+The samples may be of any method: whole, few-step (the best of a bank, with a few-step solver), or guided. For
 independent samples the kept reward is the maximum of N draws, and the law of the kept sample lies
 ``log N - (N - 1) / N`` nats from the method's own at most (Beirami et al. 2024, https://arxiv.org/abs/2401.01879).
-With ``diverse`` the kept samples are the best set instead: rewards, and how different they are from one another.
+With ``diverse`` the kept samples are the best set instead, by their rewards and by their distances.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BestOf:
 
     Attributes:
         method: draws the candidates.
-        n: candidates a prompt, at least as many as images are wanted.
+        n: candidates per prompt, at least as many as images are wanted.
         diverse: what an average distance of two candidates is worth, in standard deviations of the reward
             (:func:`lidar_sampling.rewards.select_diverse`); 0 keeps those of the highest rewards.
     """
@@ -44,7 +44,7 @@ class BestOf:
         It costs ``n`` reward calls per prompt more, and as many again for the features with ``diverse``.
 
         Raises:
-            ValueError: more images than candidates, or nothing to tell candidates apart by.
+            ValueError: more images than candidates, or nothing that measures how candidates differ.
         """
         self._check(lidar, images)
         many = self.method.draw(lidar, prompts, images=self.n, seed=seed)

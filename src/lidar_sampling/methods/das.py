@@ -28,16 +28,16 @@ from .._cost import Cost
 from .._draw import Item
 from .._forecast import calls_of, rows_of
 from .._hooks import Step
-from .._kernel import following, new_noise, noise_like
+from .._kernel import new_noise, next_level, noise_like
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
-    charged,
+    charge_looks,
     check_comparable,
     check_differentiable,
     differentiable_rewards,
-    hooked,
+    hook_batches,
     looks_cost,
     sampling_cost,
 )
@@ -63,14 +63,14 @@ class DAS:
         check_fields(self, reward_scale="[0, inf)", gamma="(0, inf)", threshold="[0, 1]")
 
     def temper(self, step: int, steps: int) -> float:
-        """The temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
+        """Return the temper before step ``step`` of ``steps``; 1 at the last, whose weights are final."""
         return 1.0 if step >= steps - 1 else min((1 + self.gamma) ** (100 * step / steps) - 1, 1.0)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` particles of a prompt, resampled at the last step so that all weigh the same.
+        """Draw ``images`` particles per prompt, resampled at the last step so that all weigh the same.
 
-        Every step costs a decode and a reward call a particle more, and all but the last a backward pass. (The
-        released code returns the particle of the largest weight.)
+        Every step adds a decode and a reward call per particle, and all but the last a backward pass. (The released
+        code returns the particle of the largest weight.)
 
         Raises:
             ValueError: the reward says that it is not differentiable; a sampler that is not DDIM with noise; or a
@@ -79,16 +79,16 @@ class DAS:
         self._check(lidar)
         lidar = with_noise(lidar)
 
-        def tempered(batch: Sequence[Item]) -> Tempered:
+        def make(batch: Sequence[Item]) -> Tempered:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             seeds = [item.seed for item in batch[::images]]
             return Tempered(self, rewards, seeds, steps=lidar.settings.steps)
 
-        around, hooks = hooked(lidar, tempered)
+        around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
-        each = result.cost["sampling"].network_evaluations // looks  # of the network, a particle and step
-        return charged(lidar, result, looks, backward_passes=each * gradients)
+        each = result.cost["sampling"].network_evaluations // looks  # of the network, per particle and step
+        return charge_looks(lidar, result, looks, backward_passes=each * gradients)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: steps, looks at them, and gradients of all but one."""
@@ -149,7 +149,7 @@ class Tempered(Particles):
         sample, last = step.x_t, self._step == self._last
         sigma = step.deviation
         if sigma is None:  # DDIM draws its own
-            _, sigma = new_noise(step.eta, step.level, following(step))
+            _, sigma = new_noise(step.eta, step.level, next_level(step))
         if not (sigma > 0 or last):
             raise ValueError("DAS proposes along the noise of the sampler, and this step has none: set eta above 0")
         rewards = self.rewards(step.x0)
@@ -160,7 +160,7 @@ class Tempered(Particles):
             self.gradients += len(sample)
         chosen = self._resample(rewards)
         survivors = rows(chosen, chosen.shape[1]).to(sample.device)
-        step = step.without_graph().taking(survivors)
+        step = step.without_graph().with_rows(survivors)
         if last:
             return step
         then = self.settings.temper(self._step + 1, self._last + 1)
@@ -168,14 +168,14 @@ class Tempered(Particles):
         z = noise_like(g, step.generator) if step.noise is None else step.noise
         correction = (sigma * z.double() * g + sigma**2 / 2 * g.double().square()).flatten(1).sum(1)
         self._log_weights = self._log_weights - correction.cpu().view_as(chosen)
-        return step.adding(z + sigma * g)
+        return step.with_noise(z + sigma * g)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step."""
         return x.detach().requires_grad_()
 
     def choose(self, r: Tensor) -> Tensor:
-        """Resample, of rewards (P, k), the populations that need it; their weights are equal then."""
+        """Resample the populations that need it, by rewards (P, k); their weights are equal then."""
         last, count = self._step == self._last, r.shape[1]
         tilt = self.settings.temper(self._step, self._last + 1) * self.settings.reward_scale * r
         log_weights = self._log_weights + tilt

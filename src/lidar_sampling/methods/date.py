@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from .._cost import Cost
 from .._draw import Item, constant_weights
 from .._forecast import levels_of
-from .._hooks import Hook, Step, attached
+from .._hooks import Hook, Step, attach
 from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._parts import denoisers
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields
-from ._face import charged, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
+from ._face import charge_looks, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class DATE:
         check_fields(self, rho="[0, inf)", every="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        An update costs a sample one evaluation of the network and one backward pass more, of the conditional branch
-        alone, a decode and a reward call.
+        An update adds one network evaluation and one backward pass per sample, of the conditional branch alone,
+        a decode and a reward call.
 
         Raises:
             ValueError: the reward says that it is not differentiable.
@@ -63,7 +63,7 @@ class DATE:
         module, scale = _denoiser(lidar.pipe), _guidance_scale(lidar)
 
         def first() -> int:
-            """The step that the pipeline starts at: image to image leaves out those before it."""
+            """Return the step that the pipeline starts at: image to image leaves out those before it."""
             whole = len(lidar.pipe.scheduler.timesteps)
             told = getattr(lidar.pipe, "num_timesteps", None)
             cut_at_the_end = lidar.arguments().get("denoising_end") is not None
@@ -72,18 +72,18 @@ class DATE:
         updates: list[Embedding] = []
 
         @contextmanager
-        def adapted(batch: Sequence[Item]) -> Iterator[None]:
+        def adapt(batch: Sequence[Item]) -> Iterator[None]:
             rewards = differentiable_rewards(lidar.with_prompts(prompts), batch)
             updates.append(Embedding(self, module, lidar.pipe.scheduler, rewards, len(batch), scale, first))
-            with constant_weights(lidar.pipe), attached(lidar.pipe, updates[-1]), updates[-1]:
+            with constant_weights(lidar.pipe), attach(lidar.pipe, updates[-1]), updates[-1]:
                 yield
 
-        result = lidar.sample(list(prompts), images, seed, around=adapted)
+        result = lidar.sample(list(prompts), images, seed, around=adapt)
         looks = sum(update.evaluations for update in updates)
-        return charged(lidar, result, looks, backward_passes=looks)
+        return charge_looks(lidar, result, looks, backward_passes=looks)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
-        """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look an update."""
+        """Return what :meth:`draw` will count for one prompt: the steps, and an evaluation and a look per update."""
         check_differentiable(lidar, "DATE")
         _denoiser(lidar.pipe)
         levels = levels_of(lidar.pipe, lidar.arguments())
@@ -92,7 +92,7 @@ class DATE:
         return sampling_cost(lidar, images) + again
 
     def updates(self, step: int, level: NoiseLevel) -> bool:
-        """Whether the embedding is updated at ``step``: never where nothing is noisy, or nothing is known."""
+        """Return whether ``step`` updates the embedding: not if nothing is noisy, or nothing is known."""
         return step % self.every == 0 and level.sigma != 0 and level.slope != 0
 
 
@@ -100,13 +100,13 @@ _ONCE = "DATE needs a pipeline that calls its network once a step, with both bra
 
 
 class Embedding(Hook):
-    """Inside a with-block, the forward of a denoiser that adapts the text embedding it is called with.
+    """The replacement of a denoiser's forward inside a with-block, which adapts the text embedding.
 
     As a hook it makes sure that the scheduler takes the steps that the predictions were read at.
 
     Args:
         settings: how.
-        module: the denoiser, called once a step with ``count`` rows, or with as many unconditional ones before them.
+        module: the denoiser, called once per step with ``count`` rows, or as many unconditional ones before them.
         scheduler: of the pipeline.
         rewards: from clean predictions (B, *) to rewards (B,), differentiable.
         count: B.
@@ -168,7 +168,7 @@ class Embedding(Hook):
         guided = rows > self.count
         unconditional = self._forward(*_part(args, free, rows), **_part(kwargs, free, rows))[0] if guided else None
         args, kwargs = _part(args, bound, rows), _part(kwargs, bound, rows)
-        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._scaling(at)
+        x_t = (args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))) / self._input_scale(at)
         embedding = (c[bound] + self.shift).detach().requires_grad_()
         with torch.enable_grad():
             output = self._forward(*args, **{**kwargs, "encoder_hidden_states": embedding})[0]
@@ -198,15 +198,15 @@ class Embedding(Hook):
             raise TypeError("DATE needs a pipeline that leaves out steps at one end of its schedule, not at both")
         return step
 
-    def _scaling(self, step: int) -> float:
-        """What the scheduler multiplied the sample by for the network at that of its timesteps."""
+    def _input_scale(self, step: int) -> float:
+        """Return what the scheduler multiplied the network's input by at one of its timesteps."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return 1.0
         return float(self.scheduler.scale_model_input(torch.ones(()), self.scheduler.timesteps[step]))
 
 
 def _part(value: Any, rows: slice, count: int) -> Any:
-    """These rows of all tensors in ``value`` that have ``count``."""
+    """Return these rows of all tensors in ``value`` that have ``count``."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() and len(value) == count else value
     if isinstance(value, dict):

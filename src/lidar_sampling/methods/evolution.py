@@ -38,13 +38,13 @@ from .._cost import Cost
 from .._draw import items_of, seed_of
 from .._forecast import calls_of, evaluations_of, rows_of
 from .._hooks import Segment, Step
-from .._kernel import following, new_noise
+from .._kernel import new_noise, next_level
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from .._settings import takes_eta
 from ._checks import check_fields, check_middle, check_population, with_noise
-from ._face import check_comparable, guiding_scores, hooked, in_steps, looks_cost, only
+from ._face import check_comparable, guiding_scores, hook_batches, in_steps, looks_cost, only
 
 PUBLISHED = (42, 26, 26, 26, 30)
 """Sizes of the generations in the released settings for SD 2.1, which cost as much as 100 samples of 50 steps."""
@@ -88,7 +88,7 @@ class EvoSearch:
 
     @classmethod
     def of_size(cls, n: int, steps: int | None = None) -> EvoSearch:
-        """Return the search whose first generation has ``n`` samples, and all else in the released proportions.
+        """Return the search whose first generation has ``n`` samples; the rest follows the released proportions.
 
         >>> EvoSearch.of_size(42) == EvoSearch(), EvoSearch.of_size(8).population
         (True, (8, 5, 5, 5, 6))
@@ -112,9 +112,9 @@ class EvoSearch:
         lidar = with_noise(lidar, copies=any(self.schedule))
         generations: list[_Generation] = []
         for number, (size, birth) in enumerate(zip(self.population, births, strict=True)):
-            latents = self._children(generations, birth, size, prompts, seed) if number else None
+            latents = self._breed(generations, birth, size, prompts, seed) if number else None
             noise = seed_of(seed, f"generation {number}", "", 0) if number else seed
-            generations.append(self._drawn(lidar, prompts, size, births[number:], noise, latents))
+            generations.append(self._draw(lidar, prompts, size, births[number:], noise, latents))
         rewards = torch.cat([each.rewards for each in generations], 1)
         every = replace(
             generations[0].result,
@@ -134,7 +134,7 @@ class EvoSearch:
         return network + looks_cost(lidar, sum(self.population))
 
     def _births(self, lidar: LiDAR, images: int) -> list[int]:
-        """Return the step that each generation starts with, once it is known that all can be drawn."""
+        """Return the step that each generation starts with; refuse a schedule that cannot be drawn."""
         what = "goes on from mutations of some of the samples"
         check_population(lidar, "EvoSearch", what, copies=any(self.schedule))
         check_comparable(lidar)
@@ -153,7 +153,7 @@ class EvoSearch:
             check_middle(lidar, "EvoSearch")
         return [0, *births]
 
-    def _drawn(
+    def _draw(
         self,
         lidar: LiDAR,
         prompts: Sequence[str],
@@ -168,14 +168,16 @@ class EvoSearch:
         """
         call, scheduler = in_steps(lidar, self.steps), lidar.pipe.scheduler
         steps = calls_of(lidar.pipe, call)
-        around, seen = hooked(lidar, lambda batch: _Passing(births[0], births[1:], steps, scheduler), whole=True)
+        around, seen = hook_batches(
+            lidar, lambda batch: _Passing(births[0], births[1:], steps, scheduler), whole=True
+        )
         rows = {} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)}
         result = lidar.sample(list(prompts), size, seed, around=around, call=call, rows=rows)
         rewards, selection = guiding_scores(lidar, result)
-        crossed = {at: _joined([hook.crossed[at] for hook in seen], rewards.shape) for at in seen[0].crossed}
+        crossed = {at: _join([hook.crossed[at] for hook in seen], rewards.shape) for at in seen[0].crossed}
         return _Generation(result, rewards, crossed, result.cost["sampling"] + selection)
 
-    def _children(
+    def _breed(
         self, before: Sequence[_Generation], birth: int, size: int, prompts: Sequence[str], seed: int
     ) -> Tensor:
         """Return the states (P, size, *) that a generation starts from, of those that passed where it is born."""
@@ -213,7 +215,7 @@ class _Crossed(NamedTuple):
     back: tuple[float, float]
 
 
-def _joined(batches: Sequence[_Crossed], shape: Sequence[int]) -> _Crossed:
+def _join(batches: Sequence[_Crossed], shape: Sequence[int]) -> _Crossed:
     """Return the samples of batches that follow one another, by prompt and number."""
     states, after = (torch.cat(parts).unflatten(0, list(shape)) for parts in list(zip(*batches, strict=True))[:2])
     return batches[0]._replace(states=states, after=after)
@@ -244,10 +246,10 @@ class _Passing(Segment):
         self.crossed: dict[int, _Crossed] = {}
 
     def before(self, step: Step) -> Step:
-        """Keep the samples where they are to be kept, and how much noise parts them from those after the step."""
+        """Keep the samples at the steps to keep, and the noise between them and those after the step."""
         step, here = super().before(step), self.ends[self.part] + step.index
         if here in self.at:
-            scale, level, (alpha, sigma) = start_scale(step.scheduler), step.level, following(step)
+            scale, level, (alpha, sigma) = start_scale(step.scheduler), step.level, next_level(step)
             eta = step.eta if takes_eta(step.scheduler) else 1.0
             own = new_noise(eta, level, (alpha, sigma))[1] if step.deviation is None else step.deviation
             keep = level.alpha / alpha

@@ -40,14 +40,14 @@ from .._sampler import LiDAR
 from ._checks import check_fields, check_population, with_noise
 from ._face import (
     bank_cost,
-    charged,
+    charge_looks,
     check_comparable,
-    hooked,
+    hook_batches,
     looks_cost,
     rewards_of_predictions,
     sampling_cost,
 )
-from ._particles import Particles, check_window, resampling_steps
+from ._particles import Particles, check_resampling, resampling_steps
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FKSteering:
         form: ``"code"`` as released, or ``"paper"``, which follows the tilted law. They differ in the last step, and
             in what ``difference`` is measured from after a look at which nothing was resampled: in the code that
             look, in the paper the last one at which something was.
-        guided: steer the guided sampler, which costs a bank a prompt, instead of the plain one.
+        guided: steer the guided sampler, which costs a bank per prompt, instead of the plain one.
     """
 
     potential: Literal["difference", "max", "sum", "rt"] = "max"
@@ -81,10 +81,10 @@ class FKSteering:
 
     def __post_init__(self) -> None:
         check_fields(self, reward_scale="[0, inf)", floor="(-inf, inf)")
-        check_window(self.start, self.end, self.every)
+        check_resampling(self.start, self.end, self.every)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` particles of a prompt; it costs their steps, and a decode and a reward call each at 5 steps.
+        """Draw ``images`` particles per prompt; each costs its steps, and a decode and a reward call at 5 of them.
 
         Raises:
             ValueError: a scheduler that remembers earlier steps, whose memory would stay with the dead; one without
@@ -97,12 +97,12 @@ class FKSteering:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Weighed(self, rewards, [item.seed for item in batch[::images]])
 
-        around, populations = hooked(lidar, particles)
+        around, populations = hook_batches(lidar, particles)
         if self.guided:
-            result = lidar.guided(list(prompts), images, seed, None, around=around, together=images)
+            result = lidar.draw_guided(list(prompts), images, seed, None, around=around, together=images)
         else:
             result = lidar.sample(list(prompts), images, seed, around=around, together=images)
-        return charged(lidar, result, sum(population.evaluations for population in populations))
+        return charge_looks(lidar, result, sum(population.evaluations for population in populations))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps of the particles and the looks at them.
@@ -137,7 +137,7 @@ class Weighed(Particles):
         self._survivors: Tensor | None = None
 
     def before(self, step: Step) -> Step:
-        """Weigh the particles by their clean predictions, where it is time to."""
+        """Weigh the particles by their clean predictions, at the steps to look at."""
         self._survivors = self.survivors(step)
         return step
 

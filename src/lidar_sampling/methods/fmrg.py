@@ -17,14 +17,14 @@ It is forward :class:`UniversalGuidance` with a length of its own. There lambda 
 ``lambda sigma^2 / alpha grad`` grows with the gradient. Here the shift is ``s`` times as far as the sample is from
 its prediction, whatever the reward's scale. It stays finite at pure noise, and ends at a share of the steps.
 
-The form was read in the repository jrrhuang/fmrg (Apache-2.0, commit be485ba), and of the paper its abstract alone.
+The form is that of the repository jrrhuang/fmrg (Apache-2.0, commit be485ba); of the paper we read the abstract only.
 That code multiplies the gradient by the length of the time step, as it does the velocity. Its runs of GenEval and of
 aesthetic prompts set ``use_adam``, under which the flag that asks for ``|v|`` is not read: one step of Adam, whose
 direction is the sign of the gradient, at a rate that falls to 0 over the guided steps. That is the rule ``adam``,
 
     v  <-  v - s (1 - i / n) sign(g)      at guided step i of n.
 
-Left out: flow maps (``flow_map1`` and ``flow_map2``), several gradients a step, and the warm-up that keeps the best
+Left out: flow maps (``flow_map1`` and ``flow_map2``), several gradients per step, and the warm-up that keeps the best
 of three starts. The evaluations that it publishes ("NFE") are calls of the network forward: the names of its sweep
 add up so, all but one to within two, and leave out the backward pass of every guided step. Here that is counted.
 """
@@ -70,9 +70,9 @@ class FMRG:
         check_fields(self, step_size="[0, inf)", end="[0, 1]")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        Every guided step costs a sample a backward pass, a decode and a reward call more.
+        Every guided step adds a backward pass, a decode and a reward call per sample.
 
         Raises:
             ValueError: the reward says that it is not differentiable; or the scheduler would cut the shift away.
@@ -118,7 +118,7 @@ class FMRG:
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
-    """Whether something is noisy, and the network's output says what is clean."""
+    """Return whether something is noisy, and the network's output says what is clean."""
     return level.sigma != 0 and level.slope != 0
 
 
@@ -130,7 +130,7 @@ class Lean(Climb):
         self.taken += len(step.x_t)
         if step.index not in self.settings.looks(step.total) or not _is_guidable(step.level):
             return step.without_graph()
-        return step.without_graph().shifted(self.settings.shift(step, self.gradient(step)))
+        return step.without_graph().with_shift(self.settings.shift(step, self.gradient(step)))
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Start the graph of the next step, if that one is guided."""

@@ -1,6 +1,6 @@
 """Group inference: many candidates start, and after each look the best group goes on, until the images are left.
 
-Several images of one prompt are worth more where they differ. So a look does not keep the candidates of the highest
+Several images of one prompt are worth more if they differ. So a look does not keep the candidates of the highest
 rewards but the set S of a given size that maximises
 
     sum_{i in S} u_i  +  lambda sum_{i < j in S} d_ij,
@@ -30,7 +30,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, check_features, in_steps, wants_features
-from ._segments import pruned, pruning_cost
+from ._segments import prune, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Group:
     """Group inference.
 
     Attributes:
-        n: candidates a prompt, at least as many as images are wanted.
+        n: candidates per prompt, at least as many as images are wanted.
         keep: share of the candidates that goes on after a look; as many as images are the least.
         start: first look, as a fraction of all steps; after the first step at the earliest.
         every: fraction of all steps between two looks; 0 looks after every step.
@@ -61,7 +61,7 @@ class Group:
         check_fields(self, n="[1, inf)", keep="(0, 1)", steps="[1, inf)", **shares)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The group of ``images`` samples a prompt that is left, by falling reward at the last look.
+        """Draw ``images`` samples per prompt: the group that is left, by falling reward at the last look.
 
         It costs the steps of every candidate as far as it gets, and a decode, a reward call and one more for its
         features each time it is looked at. As many candidates as images are plain samples.
@@ -75,7 +75,7 @@ class Group:
         cuts = self._check(lidar, images)
         lidar = with_noise(lidar, copies=False)
         choose = partial(best, lidar, diverse=self.diverse, weight=self.weight)
-        result, cost = pruned(lidar, prompts, self.alive(images), cuts, choose, steps=self.steps, seed=seed)
+        result, cost = prune(lidar, prompts, self.alive(images), cuts, choose, steps=self.steps, seed=seed)
         return replace(result, cost={"sampling": cost})
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

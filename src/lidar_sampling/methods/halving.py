@@ -1,4 +1,4 @@
-"""Successive halving: many seeds start, those whose clean predictions the reward likes go on.
+"""Successive halving: many seeds start, and those whose clean predictions the reward likes go on.
 
 After some of the steps the reward looks at every seed's prediction of the clean sample, and half of them are dropped;
 so early steps are spent on many seeds and late ones on few (Jamieson and Talwalkar 2016,
@@ -17,7 +17,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_parts, check_population, with_noise
 from ._face import best, selection_cost
-from ._segments import pruned, pruning_cost
+from ._segments import prune, pruning_cost
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Halving:
     """Successive halving of seeds.
 
     Attributes:
-        n: seeds a prompt at the start, at least as many as images are wanted.
+        n: seeds per prompt at the start, at least as many as images are wanted.
         keep_at: fractions of the steps after which half of the seeds are dropped.
         steps: denoising steps; None takes those of the sampler's call.
     """
@@ -40,7 +40,7 @@ class Halving:
             raise ValueError(f"keep_at must be rising fractions between 0 and 1, got {self.keep_at}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, the best of those that reach the end.
+        """Draw ``images`` samples per prompt, the best of those that reach the end.
 
         It costs the steps of every seed as far as it gets, and a decode and a reward call each time it is looked at.
 
@@ -52,7 +52,7 @@ class Halving:
         self._check(lidar, images)
         lidar = with_noise(lidar, copies=False)
         alive, choose = self._alive, partial(best, lidar)
-        result, cost = pruned(lidar, prompts, alive, self.keep_at, choose, steps=self.steps, seed=seed)
+        result, cost = prune(lidar, prompts, alive, self.keep_at, choose, steps=self.steps, seed=seed)
         kept, selection = best(lidar, result, images)
         return replace(kept, cost={"sampling": cost + selection})
 

@@ -1,13 +1,13 @@
-"""Zero-order search over the noise to start from (Ma et al. 2025, https://arxiv.org/abs/2501.09732).
+"""Zero-order search over the initial noise (Ma et al. 2025, https://arxiv.org/abs/2501.09732).
 
 The reward of the completed sample is a function of its initial noise. From a pivot x, N neighbours of its norm and at
 cosine c to it are tried,
 
     x' = |x| (c u + sqrt(1 - c^2) w),      u = x / |x|, and w a random direction orthogonal to it,
 
-and where the best of their samples beats the pivot's it is the next pivot. Every image wanted is a search of its own,
-from a pivot of its own. (Of the re-implementation sayakpaul/tt-scale-flux, which keeps one image, are the neighbours
-and the defaults; where no neighbour is better it starts from a new pivot, here the old one stays.)
+and if the best of their samples beats the pivot's, it is the next pivot. Every image has a search of its own,
+from its own pivot. (The neighbours and the defaults are those of the re-implementation sayakpaul/tt-scale-flux, which
+keeps one image. There a search without a better neighbour starts from a new pivot; here the old one stays.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, guiding_scores, hooked, sampling_cost, selection_cost, where_better
+from ._face import check_comparable, guiding_scores, hook_batches, sampling_cost, selection_cost, where_better
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class NoiseSearch:
 
     Attributes:
         rounds: of neighbours.
-        neighbours: N, tried a round.
+        neighbours: N, tried per round.
         cosine: c, between a neighbour and its pivot.
         eta: noise of a DDIM scheduler on the way; 0 makes the sample a function of the noise that is searched. None
             takes that of the settings.
@@ -49,9 +49,9 @@ class NoiseSearch:
         check_fields(self, rounds="[0, inf)", neighbours="[1, inf)", cosine="[-1, 1]", eta="[0, 1]")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The best samples of ``images`` searches a prompt; each costs ``1 + rounds * neighbours`` samples.
+        """Draw the best samples of ``images`` searches per prompt; each costs ``1 + rounds * neighbours`` samples.
 
-        As many rewards are called.
+        Each sample costs a reward call.
 
         Raises:
             ValueError: a mixture that is standardised over a bank.
@@ -61,7 +61,7 @@ class NoiseSearch:
         call = lidar.arguments()
         if self.eta is not None and "eta" in call:
             call["eta"] = self.eta
-        around, starts = hooked(lidar, lambda batch: Start(), whole=True)
+        around, starts = hook_batches(lidar, lambda batch: Start(), whole=True)
         best = lidar.sample(list(prompts), images, seed, call=call, around=around)
         scores, selection = guiding_scores(lidar, best)  # (P, m)
         cost, pivots = best.cost["sampling"] + selection, torch.cat([start.noise.cpu() for start in starts])
@@ -96,7 +96,7 @@ class NoiseSearch:
 
 
 def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) -> Tensor:
-    """``count`` neighbours (B, count, *) of each pivot (B, *): of its norm, at that cosine to it, by a seed each.
+    """Return ``count`` neighbours (B, count, *) of each pivot (B, *), one per seed: of its norm, at that cosine.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ from .._decode import is_plain
 from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
-from ..solvers import load
+from ..solvers import load as load_solver
 from ._checks import check_fields, check_whole
 from ._face import best, in_steps, sampling_cost, selection_cost
 from .best_of import BestOf
@@ -29,8 +29,8 @@ class Refine:
     """The best few-step samples, noised and denoised.
 
     Attributes:
-        n: few-step samples a prompt.
-        steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, where no schedule has
+        n: few-step samples per prompt.
+        steps: denoising steps from there; one more in pipelines that round up, such as FLUX's, if no schedule has
             just so many after its cut.
         strength: how far they are noised, 0 to 1.
         offspring: refinements of each of the best; the best of all are kept.
@@ -46,12 +46,12 @@ class Refine:
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", steps="[1, inf)", strength="(0, 1]", offspring="[1, inf)")
         if self.solver is not None:
-            load(self.solver)
+            load_solver(self.solver)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs ``n`` few-step samples, and ``steps * offspring`` an image.
+        """Draw ``images`` samples per prompt; it costs ``n`` few-step samples, and ``steps * offspring`` per image.
 
-        Reward calls are ``n`` a prompt, and with offspring above 1 one a refinement.
+        Reward calls are ``n`` per prompt, and with offspring above 1 one per refinement.
         """
         check_whole(lidar, "refinement")
         starts = self._starts(lidar).draw(lidar, prompts, images=images, seed=seed)
@@ -77,10 +77,10 @@ class Refine:
         return starts + sampling_cost(lidar, refined, pipe=again, call=call) + chosen
 
     def _starts(self, lidar: LiDAR) -> BestOf:
-        return BestOf(Vanilla(solver=load(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
+        return BestOf(Vanilla(solver=load_solver(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
 
     def _again(self, lidar: LiDAR) -> tuple[Any, dict[str, Any]]:
-        """The pipeline that refines, and the arguments of its call but the starts."""
+        """Return the pipeline that refines, and the arguments of its call but the starts."""
         from diffusers import AutoPipelineForImage2Image
 
         # Image-to-image pipelines take their share of the steps: strength of them.

@@ -13,7 +13,7 @@ where K is the negative log density of the norm of Gaussian noise, up to a const
 The best iterate by the reward is the sample. So ``reno-1`` is the few-step sample itself, and n iterates cost n
 samples and n - 1 backward passes through them.
 
-The form and the defaults were read in the repository ExplainableML/ReNO (MIT, commit bd6f6ac), and not in the paper.
+The form and the defaults were read in the repository ExplainableML/ReNO (MIT, commit bd6f6ac), not in the paper.
 It draws with one-step models (SD-Turbo, SDXL-Turbo, PixArt-DMD; Hyper-SDXL at rate 10), and its reward is a sum: 5
 HPSv2.1, ImageReward, .05 PickScore and .01 CLIP. Its option to draw the sample anew from the best noise, by another
 model in many steps, is left out. Where the few steps add noise of their own, all iterates meet the same.
@@ -39,7 +39,7 @@ from .._sampler import LiDAR
 from ..rewards import RewardError, name_of
 from ..solvers import Solver
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, check_differentiable, hooked, judge_of, looks_cost, where_better
+from ._face import check_comparable, check_differentiable, hook_batches, judge_of, looks_cost, where_better
 from ._gradients import gradient_of, length_of
 from .noise_search import Start
 from .vanilla import Vanilla
@@ -69,10 +69,10 @@ class ReNO:
 
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", rate="[0, inf)", momentum="[0, 1)", clip="(0, inf)", penalty="[0, inf)")
-        Vanilla(self.steps, self.solver)  # refuses both at once, and steps below 1
+        Vanilla(self.steps, self.solver)  # this refuses both at once, and steps below 1
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The best iterates of ``images`` searches a prompt.
+        """Draw the best iterates of ``images`` searches per prompt.
 
         Each of the ``n`` iterates costs a few-step sample, a decode and a reward call, and each but the last as many
         backward passes as evaluations.
@@ -83,7 +83,7 @@ class ReNO:
             TypeError: the pipeline takes no ``latents``, starts from a picture, or cannot be differentiated.
         """
         self._check(lidar)
-        with self._samples(lidar).running(lidar.with_prompts(prompts)) as (pipe, call):
+        with self._samples(lidar).use_pipeline(lidar.with_prompts(prompts)) as (pipe, call):
             iterate = partial(_iterate, lidar, prompts, images, seed, pipe, call)
             found = best = iterate(None, climbs=self.n > 1)
             cost, descent = found.cost, Descent(self, found.noise.float())
@@ -113,7 +113,7 @@ class ReNO:
 
 
 class Iterate(NamedTuple):
-    """What one iterate came to.
+    """The samples of one iterate, with their rewards and gradients.
 
     Attributes:
         result: its samples.
@@ -130,7 +130,7 @@ class Iterate(NamedTuple):
     cost: Cost
 
     def or_better(self, other: Iterate) -> Iterate:
-        """Return the samples of either, those of the higher rewards; where they are equal, these."""
+        """Return the better sample of each place by the rewards; if they are equal, that of this iterate."""
         better = other.rewards > self.rewards
         result = replace(
             self.result,
@@ -157,10 +157,10 @@ def _iterate(
         RewardError: a reward is not a number.
     """
 
-    def ending(batch: Sequence[Item]) -> End:
+    def make(batch: Sequence[Item]) -> End:
         return End(judge_of(lidar, batch, pipe, call), climbs=climbs, given=latents is not None)
 
-    around, ends = hooked(lidar, ending, pipe=pipe, whole=True)
+    around, ends = hook_batches(lidar, make, pipe=pipe, whole=True)
     result = lidar.sample(
         list(prompts),
         images,
@@ -184,7 +184,7 @@ def _iterate(
 
 
 class End(Start):
-    """The hook that rewards where samples end, and knows how the rewards change with the noise they started from.
+    """The hook that rewards the ends of samples, with the gradients of the rewards in the initial noise.
 
     Args:
         judge: from clean latents (B, *) to images and rewards (B,), differentiable.

@@ -1,6 +1,6 @@
 """Repulsion from a bank's worst members: negative guidance alone (table 7 of https://arxiv.org/abs/2602.03211).
 
-The K members x^i of a prompt's bank with the lowest rewards are kept away from: at every step the clean prediction x0
+Samples keep away from the K members x^i of a bank with the lowest rewards: at every step the clean prediction x0
 moves by s times (equations 55 and 57 there)
 
     Safe-Denoiser   beta (x0 - sum_i w_i x^i),      w = softmax_i(-|x_t - alpha x^i|^2 / (2 sigma^2))
@@ -26,35 +26,35 @@ from .._result import Result
 from .._sampler import LiDAR
 from ..rewards import name_of
 from ._checks import check_fields
-from ._face import bank_cost, hooked, sampling_cost
+from ._face import bank_cost, hook_batches, sampling_cost
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
 """From x_t (*), its clean prediction (*), members (K, *) and the noise level to a shift (*) of the prediction."""
 
 
 class Repelling(ABC):
-    """What such methods share: a bank, its worst members, and sampling away from them."""
+    """The part that such methods share: a bank, its worst members, and sampling away from them."""
 
     worst: int
 
     @abstractmethod
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*) of x_t (*), of members (K, *)."""
+        """Return what to add to the clean prediction (*) of x_t (*), of members (K, *)."""
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once.
+        """Draw ``images`` samples per prompt; each prompt costs a bank of ``n`` few-step samples, once.
 
         Raises:
             ValueError: a bank that is smaller than ``worst``.
         """
         self._check(lidar)
-        banks, cost = lidar.looked(list(prompts), seed, None)
+        banks, cost = lidar.draw_banks(list(prompts), seed, None)
         members = {}
         for bank in banks:
             rewards = lidar.with_guide(bank).reward(name_of(lidar.reward))
             members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[: self.worst]]
 
-        around, _ = hooked(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
+        around, _ = hook_batches(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
         result = lidar.sample(list(prompts), images, seed, around=around)
         return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
 
@@ -89,7 +89,7 @@ class SafeDenoiser(Repelling):
         check_fields(self, scale="[0, inf)", worst="[1, inf)", beta="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*), of members (K, *).
+        """Return what to add to the clean prediction (*), of members (K, *).
 
         >>> import torch
         >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[-1.0], [1.0]])
@@ -119,7 +119,7 @@ class Spell(Repelling):
         check_fields(self, scale="[0, inf)", worst="[1, inf)", radius="(0, inf)")
 
     def shift(self, x_t: Tensor, x0: Tensor, members: Tensor, level: NoiseLevel) -> Tensor:
-        """What to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
+        """Return what to add to the clean prediction (*), of members (K, *); 0 outside of all balls.
 
         >>> import torch
         >>> level, members = NoiseLevel(1.0, 1.0, -1.0, 1.0, 0.5), torch.tensor([[0.0, 0.0], [9.0, 0.0]])
@@ -148,4 +148,4 @@ class Repulsion(Hook):
         if level.sigma == 0 or level.slope == 0:  # nothing is noisy, or nothing is known
             return step
         rows = zip(step.x_t.float(), step.x0.float(), self.members, strict=True)
-        return step.shifted(torch.stack([self.shift(x_t, x0, worst.to(x0), level) for x_t, x0, worst in rows]))
+        return step.with_shift(torch.stack([self.shift(x_t, x0, worst.to(x0), level) for x_t, x0, worst in rows]))

@@ -31,15 +31,15 @@ from .._cost import Cost
 from .._draw import Item, seed_of
 from .._forecast import calls_of, rows_of
 from .._hooks import Step
-from .._kernel import check_kernel, following, kept, new_noise, noise_like
+from .._kernel import check_kernel, new_noise, next_level, noise_like, step_without_noise
 from .._levels import NoiseLevel, start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_middle, check_population, takes_own_steps, with_noise
 from ._face import (
-    charged,
+    charge_looks,
     check_comparable,
-    hooked,
+    hook_batches,
     in_steps,
     looks_cost,
     rewards_of_predictions,
@@ -81,16 +81,16 @@ class RBF:
         lidar = with_noise(lidar, copies=self.m > 1).with_prompts(prompts)
         call = in_steps(lidar, self.steps)
 
-        def proposing(batch: Sequence[Item]) -> Proposing:
+        def make(batch: Sequence[Item]) -> Proposing:
             def rewards(x0: Tensor, rows: Tensor) -> Tensor:
                 return rewards_of_predictions(lidar, [batch[row] for row in rows.tolist()])(x0)
 
             seeds = [seed_of(item.seed, "proposals", "", 0) for item in batch]
             return Proposing(self, rewards, Predictor(lidar, batch, call), seeds)
 
-        around, hooks = hooked(lidar, proposing)
+        around, hooks = hook_batches(lidar, make)
         result = lidar.sample(list(prompts), images, seed, around=around, call=call)
-        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+        return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the whole budget of each sample."""
@@ -120,7 +120,7 @@ class RBF:
 
 
 class _Parents(NamedTuple):
-    """Where the proposals of a level come from: the step before, as it was taken."""
+    """The origin of a level's proposals: the step before, as it was taken."""
 
     x_t: Tensor
     x0: Tensor
@@ -130,7 +130,7 @@ class _Parents(NamedTuple):
 
 
 class Proposing(Particles):
-    """The hook that takes for each sample the proposal that the rule says, and asks for more until then.
+    """The hook that takes a proposal for each sample by the rule, and asks for more until then.
 
     The first proposal of a level is the step that the sampler took.
 
@@ -161,21 +161,21 @@ class Proposing(Particles):
         self._parents: _Parents | None = None
 
     def before(self, step: Step) -> Step:
-        """Search the level of the step, and go on from what was taken."""
+        """Search the level of the step, and go on from the proposals that were taken."""
         self._step += 1
         if self._step in self.times:
-            step = self._searched(step)
+            step = self._search(step)
         if self.settings.m > 1 and self._step != self._last:
-            there = following(step)
+            there = next_level(step)
             deviation = new_noise(step.eta, step.level, there)[1] if step.deviation is None else step.deviation
             self._parents = _Parents(step.x_t, step.x0, step.level, there, deviation)
         return step
 
-    def _searched(self, step: Step) -> Step:
-        """Return the step from what the rule takes of this level, and set the quotas of the next."""
+    def _search(self, step: Step) -> Step:
+        """Return the step from the proposals that the rule takes at this level, and set the next quotas."""
         exhaustive = self._step in (0, self._last)
         x_t, x0 = step.x_t.clone(), step.x0.clone()
-        found = self._rewarded(x0, torch.arange(len(x0)))
+        found = self._reward(x0, torch.arange(len(x0)))
         spent, first = torch.ones_like(self._quota), torch.ones(len(x0), dtype=torch.bool)
         while True:
             rows = ((spent < self._quota) & (exhaustive | (found <= self._best))).nonzero()[:, 0]
@@ -183,7 +183,7 @@ class Proposing(Particles):
                 break
             proposed = self._proposals(step, rows)
             predicted = self.predict(step, proposed, rows)
-            rewards = self._rewarded(predicted, rows)
+            rewards = self._reward(predicted, rows)
             spent[rows] += 1
             better = rewards > found[rows]
             taken, here = rows[better], better.to(x_t.device)
@@ -193,9 +193,9 @@ class Proposing(Particles):
         self._quota = self.settings.m + self._quota - spent
         self.spent.append(spent)
         moved = (~first).nonzero()[:, 0]
-        return step.moved(moved, x_t[moved], x0[moved]) if len(moved) else step
+        return step.with_samples(moved, x_t[moved], x0[moved]) if len(moved) else step
 
-    def _rewarded(self, x0: Tensor, rows: Tensor) -> Tensor:
+    def _reward(self, x0: Tensor, rows: Tensor) -> Tensor:
         """Return the rewards (k,) of clean predictions of these rows."""
         self.evaluations += len(rows)
         return self.rewards_of(x0, rows).detach().double().cpu()
@@ -207,4 +207,4 @@ class Proposing(Particles):
             return noise * start_scale(step.scheduler)
         x_t, x0, here, there, deviation = self._parents
         rho = math.sqrt(max(0.0, 1 - (deviation / there[1]) ** 2)) if there[1] else 1.0
-        return (kept(x_t[rows], x0[rows], here, there, rho) + deviation * noise).to(step.x_t.dtype)
+        return (step_without_noise(x_t[rows], x0[rows], here, there, rho) + deviation * noise).to(step.x_t.dtype)

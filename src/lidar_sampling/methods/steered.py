@@ -33,17 +33,17 @@ from ._checks import check_fields, check_population, with_noise
 from ._face import (
     best,
     best_cost,
-    charged,
+    charge_looks,
     check_comparable,
     check_features,
-    hooked,
+    hook_batches,
     in_steps,
     looks_cost,
     rewards_of_predictions,
     sampling_cost,
     wants_features,
 )
-from ._particles import Particles, check_window, resampling_steps, ssp
+from ._particles import Particles, check_resampling, resampling_steps, ssp
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Steered:
 
     def __post_init__(self) -> None:
         check_fields(self, n="[1, inf)", ess="(0, 1]", steps="[1, inf)", islands="[1, inf)", diverse="[0, inf)")
-        check_window(self.start, self.end, self.every)
+        check_resampling(self.start, self.end, self.every)
         if self.n % self.islands:
             raise ValueError(
                 f"n must be a multiple of islands, got n={self.n} and islands={self.islands}: take n="
@@ -101,10 +101,10 @@ class Steered:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[::size]])
 
-        around, hooks = hooked(lidar, resampled)
+        around, hooks = hook_batches(lidar, resampled)
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=size, call=call)
-        many = charged(lidar, many, sum(hook.evaluations for hook in hooks))
+        many = charge_looks(lidar, many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images, self.diverse, islands=self.islands)
         return replace(kept, cost={**many.cost, "selection": selection})
 

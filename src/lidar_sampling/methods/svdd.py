@@ -29,7 +29,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from ._checks import check_fields, check_population, check_start, with_noise
-from ._face import charged, check_comparable, hooked, looks_cost, rewards_of_predictions, sampling_cost
+from ._face import charge_looks, check_comparable, hook_batches, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
 
@@ -39,10 +39,10 @@ class SVDD:
     """Soft value-based decoding.
 
     Attributes:
-        m: proposals a step; 20 in the released code for images.
+        m: proposals per step; 20 in the released code for images.
         temperature: of the choice among them, in units of the reward; 0 takes the best.
         rollout_steps: of the rollouts, the clean prediction among them: 1 is the prediction itself.
-        rollouts: a proposal; one is deterministic, several are samples of p(x_0 | x_t) in so many steps.
+        rollouts: per proposal; one is deterministic, several are samples of p(x_0 | x_t) in so many steps.
     """
 
     m: int = 20
@@ -56,7 +56,7 @@ class SVDD:
             raise ValueError(f"several rollouts need several rollout_steps, got {self.rollouts} rollouts of 1 step")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs ``m`` times their steps, and a decode and a reward call a proposal.
+        """Draw ``images`` samples per prompt, at ``m`` times the steps, and a decode and a reward call per proposal.
 
         With rollouts, ``rollouts`` decodes and reward calls, and ``rollouts * (rollout_steps - 1)`` evaluations more.
 
@@ -74,15 +74,15 @@ class SVDD:
                 ends = Rollout(lidar, batch, steps=self.rollout_steps, samples=self.rollouts)
             return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
-        around, hooks = hooked(lidar, proposals)
+        around, hooks = hook_batches(lidar, proposals)
         result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
-        return charged(lidar, result, sum(hook.evaluations for hook in hooks))
+        return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
-        """Return what :meth:`draw` will count for one prompt: ``m`` proposals a step, their rollouts and rewards."""
+        """Return what :meth:`draw` will count for one prompt: ``m`` proposals per step, rollouts and rewards."""
         self._check(lidar)
         proposals = images * self.m
         looks = self.looks(calls_of(lidar.pipe, lidar.arguments()))
@@ -103,7 +103,7 @@ class SVDD:
 
 
 class Proposals(Particles):
-    """The hook that lets ``m`` neighbours in a batch go on from one of them."""
+    """The hook that continues ``m`` neighbours in a batch from one of them."""
 
     who = "SVDD"
 
@@ -113,7 +113,7 @@ class Proposals(Particles):
         return self.settings.m
 
     def choose(self, r: Tensor) -> Tensor:
-        """Let all rows of a sample go on from one proposal, given rewards (P, m * rollouts)."""
+        """Choose one proposal for all rows of a sample, by rewards (P, m * rollouts)."""
         values, temperature = self.values(r.view(len(r), self.settings.m, -1)), self.settings.temperature
         if temperature == 0:
             return values.argmax(1, keepdim=True).expand_as(values)

@@ -43,7 +43,7 @@ class Threshold:
     """Proposals of parts, tried again until their reward reaches a threshold.
 
     Attributes:
-        n: proposals of every part, on average, an image; their steps are those of ``n`` samples.
+        n: proposals of every part per image, on average; their steps are those of ``n`` samples.
         threshold: reward that a proposal must reach; None takes the best of the first ``n`` proposals of an image.
         parts: of the schedule, which divide its steps into two or more each.
         steps: denoising steps; None takes those of the sampler's call.
@@ -58,7 +58,7 @@ class Threshold:
         check_fields(self, n="[1, inf)", threshold="(-inf, inf)", parts="[1, inf)", steps="[1, inf)")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt, each the best that its own search finished.
+        """Draw ``images`` samples per prompt, each the best that its own search finished.
 
         An image costs the steps of ``n`` samples, and a decode and a reward call for each of ``n * parts`` proposals.
 
@@ -131,7 +131,7 @@ class Threshold:
 
 @dataclass
 class Walk:
-    """The search of one image: where it stands, and what it goes on with.
+    """The search of one image: its place in the schedule, and its best sample so far.
 
     Attributes:
         n: proposals of every part, on average.

@@ -83,9 +83,10 @@ class DTS:
         )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best samples of a prompt's tree, best first; or so many draws from it, among them repeats.
+        """Draw the ``images`` best samples of each prompt's tree, best first; or so many draws from it, with repeats.
 
-        It costs the steps of ``n`` samples, less what no rollout fits into, and a decode and a reward call a rollout.
+        It costs the steps of ``n`` samples, less what no rollout fits into. Each rollout costs a decode and a
+        reward call.
 
         Raises:
             ValueError: the search is to give more images than ``n``; a scheduler that remembers earlier steps, or one
@@ -107,13 +108,15 @@ class DTS:
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt, however many images are wanted.
 
-        Of decodes and reward calls it is the most, where the tree branches below its root: how many rollouts the
+        Decodes and reward calls are upper bounds, if the tree branches below its root: how many rollouts the
         steps are enough for depends on where they branch. With five parts it was a third of that on average.
         """
         self._check(lidar, images)
         call = in_steps(lidar, self.steps)
         ends = self.ends(calls_of(lidar.pipe, call))
-        whole = next((k for k in range(1, self.n) if k >= self.allowed(1 + k)), self.n)  # rollouts from the root
+        whole = next(
+            (k for k in range(1, self.n) if k >= self.most_children(1 + k)), self.n
+        )  # rollouts from the root
         rollouts = whole + (self.n - whole) * ends[-1] // (ends[-1] - ends[-2])
         return replace(sampling_cost(lidar, self.n, call=call), decodes=0) + looks_cost(lidar, rollouts)
 
@@ -126,7 +129,7 @@ class DTS:
         parts = min(self.parts, steps)
         return [0, *(steps - left * (steps // parts) for left in range(parts - 1, -1, -1))]
 
-    def allowed(self, visits: int) -> float:
+    def most_children(self, visits: int) -> float:
         """Return how many children a state may have, at least the next whole number above."""
         return self.widening * visits**self.power
 
@@ -186,7 +189,7 @@ class Tree:
         return self._steps(len(self.ends) - 2) > self.left
 
     def next(self) -> Stretch:
-        """Return the rollout to draw next: a child of a state that may have one more, and on to a clean sample."""
+        """Return the rollout to draw next: from a state that may have one more child, to a clean sample."""
         while True:
             path = [self.root]
             while path[-1].leaf is None and not self._widens(path[-1]):
@@ -202,7 +205,7 @@ class Tree:
         return Stretch(item, self.ends[node.depth], self.ends[-1], node.latents)
 
     def grow(self, reached: Reached) -> None:
-        """Add what the rollout came through, and let the values above it know the reward at its end."""
+        """Add the states of a rollout to the tree, and update the values above it by the reward at its end."""
         path = self._path
         self.left -= self._steps(path[-1].depth)
         for depth in range(path[-1].depth + 1, len(self.ends)):
@@ -219,9 +222,9 @@ class Tree:
         """Return the best samples, best first; of a tree to sample from, so many draws."""
         if not self.settings.sampling:
             return sorted(self.leaves, key=lambda leaf: -leaf.reward)[:count]
-        return [self._drawn() for _ in range(count)]
+        return [self._choose_leaf() for _ in range(count)]
 
-    def _drawn(self) -> Reached:
+    def _choose_leaf(self) -> Reached:
         node = self.root
         while node.leaf is None:
             node = self._choice(node, exploring=False)
@@ -232,7 +235,7 @@ class Tree:
         return self.ends[-1] - self.ends[depth]
 
     def _widens(self, node: Node) -> bool:
-        return self._steps(node.depth) <= self.left and len(node.children) < self.settings.allowed(node.visits)
+        return self._steps(node.depth) <= self.left and len(node.children) < self.settings.most_children(node.visits)
 
     def _choice(self, node: Node, *, exploring: bool) -> Node:
         """Return the child to go down to."""

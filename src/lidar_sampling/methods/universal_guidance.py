@@ -26,7 +26,7 @@ from torch import Tensor
 from .._cost import Cost
 from .._forecast import levels_of
 from .._hooks import Step
-from .._kernel import check_kernel, following, noise_like, take_again
+from .._kernel import check_kernel, next_level, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
@@ -58,10 +58,10 @@ class UniversalGuidance:
         )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt.
+        """Draw ``images`` samples per prompt.
 
-        Every step, ``recurrence`` times, costs a sample more: forward a backward pass, a decode and a reward call,
-        backward ``backward_steps`` decodes and reward calls.
+        Every step adds to the cost of a sample, ``recurrence`` times: forward a backward pass, a decode and a reward
+        call, backward ``backward_steps`` decodes and reward calls.
 
         Raises:
             ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
@@ -99,7 +99,7 @@ class UniversalGuidance:
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
-    """Whether something is noisy, and something is known."""
+    """Return whether something is noisy, and something is known."""
     return level.sigma != 0 and level.alpha != 0
 
 
@@ -117,7 +117,7 @@ class Gradient(Climb):
         self._back: tuple[float, float] | None = None
 
     def timesteps(self, timesteps: Tensor) -> Tensor:
-        """Every one as often as the step is taken."""
+        """Repeat each timestep as often as its step is taken."""
         repeated = timesteps.repeat_interleave(self.settings.recurrence)
         self._schedule = len(repeated)
         return repeated
@@ -134,13 +134,13 @@ class Gradient(Climb):
         """Shift the prediction; for forward guidance the sample is a leaf of the graph of the network's output."""
         how, level = self.settings, step.level
         self.taken += len(step.x_t)
-        self._back = following(step) if (step.index + 1) % how.recurrence else None
+        self._back = next_level(step) if (step.index + 1) % how.recurrence else None
         if not _is_guidable(level):
             return step.without_graph()
         shift = self._ascent(step.x0.detach())
         if how.reward_scale > 0:
             shift = shift + how.reward_scale * level.sigma**2 / level.alpha * self.gradient(step)
-        return step.without_graph().shifted(shift)
+        return step.without_graph().with_shift(shift)
 
     def after(self, step: Step, x: Tensor) -> Tensor:
         """Noise the sample back where the step is taken again, and start the graph of the next one."""
@@ -155,7 +155,7 @@ class Gradient(Climb):
 
     @torch.enable_grad()
     def _ascent(self, x0: Tensor) -> Tensor:
-        """Delta (B, *), in float32."""
+        """Return Delta (B, *), in float32."""
         delta = torch.zeros_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32), requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=self.settings.backward_rate, maximize=True)
         for _ in range(self.settings.backward_steps):

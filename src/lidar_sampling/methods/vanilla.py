@@ -1,4 +1,4 @@
-"""The pipeline's own samples, in as many steps as wanted: what every method is measured against."""
+"""The pipeline's own samples, in as many steps as wanted: every method is measured against them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
-from ..solvers import Solver, running
+from ..solvers import Solver, use_solver
 from ._checks import check_fields
 from ._face import in_steps, sampling_cost, solver_cost
 
@@ -35,18 +35,18 @@ class Vanilla:
             raise ValueError(f"{self.solver.name} brings steps of its own: leave out steps={self.steps}")
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` samples a prompt; it costs steps a sample, twice with classifier-free guidance."""
-        with self.running(lidar) as (pipe, call):
+        """Draw ``images`` samples per prompt; classifier-free guidance doubles the evaluations of a step."""
+        with self.use_pipeline(lidar) as (pipe, call):
             return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
 
     @contextmanager
-    def running(self, lidar: LiDAR) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def use_pipeline(self, lidar: LiDAR) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yield the pipeline that draws and the arguments of its call, for as long as the block lasts."""
         if self.solver is None:
             yield lidar.pipe, in_steps(lidar, self.steps)
             return
         pipe = lidar.lookahead_pipeline(self.solver)
-        with running(self.solver, pipe):
+        with use_solver(self.solver, pipe):
             yield pipe, self.solver.arguments(lidar.arguments())
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

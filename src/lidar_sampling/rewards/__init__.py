@@ -179,7 +179,7 @@ REGISTRY = {
         "soft_tifa:soft_tifa_am", "the same by the arithmetic mean; soft-tifa-am:PATH", takes_model=True
     ),
     "geneval": Entry(
-        "geneval:load",
+        "geneval:load_judge",
         "GenEval's verdict by Mask2Former and CLIP, 0 or 1, NaN for prompts that are not its own; for metrics; "
         "geneval:PATH or geneval:HUB_ID picks another Mask2Former",
         takes_model=True,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._hub import Published
 from ._blip import text_encoder, vision_encoder
 from ._pixels import Preprocessing
-from ._weights import Source, load, state_dict, where
+from ._weights import Source, load_pretrained, state_dict, where
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class BlipReward:
             problem = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{origin} is no {self.called} checkpoint: {problem}") from None
         self.networks = [self._vision, self._text]
-        self._tokenizer = load(AutoTokenizer.from_pretrained, tokenizer)
+        self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, tokenizer)
         self._tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         self._preprocessing = Preprocessing(self._vision.config.image_size)
 

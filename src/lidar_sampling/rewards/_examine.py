@@ -100,10 +100,10 @@ def examine(reward: Reward) -> Iterator[Finding]:
         lambda: _of_files(reward, known, prompts),
     )
     yield _takes("takes one picture", lambda: of(known[:1], prompts[:1]))
-    yield _broken(reward, known, prompts)
+    yield _examine_nan(reward, known, prompts)
     yield _spoils(reward, known, prompts)
     yield _reads_prompts(reward, known, together, prompts)
-    yield from _speed(reward, prompts)
+    yield from _measure_speed(reward, prompts)
 
 
 def _takes(question: str, ask_again: Callable[[], Tensor]) -> Finding:
@@ -136,7 +136,7 @@ def _of_files(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.tensor(score_pictures(reward, pictures=found, prompts=prompts))
 
 
-def _broken(reward: Reward, images: Tensor, prompts: list[str]) -> Finding:
+def _examine_nan(reward: Reward, images: Tensor, prompts: list[str]) -> Finding:
     question, broken = "has no score for a picture of NaN", images.clone()
     broken[0] = torch.nan
     try:
@@ -165,7 +165,7 @@ def _reads_prompts(reward: Reward, images: Tensor, scores: Tensor, prompts: Sequ
     return Finding("reads the prompt", "pass" if reads == says else "FAIL", f"{said}, and reads_prompt is {says}")
 
 
-def _speed(reward: Reward, prompts: Sequence[str]) -> Iterator[Finding]:
+def _measure_speed(reward: Reward, prompts: Sequence[str]) -> Iterator[Finding]:
     """Yield how long a picture takes in batches of several sizes, and what the GPU's memory came to."""
     for size in (1, 4, 16):
         images = pictures(256)[[k % 6 for k in range(size)]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._media import to_pil
-from ._weights import Source, load, where
+from ._weights import Source, load_pretrained, where
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS, 1)}
@@ -46,7 +46,7 @@ def load_model(source: Source, *, device: torch.device | str, dtype: torch.dtype
     """Return the image-text-to-text model of ``source``, frozen, on ``device``."""
     from transformers import AutoModelForImageTextToText
 
-    loaded = load(AutoModelForImageTextToText.from_pretrained, source, dtype=dtype)
+    loaded = load_pretrained(AutoModelForImageTextToText.from_pretrained, source, dtype=dtype)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -115,7 +115,7 @@ def answer_tokens(tokenizer: Any, *words: str) -> list[int]:
     encoded = [
         tokenizer.encode(space + spelling, add_special_tokens=False) for spelling in cases for space in ("", " ")
     ]
-    return _known(tokenizer, (ids[0] for ids in encoded if len(ids) == 1), f"single token for {words[0]!r}")
+    return _known_tokens(tokenizer, (ids[0] for ids in encoded if len(ids) == 1), f"single token for {words[0]!r}")
 
 
 def first_tokens(tokenizer: Any, spellings: Sequence[str]) -> list[int]:
@@ -125,10 +125,10 @@ def first_tokens(tokenizer: Any, spellings: Sequence[str]) -> list[int]:
         ValueError: the tokenizer knows none of them.
     """
     encoded = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
-    return _known(tokenizer, (ids[0] for ids in encoded if ids), f"token for {spellings[0]!r}")
+    return _known_tokens(tokenizer, (ids[0] for ids in encoded if ids), f"token for {spellings[0]!r}")
 
 
-def _known(tokenizer: Any, tokens: Iterable[int], what: str) -> list[int]:
+def _known_tokens(tokenizer: Any, tokens: Iterable[int], what: str) -> list[int]:
     known = sorted({token for token in tokens if token != tokenizer.unk_token_id})
     if not known:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no {what}")
@@ -156,9 +156,9 @@ def _without_video(source: Source) -> Any:
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind: Any = PROCESSOR_MAPPING.get(type(load(AutoConfig.from_pretrained, source)), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(load_pretrained(AutoConfig.from_pretrained, source)), None)
     if kind is None or "video_processor" not in kind.get_attributes():
-        return load(AutoProcessor.from_pretrained, source)
+        return load_pretrained(AutoProcessor.from_pretrained, source)
 
     class WithoutVideo(kind):
         # The parts that transformers loads are the arguments of __init__.
@@ -166,4 +166,4 @@ def _without_video(source: Source) -> Any:
             super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
     WithoutVideo.__name__ = kind.__name__
-    return load(WithoutVideo.from_pretrained, source)
+    return load_pretrained(WithoutVideo.from_pretrained, source)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._geneval import CLASSES
-from ._weights import Source, load, where
+from ._weights import Source, load_pretrained, where
 
 SHORT, LONG = 800, 1333  # what a picture's shorter side becomes, unless the longer one would become more than this
 STRIDE = 32  # of the backbone: sides are padded to a multiple
@@ -64,11 +64,11 @@ class Mask2Former:
         """
         from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
-        config = load(AutoConfig.from_pretrained, source)
+        config = load_pretrained(AutoConfig.from_pretrained, source)
         if config.model_type != "mask2former" or config.num_labels != len(CLASSES):
             kind = f"a {config.model_type} model of {config.num_labels} classes"
             raise ValueError(f"{where(source)[0]} is {kind}, not a Mask2Former of COCO's {len(CLASSES)} instances")
-        model = load(
+        model = load_pretrained(
             Mask2FormerForUniversalSegmentation.from_pretrained, source, dtype=torch.float32, use_safetensors=True
         )
         return cls(model.to(device))

@@ -22,7 +22,7 @@ from torch import Tensor
 from .._hub import Published
 from .._media import to_pil
 from ._language import load_processor
-from ._weights import Source, build, load, rename, state_dict, where
+from ._weights import Source, build, load_pretrained, rename, state_dict, where
 
 PIXELS = 256 * 28 * 28  # of a picture, about, after resizing: 256 tokens
 _NAMES = [  # of weights: behind LoRA, from transformers 4.52 on, and before it
@@ -60,7 +60,7 @@ class Reader:
         from transformers import AutoConfig, Qwen2_5_VLModel, Qwen2VLModel
 
         kinds = {"qwen2_vl": Qwen2VLModel, "qwen2_5_vl": Qwen2_5_VLModel}
-        config: Any = load(AutoConfig.from_pretrained, processor)
+        config: Any = load_pretrained(AutoConfig.from_pretrained, processor)
         if config.model_type not in kinds:
             name = where(processor)[0]
             raise ValueError(f"{name} is of type {config.model_type}: give the Qwen2-VL model that was tuned")

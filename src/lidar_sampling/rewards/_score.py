@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._batches import shrinking
+from .._batches import run_batches
 from .._media import check_pictures
-from .._profile import timed
+from .._profile import time_part
 
 Prompt = str | Mapping[str, Any]
 
@@ -66,7 +66,7 @@ def ask(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Any:
         >>> ask(in_place, images=pictures, prompts=["a cat"]), pictures.min()
         (tensor([0.]), tensor(1.))
     """
-    return reward(images=images.clone(), prompts=as_read(reward, prompts))
+    return reward(images=images.clone(), prompts=prompts_for(reward, prompts))
 
 
 def ask_part(part: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -84,13 +84,13 @@ def ask_part(part: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tens
         Traceback (most recent call last):
         lidar_sampling.rewards._score.RewardError: reward 'of_the_batch' must return one number an image, (2,), got ()
     """
-    see = _seen(part) if images.dim() == 5 else partial(ask, part)
+    see = _asker_of(part) if images.dim() == 5 else partial(ask, part)
     scores = _one_each(see(images=images, prompts=prompts), len(images), name_of(part))
     _check_finite(scores, name_of(part), allow_nan=True)  # the smallest of several would hide infinity
     return scores
 
 
-def as_read(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
+def prompts_for(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
     """Return the prompts as ``reward`` reads them: copies of metadata if it ``reads_metadata``, else their texts.
 
     Raises:
@@ -98,10 +98,10 @@ def as_read(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
-    return [_one_as_read(prompt, bool(getattr(reward, "reads_metadata", False))) for prompt in prompts]
+    return [_prompt_for(prompt, bool(getattr(reward, "reads_metadata", False))) for prompt in prompts]
 
 
-def _one_as_read(prompt: Any, metadata: bool) -> Any:
+def _prompt_for(prompt: Any, metadata: bool) -> Any:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Mapping):
@@ -127,7 +127,7 @@ def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
     check = getattr(reward, "check", None)
     if not callable(check):
         return
-    for prompt in as_read(reward, prompts):
+    for prompt in prompts_for(reward, prompts):
         try:
             check([prompt])
         except (_UnreadableError, torch.OutOfMemoryError, MemoryError):  # the first is of a part
@@ -173,12 +173,12 @@ def score(
         >>> score(brightness, images=torch.zeros(2, 3, 2, 2), prompts=["a cat"] * 2)
         tensor([0., 0.])
     """
-    texts = as_read(reward, prompts)
+    texts = prompts_for(reward, prompts)
     if len(images) != len(texts):
         raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(texts)}")
     _check(images)
     name = name_of(reward)
-    see = _seen(reward) if images.dim() == 5 else partial(ask, reward)
+    see = _asker_of(reward) if images.dim() == 5 else partial(ask, reward)
 
     def call(indices: Sequence[int]) -> Tensor:
         chosen = slice(indices[0], indices[-1] + 1)
@@ -189,15 +189,15 @@ def score(
             return partial(see, images=some[rows], prompts=[asked[k] for k in rows])
 
         try:
-            with torch.no_grad(), timed("reward", len(asked), again):
+            with torch.no_grad(), time_part("reward", len(asked), again):
                 result = see(images=some, prompts=asked)
         except (torch.OutOfMemoryError, MemoryError, RewardError):  # of a part, which names it
             raise
         except Exception as error:
             raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-        return _checked(result, len(indices), name, allow_nan)
+        return _check_scores(result, len(indices), name, allow_nan)
 
-    parts = shrinking(range(len(images)), batch_size, call)
+    parts = run_batches(range(len(images)), batch_size, call)
     return torch.cat(list(parts)) if len(images) else torch.zeros(0)
 
 
@@ -210,7 +210,7 @@ def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Seque
         >>> score_pictures(brightness, pictures=[white, black], prompts=["a", "b"])
         [1.0, 0.0]
     """
-    prompts = as_read(reward, prompts)
+    prompts = prompts_for(reward, prompts)
     if len(pictures) != len(prompts):
         raise ValueError(f"pictures and prompts must be as many, got {len(pictures)} and {len(prompts)}")
     for picture in pictures:
@@ -225,7 +225,7 @@ def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Seque
     return values
 
 
-def _seen(reward: Reward) -> Callable[..., Any]:
+def _asker_of(reward: Reward) -> Callable[..., Any]:
     """How ``reward`` is asked about videos: whole, or by their frames."""
     return partial(ask if getattr(reward, "modality", "image") == "video" else _frame_mean, reward)
 
@@ -246,7 +246,7 @@ def _check(images: Tensor) -> None:
         raise RewardError(str(error)) from None
 
 
-def _checked(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
+def _check_scores(result: Any, count: int, name: str, allow_nan: bool) -> Tensor:
     scores = _one_each(result, count, name).detach().cpu()
     _check_finite(scores, name, allow_nan)
     return scores

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._pixels import Preprocessing
-from ._weights import Source, load, where
+from ._weights import Source, load_pretrained, where
 
 
 class Towers:
@@ -53,13 +53,15 @@ class Towers:
         from transformers.image_processing_base import ImageProcessingMixin
 
         processor = processor or source
-        kind = load(AutoConfig.from_pretrained, source).model_type
+        kind = load_pretrained(AutoConfig.from_pretrained, source).model_type
         if kind not in ("clip", "siglip"):
             hint = "; of SigLIP 2 the models of fixed resolution load, NaFlex does not" if kind == "siglip2" else ""
             raise ValueError(f"{where(source)[0]} is a {kind} model, not CLIP or SigLIP{hint}")
-        model = load(AutoModel.from_pretrained, source, dtype=dtype).to(device)
-        config, _ = load(ImageProcessingMixin.get_image_processor_dict, processor)
-        return cls(model, load(AutoTokenizer.from_pretrained, processor), Preprocessing.from_config(config))
+        model = load_pretrained(AutoModel.from_pretrained, source, dtype=dtype).to(device)
+        config, _ = load_pretrained(ImageProcessingMixin.get_image_processor_dict, processor)
+        return cls(
+            model, load_pretrained(AutoTokenizer.from_pretrained, processor), Preprocessing.from_config(config)
+        )
 
     def image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to unit features (B, d) float32, on the model's device."""

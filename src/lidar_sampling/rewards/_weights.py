@@ -25,7 +25,7 @@ CLIP_H = Published(
 )
 
 
-def name_of(reward: str, source: Source) -> str:
+def name_with_source(reward: str, source: Source) -> str:
     """What results call ``reward``: its own name with the published weights, ``name:source`` with others."""
     return reward if isinstance(source, Published) else f"{reward}:{source}"
 
@@ -35,7 +35,7 @@ def where(source: Source) -> tuple[str, str | None]:
     return (source.repo, source.revision) if isinstance(source, Published) else (str(source), None)
 
 
-def load(function: Callable[..., Any], source: Source, **options: Any) -> Any:
+def load_pretrained(function: Callable[..., Any], source: Source, **options: Any) -> Any:
     """``function(source, **options)`` at the pinned commit; ``function`` is a ``from_pretrained`` of transformers.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._towers import Towers
-from ._weights import CLIP_L, Source, linear_head, name_of, state_dict, where
+from ._weights import CLIP_L, Source, linear_head, name_with_source, state_dict, where
 
 
 class Aesthetic:
@@ -41,7 +41,7 @@ class Aesthetic:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = name_of("aesthetic", model)
+        self.name = name_with_source("aesthetic", model)
         try:
             head = linear_head(state_dict(model))
         except ValueError as error:

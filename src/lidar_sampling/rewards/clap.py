@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._towers import _unit
-from ._weights import Source, load, name_of, where
+from ._weights import Source, load_pretrained, name_with_source, where
 
 CONTEXT = 77  # tokens of a prompt
 _TOGETHER = 64  # windows that the model hears at once: of a song there are many
@@ -59,19 +59,19 @@ class CLAP:
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-        self.name, origin = name_of("clap", model), where(model)[0]
-        config = load(AutoConfig.from_pretrained, model)
+        self.name, origin = name_with_source("clap", model), where(model)[0]
+        config = load_pretrained(AutoConfig.from_pretrained, model)
         if config.model_type != "clap":
             raise ValueError(f"{origin} is a {config.model_type} model, not CLAP")
         if config.audio_config.enable_fusion:
             raise ValueError(f"{origin} fuses random crops: give an unfused CLAP, such as laion/larger_clap_general")
-        network, found = load(ClapModel.from_pretrained, model, dtype=dtype, output_loading_info=True)
+        network, found = load_pretrained(ClapModel.from_pretrained, model, dtype=dtype, output_loading_info=True)
         if missing := sorted({*found["missing_keys"]} & dict(network.named_parameters()).keys()):
             raise ValueError(f"{origin} is no complete CLAP: it lacks {len(missing)} weights, first {missing[0]}")
         self._model = network.to(device).eval().requires_grad_(False)
         self.networks = [self._model.audio_model]  # texts are few
-        self._extractor = load(ClapFeatureExtractor.from_pretrained, model)
-        self._tokenizer = load(AutoTokenizer.from_pretrained, tokenizer or model)
+        self._extractor = load_pretrained(ClapFeatureExtractor.from_pretrained, model)
+        self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, tokenizer or model)
         _filter(sampling_rate, self._extractor.sampling_rate)
         self.sampling_rate = sampling_rate
 
@@ -92,7 +92,7 @@ class CLAP:
         audio = resample(images.float().mean(1), self.sampling_rate, self._extractor.sampling_rate)
         clips = windows(audio, self._extractor.nb_max_samples)
         heard = torch.cat([self._hear(some) for some in clips.flatten(0, 1).split(_TOGETHER)])
-        cosines = (heard.unflatten(0, clips.shape[:2]) * self._read(prompts)[:, None]).sum(2).mean(1)
+        cosines = (heard.unflatten(0, clips.shape[:2]) * self._encode_prompts(prompts)[:, None]).sum(2).mean(1)
         return self._model.logit_scale_a.float().exp() * cosines
 
     def _hear(self, clips: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class CLAP:
         mel = self._extractor(clips.cpu().numpy(), truncation="rand_trunc", **options)["input_features"]
         return _unit(self._model.get_audio_features(mel.to(self._model.device, self._model.dtype)))
 
-    def _read(self, prompts: Sequence[str]) -> Tensor:
+    def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """B prompts to unit features (B, d); equal ones are encoded once."""
         distinct = list(dict.fromkeys(prompts))
         options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}

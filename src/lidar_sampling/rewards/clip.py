@@ -18,7 +18,7 @@ from .._embedded import embedded
 from .._hub import Published
 from .._quiet import quiet
 from ._towers import Towers
-from ._weights import CLIP_H, Source, name_of
+from ._weights import CLIP_H, Source, name_with_source
 
 
 class CLIPReward:
@@ -54,7 +54,7 @@ class CLIPReward:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = name or name_of("clip", model)
+        self.name = name or name_with_source("clip", model)
         self._towers = Towers.load(model, processor=processor, device=device, dtype=dtype)
         self.networks = self._towers.networks
         self._scale = self._towers.model.logit_scale.float().exp()
@@ -100,7 +100,9 @@ class PickScore(CLIPReward):
     ) -> None:
         if processor is None and isinstance(model, Published):
             processor = CLIP_H
-        super().__init__(model, processor=processor, name=name_of("pickscore", model), device=device, dtype=dtype)
+        super().__init__(
+            model, processor=processor, name=name_with_source("pickscore", model), device=device, dtype=dtype
+        )
 
 
 @quiet()

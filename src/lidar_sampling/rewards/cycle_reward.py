@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._blip_reward import BERT, BlipReward
-from ._weights import Source, linear_head, name_of
+from ._weights import Source, linear_head, name_with_source
 
 CONTEXT = 128  # tokens of a prompt, two of them [CLS] and [SEP]
 RELEASE = "https://github.com/hjbahng/cyclereward/releases/download/v1.0.0/CycleReward-Combo.pth"
@@ -46,7 +46,7 @@ class CycleReward(BlipReward):
         if not model:
             raise ValueError(f"CycleReward got no checkpoint: download {RELEASE} and give its path")
         variant = re.search("-(i2t|t2i)", str(getattr(model, "repo", "")).lower())
-        self.name = name_of(f"cycle-reward{variant[0] if variant else ''}", model)
+        self.name = name_with_source(f"cycle-reward{variant[0] if variant else ''}", model)
         super().__init__(model, _gelu_head, tokenizer=tokenizer, device=device, dtype=dtype)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from .._hub import Published
 from .._media import read_picture
 from ._qwen_head import Reader, checkpoint
-from ._weights import Source, name_of, where
+from ._weights import Source, name_with_source, where
 from .hpsv3 import REWARD_TOKEN, ranking_heads
 
 MIMO_VL_7B = Published("XiaomiMiMo/MiMo-VL-7B-SFT-2508", "MIT (page of MiMo-VL-7B-RL)")
@@ -98,7 +98,7 @@ class EditReward:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = name_of("edit-reward", model)
+        self.name = name_with_source("edit-reward", model)
         origin = where(model)[0]
         weights, heads = checkpoint(model, "model.safetensors")
         self._source = source if source is None or isinstance(source, Tensor) else read_picture(source)

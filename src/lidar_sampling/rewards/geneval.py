@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._geneval import CLASSES, COUNTING_TAGS, Detection, asked, verdict
+from .._geneval import CLASSES, COUNTING_TAGS, Detection, read_requirements, verdict
 from .._hub import Published
 from ._colors import ColorNames, cut_out
 from ._mask2former import Instances, Mask2Former
@@ -92,7 +92,7 @@ class GenEvalJudge:
             ValueError: there is some; the message says what is wrong with it.
         """
         for prompt in prompts:
-            asked(prompt)
+            read_requirements(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
@@ -104,7 +104,7 @@ class GenEvalJudge:
         """
         if len(images) != len(prompts):
             raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
-        wanted = [asked(prompt) for prompt in prompts]
+        wanted = [read_requirements(prompt) for prompt in prompts]
         return torch.tensor([self._judge(image, line) for image, line in zip(images, wanted, strict=True)])
 
     def _judge(self, image: Tensor, wanted: dict[str, Any] | None) -> float:
@@ -139,7 +139,7 @@ class GenEvalJudge:
         return chosen[found.scores[chosen].argsort(descending=True)][: self.max_objects].tolist()
 
 
-def load(
+def load_judge(
     model: Source | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> GenEvalJudge:
     """The judge that the registry knows, with the published detector or another; in float32 whatever ``dtype``."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._pixels import Preprocessing, pad_to_square
 from ._towers import Towers
-from ._weights import CLIP_H, Source, build, load, name_of, rename, state_dict, where
+from ._weights import CLIP_H, Source, build, load_pretrained, name_with_source, rename, state_dict, where
 
 _RULES = (
     (r"^visual\.(class_embedding)$", r"vision_model.embeddings.\1"),
@@ -70,9 +70,9 @@ class HPS:
         from transformers import AutoTokenizer, CLIPModel
 
         file = str(getattr(model, "file", model))
-        self.name = name_of("hpsv2.1" if "v2.1" in file else "hpsv2", model)
+        self.name = name_with_source("hpsv2.1" if "v2.1" in file else "hpsv2", model)
         config, weights = from_openclip(state_dict(model), where(model)[0])
-        words = load(AutoTokenizer.from_pretrained, tokenizer)
+        words = load_pretrained(AutoTokenizer.from_pretrained, tokenizer)
         network = build(CLIPModel, config, weights, dtype).to(device)
         self._towers = Towers(network, words, Preprocessing(config.vision_config.image_size, pad_to_square))
         self.networks = self._towers.networks

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._hub import Published
 from ._qwen_head import Reader, checkpoint
-from ._weights import Source, name_of, where
+from ._weights import Source, name_with_source, where
 
 QWEN2_VL_7B = Published(
     "Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0", revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac"
@@ -78,7 +78,7 @@ class HPSv3:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = name_of("hpsv3", model)
+        self.name = name_with_source("hpsv3", model)
         origin = where(model)[0]
         weights, heads = checkpoint(model, "HPSv3.safetensors")
         self._reader = Reader(weights, [REWARD_TOKEN], origin=origin, processor=processor, device=device, dtype=dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._blip_reward import BERT, BlipReward
-from ._weights import Source, linear_head, name_of
+from ._weights import Source, linear_head, name_with_source
 
 CONTEXT = 35  # tokens of a prompt, two of them [CLS] and [SEP]
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -43,7 +43,7 @@ class ImageReward(BlipReward):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = name_of("image-reward", model)
+        self.name = name_with_source("image-reward", model)
         super().__init__(model, _head, tokenizer=tokenizer, device=device, dtype=dtype)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:

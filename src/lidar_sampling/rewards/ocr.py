@@ -60,7 +60,7 @@ class OCR:
             ValueError: there is one.
         """
         for prompt in prompts:
-            quoted(prompt)
+            read_quote(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts with a text in double quotes to (B,) in [0, 1].
@@ -68,19 +68,19 @@ class OCR:
         Raises:
             ValueError: a prompt quotes no text.
         """
-        targets = [_plain(quoted(prompt)) for prompt in prompts]
+        targets = [_plain(read_quote(prompt)) for prompt in prompts]
         pixels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).numpy()
         read = [_plain("".join(self._read(image))) for image in pixels]
         return torch.tensor([_likeness(text, target) for text, target in zip(read, targets, strict=True)])
 
 
-def quoted(prompt: str) -> str:
+def read_quote(prompt: str) -> str:
     """The text between the first two double quotes of ``prompt``, straight or curly.
 
     Raises:
         ValueError: there is none.
 
-    >>> quoted('a sign that says "OPEN" in red')
+    >>> read_quote('a sign that says "OPEN" in red')
     'OPEN'
     """
     match = re.search(r'["“”]([^"“”]*\S[^"“”]*)["“”]', prompt)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .._guard import Guard
-from .._http import check_address, in_thread, listen, need_extra, server_of, url_of
+from .._http import check_address, listen, need_extra, run_in_thread, server_of, url_of
 from .._media import read_picture
 from .._values import cut
 from . import Reward, RewardError, name_of, score_pictures
@@ -78,7 +78,7 @@ def serve(
         places=places,
         patience=patience,
     )
-    with listen(host, port) as listening, in_thread(server_of(app), listening):
+    with listen(host, port) as listening, run_in_thread(server_of(app), listening):
         yield url_of(listening)
 
 
@@ -129,7 +129,7 @@ def make_app(
     async def score(request: Request) -> JSONResponse:
         """Score pictures: the protocol is in lidar_sampling.rewards.service."""
         body = await request.body()
-        status, content = await asyncio.to_thread(_scored, served, body, pixels, seconds)
+        status, content = await asyncio.to_thread(_answer, served, body, pixels, seconds)
         return JSONResponse(content, status)
 
     @app.get("/healthz")
@@ -154,12 +154,12 @@ def make_app(
     return app
 
 
-def _scored(
+def _answer(
     served: dict[str, tuple[Reward, threading.Lock]], body: bytes, pixels: int, seconds: Any
 ) -> tuple[int, dict[str, Any]]:
     """Return the status and content of the answer to a request."""
     try:
-        reward, lock, pictures, prompts = _read(served, json.loads(body), pixels)
+        reward, lock, pictures, prompts = _read_request(served, json.loads(body), pixels)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         return 400, {"error": f"{type(error).__name__}: {error}"}
     try:
@@ -173,7 +173,7 @@ def _scored(
         return 500, {"error": f"{type(error).__name__}: {error}"}
 
 
-def _read(
+def _read_request(
     served: dict[str, tuple[Reward, threading.Lock]], request: Any, pixels: int
 ) -> tuple[Reward, threading.Lock, list[Tensor], list[str]]:
     if not isinstance(request, dict):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ._language import DIGITS, first_tokens, load_model, load_processor, log_probability, next_logits
-from ._weights import Source, name_of
+from ._weights import Source, name_with_source
 
 Pairs = list[tuple[str, str]]
 
@@ -73,7 +73,7 @@ class SoftTIFA:
         if not questions:
             raise ValueError(f"{MEANS[mean]} needs GenEval 2's file of questions: {MEANS[mean]}:geneval2_data.jsonl")
         source: Any = model or REGISTRY["vqascore"].published
-        self.name = name_of(MEANS[mean], questions)
+        self.name = name_with_source(MEANS[mean], questions)
         self._mean, self._file = mean, str(questions)
         self._questions = read_questions(questions)
         self._processor = load_processor(source)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._language import Answer, load_model, load_processor, make_greedy, write_answers
-from ._weights import Source, name_of
+from ._weights import Source, name_with_source
 
 QUESTION = """\
 You are presented with a generated image and its associated text caption. \
@@ -70,7 +70,7 @@ class UnifiedReward:
     ) -> None:
         if aspect is not None and aspect not in ASPECTS:
             raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, or None for their mean, got {aspect!r}")
-        self.name = name_of(f"unified-reward-{aspect}" if aspect else "unified-reward", model)
+        self.name = name_with_source(f"unified-reward-{aspect}" if aspect else "unified-reward", model)
         self.aspect = aspect
         self._processor = load_processor(model)
         self._model = load_model(model, device=device, dtype=dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .._hub import Published
 from .._media import FPS
 from ._qwen_head import PIXELS, Reader, checkpoint
-from ._weights import Source, name_of, where
+from ._weights import Source, name_with_source, where
 
 QWEN2_VL_2B = Published(
     "Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", revision="895c3a49bc3fa70a340399125c650a463535e71c"
@@ -108,7 +108,7 @@ class VideoReward:
         if not fps > 0:
             raise ValueError(f"fps must be positive, got {fps}")
         self.dimension, self.fps = dimension, fps
-        self.name = name_of("video-reward", model) + ("" if dimension == "overall" else f"-{dimension}")
+        self.name = name_with_source("video-reward", model) + ("" if dimension == "overall" else f"-{dimension}")
         origin = where(model)[0]
         weights, heads = checkpoint(model, "model.pth")
         weights = merge_lora(weights, lora_alpha, dtype, origin=origin)
@@ -138,7 +138,7 @@ class VideoReward:
         if len(images) != len(prompts):
             raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
         self.check(prompts)
-        patches, grids = self._see(images[:, frames_read(images.shape[1], self.fps)])
+        patches, grids = self._see(images[:, choose_frames(images.shape[1], self.fps)])
         contents = [
             [{"type": "video"}, {"type": "text", "text": TEMPLATE.replace("{text_prompt}", prompt)}]
             for prompt in prompts
@@ -164,10 +164,10 @@ class VideoReward:
         return parts.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(0, 2), grids
 
 
-def frames_read(count: int, fps: float) -> Tensor:
+def choose_frames(count: int, fps: float) -> Tensor:
     """Return which of ``count`` frames are read: evenly spaced, two a second, an even number from 4 to 768.
 
-    >>> frames_read(33, 16.0), frames_read(1, 16.0)
+    >>> choose_frames(33, 16.0), choose_frames(1, 16.0)
     (tensor([ 0, 11, 21, 32]), tensor([0]))
     """
     most = min(768, count) // 2 * 2

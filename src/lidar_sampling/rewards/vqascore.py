@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._language import DIGITS, load_model, load_processor, log_probability, next_logits
 from ._language import answer_tokens as answer_tokens
-from ._weights import Source, name_of
+from ._weights import Source, name_with_source
 
 QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
 COUNT = "How many {text} are in the image? Answer in one word."
@@ -54,11 +54,11 @@ class VQAScore:
     ) -> None:
         if "{text}" not in question:
             raise ValueError(f"the question must have {{text}} where the prompt belongs, got {question!r}")
-        self.name = name_of("vqascore", model)
+        self.name = name_with_source("vqascore", model)
         self._question = question
         self._processor = load_processor(model)
         tokenizer = self._processor.tokenizer
-        self._yes = answer_tokens(tokenizer, *_written("yes" if answer is None else answer))
+        self._yes = answer_tokens(tokenizer, *_spellings("yes" if answer is None else answer))
         self._no = answer_tokens(tokenizer, "no") if answer is None else None
         self._model = load_model(model, device=device, dtype=dtype)
         self.networks = [self._model]
@@ -75,10 +75,10 @@ class VQAScore:
         return torch.sigmoid(yes - no)
 
 
-def _written(answer: str) -> list[str]:
+def _spellings(answer: str) -> list[str]:
     """Return ``answer``, and the other way to write it if it is a number from one to ten.
 
-    >>> _written("yes"), _written("four"), _written("4")
+    >>> _spellings("yes"), _spellings("four"), _spellings("4")
     (['yes'], ['four', '4'], ['4', 'four'])
     """
     other = {**DIGITS, **{digits: word for word, digits in DIGITS.items()}}.get(answer.lower())

@@ -20,4 +20,4 @@ from .local import run as run
 from .local import share as share
 from .local import task_of as task_of
 from .local import work as work
-from .worker import load as load
+from .worker import load_sampler as load_sampler

@@ -36,7 +36,7 @@ class Banks:
         """Return the number of the unit's prompt."""
         return unit
 
-    def finished(self, unit: int) -> Record | None:
+    def find_record(self, unit: int) -> Record | None:
         """Return None: only drawing tells which file a bank is, and one that is there is not drawn again."""
         return None
 
@@ -48,7 +48,7 @@ class Banks:
         """Draw and keep the bank of one prompt, or find it in the store."""
         (unit,) = group
         prompt = self.job.text(unit)
-        (bank,), cost = lidar.looked([prompt], self.job.seeds[0])
+        (bank,), cost = lidar.draw_banks([prompt], self.job.seeds[0])
         file = self.store.path(prompt, bank.key)
         self._files += [file] if file.exists() else []  # some banks cannot be kept, of which a warning told
         rewards = {
@@ -64,7 +64,7 @@ class Banks:
         """Return the network evaluations that a unit will cost, unless the store has it."""
         return 1.0
 
-    def said(self, unit: int) -> str:
+    def describe(self, unit: int) -> str:
         """Return what a person calls a unit."""
         return self.job.text(unit)
 

@@ -114,7 +114,7 @@ class Comparison:
         """Return the number of the unit's prompt."""
         return unit.number
 
-    def finished(self, unit: Unit) -> Line | None:
+    def find_record(self, unit: Unit) -> Line | None:
         """Return the line that is there, whoever drew it."""
         found = self._line_of(unit)
         if found is None and self._seen != self._sizes():  # others write too, and be it to the file of this process
@@ -133,7 +133,7 @@ class Comparison:
         drawn = method.draw(lidar, [metadata["prompt"]], images=self.images, seed=unit.seed)
         result = lidar.judge(drawn, [metadata])
         line = {**_line(lidar, result, metadata, unit.seed, unit.method), "drawn_by": self._drawn_by[unit.method]}
-        if (theirs := self.finished(unit)) is not None:  # the same seed gives the same samples
+        if (theirs := self.find_record(unit)) is not None:  # the same seed gives the same samples
             return [theirs]
         check_kept(self.out)
         place = f"pictures/{unit.number:05d}/{unit.method.replace('/', '-')}"
@@ -161,13 +161,13 @@ class Comparison:
             )
         return self._evaluations[unit.method]
 
-    def said(self, unit: Unit) -> str:
+    def describe(self, unit: Unit) -> str:
         """Return what a person calls a unit."""
         return f"{unit.method}: {self.prompts[unit.number]['prompt']}"
 
     def complete(self, rank: int, number: int) -> bool:
         """Return whether all lines are there, whoever drew them."""
-        return all(self.finished(unit) is not None for unit in self.units)
+        return all(self.find_record(unit) is not None for unit in self.units)
 
     def abandon(self) -> None:
         """Leave the folder as it is: lines of the same run may be added at any time."""

@@ -117,7 +117,7 @@ class Folder:
                 (self.path / "run.json").unlink()
                 self.path.rmdir()
 
-    def finished(self, index: int, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
+    def find_record(self, index: int, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
         """Return what :meth:`put` wrote for prompt ``index``; None if it is to be drawn, or drawn again.
 
         Args:
@@ -128,7 +128,7 @@ class Folder:
         Raises:
             ValueError: the numbers are damaged; the message names the file.
         """
-        return read_finished(self.path, place_of(index, self.count), prompt, methods)
+        return read_record(self.path, place_of(index, self.count), prompt, methods)
 
     def put(
         self,
@@ -143,7 +143,7 @@ class Folder:
 
         Each picture says how ``job`` drew it, and goes by its place among the samples that the Job counts.
 
-        What is in the prompt's folder, which :meth:`finished` refused, is replaced. Where another process has
+        What is in the prompt's folder, which :meth:`find_record` refused, is replaced. Where another process has
         finished the prompt in the meantime, its numbers are returned: the same seed gives the same samples.
 
         Raises:
@@ -209,7 +209,7 @@ class Folder:
     def _theirs(self, index: int, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the numbers of a prompt that another process has finished."""
         with suppress(ValueError):  # damaged: it is replaced
-            return self.finished(index, entry["prompt"], entry["methods"])
+            return self.find_record(index, entry["prompt"], entry["methods"])
         return None
 
 
@@ -232,7 +232,7 @@ def place_of(index: int, count: int) -> str:
     return f"{index:05d}" if count <= MOST_FLAT else f"{index // 1000:04d}/{index:07d}"
 
 
-def read_finished(out: Path, name: str, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
+def read_record(out: Path, name: str, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
     """Return the numbers of the prompt in the folder ``name`` of ``out``; None if they are not all there.
 
     Raises:

@@ -32,7 +32,7 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
         lidar: the sampler.
         **more: what else decides, such as ``images`` or ``seed``.
     """
-    taken = lidar.taken(lidar.arguments())
+    taken = lidar.settings_for(lidar.arguments())
     settings = {name: value for name, value in asdict(taken).items() if name != "source"}
     if settings["noise"] is None:  # as in runs of versions that did not know it
         del settings["noise"]
@@ -44,7 +44,7 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
             **settings,
             "precision": str(lidar.pipe.dtype).removeprefix("torch."),
             "solver": _solver(lidar.solver),
-            "call": _told(_unusual(lidar), "call"),
+            "call": _contents_or_why(_unusual(lidar), "call"),
             "reward": {"name": name_of(reward), **mixed},
             "judges": {name_of(judge): short(judge) for judge in (*lidar.parts, *lidar.metrics)},
             "preview": [None if lidar.preview is None else short(lidar.preview), lidar.rescore],
@@ -69,7 +69,7 @@ def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: 
     if before != now:
         field, old, new = difference(before, now)
         raise ValueError(
-            f"{place} was {verb} with {field or 'identity'}={_shown(old)}, now it is {_shown(new)}: {mend}"
+            f"{place} was {verb} with {field or 'identity'}={_spell(old)}, now it is {_spell(new)}: {mend}"
         )
 
 
@@ -91,10 +91,10 @@ def read_json(
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {mend}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds {_shown(found)}, not a JSON object): {mend}")
+        raise ValueError(f"{path} is damaged (it holds {_spell(found)}, not a JSON object): {mend}")
     for field, kind in (needs or {}).items():
         if not isinstance(found.get(field), kind):
-            told = f"its {field!r} is {_shown(found[field])}" if field in found else f"it has no {field!r}"
+            told = f"its {field!r} is {_spell(found[field])}" if field in found else f"it has no {field!r}"
             raise ValueError(f"{path} is damaged ({told}): {mend}")
     return found
 
@@ -132,7 +132,7 @@ def _solver(solver: Solver) -> dict[str, Any]:
         own[str(solver.kind)] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     elif solver.kind == "pipeline" and hasattr(weights, "components"):
         own["pipeline"] = _model(weights)
-    return {name: _told(value, name) for name, value in own.items()}
+    return {name: _contents_or_why(value, name) for name, value in own.items()}
 
 
 def _model(pipe: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _model(pipe: Any) -> dict[str, Any]:
         return {"class": type(pipe).__name__, "name": str(pipe.config.get("_name_or_path") or "")}
 
 
-def _told(value: Any, name: str) -> Any:
+def _contents_or_why(value: Any, name: str) -> Any:
     try:
         return contents(value, name)
     except OpaqueError as error:
@@ -159,7 +159,7 @@ def short(value: Any) -> str:
         return type(value).__qualname__
 
 
-def _shown(value: Any) -> str:
+def _spell(value: Any) -> str:
     return cut(repr(value), 120)
 
 

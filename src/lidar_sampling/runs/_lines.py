@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .._files import naming
+from .._files import name_path
 
 Line = dict[str, Any]
 
@@ -56,7 +56,7 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
             if not text.strip():
                 continue
             try:
-                line = _parsed(text)
+                line = _parse(text)
                 if line is not None:
                     check(line)
                     lines.append(line)
@@ -133,7 +133,7 @@ def append(path: Path, line: Line) -> range:
     the look at what is there and the write.
     """
     content = json.dumps(line).encode() + b"\n"
-    with naming(path), path.open("ab+", buffering=0) as file, _alone(file):
+    with name_path(path), path.open("ab+", buffering=0) as file, _alone(file):
         begin = file.seek(0, os.SEEK_END)
         if begin > 0:
             file.seek(-1, os.SEEK_END)
@@ -158,7 +158,7 @@ def _alone(file: FileIO) -> Iterator[None]:
     yield  # the end of the file lets go
 
 
-def _parsed(text: bytes) -> Line | None:
+def _parse(text: bytes) -> Line | None:
     """Return a line; None for the beginning of one that was cut off.
 
     Raises:

@@ -15,13 +15,13 @@ from typing import Any
 from .._bank import BankError, BankStore, LookaheadBank
 from .._contents import contents, digest
 from .._cost import Cost
-from .._files import write_json, writing
+from .._files import open_whole, write_json
 from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Guided
 from ..methods import load as load_method
 from ..rewards import name_of
-from ._folder import Folder, place_of, read_finished
+from ._folder import Folder, place_of, read_record
 from ._grid import draw_grid
 from ._identity import identity, read_json
 from ._summary import Means, cost_of, versions
@@ -55,7 +55,7 @@ class Pictures:
             drawn_by = {
                 prompt: [digest(bank.samples), contents(dict(bank.rewards))] for prompt, bank in self._banks.items()
             }
-        for some in _batched(map(job.line, self.units), MOST_ENTRIES):
+        for some in _batch(map(job.line, self.units), MOST_ENTRIES):
             lidar.check_prompts(some)
         self.lidar = lidar.with_prompts(job.texts()).with_only(job.only).with_bank_seed(job.bank_seed)
         self.together = max(1, lidar.batch_size // len(job.only or range(job.images)))
@@ -69,7 +69,7 @@ class Pictures:
         self.folder = Folder(
             self.out,
             {**job.to_json(), "settings": asdict(lidar.settings)},
-            identity=identity(self.lidar, prompts=_told(job), **how),
+            identity=identity(self.lidar, prompts=_identify_prompts(job), **how),
             resume=resume,
             overwrite=overwrite,
             shared=shared,
@@ -80,10 +80,10 @@ class Pictures:
         """Return the number of the unit's prompt."""
         return unit
 
-    def finished(self, unit: int) -> Record | None:
+    def find_record(self, unit: int) -> Record | None:
         """Return the entry of a prompt that is there, whoever drew it."""
         name = place_of(unit, len(self.units))
-        return read_finished(self.out, name, self.job.text(unit), self.job.methods)
+        return read_record(self.out, name, self.job.text(unit), self.job.methods)
 
     def fits(self, group: Sequence[int], unit: int) -> bool:
         """Return whether a prompt can be drawn together with others: never one twice."""
@@ -113,7 +113,7 @@ class Pictures:
             self._evaluations = sum(cost.network_evaluations for cost in costs)
         return self._evaluations
 
-    def said(self, unit: int) -> str:
+    def describe(self, unit: int) -> str:
         """Return what a person calls a unit."""
         return self.job.text(unit)
 
@@ -144,7 +144,7 @@ class Pictures:
         many, file = len(self.units) > MOST_ENTRIES, self.out / "entries.jsonl"
         means = {name: Means() for name in self.job.methods}
         first: list[Record] = []
-        with writing(file) if many else nullcontext() as lines:
+        with open_whole(file) if many else nullcontext() as lines:
             for entry in self._entries():
                 for name, mean in means.items():
                     mean.add(entry[name])
@@ -165,7 +165,7 @@ class Pictures:
         try:
             if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # there is no picture of a sound
                 grid = draw_grid(self.out, first)
-                with writing(self.out / "grid.png") as content:
+                with open_whole(self.out / "grid.png") as content:
                     grid.save(content, format="PNG")
         except Exception as error:  # the pictures and their numbers are there
             _log.warning("grid.png was left out: %s", " ".join(str(error).split()))
@@ -173,9 +173,9 @@ class Pictures:
 
     def _entries(self) -> Iterator[Record]:
         for unit in self.units:
-            entry = self.finished(unit)
+            entry = self.find_record(unit)
             if entry is None:
-                raise ValueError(f"{self.out} does not hold {self.said(unit)!r} of this run: finish it first")
+                raise ValueError(f"{self.out} does not hold {self.describe(unit)!r} of this run: finish it first")
             yield entry
 
 
@@ -198,7 +198,7 @@ def draw_judged(
     for name in reversed(job.methods):
         method: Any = load_method(name)
         if banks is not None and isinstance(method, Guided):
-            drawn = method.sampler(lidar).guided(texts, job.images, job.seeds[0], banks)
+            drawn = method.sampler(lidar).draw_guided(texts, job.images, job.seeds[0], banks)
         else:
             drawn = method.draw(lidar, texts, images=job.images, seed=job.seeds[0])
         results[name] = lidar.judge(drawn, lines).split()
@@ -216,7 +216,7 @@ def _told_apart(job: Job) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _told(job: Job) -> Any:
+def _identify_prompts(job: Job) -> Any:
     """Return what tells the prompts of a run from those of another: the prompts, or of many a digest."""
     if len(job) <= MOST_ENTRIES:
         return job.lines()
@@ -242,7 +242,7 @@ def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
                 )
 
 
-def _batched(lines: Iterable[Record], size: int) -> Iterator[list[Record]]:
+def _batch(lines: Iterable[Record], size: int) -> Iterator[list[Record]]:
     lines = iter(lines)
     while some := list(islice(lines, size)):
         yield some

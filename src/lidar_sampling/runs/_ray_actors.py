@@ -24,7 +24,7 @@ from ._levers import read_levers
 from ._machine import device_of
 from .job import Job
 from .local import draw_each, in_groups, task_of
-from .worker import load, on_this_machine
+from .worker import load_sampler, on_this_machine
 
 ANSWER = 600  # seconds that a judge may take for a batch
 
@@ -73,7 +73,7 @@ class Worker:
                 f"{self._out} on {socket.gethostname()} is another folder than the driver's: "
                 "choose an --out on a disk that all hosts share"
             )
-        lidar = load(job, judges={name: RayReward(**how) for name, how in self._judges.items()})
+        lidar = load_sampler(job, judges={name: RayReward(**how) for name, how in self._judges.items()})
         lidar.overlap = lidar.overlap or bool(self._judges)
         self.task = task_of(job, self._out, rank=self._rank)
         self.task.begin(lidar, shared=True)
@@ -113,7 +113,7 @@ class Judge:
         Raises:
             OSError, ValueError: the reward cannot be loaded, or refuses a prompt.
         """
-        reward = self._loaded()
+        reward = self._load()
         check_prompts(reward, Job.from_json(job).lines())
         return {
             "name": name_of(reward),
@@ -127,9 +127,9 @@ class Judge:
         images = torch.tensor(pictures)  # what comes from Ray's store is read-only
         with torch.no_grad():
             seen = images.float() / 255 if images.dtype == torch.uint8 else images
-            return torch.as_tensor(ask(self._loaded(), images=seen, prompts=prompts)).float().cpu().numpy()
+            return torch.as_tensor(ask(self._load(), images=seen, prompts=prompts)).float().cpu().numpy()
 
-    def _loaded(self) -> Any:
+    def _load(self) -> Any:
         if self._reward is None:  # also after Ray started the process again
             quieten()
             levers, device = read_levers(self._fast), device_of(self._device)

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 
-from .._geneval import with_asked
+from .._geneval import with_requirements
 from .._prompts import check_prompt, read_prompts
 from .._settings import GLYPH, Settings, preset
 from .._values import accepts, spelt
@@ -100,7 +100,7 @@ class Job:
     def __post_init__(self) -> None:
         from ..rewards import read_mixture
 
-        object.__setattr__(self, "prompts", _checked(self.prompts))
+        object.__setattr__(self, "prompts", _check_prompts(self.prompts))
         for name in ("metrics", "methods", "only", "seeds", "banks"):
             if isinstance(value := getattr(self, name), list | range):
                 object.__setattr__(self, name, tuple(value))
@@ -192,7 +192,7 @@ class Job:
         read in the text.
         """
         prompt = self._prompts[index]
-        return with_asked({"prompt": prompt} if isinstance(prompt, str) else prompt)
+        return with_requirements({"prompt": prompt} if isinstance(prompt, str) else prompt)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all prompts with what they ask for."""
@@ -230,7 +230,7 @@ def text_of(prompt: str | Mapping[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else prompt["prompt"]
 
 
-def _checked(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
+def _check_prompts(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
     """Return prompts, each checked; one with nothing but a text is its text, which takes less memory."""
     if isinstance(prompts, str | Path):
         prompts = read_prompts(prompts)
@@ -292,9 +292,9 @@ def _check_drawing(job: Job) -> None:
             raise ValueError(f"unknown setting {name!r}; {hint}")
     replace(found, **job.settings)  # checks types and ranges
     if (solver := job.settings.get("lookahead")) is not None:
-        from ..solvers import load
+        from ..solvers import load as load_solver
 
-        load(solver)
+        load_solver(solver)
 
 
 def _check_methods(job: Job) -> None:

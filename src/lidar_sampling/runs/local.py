@@ -25,7 +25,7 @@ from ._comparison import Comparison
 from ._pictures import Pictures
 from ._shards import check_shard, order
 from .job import Job
-from .worker import load, on_this_machine
+from .worker import load_sampler, on_this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Task(Protocol):
     def index(self, unit: Any) -> int:
         """Return the number of the unit's prompt."""
 
-    def finished(self, unit: Any) -> Record | None:
+    def find_record(self, unit: Any) -> Record | None:
         """Return the record of a unit that is there, whoever drew it."""
 
     def fits(self, group: Sequence[Any], unit: Any) -> bool:
@@ -69,7 +69,7 @@ class Task(Protocol):
     def evaluations(self, unit: Any, lidar: LiDAR) -> float:
         """Return the network evaluations that a unit will cost."""
 
-    def said(self, unit: Any) -> str:
+    def describe(self, unit: Any) -> str:
         """Return what a person calls a unit."""
 
     def complete(self, rank: int, number: int) -> bool:
@@ -172,7 +172,7 @@ def run(
     check_writable(out)
     job = on_this_machine(job)
     task = task_of(job, out, rank=shard[0])
-    task.begin(lidar or load(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
+    task.begin(lidar or load_sampler(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)
     cost = Cost()
     banks: list[Record] = []
     try:
@@ -227,7 +227,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
     """Do as :func:`work` does, and say of each unit whether it was drawn now."""
     todo = []
     for unit in units:
-        if (record := task.finished(unit)) is None:
+        if (record := task.find_record(unit)) is None:
             todo.append(unit)
         else:
             yield unit, record, False
@@ -235,7 +235,9 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
     lidar = task.lidar if tell is None else task.lidar.with_progress(pace.step)
     failed: list[tuple[Any, Exception]] = []
     for group in in_groups(task, todo):
-        there = [(unit, record) for unit in group if (record := task.finished(unit)) is not None]  # others drew them
+        there = [
+            (unit, record) for unit in group if (record := task.find_record(unit)) is not None
+        ]  # others drew them
         pace.skip([unit for unit, _ in there])
         for unit, record in there:
             group.remove(unit)
@@ -248,16 +250,16 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
         for unit, outcome in outcomes:
             if isinstance(outcome, Exception):
                 failed.append((unit, outcome))
-                _log.warning("%r is left out: %s", task.said(unit), outcome)
+                _log.warning("%r is left out: %s", task.describe(unit), outcome)
         pace.end(drawn)
         for unit, record in drawn:
             yield unit, record, True
         if len(failed) >= _MOST_FAILED and pace.drawn == 0:
             break
     if failed:
-        (unit, error), missing = failed[0], sum(task.finished(unit) is None for unit in units)
+        (unit, error), missing = failed[0], sum(task.find_record(unit) is None for unit in units)
         raise type(error)(
-            f"{missing} of {len(units)} prompts are not in {task.out}, first {task.said(unit)!r}: {error}"
+            f"{missing} of {len(units)} prompts are not in {task.out}, first {task.describe(unit)!r}: {error}"
         ) from error
 
 
@@ -301,14 +303,14 @@ class _Pace:
     def begin(self, group: Sequence[Any]) -> None:
         """Say which units come next."""
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        self.what, self._since = self.task.said(group[0]) + more, time.monotonic()
+        self.what, self._since = self.task.describe(group[0]) + more, time.monotonic()
         self.step("", 0, 1)
 
     def step(self, phase: str, done: float, total: int) -> None:
         """Say how far the units under way are."""
         if self.tell is not None:
             part = done / total if total else 0.0
-            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.left()))
+            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.seconds_left()))
 
     def end(self, drawn: Sequence[tuple[Any, Record]]) -> None:
         """Count units that were drawn together."""
@@ -325,7 +327,7 @@ class _Pace:
         self._left -= sum(map(self._of, units))
         self.step("", 0, 1)
 
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Return the seconds that are left, as far as what was drawn tells."""
         if not self._behind:
             return None

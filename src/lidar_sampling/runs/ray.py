@@ -115,7 +115,7 @@ def run(
         if gpus == 0 and job.device is None:
             job = replace(job, device="cpu")
         crew = _Crew(ray, job, folder, gpus=gpus, judge_gpus=judge_gpus, workers=workers, tell=tell)
-        with crew.signed():
+        with crew.sign_in():
             crew.work()
     return crew.outcome()
 
@@ -148,10 +148,10 @@ class _Crew:
         self.total, self.seen, self.done, self.drawn = len(self.task.units), 0, 0, 0
         self.cost = Cost()
         self.again: deque[list[int]] = deque()
-        self.rest = self._missing()
+        self.rest = self._find_missing()
         if job.task == "compare":  # its lines are read once, and not again after each that is added
             missing = list(self.rest)
-            self.seen, self.rest = self.total - len(missing), self._counted(missing)
+            self.seen, self.rest = self.total - len(missing), self._count_seen(missing)
         self.blamed: dict[int, int] = {}
         self.failed: dict[int, str] = {}
         self.begun = False  # whether a worker has taken the folder
@@ -180,7 +180,7 @@ class _Crew:
         self.named, self.judge_gpus, self.nodes = named, judge_gpus, nodes
 
     @contextmanager
-    def signed(self) -> Iterator[None]:
+    def sign_in(self) -> Iterator[None]:
         """Keep a file in the folder by which workers know it while the block runs; leave no empty folder behind."""
         self.out.mkdir(parents=True, exist_ok=True)
         try:
@@ -200,11 +200,11 @@ class _Crew:
         if self.judge_gpus is not None:
             self._place_judges(self.judge_gpus)
         while True:
-            while len(self.hired) < min(self.wanted, max(self._left(), 0 if self.begun else 1)):
+            while len(self.hired) < min(self.wanted, max(self._count_left(), 0 if self.begun else 1)):
                 self._hire()
             self._give()
             self._say()  # now, since between an answer and the next group a worker has nothing
-            if self.begun and not self._left():
+            if self.begun and not self._count_left():
                 break
             found, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=_TICK)
             if found:
@@ -220,32 +220,32 @@ class _Crew:
         sweep(self.out)
         if self.failed:
             first, *more = sorted(self.failed)
-            others = ", ".join(repr(self._said(number)) for number in more[: _NAMED - 1])
+            others = ", ".join(repr(self._describe(number)) for number in more[: _NAMED - 1])
             left = f", and {len(more) - _NAMED + 1} more" if len(more) >= _NAMED else ""
             missing = f"{self.total - self.done} of {self.total} prompts are not in {self.out}"
             raise (RewardError if self.by_reward else RuntimeError)(
-                f"{missing}, first {self._said(first)!r}: {self.failed[first]}"
+                f"{missing}, first {self._describe(first)!r}: {self.failed[first]}"
                 + (f"; also {others}{left}" if more else "")
             )
         extra = {"banks": [self.records[n] for n in sorted(self.records)]} if self.job.task == "look" else {}
         task = task_of(replace(self.job, dtype=self.dtype), self.out)
         return Outcome(task, True, task.collect(extra), self.cost)
 
-    def _missing(self) -> Iterator[int]:
+    def _find_missing(self) -> Iterator[int]:
         """Yield the numbers of units that are not there, one by one: of a million no list is made."""
         for number, unit in enumerate(self.task.units):
             self.seen += 1
-            if self.task.finished(unit) is None:
+            if self.task.find_record(unit) is None:
                 yield number
             else:
                 self.done += 1
 
-    def _counted(self, numbers: list[int]) -> Iterator[int]:
+    def _count_seen(self, numbers: list[int]) -> Iterator[int]:
         for number in numbers:
             self.seen += 1
             yield number
 
-    def _left(self) -> int:
+    def _count_left(self) -> int:
         return self.total - self.done - len(self.failed)
 
     def _place_judges(self, share: float) -> None:
@@ -352,7 +352,7 @@ class _Crew:
             if self.stillborn > 2 * self.wanted:
                 raise RuntimeError(f"{self.stillborn} workers were lost while they loaded, the last one: {reason}")
         for k, group in enumerate(groups):
-            there = {number: self.task.finished(self.task.units[number]) for number in group}
+            there = {number: self.task.find_record(self.task.units[number]) for number in group}
             for record in filter(None, there.values()):
                 self.done, self.drawn, self.cost = self.done + 1, self.drawn + 1, self.cost + self.task.cost(record)
             missing = [number for number, record in there.items() if record is None]
@@ -369,10 +369,10 @@ class _Crew:
 
     def _fail(self, number: int, problem: str) -> None:
         self.failed[number] = problem
-        _log.warning("%r is left out: %s", self._said(number), problem)
+        _log.warning("%r is left out: %s", self._describe(number), problem)
 
-    def _said(self, number: int) -> str:
-        return self.task.said(self.task.units[number])
+    def _describe(self, number: int) -> str:
+        return self.task.describe(self.task.units[number])
 
     def _say(self) -> None:
         """Tell how far the run is, and how long the rest takes at the pace of the last answers."""
@@ -380,12 +380,12 @@ class _Crew:
             return
         flying = [number for worker in self.hired for group in worker.flying.values() for number in group]
         ready = sum(worker.size > 0 for worker in self.hired)
-        what = self._said(min(flying)) + (f" and {len(flying) - 1} more" if flying[1:] else "") if flying else ""
+        what = self._describe(min(flying)) + (f" and {len(flying) - 1} more" if flying[1:] else "") if flying else ""
         phase = f"({ready} of {self.wanted} workers)" if ready else "starting workers"
         left = None
         if (made := sum(count for _, count in islice(self.pace, 1, None))) and self.pace:
             pace = made / (time.monotonic() - self.pace[0][0])
-            left = self._left() / pace
+            left = self._count_left() / pace
         part = self.done / self.total
         self.tell(Progress(self.done, self.total, what, phase, part, self.cost, left))
 

@@ -26,7 +26,7 @@ def on_this_machine(job: Job) -> Job:
     return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
 
 
-def load(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
+def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
     """Return the sampler that a Job describes; settings that it leaves open are the model's.
 
     Args:
@@ -43,7 +43,7 @@ def load(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = No
         check_writable(job.store, "--banks")
     quieten()
     levers, device = read_levers(job.fast), device_of(job.device)
-    call, given = _as_called(job.model, job.call), dict(judges or {})
+    call, given = _arguments_of(job.model, job.call), dict(judges or {})
     reward: Any = job.reward
     elsewhere = [given[name] for name in (reward if isinstance(reward, dict) else [reward]) if name in given]
     if isinstance(reward, dict):
@@ -79,7 +79,7 @@ def load(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = No
     return lidar
 
 
-def _as_called(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments_of(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with tuples where the pipeline wants them, which JSON does not have.
 
     Arguments that the pipeline does not take are refused before its weights are loaded, if its class can be told.

@@ -40,7 +40,7 @@ async def changes(order: Order, gone: asyncio.Event) -> AsyncIterator[bool]:
 
     leaving = asyncio.create_task(gone.wait())
     try:
-        with order.listening(wake):
+        with order.listen(wake):
             news = True
             while True:
                 version = order.version
@@ -109,7 +109,7 @@ def bank_view(bank: Bank, job: Job) -> dict[str, Any]:
 def pictures(desk: Desk, order: Order) -> dict[str, Any]:
     """Return the answer of OpenAI's face: the pictures of an order that is done, with ours beside them."""
     entry = order.result()[order.job.methods[-1]]
-    guiding = _guiding(desk, order)
+    guiding = _guide_of(desk, order)
     data = [
         {
             "b64_json": base64.b64encode((order.out / file).read_bytes()).decode(),
@@ -147,7 +147,7 @@ async def job_events(desk: Desk, order: Order, gone: asyncio.Event, *, previews:
             yield event("job", await asyncio.to_thread(job_view, desk, order))
             if previews and (glimpse := order.glimpse) is not None and glimpse is not seen:
                 seen = glimpse
-                shown = await asyncio.to_thread(_encoded, glimpse)
+                shown = await asyncio.to_thread(_encode, glimpse)
                 yield event("preview", {"phase": glimpse.phase, "step": glimpse.step, "b64_json": shown})
 
 
@@ -162,7 +162,7 @@ async def openai_events(desk: Desk, order: Order, gone: asyncio.Event, partial_i
             if glimpse is None or glimpse.phase != "sampling" or index >= partial_images:
                 continue
             if glimpse.step * (partial_images + 1) >= (index + 1) * glimpse.total:
-                (first,) = await asyncio.to_thread(_encoded, glimpse._replace(images=glimpse.images[:1]))
+                (first,) = await asyncio.to_thread(_encode, glimpse._replace(images=glimpse.images[:1]))
                 yield event(*_openai(order, "partial_image", first, partial_image_index=index))
                 index += 1
         if order.state != "done":
@@ -189,7 +189,7 @@ def _openai(order: Order, kind: str, picture: str, **more: Any) -> tuple[str, di
     return name, {"type": name, "b64_json": picture, "created_at": int(order.since), "size": size, **look, **more}
 
 
-def _encoded(glimpse: Glimpse) -> list[str]:
+def _encode(glimpse: Glimpse) -> list[str]:
     """Return samples under way as PNGs in base64."""
     found = []
     for image in glimpse.images:
@@ -221,6 +221,6 @@ def _bank_id(order: Order) -> str | None:
     return order.bank.id if order.bank is not None and order.bank.file.is_file() else None
 
 
-def _guiding(desk: Desk, order: Order) -> str | None:
+def _guide_of(desk: Desk, order: Order) -> str | None:
     lidar = desk.sampler(order.job)
     return None if lidar is None else name_of(lidar.reward)

@@ -57,16 +57,18 @@ def make_app(
     async def accept(request: Request, make: Callable[[], Any], *, live: bool = False) -> Order:
         """Accept the Job that a request asks for, off the loop: it is written down."""
 
-        def submitted() -> Order:
+        def submit() -> Order:
             job = make()
             if (lidar := desk.sampler(job)) is not None:
                 check_size(lidar, job.call)
             return desk.submit(job, client=request.scope["lidar.client"], live=live)
 
         desk.check_room(request.scope["lidar.client"])  # at once, whoever else is at work
-        return await asyncio.to_thread(submitted)
+        return await asyncio.to_thread(submit)
 
-    async def finished(request: Request, order: Order, seconds: float | None = None, *, cancels: bool = True) -> bool:
+    async def wait_for_end(
+        request: Request, order: Order, seconds: float | None = None, *, cancels: bool = True
+    ) -> bool:
         """Wait for the end of an order, which a client that goes away cancels; return whether it came."""
         try:
             async with asyncio.timeout(seconds):
@@ -79,10 +81,10 @@ def make_app(
                 await asyncio.to_thread(desk.cancel, order)
         return True
 
-    async def told(request: Request, order: Order, wait: int) -> Response:
+    async def answer(request: Request, order: Order, wait: int) -> Response:
         """Answer with a job, after its end if the client waits for it."""
         if wait:
-            await finished(request, order, wait)
+            await wait_for_end(request, order, wait)
         view = await asyncio.to_thread(answers.job_view, desk, order)
         return JSONResponse(view, 200 if order.ended else 202, {"location": f"/v1/jobs/{order.id}"})
 
@@ -115,7 +117,7 @@ def make_app(
             events = answers.openai_events(desk, order, request.scope["lidar.gone"], asked.partial_images or 0)
             return StreamingResponse(events, media_type="text/event-stream")
         try:
-            await finished(request, order)
+            await wait_for_end(request, order)
         except answers.LeftError:
             return _GONE
         if order.state != "done":
@@ -131,7 +133,7 @@ def make_app(
     )
     async def look(request: Request, asked: Look, wait: wait_of = 0) -> Response:
         """Draw a bank: the scored lookahead samples that guide pictures."""
-        return await told(request, await accept(request, lambda: catalog.look(asked)), wait)
+        return await answer(request, await accept(request, lambda: catalog.look(asked)), wait)
 
     @app.post(
         "/v1/images",
@@ -143,14 +145,14 @@ def make_app(
     async def draw(request: Request, asked: Draw, wait: wait_of = 0, previews: bool = False) -> Response:
         """Draw pictures that a bank guides."""
         order = await accept(request, lambda: catalog.draw(asked, desk.banks), live=previews)
-        return await told(request, order, wait)
+        return await answer(request, order, wait)
 
     @app.get("/v1/jobs/{id}", response_model=requests.JobView, responses=describe(404), dependencies=known)
     async def job(request: Request, id: str, wait: wait_of = 0) -> Response:
         """Say where a job is. One that is accepted stays known after a restart, if only as lost."""
         order = job_of(id)
         if wait:
-            await finished(request, order, wait, cancels=False)
+            await wait_for_end(request, order, wait, cancels=False)
         return JSONResponse(await asyncio.to_thread(answers.job_view, desk, order))
 
     @app.delete("/v1/jobs/{id}", response_model=requests.JobView, responses=describe(404), dependencies=known)

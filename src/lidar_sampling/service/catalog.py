@@ -71,14 +71,14 @@ class Catalog:
         limits = self.limits
         self._check_prompt(asked.prompt)
         _check_most("n", asked.n, limits.n, "members")
-        return self._made(
+        return self._make_job(
             self._job(asked.model, asked.reward),
             {
                 "task": "look",
                 "prompts": [asked.prompt],
                 "seeds": [self._seeds.of(asked.prompt, asked.seed)],
             },
-            settings=_given(n=asked.n, guidance_scale=asked.guidance_scale),
+            settings=_drop_unset(n=asked.n, guidance_scale=asked.guidance_scale),
             call=self._size(asked.size),
         )
 
@@ -92,7 +92,7 @@ class Catalog:
         _check_most("images", asked.images, self.limits.images, "images")
         _check_most("steps", asked.steps, self.limits.steps, "steps")
         prompt = base.text(0)
-        return self._made(
+        return self._make_job(
             base,
             {
                 "banks": [str(file)],
@@ -100,7 +100,7 @@ class Catalog:
                 "images": asked.images or self.base.images,
                 "seeds": [self._seeds.of(prompt, asked.seed)],
             },
-            settings=_given(scale=asked.scale, reward_scale=asked.strength, steps=asked.steps),
+            settings=_drop_unset(scale=asked.scale, reward_scale=asked.strength, steps=asked.steps),
         )
 
     def generation(self, asked: Generation, banks: Banks) -> Job:
@@ -116,7 +116,7 @@ class Catalog:
         _check_most("bank_size", asked.bank_size, limits.n, "members")
         if asked.method is not None:
             _check_name("method", asked.method, self.methods)
-        settings = _given(
+        settings = _drop_unset(
             n=asked.bank_size,
             scale=asked.scale,
             reward_scale=asked.strength,
@@ -131,7 +131,7 @@ class Catalog:
         }
         if asked.bank_id is None:
             call = self._size(asked.size)
-            return self._made(self._job(asked.model, asked.reward), how, settings=settings, call=call)
+            return self._make_job(self._job(asked.model, asked.reward), how, settings=settings, call=call)
         base, file = self._of_bank("bank_id", asked.bank_id, banks)
         if base.text(0) != asked.prompt:
             raise RefusedError("prompt", f"the bank is of {base.text(0)!r}, not of {asked.prompt!r}: draw one of it")
@@ -145,7 +145,7 @@ class Catalog:
                 raise RefusedError(name, f"{name} is that of the bank: leave out {name}, or leave out bank_id")
         if asked.reward is not None and self._job(asked.model, asked.reward).reward != base.reward:
             raise RefusedError("reward", "another reward scored the bank: leave out reward, or leave out bank_id")
-        return self._made(base, {**how, "banks": [str(file)]}, settings=settings)
+        return self._make_job(base, {**how, "banks": [str(file)]}, settings=settings)
 
     def _of_bank(self, field: str, name: str, banks: Banks) -> tuple[Job, Path]:
         """Return a Job with what a bank was drawn with, and the file of the bank.
@@ -189,7 +189,7 @@ class Catalog:
             raise RefusedError("size", text)
         return {"height": height, "width": width}
 
-    def _made(
+    def _make_job(
         self,
         base: Job,
         changes: dict[str, Any],
@@ -259,7 +259,7 @@ def check_size(lidar: Any, call: Mapping[str, Any]) -> None:
         raise RefusedError("size", text)
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def _drop_unset(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 

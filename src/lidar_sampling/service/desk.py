@@ -24,7 +24,7 @@ from .._forecast import Rates
 from .._sampler import LiDAR
 from ..runs import Job
 from .banks import Banks
-from .drawing import FAILS_ALONE, Drawing, StoppedError, fault_of, fits, noted
+from .drawing import FAILS_ALONE, Drawing, StoppedError, fault_of, fits, tell_warnings
 from .order import Fault, Order, State
 from .samplers import Samplers
 from .shelf import Shelf
@@ -240,7 +240,7 @@ class Desk:
         for order in group:
             order.tell(state="running")
         try:
-            with noted(lambda text: _note(group, text)):
+            with tell_warnings(lambda text: _note(group, text)):
                 Drawing(group, self.seconds).draw(self._samplers, self.banks)
         except FAILS_ALONE as error:
             if len(group) == 1:

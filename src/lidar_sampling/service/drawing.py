@@ -102,7 +102,7 @@ class Drawing:
         method = load_method(self.job.methods[-1])
         found: list[LookaheadBank] | None = None
         if self.job.banks:
-            found = [self._given(order, banks) for order in self.orders]
+            found = [self._load_bank(order, banks) for order in self.orders]
         elif isinstance(method, Guided):
             found = self._look(method.sampler(lidar), banks)
         if self.job.task == "look":
@@ -111,7 +111,7 @@ class Drawing:
             lidar = lidar.with_live_preview(self.show, every=max(1, lidar.settings.steps // _GLIMPSES))
         self._put(lidar, found)
 
-    def _given(self, order: Order, banks: Banks) -> LookaheadBank:
+    def _load_bank(self, order: Order, banks: Banks) -> LookaheadBank:
         """Return the bank that an order names."""
         file = Path(order.job.banks[0])
         bank = LookaheadBank.load(file)
@@ -155,7 +155,7 @@ FAILS_ALONE = (RewardError, DivergedError)
 
 
 @contextmanager
-def noted(tell: Callable[[str], None]) -> Iterator[None]:
+def tell_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     """Tell what the library warns of in this thread."""
     logger, me = logging.getLogger("lidar_sampling"), threading.get_ident()
 

@@ -133,7 +133,7 @@ class Order:
             return self.version
 
     @contextmanager
-    def listening(self, listener: Callable[[], object]) -> Iterator[None]:
+    def listen(self, listener: Callable[[], object]) -> Iterator[None]:
         """Call ``listener`` in the thread that draws whenever more is known, within this block."""
         with self._changed:
             self._listeners.append(listener)

@@ -54,7 +54,7 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def handle(app: FastAPI, desk: Desk) -> None:
     """Let an app answer what goes wrong in one shape."""
 
-    def refused(request: Request, error: Exception) -> JSONResponse:
+    def answer_refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RefusedError)
         return JSONResponse(refusal(error.status, str(error), error.field), error.status)
 
@@ -79,18 +79,18 @@ def handle(app: FastAPI, desk: Desk) -> None:
             text, headers = f"no {request.method} of {path}: it takes {allowed}", {"allow": allowed}
         return JSONResponse(refusal(error.status_code, text), error.status_code, headers)
 
-    def removed(request: Request, error: Exception) -> JSONResponse:
+    def answer_removed(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(refusal(404, "it is not kept any more: ask for it again"), 404)
 
-    def gone(request: Request, error: Exception) -> JSONResponse:
+    def answer_gone(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({}, 499)  # nobody reads it
 
-    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(RefusedError, answer_refused)
     app.add_exception_handler(FullError, full)
-    app.add_exception_handler(LeftError, gone)
+    app.add_exception_handler(LeftError, answer_gone)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, other)
-    app.add_exception_handler(FileNotFoundError, removed)
+    app.add_exception_handler(FileNotFoundError, answer_removed)
 
 
 def _words(error: dict[str, Any], path: str) -> tuple[str | None, str]:

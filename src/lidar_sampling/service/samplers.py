@@ -11,7 +11,7 @@ from .._bank import BankStore
 from .._call import check_call
 from .._forecast import Rates
 from .._sampler import LiDAR
-from ..runs import Job, load
+from ..runs import Job, load_sampler
 
 _OF_PIPELINE = ("model", "variant", "preset", "call", "scheduler", "dtype", "fast", "device", "batch_size")
 _OF_SAMPLER = (*_OF_PIPELINE, "reward", "metrics")
@@ -34,7 +34,7 @@ class Samplers:
     def get(self, job: Job) -> LiDAR | None:
         """Return the sampler of a Job with its settings, if it is loaded."""
         lidar = self._loaded.get(_key(job, _OF_SAMPLER))
-        return None if lidar is None else _set(lidar, job)
+        return None if lidar is None else _with_settings(lidar, job)
 
     def load(self, job: Job) -> LiDAR:
         """Return the sampler of a Job with its settings; load what it needs, and let go of what was not used."""
@@ -44,13 +44,13 @@ class Samplers:
             whole = replace(
                 job, task="generate", settings={}, call=_call(job), store=None, banks=(), methods=("lidar",), only=()
             )
-            lidar = load(whole, pipe=same[0].pipe if same else None)
+            lidar = load_sampler(whole, pipe=same[0].pipe if same else None)
             lidar.store = self.store
             while len(self._loaded) >= self.most:
                 self._loaded.popitem(last=False)
             self._loaded[key] = lidar
         self._loaded.move_to_end(key)
-        return _set(self._loaded[key], job)
+        return _with_settings(self._loaded[key], job)
 
     def rates(self, job: Job) -> Rates | None:
         """Return how long things take with the sampler of a Job; None before that was measured."""
@@ -64,7 +64,7 @@ class Samplers:
         return lidar
 
 
-def _set(lidar: LiDAR, job: Job) -> LiDAR:
+def _with_settings(lidar: LiDAR, job: Job) -> LiDAR:
     """Return a loaded sampler with the settings and the size of a Job."""
     twin = lidar.with_settings(**job.settings).with_bank_seed(job.bank_seed)
     size = {name: value for name, value in job.call.items() if name in _SIZE}

@@ -30,7 +30,7 @@ class Shelf:
 
     def __init__(self, folder: Path, banks: Banks, most: int) -> None:
         self.folder, self.most = folder, most
-        self.orders: dict[str, Order] = {order.id: order for order in _left(folder, banks)}
+        self.orders: dict[str, Order] = {order.id: order for order in _read_orders(folder, banks)}
         self.counts: Counter[State] = Counter()  # of orders that ended since it was opened
         self._ended = deque(self.orders)
         self._last = max((int(name.split("-")[0]) for name in self.orders), default=0)
@@ -71,7 +71,7 @@ class Shelf:
                 shutil.rmtree(order.folder, ignore_errors=True)
 
 
-def _left(jobs: Path, banks: Banks) -> Iterator[Order]:
+def _read_orders(jobs: Path, banks: Banks) -> Iterator[Order]:
     """Yield the orders that an earlier desk accepted, oldest first; one that did not end is lost."""
     for folder in sorted(jobs.glob("*-*")):
         try:

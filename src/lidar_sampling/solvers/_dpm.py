@@ -1,4 +1,4 @@
-"""DPM-Solver++ on any model: the scheduler that solves in few steps what another scheduler was saved for."""
+"""DPM-Solver++ for any model, in the place of the scheduler that the model was saved with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FlowDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         timesteps: list[int] | None = None,
         sigmas: Any = None,
     ) -> None:
-        """As the parent; ``sigmas``, before the shift, that are not evenly spaced take the place of its own."""
+        """Set timesteps as the parent does; unevenly spaced ``sigmas``, before the shift, replace its own."""
         if sigmas is not None:
             num_inference_steps, timesteps = len(sigmas), None  # some hand over both
             if np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
@@ -59,7 +59,7 @@ def dpm_solver(scheduler: Any) -> Any:
     """Return the DPM-Solver++ for the model that ``scheduler`` belongs to.
 
     Raises:
-        ValueError: there is none for its kind of noise schedule.
+        ValueError: its kind of noise schedule has no DPM-Solver++.
     """
     config, name = scheduler.config, type(scheduler).__name__
     if config.get("invert_sigmas"):
@@ -81,13 +81,13 @@ def dpm_solver(scheduler: Any) -> Any:
             use_flow_sigmas=True,
             prediction_type="flow_prediction",
             flow_shift=shift,
-            # However the target spaces its levels: the solver would space those of a diffusion model, up to 157.
+            # Set for any spacing of the target: the solver's own would be that of a diffusion model, up to 157.
             final_sigmas_type="zero",
             **NO_SPACING,
             **_ODE,
         )
     if "beta_schedule" in config:
-        # The solver's own spacing: the one a scheduler was saved with is made for many steps.
+        # The solver's own spacing, because the one that a scheduler was saved with is made for many steps.
         return DPMSolverMultistepScheduler.from_config(
             config, timestep_spacing="linspace", thresholding=False, **_ODE
         )

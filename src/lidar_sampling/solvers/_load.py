@@ -1,6 +1,6 @@
 """From a solver's name to the pipeline that draws the lookahead samples.
 
-Weights of the target are never written to. A LoRA goes on a twin of the denoiser that shares its parameters, so it
+Nothing writes to the target's weights. A LoRA goes on a twin of the denoiser that shares its parameters, so it
 costs the memory of the adapter alone; a few-step denoiser stands beside the target's and shares all else; a few-step
 pipeline is loaded whole.
 """
@@ -51,7 +51,7 @@ _SCHEDULERS = {"own": None, "dpm": _dpm, "dpm-karras": _karras_dpm}
 
 
 def names() -> dict[str, list[Solver]]:
-    """The presets by name; one name may serve several families.
+    """Return the presets by name; one name may serve several families.
 
     >>> [solver.bases for solver in names()["lcm-lora:4"]]
     [('Stable Diffusion',), ('Stable Diffusion XL',)]
@@ -60,7 +60,7 @@ def names() -> dict[str, list[Solver]]:
 
 
 def base_of(pipe: Any) -> str:
-    """The family that ``pipe`` belongs to, as presets name it; the name of its class where they name none."""
+    """Return the family of ``pipe`` as presets name it, or else the name of its class."""
     for cls in type(pipe).__mro__:
         for prefix, family in _FAMILIES.items():
             if cls.__name__.startswith(prefix):
@@ -69,7 +69,7 @@ def base_of(pipe: Any) -> str:
 
 
 def load(name: str, pipe: Any = None) -> Solver:
-    """The solver called ``name``: ``dpm:N``, ``dpm:N-karras``, ``own:N``, or one of the presets.
+    """Return the solver called ``name``: ``dpm:N``, ``dpm:N-karras``, ``own:N``, or one of the presets.
 
     Args:
         name: its name; N is a number of steps, at least 1. With ``-unguided`` at its end ``dpm:N`` or ``own:N`` goes
@@ -104,7 +104,7 @@ def load(name: str, pipe: Any = None) -> Solver:
 
 
 def lookahead_pipeline(solver: Solver, pipe: Any) -> Any:
-    """The pipeline that ``solver`` draws with: ``pipe`` itself, a twin that shares its parts, or another.
+    """Return the pipeline that ``solver`` draws with: ``pipe`` itself, a twin that shares its parts, or another.
 
     Raises:
         ValueError: the target is offloaded, or the other model has no latent space in common with it.
@@ -124,7 +124,7 @@ def lookahead_pipeline(solver: Solver, pipe: Any) -> Any:
 
 
 @contextmanager
-def running(solver: Solver, pipe: Any) -> Iterator[None]:
+def use_solver(solver: Solver, pipe: Any) -> Iterator[None]:
     """Let ``pipe`` use the scheduler of ``solver`` inside the block."""
     own = pipe.scheduler
     pipe.scheduler = _scheduler(solver, own)
@@ -174,7 +174,7 @@ def _with_denoiser(solver: Solver, pipe: Any) -> Any:
 
 
 def _denoiser(solver: Solver, pipe: Any) -> tuple[str, Any]:
-    """The name and the module of the target's one denoiser, as it was before it was compiled."""
+    """Return the name and the module of the target's one denoiser, as it was before it was compiled."""
     found = denoisers(pipe)
     if len(found) != 1:
         raise ValueError(f"{solver.name} replaces one denoiser, and {type(pipe).__name__} has {len(found)}")
@@ -186,7 +186,7 @@ def _denoiser(solver: Solver, pipe: Any) -> tuple[str, Any]:
 
 
 def _twin(pipe: Any, changes: dict[str, Any]) -> Any:
-    """A pipeline of the same class and configuration with some components replaced."""
+    """Return a pipeline of the same class and configuration with some components replaced."""
     options = {name: value for name, value in pipe.config.items() if not name.startswith("_")}
     accepted = {name: value for name, value in options.items() if not isinstance(value, tuple | list)}
     return type(pipe)(**{**accepted, **pipe.components, **changes})

@@ -1,4 +1,4 @@
-"""What a few-step solver is."""
+"""The description of a few-step solver."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Solver:
         denoiser: weights of a few-step model with the target's architecture.
         pipeline: a few-step model of its own: a pipeline, or where one is published.
         bases: families it fits (:func:`base_of`); empty for every one.
-        note: what else a user should know.
+        note: anything else that a user should know.
 
     Example:
         >>> Solver("mine:4", steps=4, scheduler="LCMScheduler", guidance_scale=1.0).steps
@@ -80,7 +80,7 @@ class Solver:
         return getattr(self, self.kind) if self.kind else None
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the samples, as JSON values."""
+        """Return what decides the samples, as JSON values."""
         scheduler, weights = self.scheduler, self.weights
         if callable(scheduler):
             scheduler = scheduler.__qualname__
@@ -97,7 +97,7 @@ class Solver:
         }
 
     def arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of phase 1's pipeline call, from those of phase 2.
+        """Return the arguments of phase 1's pipeline call, from those of phase 2.
 
         Those that say how the target goes through its steps, such as ``timesteps``, stay with the target.
         """

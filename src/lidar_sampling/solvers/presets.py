@@ -1,4 +1,4 @@
-"""The few-step models that are known by name, as data: weights, scheduler, timesteps, guidance, bases and licence.
+"""The few-step models known by name, as data: weights, scheduler, timesteps, guidance, bases and licence.
 
 Settings are those of the named model cards and repositories, and of the paper's code where it uses the model
 (https://github.com/aailab-kaist/Diffusion-LiDAR-Sampling, lookahead_sampling.py). Licences are the model cards'. A

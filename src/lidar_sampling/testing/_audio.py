@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded, stir
+from ._build import stir, with_seed
 from ._language import qwen_3, qwen_tokenizer, roberta_tokenizer, t5_gemma
 from ._stable_diffusion import autoencoder
 from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 
-@seeded
+@with_seed
 def tiny_stable_audio() -> Any:
     """A ``StableAudioPipeline`` that makes stereo waveforms from latents (4, 16)."""
     from diffusers import (
@@ -58,7 +58,7 @@ def tiny_stable_audio() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_stable_audio_3() -> Any:
     """A ``StableAudio3Pipeline`` that makes stereo waveforms of a second at 16 Hz from latents (4, 8)."""
     from diffusers import AutoencoderSAME, FlowMatchEulerDiscreteScheduler, StableAudio3DiTModel, StableAudio3Pipeline
@@ -100,7 +100,7 @@ def tiny_stable_audio_3() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_ace_step() -> Any:
     """An ``AceStepPipeline`` that makes short stereo waveforms of prompts and lyrics."""
     from diffusers import (
@@ -149,7 +149,7 @@ def tiny_ace_step() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_audio_ldm_2() -> Any:
     """An ``AudioLDM2Pipeline`` that makes waveforms of one channel from spectrograms of latents (4, 4, 4)."""
     from diffusers import (

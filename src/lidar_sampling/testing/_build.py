@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def seeded(build: Callable[..., Any]) -> Callable[..., Any]:
+def with_seed(build: Callable[..., Any]) -> Callable[..., Any]:
     """Build with seed 0, put the random state back, and turn the progress bar off."""
 
     @functools.wraps(build)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded, stir
+from ._build import stir, with_seed
 from ._language import gemma_3, qwen_2_5_vl, qwen_tokenizer
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from ._video import wan_autoencoder
 
 
-@seeded
+@with_seed
 def tiny_mochi() -> Any:
     """A ``MochiPipeline``, whose noise levels count up; 7 frames of 16 x 16 pixels from latents (12, 2, 2, 2)."""
     from diffusers import (
@@ -56,7 +56,7 @@ class _Trusting:
         return True
 
 
-@seeded
+@with_seed
 def tiny_cosmos_25() -> Any:
     """A ``Cosmos2_5_PredictBasePipeline``; 5 frames of 16 x 16 pixels from latents (4, 2, 2, 2)."""
     from diffusers import (
@@ -96,7 +96,7 @@ def tiny_cosmos_25() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_hunyuan_video_15() -> Any:
     """A ``HunyuanVideo15Pipeline``, whose guidance is a guider's; 5 frames of 16 x 16 pixels from (4, 3, 4, 4).
 
@@ -148,7 +148,7 @@ def tiny_hunyuan_video_15() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_kandinsky_5() -> Any:
     """A ``Kandinsky5T2VPipeline``; asked for 5 frames of 16 x 16, it draws 3 of 8 x 8 from latents (2, 2, 2, 4)."""
     from diffusers import (
@@ -191,7 +191,7 @@ def tiny_kandinsky_5() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_ltx_2() -> Any:
     """An ``LTX2Pipeline``, which draws video and sound; at 32 x 32 pixels and 9 frames its latents are packed."""
     from diffusers import (

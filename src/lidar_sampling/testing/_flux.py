@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded
+from ._build import with_seed
 from ._language import mistral_3, qwen_tokenizer
 from ._stable_diffusion import autoencoder
 from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 
-@seeded
+@with_seed
 def tiny_flux_2() -> Any:
     """A ``Flux2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
     from diffusers import (
@@ -48,7 +48,7 @@ def tiny_flux_2() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_chroma() -> Any:
     """A ``ChromaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from ._build import seeded
+from ._build import with_seed
 from ._text import LETTERS, WIDTH
 
 _CHATS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -146,7 +146,7 @@ def llama(**changes: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**_language(**changes))).eval()
 
 
-@seeded
+@with_seed
 def tiny_llada_2() -> Any:
     """A ``LLaDA2Pipeline`` that writes bytes in blocks of 4; its language model is a Llama's, of two layers."""
     from diffusers import BlockRefinementScheduler, LLaDA2Pipeline

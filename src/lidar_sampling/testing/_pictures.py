@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded
+from ._build import with_seed
 from ._language import glm, llama, qwen_tokenizer
 from ._stable_diffusion import autoencoder
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer, gemma, gemma_tokenizer, t5_encoder, t5_tokenizer
@@ -17,7 +17,7 @@ _SHIFTED: dict[str, Any] = {
 }
 
 
-@seeded
+@with_seed
 def tiny_hidream() -> Any:
     """A ``HiDreamImagePipeline``; four encoders read its prompts.
 
@@ -57,7 +57,7 @@ def tiny_hidream() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_lumina_2() -> Any:
     """A ``Lumina2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it takes for 64 x 64."""
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
@@ -84,7 +84,7 @@ def tiny_lumina_2() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_cogview_4() -> Any:
     """A ``CogView4Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler

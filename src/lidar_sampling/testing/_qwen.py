@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ._build import seeded
+from ._build import with_seed
 from ._language import qwen_2_5_vl, qwen_3, qwen_processor, qwen_tokenizer
 from ._stable_diffusion import autoencoder
 from ._text import WIDTH
 
 
-@seeded
+@with_seed
 def tiny_qwen_image(cls: type | None = None) -> Any:
     """A ``QwenImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
 
@@ -60,7 +60,7 @@ def tiny_qwen_image(cls: type | None = None) -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_qwen_image_edit(cls: type | None = None) -> Any:
     """A ``QwenImageEditPipeline`` that draws 64 x 64 pixels from latents (4, 2, 2), packed to (1, 16).
 
@@ -91,7 +91,7 @@ def tiny_qwen_image_edit(cls: type | None = None) -> Any:
     return (cls or QwenImageEditPipeline)(**parts, processor=qwen_processor())
 
 
-@seeded
+@with_seed
 def tiny_z_image(cls: type | None = None) -> Any:
     """A ``ZImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8).
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded
+from ._build import with_seed
 from ._stable_diffusion import LATENT
 from ._text import WIDTH, gemma, gemma_tokenizer
 
 
-@seeded
+@with_seed
 def tiny_sana() -> Any:
     """A ``SanaPipeline`` that draws 32 x 32 pixels from latents (4, 16, 16)."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline
@@ -25,7 +25,7 @@ def tiny_sana() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_sana_sprint() -> Any:
     """A ``SanaSprintPipeline`` in the latent space of :func:`tiny_sana`."""
     from diffusers import SanaSprintPipeline, SCMScheduler

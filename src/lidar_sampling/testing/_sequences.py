@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..discrete import Kernel, Members, Schedule, log_linear
-from ..discrete._sampler import tilted
+from ..discrete import Kernel, Schedule, TokenMembers, log_linear
+from ..discrete._sampler import tilt
 
 Factors = Callable[[Tensor, float], Tensor]
 
@@ -42,13 +42,13 @@ class Sequences:
         self.probabilities = (1.5 * torch.randn(n, generator=generator, dtype=torch.float64)).softmax(0)
         self.rewards = torch.randn(n, generator=generator, dtype=torch.float64)
 
-    def tilted(self, reward_scale: float) -> Tensor:
+    def tilt(self, reward_scale: float) -> Tensor:
         """The law (N,) that guidance aims at."""
-        return tilted(self.probabilities, reward_scale * self.rewards)
+        return tilt(self.probabilities, reward_scale * self.rewards)
 
-    def members(self, reward_scale: float) -> Members:
+    def members(self, reward_scale: float) -> TokenMembers:
         """The whole population as a bank."""
-        return Members(
+        return TokenMembers(
             self.population, self.rewards, self.kernel, reward_scale=reward_scale, weights=self.probabilities
         )
 
@@ -102,7 +102,7 @@ class Sequences:
             sigma = -torch.full((len(self.states),), alpha_t, dtype=torch.float64).log()
             clean = self.network(self.states, sigma).softmax(-1)
             p = self.kernel.posterior(clean, self.states, alpha_s=alpha_s, alpha_t=alpha_t)
-            law = law @ self.products(tilted(p, factors(self.states, alpha_s)))
+            law = law @ self.products(tilt(p, factors(self.states, alpha_s)))
         return law[(self.states[:, None] == self.population).all(-1).double().argmax(0)]
 
     def products(self, p: Tensor) -> Tensor:

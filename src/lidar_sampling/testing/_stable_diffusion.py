@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded, stir
+from ._build import stir, with_seed
 from ._language import chat_glm, chat_glm_tokenizer
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer
 
@@ -12,7 +12,7 @@ LATENT = 8
 _BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-@seeded
+@with_seed
 def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
     """A ``StableDiffusionPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
 
@@ -36,7 +36,7 @@ def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
     """A ``StableDiffusionXLPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
 
@@ -59,7 +59,7 @@ def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_kolors() -> Any:
     """A ``KolorsPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8); a ChatGLM reads prompts."""
     from diffusers import EulerDiscreteScheduler, KolorsPipeline
@@ -140,7 +140,7 @@ def autoencoder(channels: int = 4, **changes: Any) -> Any:
     return vae.eval()
 
 
-@seeded
+@with_seed
 def tiny_modular_stable_diffusion_xl(guider: Any = None) -> Any:
     """A modular SDXL pipeline of diffusers with the components of :func:`tiny_stable_diffusion_xl`.
 

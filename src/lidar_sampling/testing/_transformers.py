@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded
+from ._build import with_seed
 from ._stable_diffusion import LATENT, autoencoder
 from ._text import WIDTH, clip_text_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
 
-@seeded
+@with_seed
 def tiny_stable_diffusion_3() -> Any:
     """A ``StableDiffusion3Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -40,7 +40,7 @@ def tiny_stable_diffusion_3() -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_flux(cls: type | None = None, *, schnell: bool = False) -> Any:
     """A ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
 
@@ -77,7 +77,7 @@ def tiny_flux(cls: type | None = None, *, schnell: bool = False) -> Any:
     )
 
 
-@seeded
+@with_seed
 def tiny_pixart_sigma() -> Any:
     """A ``PixArtSigmaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), with a learned variance."""
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel

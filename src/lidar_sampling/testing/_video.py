@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._build import seeded
+from ._build import with_seed
 from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 
-@seeded
+@with_seed
 def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = False) -> Any:
     """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2).
 
@@ -67,7 +67,7 @@ def _wan_transformer(channels: int) -> Any:
     return transformer.eval()
 
 
-@seeded
+@with_seed
 def tiny_ltx(cls: type | None = None) -> Any:
     """An ``LTXPipeline``; at 32 x 32 pixels and 9 frames its latents are packed to (192, 8).
 
@@ -119,7 +119,7 @@ def tiny_ltx(cls: type | None = None) -> Any:
     return (cls or LTXPipeline)(**components)
 
 
-@seeded
+@with_seed
 def tiny_cogvideox(*, ddim: bool = False) -> Any:
     """A ``CogVideoXPipeline`` with the scheduler of the 5B model, or of the 2B one with ``ddim``.
 

@@ -1,4 +1,4 @@
-"""Molecules as SMILES: the embedded model, rewards by RDKit, and what samples are worth.
+"""Molecules as SMILES: the embedded model, rewards by RDKit, and summaries of samples.
 
 Needs RDKit and the weights: ``pip install "lidar-sampling[glyph,molecules]"``.
 
@@ -32,16 +32,16 @@ from ._tokenizer import smiles_tokenizer as smiles_tokenizer
 
 
 def load_model() -> Denoiser:
-    """The embedded denoiser: uniform noise, canonical SMILES of QM9 in 32 tokens; training/molecules/README.md."""
+    """Load the embedded denoiser of training/molecules: uniform noise, canonical SMILES of QM9 in 32 tokens."""
     return Denoiser.from_pretrained(embedded("molecules")).eval()
 
 
 def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
-    """A reward of the embedded model's tokens by the name of a property, a SMARTS pattern, or ``module:function``."""
+    """Return a reward of the embedded model's tokens: a property, a SMARTS pattern, or ``module:function``."""
     return MoleculeReward(load_property(name), smiles_tokenizer(), name=name, invalid=invalid)
 
 
 @cache
-def known() -> np.ndarray:
-    """Sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
+def load_known() -> np.ndarray:
+    """Load the sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
     return np.load(embedded("molecules") / "qm9-digests.npy")

@@ -1,4 +1,4 @@
-"""What samples are worth: valid, unique and novel molecules, and the reward of each kind."""
+"""Summaries of samples: valid, unique and novel molecules, and the reward of each kind."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ._rewards import parse
 
 
 def digests(strings: Iterable[str]) -> np.ndarray:
-    """64-bit BLAKE2b digests (N,) uint64 of strings."""
+    """Return 64-bit BLAKE2b digests (N,) uint64 of strings."""
     found = [int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "big") for s in strings]
     return np.array(found, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of samples, by UDLM's rules (https://arxiv.org/abs/2412.10193), and by canonical strings.
+    """A summary of samples, by UDLM's rules (https://arxiv.org/abs/2412.10193), and by canonical strings.
 
     Attributes:
         samples: how many there are.
@@ -30,7 +30,7 @@ class Summary:
             spelling of a known molecule counts, as it does in the published figures.
         unique_molecules: distinct molecules.
         novel: distinct molecules that are not in the training set.
-        reward: mean over the valid, NaN if there is none.
+        reward: mean over the valid, NaN if no sample is.
         reward_novel_raw: mean over ``novel_raw``.
         reward_novel: mean over ``novel``.
     """

@@ -20,12 +20,12 @@ Property = Callable[[Any], float]
 
 
 def ring_count(molecule: Any) -> float:
-    """Rings in the symmetrised smallest set, as UDLM's evaluation counts them."""
+    """Count the rings in the symmetrised smallest set, as UDLM's evaluation does."""
     return float(len(Chem.GetSymmSSSR(molecule)))
 
 
 def qed(molecule: Any) -> float:
-    """Quantitative estimate of drug-likeness, 0 to 1 (Bickerton et al. 2012, https://doi.org/10.1038/nchem.1243)."""
+    """Return the drug-likeness QED, 0 to 1 (Bickerton et al. 2012, https://doi.org/10.1038/nchem.1243)."""
     return float(QED.qed(molecule))
 
 
@@ -33,10 +33,10 @@ PROPERTIES: dict[str, Property] = {"ring-count": ring_count, "qed": qed}
 
 
 def load_property(name: str) -> Property:
-    """A property by name, by ``module:function``, or as a SMARTS pattern, whose matches are counted.
+    """Return a property by its name, by ``module:function``, or as the number of matches of a SMARTS pattern.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: ``name`` is not one of these.
         RewardError: its module cannot be imported.
 
     Example:
@@ -86,7 +86,7 @@ class MoleculeReward:
         self.value, self.tokenizer, self.name, self.invalid = value, tokenizer, name, invalid
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) to rewards (B,) float32.
+        """Return rewards (B,) float32 of tokens (B, L).
 
         Raises:
             RewardError: the property of a molecule raised, or is not a finite number of float32; the message names
@@ -114,11 +114,11 @@ class MoleculeReward:
 
 
 def parse(smiles: str) -> Any | None:
-    """The molecule that a string writes, or None; the empty string writes none."""
-    with rdBase.BlockLogs():  # RDKit tells of every string that is no molecule
+    """Return the molecule that a string writes, or None; the empty string writes none."""
+    with rdBase.BlockLogs():  # RDKit reports every string that is not a molecule
         return Chem.MolFromSmiles(smiles) if smiles else None
 
 
 def _finite(value: float) -> bool:
-    """Whether ``value`` is a finite number in float32, which rewards are kept in."""
+    """Return whether ``value`` is a finite number in float32, which rewards are kept in."""
     return abs(value) <= torch.finfo(torch.float32).max

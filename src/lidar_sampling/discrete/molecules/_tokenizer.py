@@ -28,7 +28,7 @@ SYMBOLS = (
 
 
 def smiles_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; ``<bos> ... <eos>``, padded to 32.
+    """Return the tokenizer: ``<bos> ... <eos>``, padded to 32.
 
     Example:
         >>> tokenizer = smiles_tokenizer()
@@ -52,7 +52,7 @@ def smiles_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, smiles: Sequence[str]) -> Tensor:
-    """Tokens (B, 32) of SMILES.
+    """Return the tokens (B, 32) of SMILES.
 
     Raises:
         ValueError: one is too long, or holds a symbol that the vocabulary lacks.
@@ -67,7 +67,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, smiles: Sequence[str]) -> Tensor:
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, tokens: Tensor) -> list[str]:
-    """Strings of tokens (B, L): ``<bos>``, ``<eos>`` and ``<pad>`` are dropped wherever they stand, as is usual.
+    """Return the strings of tokens (B, L), without ``<bos>``, ``<eos>`` and ``<pad>`` wherever they stand.
 
     A ``<mask>`` or ``<unk>`` stays, and no string with one is a molecule.
     """

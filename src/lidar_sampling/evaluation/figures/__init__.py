@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from ..table import Row
+from ..rows import Row
 
 NAMES = {
     "quality-cost": "Gain over the baseline against network evaluations a prompt. Filled: mean of the images "
@@ -58,6 +58,6 @@ def draw_one(name: str, rows: Sequence[Row]) -> dict[str, bytes] | None:
     """
     from . import _style
 
-    with _style.applied():
+    with _style.use_style():
         figure = import_module(f".{name.replace('-', '_')}", __name__).draw(rows)
         return None if figure is None else _style.files(figure)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from ..parts import plain
-from ._style import Look, shortened
+from ._style import Look, shorten
 
 LINE = 0.155  # inches that a line of a label takes
 _LETTER = 0.072  # inches of one of its letters
@@ -65,16 +65,16 @@ def _bottom(members: list[int], wanted: Sequence[float], sizes: Sequence[float],
     return min(max(sum(offsets) / len(offsets), low), high - total)
 
 
-def broken(name: str) -> str:
+def break_lines(name: str) -> str:
     r"""The name in lines short enough for the margin, broken where its parts end, or within a part that is too long.
 
     Of a name that takes more than a few lines the middle is left out.
 
-    >>> broken("lidar+best-of-8:n=27,scale=3")
+    >>> break_lines("lidar+best-of-8:n=27,scale=3")
     'lidar+best-of-8:\nn=27,scale=3'
     """
     lines = [""]
-    for part in re.findall(r".+?[:,+@]|.+", shortened(plain(name), _MOST * _LINES)):
+    for part in re.findall(r".+?[:,+@]|.+", shorten(plain(name), _MOST * _LINES)):
         for piece in (part[k : k + _MOST] for k in range(0, len(part), _MOST)):
             if lines[-1] and len(lines[-1]) + len(piece) > _MOST:
                 lines.append("")
@@ -84,12 +84,12 @@ def broken(name: str) -> str:
 
 def margin(names: Sequence[str]) -> float:
     """Inches that the names need right of the axes."""
-    return 0.28 + _LETTER * max(len(line) for name in names for line in broken(name).split("\n"))
+    return 0.28 + _LETTER * max(len(line) for name in names for line in break_lines(name).split("\n"))
 
 
 def height(names: Sequence[str], least: float = 1.9) -> float:
     """Inches of axes that have room for all the names."""
-    return max(least, LINE * sum(1 + broken(name).count("\n") for name in names))
+    return max(least, LINE * sum(1 + break_lines(name).count("\n") for name in names))
 
 
 def label(ax: Axes, labels: Sequence[Label]) -> None:
@@ -98,7 +98,7 @@ def label(ax: Axes, labels: Sequence[Label]) -> None:
     inches = ax.bbox.height / ax.figure.get_dpi()
     level = ax.transAxes.inverted()
     wanted = [float(level.transform(ax.transData.transform((x, y)))[1]) for _, x, y, _ in labels]
-    texts = [broken(name) for name, *_ in labels]
+    texts = [break_lines(name) for name, *_ in labels]
     sizes = [LINE * (1 + text.count("\n")) / inches for text in texts]
     for (_, x, y, look), text, place in zip(labels, texts, spread(wanted, sizes, 0.0, 1.0), strict=True):
         ax.annotate(

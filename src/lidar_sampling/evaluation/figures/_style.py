@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ..parts import plain
+from ..rows import Row
 from ..statistics import Interval
-from ..table import Row
 
 INK, PAPER, GREY = "#1b1c1d", "#fefefe", "#85888c"
 # Okabe and Ito (2008), tell apart by the colour-blind; without their black and yellow, unseen on dark and on white.
@@ -56,7 +56,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def applied() -> Iterator[None]:
+def use_style() -> Iterator[None]:
     """Draw and save in this style, whatever the user's is."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -86,7 +86,7 @@ def panels(
             (_LEFT / _WIDTH, bottom / total, (_WIDTH - _LEFT - margin) / _WIDTH, height / total),
             sharex=axes[0] if axes and share else None,
         )
-        ax.set_title(shortened(plain(title), _TITLE))
+        ax.set_title(shorten(plain(title), _TITLE))
         ax.tick_params(labelbottom=not share or k == len(titles) - 1)
         ax.grid(color=GREY, alpha=0.25, linewidth=0.5)
         ax.set_axisbelow(True)
@@ -110,16 +110,16 @@ def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: boo
 
 def title_of(judge: str, rows: Sequence[Row]) -> str:
     """A judge and whether it guided."""
-    name, guide = (shortened(plain(each), _TITLE // 3) for each in (judge, rows[0].guide))
+    name, guide = (shorten(plain(each), _TITLE // 3) for each in (judge, rows[0].guide))
     if judge in rows[0].unguided:
         return judge
     return f"{name} (guides)" if judge == rows[0].guide else f"{name} (part of {guide})"
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """Return ``text``, or its beginning and its end with dots between them, of ``most`` letters.
 
-    >>> shortened("abcdefghij", 7)
+    >>> shorten("abcdefghij", 7)
     'abcd…ij'
     """
     if len(text) <= most:
@@ -128,12 +128,12 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: most - 1 - end]}…{text[-end:]}"
 
 
-def measured(judges: Sequence[str], intervals: Sequence[Mapping[str, Interval]]) -> list[str]:
+def judges_to_draw(judges: Sequence[str], intervals: Sequence[Mapping[str, Interval]]) -> list[str]:
     """The judges of which any of the ``intervals``, by judges, is known; others would be panels of nothing."""
-    return [judge for judge in judges if any(known(each[judge]) for each in intervals)]
+    return [judge for judge in judges if any(is_known(each[judge]) for each in intervals)]
 
 
-def known(interval: Interval) -> bool:
+def is_known(interval: Interval) -> bool:
     """Whether there is an estimate to draw."""
     return math.isfinite(interval.estimate)
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
-from ._style import known, looks, measured, panels, point, title_of
+from ._style import is_known, judges_to_draw, looks, panels, point, title_of
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
     """The figure; None if no diversity was measured, or none of a judge's means beside it."""
     look = looks([row.method for row in rows])
-    rows = [row for row in rows if known(row.diversity)]
+    rows = [row for row in rows if is_known(row.diversity)]
     if not rows:
         return None
-    judges = measured(rows[0].unguided or [rows[0].guide], [row.mean for row in rows])
+    judges = judges_to_draw(rows[0].unguided or [rows[0].guide], [row.mean for row in rows])
     if not judges:
         return None
     names = [row.method for row in rows]

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..parts import plain
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, INK, known, looks, measured, panels, point, shortened
+from ._style import GREY, INK, is_known, judges_to_draw, looks, panels, point, shorten
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
     """The figure; None without a judge that did not guide, or without a method beside the baseline."""
     guide, judges = rows[0].guide, rows[0].unguided
     look = looks([row.method for row in rows])
-    rows = [row for row in rows[1:] if known(row.effect[guide])]
-    judges = measured(judges, [row.effect for row in rows])
+    rows = [row for row in rows[1:] if is_known(row.effect[guide])]
+    judges = judges_to_draw(judges, [row.effect for row in rows])
     if not judges:
         return None
     names = [row.method for row in rows]
@@ -35,5 +35,5 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         points = [(r.method, r.effect[guide].estimate, r.effect[judge].estimate) for r in rows]
         label(ax, [Label(method, x, y, look[method]) for method, x, y in points])
         ax.set_ylabel("gain / deviation")
-    axes[-1].set_xlabel(f"gain on {shortened(plain(guide), 24)} (guides) / deviation")
+    axes[-1].set_xlabel(f"gain on {shorten(plain(guide), 24)} (guides) / deviation")
     return figure

@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..pareto import front
 from ..parts import plain
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, INK, PAPER, looks, measured, panels, point, title_of
+from ._style import GREY, INK, PAPER, judges_to_draw, looks, panels, point, title_of
 
 _STEP = 0.035  # of the axis between methods of equal cost
 
@@ -23,7 +23,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     """The figure; None if no method has a cost that a logarithm knows, or none of those a gain."""
     base, look = plain(rows[0].method), looks([row.method for row in rows])
     rows = [row for row in rows if 0 < row.cost["network_evaluations"] < math.inf]
-    judges = measured(list(rows[0].gain), [row.gain for row in rows]) if rows else []
+    judges = judges_to_draw(list(rows[0].gain), [row.gain for row in rows]) if rows else []
     if not judges:
         return None
     costs = [row.cost["network_evaluations"] for row in rows]

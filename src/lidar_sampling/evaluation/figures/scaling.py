@@ -10,9 +10,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..families import Series, families
 from ..parts import plain
-from ..table import Row
+from ..rows import Row
 from ._labels import Label, height, label, margin
-from ._style import GREY, Look, looks, measured, panels, point, title_of
+from ._style import GREY, Look, judges_to_draw, looks, panels, point, title_of
 
 _LOG = 4.0  # numbers that span this factor are drawn on a logarithmic axis
 
@@ -28,7 +28,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     grid = []
     for key in dict.fromkeys(series.key for series in found):
         methods = [method for series in found if series.key == key for _, method in series.points]
-        judges = measured(list(rows[0].gain), [by_method[method].gain for method in methods])
+        judges = judges_to_draw(list(rows[0].gain), [by_method[method].gain for method in methods])
         grid += [(key, judge) for judge in judges]
     if not grid:
         return None

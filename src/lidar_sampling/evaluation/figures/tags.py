@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..parts import judge_of_tags, plain
+from ..rows import Row
 from ..statistics import Interval
-from ..table import Row
-from ._labels import LINE, broken
-from ._style import GREY, known, looks, point, shortened
+from ._labels import LINE, break_lines
+from ._style import GREY, is_known, looks, point, shorten
 
 _WIDTH, _ROW, _GAP = 4.2, LINE * 1.15, 0.4
 
@@ -19,9 +19,9 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     """The figure, two tags beside each other; None if there are no tags to tell apart, or nothing known of them."""
     judge, look = judge_of_tags(rows), looks([row.method for row in rows])
     tags = list(rows[0].tags[judge])
-    if len(tags) < 2 or not any(known(row.tags[judge][tag]) for row in rows for tag in tags):
+    if len(tags) < 2 or not any(is_known(row.tags[judge][tag]) for row in rows for tag in tags):
         return None
-    names = [broken(row.method) for row in rows]
+    names = [break_lines(row.method) for row in rows]
     lines = sum(1 + name.count("\n") for name in names)
     left = 0.25 + 0.068 * max(len(line) for name in names for line in name.split("\n"))
     height, down = lines * _ROW, (len(tags) + 1) // 2
@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         box = ((left + across * (width + 0.2)) / _WIDTH, bottom / total, width / _WIDTH, height / total)
         ax = figure.add_axes(box, sharex=first)
         first = first or ax
-        ax.set_title(shortened(plain(tag), 20))
+        ax.set_title(shorten(plain(tag), 20))
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), names if across == 0 else [""] * len(rows), fontsize=8.5, linespacing=0.9)
         ax.tick_params(axis="y", length=0)
@@ -54,7 +54,5 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         if share:
             ax.set_xlim(0, 1.02)
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    figure.text(
-        left / _WIDTH, 0.08 / total, f"{shortened(plain(judge), 24)}, mean of the images returned", fontsize=9
-    )
+    figure.text(left / _WIDTH, 0.08 / total, f"{shorten(plain(judge), 24)}, mean of the images returned", fontsize=9)
     return figure

@@ -22,7 +22,7 @@ from . import figures
 from .data import records, tidy
 from .parts import markdown, parts
 from .report import report
-from .table import Row, shared, table
+from .rows import Row, find_shared, table
 from .tex import tex
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def publish(
         OSError: a table cannot be written.
     """
     rows = table(lines, baseline=baseline)
-    tables = parts(rows, prompts=len({prompt for prompt, _ in shared(lines)}), images=lines[0]["images"])
+    tables = parts(rows, prompts=len({prompt for prompt, _ in find_shared(lines)}), images=lines[0]["images"])
     _write(out / "table.json", json.dumps(records(rows), indent=1) + "\n")
     _write(out / "table.csv", tidy(rows))
     _write(out / "table.md", markdown(tables))

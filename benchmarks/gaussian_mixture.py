@@ -1,6 +1,6 @@
 """A Gaussian mixture, where the tilted law can be sampled: LiDAR's error falls with n, gradient guidance is biased.
 
-    python -m benchmarks.mixture
+    python -m benchmarks.gaussian_mixture
 
 Six modes in the plane, lambda = 2, DDPM in 100 steps with the exact denoiser, scale 1. Errors are energy distances
 of 1,000 points to the exactly tilted law; the first row is their floor, between two exact sets of that size.
@@ -33,7 +33,7 @@ def exact(n: int, generator: torch.Generator) -> Tensor:
     return CENTRES[modes] + SPREAD * torch.randn(n, 2, generator=generator)
 
 
-def exact_tilted(n: int, generator: torch.Generator) -> Tensor:
+def draw_tilted(n: int, generator: torch.Generator) -> Tensor:
     """Samples (n, 2) of the tilted law, by importance resampling."""
     pool = exact(50 * n, generator)
     weights = (REWARD_SCALE * reward(pool)).softmax(0)
@@ -93,8 +93,8 @@ def error_of_banks(n: int, count: int, target: Tensor, generator: torch.Generato
 def main() -> None:
     """Print the table."""
     generator = torch.Generator().manual_seed(1)
-    target = exact_tilted(POINTS, generator)
-    rows = [("two exact sets", [energy_distance(exact_tilted(POINTS, generator), target) for _ in range(8)])]
+    target = draw_tilted(POINTS, generator)
+    rows = [("two exact sets", [energy_distance(draw_tilted(POINTS, generator), target) for _ in range(8)])]
     rows.append(("vanilla", [energy_distance(draw(seed=s), target) for s in range(4)]))
     for scale in (0.25, 0.5, 1.0, 2.0):
         errors = [energy_distance(draw(tweedie=scale, seed=s), target) for s in range(4)]

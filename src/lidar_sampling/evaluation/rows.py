@@ -88,7 +88,7 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     if baseline not in methods:
         raise ValueError(f"no results of the baseline {baseline!r}; there are {', '.join(methods)}")
     methods.sort(key=lambda m: m != baseline)
-    common = shared(lines)
+    common = find_shared(lines)
     if not common:
         raise ValueError("no prompt has results of all methods yet")
     seeds: dict[str, list[tuple[str, int]]] = {}
@@ -131,11 +131,11 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     return rows
 
 
-def shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
+def find_shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
     """The (prompt, seed) that all methods have, which are those that count.
 
     >>> lines = [{"method": m, "prompt": p, "seed": 0} for m, p in (("a", "x"), ("a", "y"), ("b", "y"))]
-    >>> shared(lines)
+    >>> find_shared(lines)
     [('y', 0)]
     """
     have: dict[tuple[str, int], set[str]] = {}
