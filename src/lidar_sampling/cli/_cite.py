@@ -9,7 +9,7 @@ import typer
 from . import _options as o
 from ._screen import echo, print_json, shown
 
-Names = Annotated[list[str] | None, typer.Argument(help="Methods of 'lidar methods'.", metavar="[METHOD]...")]
+Names = Annotated[list[str] | None, typer.Argument(help="Methods of 'lidar methods'.", metavar="METHOD")]
 
 
 def cite(methods: Names = None, json: o.Json = False) -> None:
