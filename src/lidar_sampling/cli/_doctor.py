@@ -1,4 +1,4 @@
-"""``lidar doctor``: checks whether this installation works."""
+"""``lidar doctor``: check whether this installation works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lidar models``, ``lidar rewards`` and ``lidar solvers``: what is known, with its source."""
+"""``lidar models``, ``lidar rewards`` and ``lidar solvers``: lists of what the library knows, with sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._screen import print_json, shown
 
 
 def models(json: o.Json = False) -> None:
-    """List the models with defaults of their own, and the presets; other pipelines work with cautious defaults."""
+    """List the presets and the models with defaults of their own; other pipelines get cautious defaults."""
     from .._settings import DEFAULTS, GLYPH, PRESETS
 
     rows = {name: asdict(row) for name, row in {"glyph": GLYPH, **DEFAULTS, **PRESETS}.items()}
@@ -25,7 +25,7 @@ def models(json: o.Json = False) -> None:
 
 
 def rewards(json: o.Json = False) -> None:
-    """List the rewards known by name; in Python any function is a reward."""
+    """List the rewards known by name; your own function works too, as package.module:function."""
     from ..rewards import REGISTRY
 
     with shown(saved=False):
