@@ -337,7 +337,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny, tmp_path):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
-    assert "what was finished stays" in err
+    assert "finished work is kept" in err
     folders = [name for name in os.listdir(out) if name.isdigit()]
     assert len(folders) >= 2
     assert all((out / name / "result.json").exists() for name in folders)
@@ -379,7 +379,7 @@ def test_a_run_is_explained(lidar, tiny, tmp_path):
     moved, followed, agreed = out.splitlines()
     assert re.fullmatch(r"It moved the prediction in \d of \d guided steps(: in the others .*)?\.", moved)
     assert "4 members" in followed
-    assert re.search(r"brightness, which guided, (gained|lost) .* no other reward was asked", agreed)
+    assert re.search(r"brightness, which guided, (gained|lost) .* no other reward was computed", agreed)
     assert json.loads(lidar("explain", tmp_path / "out/result.json", "--json")[1])["prompts"] == 2
 
 

@@ -420,7 +420,7 @@ def test_table_2_end_to_end(lidar, short, models, two, tmp_path, monkeypatch):
         name: plan["per_prompt"]["cost"][name] for name in counts
     }
     assert {each["verdict"] for each in found["claims"]} == {UNTOLD}  # of two prompts
-    assert "with fewer than 10 prompts no claim can be told" in stderr
+    assert "with fewer than 10 prompts no claim can be decided" in stderr
     assert {each["ours"] for each in found["claims"]} == {True, False}
     assert (out / "ddpm-100/report.html").exists()
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # which brings pictures into GenEval's layout

@@ -256,7 +256,7 @@ def _announce(what: Asked, made: Plan, crew: int) -> None:
         f"{spell_seconds(made.seconds / crew)}{end}"
     )
     if made.prompts < LEAST:
-        warn(f"with fewer than {LEAST} prompts no claim can be judged: give a larger --budget, or leave rows out")
+        warn(f"with fewer than {LEAST} prompts no claim can be decided: give a larger --budget, or leave rows out")
 
 
 def _draw(

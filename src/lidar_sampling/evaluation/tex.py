@@ -72,6 +72,6 @@ def escape_tex(text: str) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """Return a special letter escaped; braces keep it from joining with a neighbour or being read as part of a command."""
+    """Return a special letter escaped; braces keep it from joining its neighbour or a command."""
     letter = match[0]
     return _TEX.get(letter) or (f"{{{letter}}}" if letter in "[*" else f"{letter}{{}}")
