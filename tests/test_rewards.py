@@ -210,7 +210,7 @@ def test_metadata_reaches_those_alone_that_read_it():
         ([None, "x"], "got None"),
         ([{"tag": "mine"}, "x"], "got {'tag': 'mine'}"),
         ([{"prompt": 3}, "x"], "got {'prompt': 3}"),
-        ("ab", "must be a list of prompts, one an image, got the text 'ab'"),
+        ("ab", "must be a list of prompts, one per image, got the text 'ab'"),
     ],
 )
 def test_prompts_that_are_none(prompts, message):

@@ -234,8 +234,8 @@ class TestRefusals:
         [
             (lambda n: torch.full((n,), float("nan")), "returned nan for image 0"),
             (lambda n: torch.full((n,), float("inf")), "returned inf"),
-            (lambda n: torch.zeros(n, 1), r"must return one number an image, \(\d,\), got"),
-            (lambda n: torch.zeros(()), "must return one number an image"),
+            (lambda n: torch.zeros(n, 1), r"must return one number per image, \(\d,\), got"),
+            (lambda n: torch.zeros(()), "must return one number per image"),
             (lambda n: "good", "must return a tensor, got str"),
             (lambda n: 1 / 0, "raised ZeroDivisionError: division by zero"),
         ],

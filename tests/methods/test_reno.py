@@ -249,7 +249,7 @@ class TestReNO:
         def mean(*, images, prompts):
             return images.mean()
 
-        with pytest.raises(RewardError, match=r"'mean' must return one number an image, \(2,\), got \(\)"):
+        with pytest.raises(RewardError, match=r"'mean' must return one number per image, \(2,\), got \(\)"):
             method.draw(make(reward=mean), PROMPTS, images=1, seed=0)
 
     @pytest.mark.parametrize("method", [ReNO(n=2), UniversalGuidance(), FMRG()])

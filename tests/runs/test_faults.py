@@ -423,7 +423,7 @@ FAULTS = {
     "raises": "raised RuntimeError: no luck at all",
     "nan": "returned nan for image",
     "inf": "returned inf for image",
-    "has a wrong shape": "must return one number an image",
+    "has a wrong shape": "must return one number per image",
 }
 
 

@@ -50,7 +50,7 @@ def print_profile(profile: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("phase", "part", "s", "%", "rows", "ms a row", "at best"):
+    for name in ("phase", "part", "s", "%", "rows", "ms per row", "at best"):
         table.add_column(name, justify="left" if name in ("phase", "part") else "right")
     for part in profile["parts"]:
         seconds, rows, best = part["seconds"], part["rows"], part["best"]
