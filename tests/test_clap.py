@@ -315,7 +315,7 @@ def test_what_is_no_audio_is_refused(clap, shape):
 def test_as_many_clips_as_prompts(clap, folder):
     assert clap.name == f"clap:{folder}"
     assert not clap.differentiable
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         clap(images=noise(2), prompts=["a cat"])
 
 

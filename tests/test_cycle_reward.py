@@ -174,5 +174,5 @@ def test_published_variants_have_names_of_their_own(checkpoint, bert, monkeypatc
 
 def test_as_many_images_as_prompts(cycle_reward):
     assert cycle_reward.name.startswith("cycle-reward:")
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         cycle_reward(images=pictures(2), prompts=["a cat"])

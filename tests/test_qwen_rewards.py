@@ -239,7 +239,7 @@ def test_hpsv3_refusals(hps, tmp_path):
     path, *_ = hps
     reward = HPSv3(path, processor=path)
     image = pictures(1, 60)
-    with pytest.raises(ValueError, match="images and prompts must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="images and prompts must have the same length, got 1 and 2"):
         reward(images=image, prompts=PROMPTS[:2])
     for prompt in ("a <|Reward|> cat", "a cat<|image_pad|>"):
         with pytest.raises(ValueError, match="a prompt must not hold the special token <"):
@@ -314,7 +314,7 @@ def test_video_reward_refusals(videoalign, tmp_path):
     reward = VideoReward(path, processor=path)
     with pytest.raises(ValueError, match=r"sees videos \(B, F, 3, H, W\), got \(1, 3, 60, 60\)"):
         reward(images=pictures(1, 60), prompts=["a cat"])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         reward(images=pictures(2, 60)[None], prompts=["a cat"] * 2)
     with pytest.raises(ValueError, match="dimension must be 'overall', 'VQ', 'MQ', 'TA', got 'vq'"):
         VideoReward(path, dimension="vq", processor=path)
@@ -377,7 +377,7 @@ def test_edit_reward_refusals(edit, tmp_path):
         rewards.check_prompts(reward, ["a cat"])
     with pytest.raises(ValueError, match=r"cannot read the prompt|failed to check the prompt"):
         rewards.check_prompts(reward, [{"prompt": "a cat", "source": str(tmp_path / "none.png")}])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 0"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 0"):
         reward(images=pictures(1, 60), prompts=[])
     fewer = {name: value for name, value in weights.items() if name != "rm_heads.head_1.0.bias"}
     save_file(fewer, tmp_path / "other.safetensors")

@@ -621,7 +621,7 @@ def test_the_list_of_tables(lidar):
             ["table5", "--model", "sd15-dpo"],
             "no pipeline of sd15-dpo is known on the hub: give one, --model sd15-dpo=PATH",
         ),
-        (["table2", "--model", "nowhere"], "what kind of model 'nowhere' is cannot be read: give a name (sd15,"),
+        (["table2", "--model", "nowhere"], "cannot read what kind of model 'nowhere' is: give a name (sd15,"),
         (["table2", "--as", "mine"], "--as must be paper or official, got 'mine'"),
         (
             ["table2", "--without", "das"],

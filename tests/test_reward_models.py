@@ -95,7 +95,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 
 def test_as_many_images_as_prompts():
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         rewards.load("glyph")(images=pictures(2), prompts=["a cat"])
 
 

@@ -86,7 +86,7 @@ def test_score_shrinks_when_memory_runs_out():
 
 
 def test_images_and_prompts_must_be_as_many():
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         rewards.score(rewards.load("brightness"), images=pictures(2, 4), prompts=["p"])
 
 
@@ -168,7 +168,7 @@ def test_each_loose_picture_is_checked():
     dark, light = torch.ones(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2)
     with pytest.raises(ValueError, match="must be floats"):
         rewards.score_pictures(rewards.load("brightness"), pictures=[light, dark], prompts=["x"] * 2)
-    with pytest.raises(ValueError, match="pictures and prompts must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="pictures and prompts must have the same length, got 1 and 2"):
         rewards.score_pictures(rewards.load("brightness"), pictures=[light], prompts=["x"] * 2)
 
 

@@ -202,7 +202,7 @@ def test_prompts_and_answers_that_cannot_be_judged(vlm, file):
         rewards.check_prompts(reward, ["three dogs."])
     with pytest.raises(ValueError, match=message):
         reward(images=torch.zeros(1, 3, 8, 8), prompts=["three dogs."])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         reward(images=torch.zeros(1, 3, 8, 8), prompts=["a cat"] * 2)
     file.write_text('{"prompt": "a pig", "vqa_list": [["What colour?", "purple"]]}')
     with pytest.raises(ValueError, match="no token for 'purple'"):

@@ -170,7 +170,7 @@ def test_an_answer_that_is_no_score_is_an_error_and_not_a_number(scripted):
     message = rf"prompt 'two dogs': the answer did not end within {MAX_TOKENS} tokens, got 'Alignment Score"
     with pytest.raises(ValueError, match=message):
         scripted(ANSWERS, ends=False)(images=pictures(1, 32), prompts=["two dogs"])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         scripted(ANSWERS)(images=pictures(1, 32), prompts=["two dogs"] * 2)
     with pytest.raises(ValueError, match="aspect must be one of alignment, coherence, style, or None"):
         UnifiedReward("nowhere", aspect="beauty")

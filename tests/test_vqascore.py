@@ -160,7 +160,7 @@ def test_vqascore_refusals(vlm):
         VQAScore(vlm, question="Is it good?")
     with pytest.raises(ValueError, match="no single token for 'purple'"):
         VQAScore(vlm, answer="purple")
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         VQAScore(vlm)(images=torch.zeros(1, 3, 8, 8), prompts=["a cat"] * 2)
     mute = words_tokenizer(["[UNK]"])
     with pytest.raises(ValueError, match="no single token for 'yes'"):

@@ -108,7 +108,7 @@ class TestBank:
             drawn(ideal(), lookahead_model=other)
 
     def test_what_cannot_be_drawn_is_refused(self, ideal):
-        with pytest.raises(ValueError, match="remove the mask of the latent"):
+        with pytest.raises(ValueError, match="and this latent has a mask: remove the mask"):
             drawn(ideal(), latent={"noise_mask": torch.ones(1, 2, 2)})
         with pytest.raises(BankError, match="prompt is empty"):
             drawn(ideal(), prompt=" ")
@@ -130,7 +130,7 @@ class TestScore:
         assert (scored.reward("given").tolist(), values) == ([3.0, 1.0, 2.0], [3.0, 2.0, 1.0])
 
     def test_numbers_must_be_one_for_each_and_finite(self, bright):
-        with pytest.raises(BankError, match="the bank has 3 samples and there are 2 rewards: one for each"):
+        with pytest.raises(BankError, match="the bank has 3 samples, got 2 rewards: give one per sample"):
             self.score(bright, rewards=[1.0, 2.0])
         with pytest.raises(BankError, match=r"reward 'given' is not finite for samples \[1\]"):
             self.score(bright, rewards=[1.0, float("nan"), 2.0])

@@ -472,7 +472,7 @@ class TestBudgets:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("best-of-N", r"a budget of 30 network_evaluations a prompt is too small for best-of-N: 40 for N = 4,"),
+            ("best-of-N", r"a budget of 30 network_evaluations per prompt is too small for best-of-N: 40 for N = 4,"),
             ("halving-N", r"too small for halving-N: 72 for N = 16, the smallest that gives images=4"),
             ("date:every=N", "does not cost more network_evaluations with a larger N"),
             ("safe-denoiser:worst=N", "worst must be at most n = 6"),

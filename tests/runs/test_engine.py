@@ -276,7 +276,7 @@ class TestAFolder:
             if now.done == 1 and (tmp_path / "out").exists():
                 os.rename(tmp_path / "out", tmp_path / "gone")
 
-        with pytest.raises(FileNotFoundError, match="out was removed while the run went on"):
+        with pytest.raises(FileNotFoundError, match="out was removed during the run"):
             run(job, tmp_path / "out", lidar=in_batches(loaded, 2), tell=remove)
         assert not (tmp_path / "out").exists()
         assert (tmp_path / "gone/00000/result.json").exists()

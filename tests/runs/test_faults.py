@@ -270,7 +270,7 @@ class TestAFolderThatChangesUnderARun:
         with monkeypatch.context() as patch:
             self.at_second(patch, lambda: os.rename(out, tmp_path / "gone"))
             err = failure(lidar(*self.line(commands, name, out)))
-        one_line(err, "was removed while the run went on: start it again")
+        one_line(err, "was removed during the run: start it again")
         assert len(commands[name].read(tmp_path / "gone")) == 1
         if name != "look":
             assert not out.exists()
@@ -282,7 +282,7 @@ class TestAFolderThatChangesUnderARun:
         out = tmp_path / "out"
         self.at_second(monkeypatch, (out / "run.json").unlink)
         err = failure(lidar(*self.line(commands, name, out)))
-        one_line(err, "out was removed while the run went on: start it again")
+        one_line(err, "out was removed during the run: start it again")
         assert len(commands[name].read(out)) == 1
 
     def test_whose_run_json_is_damaged(self, commands, lidar, tmp_path, monkeypatch):
@@ -504,7 +504,7 @@ class TestAReward:
         wait_for(hangs)
         os.kill(process, signal.SIGINT)
         assert faults.end_of(process, 60) == 130
-        one_line((tmp_path / "log").read_text(), "stopped; what was finished stays")
+        one_line((tmp_path / "log").read_text(), "stopped; finished work is kept")
         assert len(command.read(out)) == len(wholes[name]) * 2 // 3
         assert lidar(*command.arguments, *size, *command.again, "--out", out)[0] == 0
         check_equal(command.read(out), wholes[name])

@@ -256,7 +256,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(job, cluster, tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="holds no run of lidar"):
         ray.run(job, tmp_path / "mine", overwrite=True)
-    with pytest.raises(ValueError, match="a GPU of its own"):
+    with pytest.raises(ValueError, match="its own GPU, got --device 'cuda:1': use cuda"):
         ray.run(replace(job, device="cuda:1"), tmp_path / "out")
     with pytest.raises(ValueError, match="this machine has 0 GPUs"):
         ray.run(job, tmp_path / "out", gpus=1)

@@ -88,14 +88,14 @@ def test_ranks_come_from_torchrun_then_from_slurm(environment, shard, variables)
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"SLURM_PROCID": "1"}, "SLURM_PROCID and SLURM_NTASKS go together, got SLURM_PROCID='1' alone: .*srun"),
-        ({"SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS go together, got SLURM_NTASKS='4' alone: .*srun"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID and SLURM_NTASKS go together, got only SLURM_PROCID='1': .*srun"),
+        ({"SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS go together, got only SLURM_NTASKS='4': .*srun"),
         ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "got SLURM_PROCID 4 of SLURM_NTASKS 4"),
         ({"SLURM_PROCID": "-1", "SLURM_NTASKS": "4"}, "SLURM_PROCID must be 0 to"),
         ({"SLURM_PROCID": "one", "SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS must be whole numbers"),
         ({**SCRIPT, "SLURM_NTASKS": "4"}, "SLURM_NTASKS is 4, but this is the batch script.*srun"),
-        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_ID='1' alone"),
-        ({"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0"}, "SLURM_ARRAY_TASK_MIN='0' alone"),
+        ({"SLURM_ARRAY_TASK_ID": "1"}, "got only SLURM_ARRAY_TASK_ID='1'"),
+        ({"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0"}, "got only .*SLURM_ARRAY_TASK_MIN='0'"),
         (array("two", 4), "SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT and SLURM_ARRAY_TASK_MIN must be whole"),
         (array(2, 4, STEP="x"), "SLURM_ARRAY_TASK_STEP must be a whole number, got SLURM_ARRAY_TASK_STEP='x'"),
         (array(2, 4, STEP=0), "must be at least 1, got 4 and 0"),

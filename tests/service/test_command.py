@@ -75,7 +75,7 @@ def test_what_was_accepted_is_finished_or_told_as_lost(tiny, tmp_path):
         assert answers["a cat that runs"].status_code == 200
         assert len(answers["a cat that runs"].json()["data"]) == 1
         assert answers["a cat that waits"].status_code == 503
-        assert "before its turn came: ask again" in answers["a cat that waits"].json()["error"]["message"]
+        assert "before this order's turn: ask again" in answers["a cat that waits"].json()["error"]["message"]
         assert process.wait(20) == 0
     states = [json.loads(file.read_text())["state"] for file in sorted(tmp_path.glob("jobs/*/end.json"))]
     assert states[-2:] == ["done", "lost"]

@@ -121,7 +121,7 @@ class TestBanksAndJobs:
         name = bank(client)
         answer = client.post("/v1/images/generations", json={"prompt": "a dog", "bank_id": name})
         assert answer.status_code == 422
-        assert answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw one of it"
+        assert answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw a bank of that prompt"
 
     def test_a_bank_of_what_is_not_served_any_more_is_refused(self, client, served, monkeypatch):
         name, desk = bank(client), served[1]
@@ -129,7 +129,7 @@ class TestBanksAndJobs:
         monkeypatch.setattr(desk.banks, "job", lambda name: replace(job, model="/another/model"))
         answer = client.post("/v1/images", json={"bank": name})
         assert answer.status_code == 404
-        assert "is of a model or reward that is not served any more" in answer.json()["error"]["message"]
+        assert "is of a model or reward that is no longer served" in answer.json()["error"]["message"]
 
     def test_health_and_numbers(self, client):
         assert client.get("/healthz").json() == {"status": "ok"}

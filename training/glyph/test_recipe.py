@@ -1,4 +1,4 @@
-"""What the recipe must keep: tokens, scenes that obey their captions, wrong negatives, stored precision."""
+"""Properties of the recipe: tokens, scenes that match their captions, wrong negatives, stored precision."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_tiny_decoder_stage_runs(tmp_path: Path) -> None:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
     model = AutoencoderTiny.from_pretrained(written)
     assert "block_out_channels" not in json.loads((written / "config.json").read_text())
-    assert len(model.config.block_out_channels) == 4  # from which a pipeline has the scale of its pictures
+    assert len(model.config.block_out_channels) == 4  # a pipeline reads the scale of its pictures from it
     assert model.config.scaling_factor == 1.0  # latents as the scheduler has them
     assert json.loads((written / "train_info.json").read_text())["steps"] == 3
 
