@@ -121,7 +121,9 @@ class TestBanksAndJobs:
         name = bank(client)
         answer = client.post("/v1/images/generations", json={"prompt": "a dog", "bank_id": name})
         assert answer.status_code == 422
-        assert answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw a bank of that prompt"
+        assert (
+            answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw a bank of that prompt"
+        )
 
     def test_a_bank_of_what_is_not_served_any_more_is_refused(self, client, served, monkeypatch):
         name, desk = bank(client), served[1]
