@@ -58,6 +58,7 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
     assert (code, stderr) == (0, "")
     assert "lidar" in stdout
     assert "vanilla" in stdout
+    assert stdout.splitlines()[-1] == f"images, grid.png and result.json are in {out}"
     for index in range(2):
         for folder in ("samples", "vanilla"):
             files = sorted(os.listdir(out / f"{index:05d}" / folder))
@@ -75,6 +76,14 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
         pixels = torch.from_numpy(np.array(image)).float() / 255
     assert result["prompts"][0]["lidar"]["rewards"]["brightness"][1] == pytest.approx(pixels.mean().item(), abs=3e-3)
     assert not [name for name in os.listdir(out) if name.endswith(".part")]
+
+
+def test_generate_without_out_says_in_its_last_line_where_the_pictures_are(lidar, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, _ = lidar("generate", "a cat", *tiny, *FAST)
+    assert code == 0
+    assert stdout.splitlines()[-1] == "images, grid.png and result.json are in out"
+    assert (tmp_path / "out/00000/samples/0000.png").is_file()
 
 
 def test_other_methods_draw_too(lidar, tiny, tmp_path):

@@ -619,6 +619,7 @@ class TestCommand:
         assert code == 0, err
         assert "| best-of-3 |" in out
         assert (tmp_path / "r/table.md").read_text() == out.rstrip("\n") + "\n"
+        assert f"table.md, report.html and pictures are in {tmp_path / 'r'}" in " ".join(err.split())
         for name in ("table.csv", "table.tex", "table.json", "report.html", "figures/quality-cost.svg"):
             assert (tmp_path / "r" / name).stat().st_size > 0
         assert len(read(tmp_path / "r/results-0.jsonl")) == 6

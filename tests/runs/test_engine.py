@@ -234,6 +234,32 @@ class TestProgress:
         assert seen[-1].left == pytest.approx(60 * 11 / 40)
         assert seen[-1].cost.network_evaluations == 40
 
+    def test_estimates_the_phase_of_the_first_prompt_by_its_pace(self, monkeypatch):
+        clock = [0.0]
+        monkeypatch.setattr("lidar_sampling.runs.local.time.monotonic", lambda: clock[0])
+
+        class Task:
+            lidar = None
+            evaluations = staticmethod(lambda unit, lidar: unit)
+            said = staticmethod(str)
+
+        seen = []
+        pace = _Pace(Task(), [10], 1, seen.append)
+        pace.begin([10])
+        told = []
+        for seconds, phase, done in (
+            (5.0, "lookahead", 0.25),  # loading counts as no part of the phase
+            (7.0, "lookahead", 0.5),
+            (11.0, "lookahead", 1.0),
+            (12.0, "sampling", 0.0),
+            (15.0, "sampling", 0.75),
+        ):
+            clock[0] = seconds
+            pace.step(phase, 4 * done, 4)
+            told.append(seen[-1].phase_left)
+        assert told == [None, 4.0, 0.0, None, 1.0]
+        assert all(now.left is None for now in seen)
+
 
 class TestLargeRuns:
     def test_lie_in_folders_of_a_thousand(self, tmp_path, monkeypatch):

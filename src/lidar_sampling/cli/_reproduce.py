@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.reproduce import Asked, Plan
     from ..evaluation.verdicts import Findings
     from ..runs import Job
+    from ..runs.local import Tell
 
 TableName = Annotated[
     str | None,
@@ -273,15 +274,22 @@ def _draw(
         load.forget()
         address = None if ray in (None, "here") else ray
         with telling(quiet=quiet) as tell:
-            for name, job in made.jobs.items():
-                cluster.run(job, out / name, address=address, workers=gpus, tell=tell)
+            for number, (name, job) in enumerate(made.jobs.items(), 1):
+                cluster.run(job, out / name, address=address, workers=gpus, tell=_of_run(tell, number, made))
         return complete(made, out)
     shard = runs.from_environment(os.environ)
     with telling(quiet=quiet) as tell:
-        for name, job in made.jobs.items():
+        for number, (name, job) in enumerate(made.jobs.items(), 1):
             lidar = samplers[name] if name in samplers else load(job)
-            runs.run(job, out / name, shard=shard, lidar=lidar, tell=tell)
+            runs.run(job, out / name, shard=shard, lidar=lidar, tell=_of_run(tell, number, made))
     return complete(made, out)
+
+
+def _of_run(tell: Tell | None, number: int, made: Plan) -> Tell | None:
+    """Return a callback that says which run of the plan the progress and the time left belong to."""
+    if tell is None or len(made.jobs) == 1:
+        return tell
+    return lambda now: tell(replace(now, what=f"run {number} of {len(made.jobs)}, {now.what}"))
 
 
 def _show(what: Asked, made: Plan, out: Path, manner: str, *, json: bool) -> None:

@@ -204,6 +204,8 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
                 print_json(records(rows))
             else:
                 typer.echo((out / "table.md").read_text(encoding="utf-8"))
+                names = [name for name in ("table.md", "report.html", "pictures") if (out / name).exists()]
+                warn(f"{_joined(names)} are in {out}")
         return
     with shown():
         if job.task == "look":
@@ -215,7 +217,11 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             if "profile" in result:
                 print_profile(result["profile"])
             written = ["images", *(["grid.png"] if (out / "grid.png").exists() else []), "result.json"]
-            echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+            echo(f"{_joined(written)} are in {out}")
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def publish(job: Job, out: Path, *, command: str | None) -> list[Row]:

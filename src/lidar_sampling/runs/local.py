@@ -94,6 +94,7 @@ class Progress:
         part: finished part of that phase, 0 to 1.
         cost: cost of everything that this process has drawn.
         left: estimated seconds until the end; None before the first unit is finished.
+        phase_left: estimated seconds until the end of the phase; None at its beginning.
     """
 
     done: int
@@ -103,6 +104,7 @@ class Progress:
     part: float = 0.0
     cost: Cost = field(default_factory=Cost)
     left: float | None = None
+    phase_left: float | None = None
 
 
 Tell = Callable[[Progress], None]
@@ -298,6 +300,7 @@ class _Pace:
         self._of = (lambda unit: task.evaluations(unit, task.lidar)) if tell is not None else (lambda _: 0.0)
         self._left, self._behind = sum(map(self._of, todo)), 0.0
         self._seconds, self._since = 0.0, time.monotonic()
+        self._phase, self._phase_since, self._part, self._first = "", self._since, 0.0, 0.0
 
     def begin(self, group: Sequence[Any]) -> None:
         """Report which units come next."""
@@ -309,7 +312,8 @@ class _Pace:
         """Report how far the current units are."""
         if self.tell is not None:
             part = done / total if total else 0.0
-            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.left()))
+            rest = self.phase_left(phase, part)
+            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.left(), rest))
 
     def end(self, drawn: Sequence[tuple[Any, Record]]) -> None:
         """Count units that were drawn together."""
@@ -332,3 +336,13 @@ class _Pace:
             return None
         since = time.monotonic() - self._since
         return max(0.0, self._left * self._seconds / self._behind - since)
+
+    def phase_left(self, phase: str, part: float) -> float | None:
+        """Return the estimated seconds until the phase ends, from its pace so far; None at its beginning."""
+        now = time.monotonic()
+        if phase != self._phase or part < self._part:
+            self._phase, self._phase_since, self._first = phase, now, part
+        self._part = part
+        if not phase or part <= self._first:
+            return None
+        return (now - self._phase_since) * (1 - part) / (part - self._first)
