@@ -1,4 +1,4 @@
-"""The command, on a tiny pipeline from disk: what it writes, what it prints, how it fails."""
+"""The command, on a tiny pipeline from disk: its files, its output and its failures."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def lidar(capsys):
-    """Run the command; returns (status, stdout, stderr)."""
+    """Run the command; return (status, stdout, stderr)."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -128,7 +128,7 @@ def test_look_then_guide(lidar, tiny, tmp_path):
     direct = tmp_path / "direct"
     lidar("generate", "a dog", *tiny, *FAST, "--out", direct)
     same = [read_picture(folder / "00000/samples/0001.png") for folder in (out, direct)]
-    assert torch.equal(*same)  # the files differ in what they say of their banks
+    assert torch.equal(*same)  # the files differ in their provenance
     err = failure(lidar("guide", "a cow", *options, "--banks", banks, "--out", tmp_path / "o"))
     assert "no bank of 'a cow'" in err
     lidar("look", "a cat", *tiny, "--n", "5", "--out", banks)

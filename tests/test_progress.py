@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def screen(monkeypatch):
-    """A terminal: what it was sent is returned when it is called."""
+    """Return a function that gives what a fake terminal has received."""
     sent = io.StringIO()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(

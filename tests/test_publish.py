@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder: tables that parse back, a report that stands alone."""
+"""The files of a comparison: tables that parse back, and a self-contained report."""
 
 import base64
 import csv
@@ -108,7 +108,7 @@ ROW = table([line("p", "a", [1.0], [2.0])])[0]
 
 
 class TestAnyText:
-    """Prompts, tags, names of judges and of methods are shown as they stand, whatever they hold."""
+    """Prompts, tags, and names of judges and methods are shown unchanged, whatever they contain."""
 
     @given(ANY, ANY)
     def test_in_markdown(self, name, judge):
@@ -136,7 +136,7 @@ class TestAnyText:
 
     @given(ANY)
     def test_in_tex(self, text):
-        """Read back by the rules of TeX: groups close, specials are commands, and no ligature is left."""
+        """The text is read back by the rules of TeX: groups close, specials are commands, and no ligature is left."""
         found = escape_tex(text)
         words = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}"
         letters = dict(zip(re.findall(r"\w+", words)[:6], "\\~^<>|", strict=True))
@@ -156,7 +156,7 @@ class TestAnyText:
 
 
 class Page(HTMLParser):
-    """Tags, what they point to, and whether they close."""
+    """A parser of tags, their targets, and whether they close."""
 
     def __init__(self, text):
         super().__init__()
@@ -273,7 +273,7 @@ def drawing(name, rows):
 
 
 def failing(function, *names):
-    """``function``, but not of these first arguments."""
+    """Return ``function``, which fails for these first arguments."""
 
     def run(name, *args, **kwargs):
         if name in names:
@@ -284,7 +284,7 @@ def failing(function, *names):
 
 
 class TestFailures:
-    """What is drawn stands, whatever happens to its plots."""
+    """Results are kept, whatever happens to their plots."""
 
     TABLES = ("table.csv", "table.json", "table.md", "table.tex")
 

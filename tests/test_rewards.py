@@ -1,4 +1,4 @@
-"""Rewards: the registry, how they are asked, the batching, and CLIP against transformers' own processor."""
+"""Rewards: the registry, calls, batches, and CLIP against transformers' own processor."""
 
 from decimal import Decimal
 
@@ -46,7 +46,7 @@ def test_clip_is_the_logit_of_transformers():
 
 
 def test_clip_resizes_as_pil_does_within_a_bound():
-    """Bicubic, antialiased, shortest side, central crop; against PIL on 8 bits. Scores move by 0.1 logits at most."""
+    """Bicubic, antialiased, shortest side, central crop, against PIL's bytes; at most 0.1 logits apart."""
     reward = CLIPReward(DATA / "reward-clip")
     base = torch.nn.functional.interpolate(pictures(2, 16), size=(200, 260), mode="bicubic").clamp(0, 1)
     bytes_ = (base * 255).round().to(torch.uint8)
@@ -164,7 +164,7 @@ def test_pictures_in_another_range_are_refused_not_scored(images, message):
 
 
 def test_each_loose_picture_is_checked():
-    """Together with floats bytes would become floats, and a dark picture of bytes has no value above 1."""
+    """Stacked with floats, bytes would become floats, and a dark picture in bytes has no value above 1."""
     dark, light = torch.ones(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2)
     with pytest.raises(ValueError, match="must be floats"):
         rewards.score_pictures(rewards.load("brightness"), pictures=[light, dark], prompts=["x"] * 2)
@@ -173,7 +173,7 @@ def test_each_loose_picture_is_checked():
 
 
 class Listening:
-    """Remembers the prompts it was asked and the prompts it was to check."""
+    """A reward that remembers the prompts of its calls and of its checks."""
 
     def __init__(self, reads_metadata=False, refuses=()):
         self.name, self.reads_metadata, self.refuses = "listening", reads_metadata, refuses
@@ -312,7 +312,7 @@ def test_another_checkpoint_is_named(tmp_path):
 
 
 class TestByPlace:
-    """Rewards of the user's own, and mixtures in a word."""
+    """The user's own rewards, and mixtures in one text."""
 
     @pytest.fixture
     def place(self, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Both phases over tiny pipelines of the true classes: seeds, batches, memory, costs, and what is refused."""
+"""Both phases on tiny pipelines of the real classes: seeds, batches, memory, costs and refusals."""
 
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class TestMemory:
 
 
 class TestRefusals:
-    """Each before anything is sampled, or at once when it happens."""
+    """Each comes before anything is sampled, or as soon as the fault occurs."""
 
     @pytest.mark.parametrize(
         ("prompts", "error", "message"),

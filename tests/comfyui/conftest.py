@@ -1,4 +1,4 @@
-"""What the tests of the pack share."""
+"""Fixtures that the tests of the pack share."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def bank():
 
 @pytest.fixture
 def ideal(bank):
-    """Make the exact denoiser of the bank, as an epsilon or a flow model."""
+    """Return the exact denoiser of the bank, as an epsilon or a flow model."""
     return lambda flow=False: ideal_model(flow, bank.samples)
 
 

@@ -1,4 +1,4 @@
-"""The nodes, run as ComfyUI runs them: what they take, give, show and refuse."""
+"""The nodes, run as ComfyUI runs them: their inputs, outputs, previews and refusals."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ def test_every_node_has_a_schema():
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_examples_use_the_nodes_as_they_are(path):
-    """Also where no ComfyUI can be asked: names of inputs, and as many values as there are widgets."""
+    """Checked without ComfyUI, too: the names of inputs, and one value per widget."""
     found = [node for node in json.loads(path.read_text())["nodes"] if node["type"].startswith("LiDAR")]
     assert {"LiDARBank", "LiDARScore", "LiDARGuide"} <= {node["type"] for node in found}
     for node in found:
@@ -155,7 +155,7 @@ class TestScore:
         for name in ("brightness", "image-reward", "clip:0.9+aesthetic:0.1"):
             check_reward(name)
             assert nodes.LiDARScore.validate_inputs([name]) is True
-        assert nodes.LiDARScore.validate_inputs() is True  # another node will give it
+        assert nodes.LiDARScore.validate_inputs() is True  # another node will supply it
 
     def test_captions_stand_under_the_pictures(self):
         tiles = captioned(torch.full((2, 8, 16, 3), 0.5), ["1.5", "-2"])
@@ -271,7 +271,7 @@ class TestBest:
 
 
 def _tiny(name):
-    """A MODEL of a true architecture with random weights, its latent and its conditioning."""
+    """Return a MODEL of a real architecture with random weights, its latent and its conditioning."""
     from comfy import model_patcher, supported_models
 
     if name == "wan":

@@ -1,4 +1,4 @@
-"""EvoSearch is best-of-N without later generations; its children come from whom and with the noise that it says."""
+"""EvoSearch without later generations is best-of-N; its children have the stated parents and noise."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ from lidar_sampling.rewards import Mixture
 
 
 def watched(monkeypatch, lidar):
-    """What ``lidar`` is asked to draw from, and the brightness of what it drew: a pair for each generation."""
+    """Record, for each generation, the starting states of ``lidar`` and the brightness of its samples."""
     seen, sample = [], type(lidar).sample
 
     def spy(self, *args, rows=None, **kwargs):
@@ -32,7 +32,7 @@ def watched(monkeypatch, lidar):
 
 
 def states(lidar, count, seed, step):
-    """Where ``count`` plain samples of each prompt stand before ``step``, as a call that ends there leaves them."""
+    """Return the states of ``count`` plain samples per prompt before ``step``, from a call that ends there."""
     hook = Segment((step / lidar.settings.steps,), 0, lidar.pipe.scheduler)
     part = lidar.sample(PROMPTS, count, seed, around=lambda batch: attached(lidar.pipe, hook), decoded=False)
     return part.latents
@@ -49,7 +49,7 @@ class TestGenerations:
 
     @pytest.mark.parametrize("share", [0.25, 1.0])
     def test_without_mutation_the_initial_noise_comes_to_the_same_end(self, share, monkeypatch):
-        """Of a deterministic sampler: the second generation is the best of the first, or winners among them."""
+        """With a deterministic sampler, the second generation consists of the best of the first, or of winners."""
         lidar = make(eta=0.0)
         seen = watched(monkeypatch, lidar)
         EvoSearch((4, 5), (0.0,), elites=2, mutation=0.0, tournament=share).draw(lidar, PROMPTS, images=1, seed=1)
@@ -64,7 +64,7 @@ class TestGenerations:
     @pytest.mark.parametrize("renoised", [False, True])
     @pytest.mark.parametrize("kind", ["ddim", "ddpm", "euler", "flow"])
     def test_elites_are_states_of_the_best_and_children_their_mutations(self, kind, renoised, monkeypatch):
-        """At the third of five steps, against calls that are cut before it and after, and the levels of both."""
+        """Checked at the third of five steps, against calls cut before and after it, and their noise levels."""
         name, eta, noise = {
             "ddim": ("DDIMScheduler", 0.6, None),
             "ddpm": ("DDPMScheduler", None, None),
@@ -115,7 +115,7 @@ class TestGenerations:
             assert children.std().item() == pytest.approx(math.sqrt(0.64 * parent.var() + 0.36), abs=0.03)
 
     def test_parents_are_of_all_generations_before(self, monkeypatch):
-        """The third generation's elites are the best states of the first two, by the ends that they came to."""
+        """The third generation's elites are the states of the first two with the best final samples."""
         lidar = make(steps=6)
         seen = watched(monkeypatch, lidar)
         EvoSearch((4, 4, 4), (0.0, 0.5), elites=3).draw(lidar, PROMPTS, images=1, seed=1)

@@ -1,4 +1,4 @@
-"""What a picture says of itself, and one picture drawn again alone."""
+"""Settings embedded in a picture, and one picture drawn again alone."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One engine behind every run: how the work is shared decides nothing, and every run can be made again."""
+"""One engine behind every run: sharing the work does not change results, and every run can be repeated."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def pictures(out):
 
 
 def timeless(value):
-    """Without what a clock or the memory of the machine decides."""
+    """Remove values that depend on the clock or the machine's memory."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_memory")}
     return [timeless(each) for each in value] if isinstance(value, list) else value
@@ -248,7 +248,7 @@ class TestProgress:
         pace.begin([10])
         told = []
         for seconds, phase, done in (
-            (5.0, "lookahead", 0.25),  # loading counts as no part of the phase
+            (5.0, "lookahead", 0.25),  # the phase starts here; loading does not count
             (7.0, "lookahead", 0.5),
             (11.0, "lookahead", 1.0),
             (12.0, "sampling", 0.0),

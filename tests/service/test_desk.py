@@ -1,4 +1,4 @@
-"""The desk without HTTP: turns, orders drawn together, banks by bytes, and what a restart says."""
+"""The desk without HTTP: turns, orders drawn together, limits of bytes for banks, and restarts."""
 
 import json
 from dataclasses import replace

@@ -40,7 +40,7 @@ def until(true, seconds=10):
 
 
 def order_of(desk, prompt):
-    """Wait until the order of a prompt runs: one before it may still be at the desk, drawn and told as done."""
+    """Wait until the order of a prompt runs; an earlier one, reported as done, may still be at the desk."""
     until(lambda: (found := desk.running) is not None and prompt in str(found.job.prompts))
     return desk.running
 
@@ -143,13 +143,13 @@ class TestBanksAndJobs:
 
     def test_a_page_in_a_browser_cannot_take_this_address(self, client):
         assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
-        text = {"content-type": "text/plain"}  # which a browser sends anywhere without asking
+        text = {"content-type": "text/plain"}  # browsers send such requests anywhere without asking
         assert client.post("/v1/banks", content=b'{"prompt": "x"}', headers=text).status_code == 400
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, tiny, base):
-    """A server whose reward waits until a test opens it; two jobs may wait."""
+    """Start a server whose reward waits until a test releases it; two jobs may wait."""
     rewards = {"waits": "slow_reward:waits", "fails": "slow_reward:fails", "sleeps": "slow_reward:sleeps"}
     limits = Limits(places=2, each=2)
     folder = tmp_path_factory.mktemp("slow")
