@@ -44,7 +44,10 @@ def app(
     port: o.Port = 7860,
     token: Token = None,
 ) -> None:
-    """Open a page to draw, look and compare, until Ctrl-C or SIGTERM."""
+    """Open a page to draw, look and compare.
+
+    It runs until Ctrl-C or SIGTERM.
+    """
     check_address(host, [token] if token else [])
     if port:
         listen(host, port).close()  # a port in use is reported before the model loads

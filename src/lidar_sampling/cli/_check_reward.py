@@ -15,9 +15,9 @@ Name = Annotated[
 
 
 def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32", json: o.Json = False) -> None:
-    """Check a reward on known pictures: order, batches, precision, files, prompts, speed.
+    """Check a reward on known pictures.
 
-    The exit status is 1 if a check fails.
+    It checks order, batches, precision, files, prompts and speed. The exit status is 1 if a check fails.
     """
     from .._quiet import quieten
     from ..rewards import examine, load

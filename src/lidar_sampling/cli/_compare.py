@@ -30,7 +30,7 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="Budget per prompt, in network evaluations, or in seconds as 30s. It sets the N in best-of-N@10 or "
-        "halving-N. Methods without an N cost what they cost.",
+        "halving-N. It does not limit methods without an N.",
         show_default=False,
     ),
 ]

@@ -12,7 +12,10 @@ from ._screen import echo, print_json, shown
 
 
 def doctor(json: o.Json = False) -> None:
-    """Check the installation: versions, device, mathematics, attachment and the embedded model."""
+    """Check this installation.
+
+    It checks versions, the device, the mathematics, attachment and the embedded model.
+    """
     rows = [{"check": name, **_outcome(check)} for name, check in _CHECKS.items()]
     with shown(saved=False):
         if json:

@@ -20,9 +20,11 @@ _MOVED = 0.01  # a step counts as moved above this share of the run's largest sh
 
 
 def explain(run: Place, json: o.Json = False) -> None:
-    """Say what guidance did in a run: how much it moved, whether its bank collapsed, whether other rewards agree.
+    """Say what guidance did in a run.
 
-    To see whether other rewards agree, draw with --beside-vanilla: it adds plain samples of the same noise.
+    It tells how much guidance moved the samples, whether its bank collapsed, and whether other rewards agree.
+
+    To learn about other rewards, draw with --beside-vanilla: it adds plain samples of the same noise.
     """
     from ..runs import read_json
 

@@ -82,10 +82,11 @@ def generate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw guided images of prompts: look ahead, score, guide. Other methods go by --method.
+    """Draw guided images of prompts.
 
-    LiDAR costs n few-step samples and n reward calls per prompt, plus plain sampling. The costs of other methods are
-    in docs/methods.md; docs/choosing.md helps to pick one.
+    LiDAR looks ahead, scores, and guides; --method selects another method. LiDAR costs n few-step samples and n
+    reward calls per prompt, plus plain sampling. The costs of other methods are in docs/methods.md; docs/choosing.md
+    helps to pick one.
     """
     from ..runs import Job
 
@@ -163,7 +164,10 @@ def guide(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
+    """Draw guided images from banks of 'lidar look'.
+
+    This is phase 2 alone: it costs as much as plain sampling.
+    """
     from ..runs import Job
 
     job = Job(

@@ -35,7 +35,10 @@ def look(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw and score banks of lookahead samples for 'lidar guide': phase 1 alone."""
+    """Draw and score banks for 'lidar guide'.
+
+    A bank is the scored lookahead samples of one prompt; drawing it is phase 1.
+    """
     from ..runs import Job
 
     job = Job(

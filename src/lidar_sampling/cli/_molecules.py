@@ -58,7 +58,9 @@ def molecules(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw molecules guided by any function of them; write samples.smi, grid.svg, grid.png, the bank and result.json.
+    """Draw molecules guided by any function of them.
+
+    In --out it writes samples.smi, grid.svg, grid.png, the bank and result.json.
 
     Guidance costs n few-step samples and n rewards, unless --bank has them, plus plain sampling. Plain samples are
     drawn too, for comparison.

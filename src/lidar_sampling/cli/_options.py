@@ -102,7 +102,7 @@ BatchSize = Annotated[
         "batches.",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="[default: cuda or mps if there, else cpu]")]
+Device = Annotated[str | None, typer.Option(help="Device to compute on. [default: cuda or mps if there, else cpu]")]
 Host = Annotated[
     str,
     typer.Option(help="Address to listen on. The default serves only this machine; other addresses need a --token."),

@@ -66,7 +66,9 @@ def run(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Carry out a Job from a file: repeat the run of a result.json, or draw a share of a large run.
+    """Carry out a Job from a file.
+
+    Use it to repeat the run of a result.json, or to draw a share of a large run.
 
     If --out holds an unfinished run of the same Job, it is continued. With RANK and WORLD_SIZE set, as torchrun does,
     or in a job array or step of SLURM, each process takes its share of the prompts. The last to finish writes

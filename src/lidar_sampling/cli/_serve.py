@@ -21,7 +21,7 @@ Token = Annotated[
     typer.Option(
         "--token",
         help="What clients must send as Authorization: Bearer TOKEN. Repeat for several clients, who are then "
-        "served in turn. LIDAR_TOKEN takes them separated by commas and hides them from other users.",
+        "served in turn. To hide tokens from other users, set LIDAR_TOKEN instead, with commas between them.",
         show_default=False,
     ),
 ]
@@ -76,10 +76,11 @@ def serve(
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
 ) -> None:
-    """Serve pictures over HTTP until Ctrl-C or SIGTERM; running jobs are finished first. See docs/serving.md.
+    """Serve pictures over HTTP.
 
-    It speaks OpenAI's POST /v1/images/generations, and adds banks and jobs. Give --model and --reward as NAME=WHAT to
-    let clients use names of your choice.
+    It runs until Ctrl-C or SIGTERM, and then finishes the running job first. It speaks OpenAI's POST
+    /v1/images/generations, and adds banks and jobs (docs/serving.md). Give --model and --reward as NAME=WHAT to let
+    clients use names of your choice.
     """
     if words:
         raise typer.BadParameter(
@@ -162,7 +163,10 @@ def serve_rewards(
     device: o.Device = None,
     dtype: o.Dtype = "float32",
 ) -> None:
-    """Serve rewards over HTTP until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
+    """Serve rewards over HTTP.
+
+    It runs until Ctrl-C or SIGTERM. Use a reward elsewhere as --reward http://HOST:PORT/NAME.
+    """
     from .._http import check_address, listen, need_extra, server_of, url_of
     from .._quiet import quieten
     from ..rewards import load
