@@ -304,7 +304,7 @@ class LiDARBestOfBank(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: LookaheadBank, count: int) -> io.NodeOutput:
-        """Take."""
+        """Return the best."""
         _rewards_of(bank)
         if count > len(bank):
             raise BankError(f"count must be at most {len(bank)}, the samples of the bank; got {count}")
@@ -339,7 +339,7 @@ class LiDARBestOfN(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, prompt: str, reward: str, count: int) -> io.NodeOutput:
-        """Take."""
+        """Return the best."""
         if count > len(images):
             raise ValueError(f"count must be at most {len(images)}, the pictures of the batch; got {count}")
         values = judge(reward, images, prompt)

@@ -18,7 +18,7 @@ settings.load_profile("house")
 
 @pytest.fixture(scope="session")
 def glyph_lidar():
-    """The embedded model, loaded once."""
+    """Return the embedded model, loaded once."""
     from lidar_sampling import LiDAR
 
     return LiDAR.from_pretrained("glyph")

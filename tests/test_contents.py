@@ -135,7 +135,7 @@ def evaluations(pipe, store, **options):
 
 
 def last_bias(encoder):
-    """A parameter that versions of transformers keep in different places."""
+    """Return a parameter that versions of transformers keep in different places."""
     return next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.bias"))
 
 

@@ -268,7 +268,7 @@ class TestReport:
 
 
 def drawing(name, rows):
-    """A figure, at once."""
+    """Return a small figure at once."""
     return {"svg": b"<svg></svg>", "png": b"\x89PNG"}
 
 
@@ -368,7 +368,10 @@ class TestPublishing:
             "compare", "--table", "--prompts", tmp_path / "p.txt", "--methods", "vanilla,lidar", "--out", tmp_path
         )
         assert code == 0
-        assert err == "lidar: no figures without matplotlib: pip install 'lidar-sampling[plot]'\n"
+        assert err.splitlines() == [
+            "lidar: no figures without matplotlib: pip install 'lidar-sampling[plot]'",
+            f"lidar: table.md and report.html are in {tmp_path}",
+        ]
         assert (tmp_path / "report.html").exists()
         assert (tmp_path / "table.md").read_text().rstrip("\n") == out.rstrip("\n")
         assert not list((tmp_path / "figures").glob("*"))

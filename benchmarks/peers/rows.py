@@ -41,7 +41,7 @@ def fast(pipe: Any, reward: Callable[[torch.dtype], Reward], shape: Shape) -> Re
 
 @dataclass
 class Bench:
-    """What all rows of a shape share; ``most`` maps methods to how many images fit at once, if tried."""
+    """The shared parts of all rows of a shape; ``most`` maps methods to how many images fit at once, if tried."""
 
     shape: Shape
     images: int

@@ -11,7 +11,7 @@ collect_ignore = ["standin", "glyph_nodes"]
 
 @pytest.fixture
 def bank():
-    """Four samples far from each other, with rewards 0 to 3."""
+    """Return a bank of four samples far from each other, with rewards 0 to 3."""
     samples = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(3)) * 1.5 / SCALE
     return LookaheadBank(samples, {"r": torch.arange(4.0)}, "four")
 

@@ -27,7 +27,7 @@ BRIGHT = torch.tensor([0.2, 0.8, 0.5])
 
 
 class Vae:
-    """Decodes a latent (B, 4, *) to pictures or videos whose pixels are its mean."""
+    """A VAE that decodes a latent (B, 4, *) to pictures or videos whose pixels are its mean."""
 
     def decode(self, latents):
         size = (1, *latents.shape[2:-2], 8, 8, 3)
@@ -42,7 +42,7 @@ def output(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bright():
-    """A bank whose pictures are of known brightness."""
+    """Return a bank whose pictures have known brightness."""
     return LookaheadBank(BRIGHT[:, None, None, None].expand(3, 4, 2, 2).clone(), {}, "bright")
 
 

@@ -137,7 +137,7 @@ class TestGenerations:
 
 
 def own_noise(here, there):
-    """The standard deviation of an ancestral step between two levels (alpha, sigma), by their ratios."""
+    """Return the standard deviation of an ancestral step between two levels (alpha, sigma), by their ratios."""
     before, after = here[1] / here[0], there[1] / there[0]
     return there[0] * after * (1 - (after / before) ** 2) ** 0.5
 
@@ -238,7 +238,7 @@ class TestSettings:
 
 
 def too_large(module, args):
-    """Memory that holds three samples with both branches of guidance, and runs out late in a call."""
+    """Simulate memory that holds three samples with both branches of guidance, and runs out late in a call."""
     module.seen = getattr(module, "seen", 0) + 1
     if len(args[0]) > 6 and module.seen % 3 == 0:
         raise torch.OutOfMemoryError("too large")
@@ -284,14 +284,14 @@ class TestThroughTheSampler:
         ],
     )
     def test_children_of_a_perfect_model_end_by_the_posterior_of_where_they_start(self, birth, how, monkeypatch):
-        """Of 400 children of one parent; without an initial noise of its own that is the model's law."""
+        """Tested on 400 children of one parent; without their own initial noise, this is the model's law."""
         posterior, ends = self.born(birth, monkeypatch, first=8, tournament=1.0, **how)
         if "mutation" in how:
             assert total_variation(posterior.mean(0), torch.full((4,), 0.25)) < 0.03
         assert total_variation(ends, posterior.mean(0)) < 0.07
 
     def test_renoised_children_of_random_parents_follow_the_law_of_the_model(self, monkeypatch):
-        """And stand as far from their members as the level says, where with added noise they stand farther."""
+        """They are also as far from their members as the level says; with added noise they would be farther."""
         _, ends = self.born(0.6, monkeypatch, first=112, tournament=1e-3, renoised=True)
         uniform = torch.full((4,), 0.25)
         assert total_variation(ends, uniform) < 0.1  # of 112 parents, whose shares have a standard error of .04
@@ -301,9 +301,9 @@ class TestThroughTheSampler:
         assert self.residual.mean().item() > 1.05 * dimension
 
     def born(self, birth, monkeypatch, *, first, **how):
-        """The posteriors (400, 4) of where children of a perfect model start, and the law of their ends.
+        """Return the posteriors (400, 4) at the starts of a perfect model's children, and the law of their ends.
 
-        ``residual`` is how far each is from its nearest member, squared, in units of the level's own noise.
+        ``residual`` is the squared distance of each from its nearest member, in units of the level's noise.
         """
         members = 0.1 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         lidar = make(steps=30, guidance_scale=1.0, batch_size=512)

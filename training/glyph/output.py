@@ -59,7 +59,7 @@ class Output:
         return self.root / "detector"
 
     def clip(self, name: str) -> Path:
-        """A CLIP model: ``reward-clip`` or ``heldout-clip``."""
+        """Return the folder of a CLIP model: ``reward-clip`` or ``heldout-clip``."""
         return self.root / name
 
     def need(self, path: Path, stage: str) -> Path:

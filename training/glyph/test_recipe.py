@@ -28,25 +28,25 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def shipped() -> CLIPTokenizer:
-    """The tokenizer that ships in the package."""
+    """Return the tokenizer that ships in the package."""
     return CLIPTokenizer.from_pretrained(DATA / "sd-glyph" / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def glyphs() -> torch.Tensor:
-    """Sprites (80, 4, 96, 96), where the font is installed."""
+    """Return sprites (80, 4, 96, 96), if the font is installed."""
     if not sprites.FONT.exists():
         pytest.skip("needs fonts-noto-color-emoji")
     return torch.from_numpy(sprites.render()).float().permute(0, 3, 1, 2) / 255
 
 
 def scenes(n: int, *, uncaptioned: float = 0.0, seed: int = 0) -> Scenes:
-    """Scenes of the training pairs."""
+    """Return scenes of the training pairs."""
     return World(captions.training_pairs(), Draws(seed, CPU)).scenes(n, uncaptioned=uncaptioned)
 
 
 def some_indices(n: int) -> list[int]:
-    """Caption indices at random, and the first and last of each template."""
+    """Return random caption indices, and the first and last of each template."""
     edges = [captions.index(tag, *parts) for tag, parts in _EDGES.items()]
     return [*edges, captions.EMPTY - 1, *Draws(0, CPU).integers(captions.EMPTY, n).tolist()]
 

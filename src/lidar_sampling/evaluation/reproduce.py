@@ -34,7 +34,7 @@ LIDAR = "lidar"  # the row whose cost the added rows must match
 
 
 class Asked(NamedTuple):
-    """What to reproduce.
+    """The table to reproduce, for one model and its weights.
 
     Attributes:
         table: a key of :data:`~lidar_sampling.evaluation.published.TABLES`.
@@ -253,7 +253,7 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be drawn.
+    """The plan of a reproduction.
 
     Attributes:
         jobs: run -> its settled Job, with its prompts.

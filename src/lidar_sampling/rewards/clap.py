@@ -31,7 +31,7 @@ _CUT, _ZEROS, _BETA, _MOST_WEIGHTS = 0.95, 64, 8.96, 2**24
 
 
 class CLAP:
-    """How well audio matches its prompt, by an unfused CLAP model of transformers.
+    """The match of audio and prompts by an unfused CLAP model of transformers.
 
     Args:
         model: published weights, a folder or a hub id.

@@ -29,7 +29,7 @@ SETTINGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (
 
 @dataclass(frozen=True)
 class Job:
-    """What to draw, with which model and methods, and what to keep.
+    """The order for a run: what to draw, with which model and methods, and what to keep.
 
     Attributes:
         prompts: at least one: a text, or a mapping with ``"prompt"`` and metadata for judges, such as GenEval's. An

@@ -39,7 +39,7 @@ _MOST_FAILED = 3
 
 
 class Task(Protocol):
-    """What a Job draws and what it writes. A unit is drawn and kept whole, or not at all."""
+    """A kind of run: what a Job draws and what it writes. A unit is drawn and kept whole, or not at all."""
 
     units: Sequence[Any]
     lidar: LiDAR

@@ -72,7 +72,7 @@ class LoadGlyph(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        """Load."""
+        """Load glyph."""
         return io.NodeOutput(load_model(), GlyphVAE())
 
 
@@ -91,7 +91,7 @@ class GlyphText(io.ComfyNode):
 
     @classmethod
     def execute(cls, text):
-        """Encode."""
+        """Encode a text."""
         return io.NodeOutput(encode(text))
 
 
