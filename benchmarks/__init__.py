@@ -1,1 +1,1 @@
-"""Programs that measure; each prints its table and says what it cost."""
+"""Programs that measure; each prints its table and its cost."""

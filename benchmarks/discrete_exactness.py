@@ -1,9 +1,9 @@
-"""How far guided sampling of tokens ends from the tilted law, against the number of steps, by enumeration.
+"""Measure how far guided sampling of tokens ends from the tilted law, by number of steps, by enumeration.
 
     python -m benchmarks.discrete_exactness --out docs/results/discrete
 
-Nothing is drawn: the law of factorised sampling is followed from step to step over all 64 sequences of 3 tokens out
-of 4, with the whole population as the bank, so what is left is the error of the form of guidance and of the steps.
+Nothing is drawn: the law of factorised sampling is computed from step to step over all 64 sequences of 3 tokens out
+of 4. The bank is the whole population, so only the errors of the form of guidance and of the steps remain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KERNELS = {"uniform": Uniform(4), "absorbing": Absorbing(5, mask_id=4)}
 
 
 def main() -> None:
-    """Follow, and write table and figure."""
+    """Compute the errors, and write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of exactness.md and exactness.svg")
     parser.add_argument("--seeds", type=int, default=5, help="random laws and rewards (default 5)")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def errors(kernel: Uniform | Absorbing, seeds: int) -> dict[str, torch.Tensor]:
-    """Form -> total variation (seeds, steps) of where sampling ends from what it aims at."""
+    """Return form -> total variation (seeds, steps) between the law of the samples and the law aimed at."""
     rows: dict[str, list[list[float]]] = {"none": [], "token-independent": [], "single-site": []}
     for seed in range(seeds):
         world = Sequences(4, 3, kernel, seed=seed)
@@ -51,7 +51,7 @@ def errors(kernel: Uniform | Absorbing, seeds: int) -> dict[str, torch.Tensor]:
 
 
 def table(found: dict[str, dict[str, torch.Tensor]], seeds: int) -> str:
-    """The errors as Markdown."""
+    """Return the errors as Markdown."""
     lines = [
         "# How exact guidance of tokens is",
         "",
@@ -70,7 +70,7 @@ def table(found: dict[str, dict[str, torch.Tensor]], seeds: int) -> str:
 
 
 def draw(found: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
-    """The errors as a figure, an axis a kernel."""
+    """Draw the errors as a figure, one axis per kernel."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,21 +1,21 @@
-"""Kill generate, compare and look at random moments, start each again, and count what is lost or drawn twice.
+"""Kill generate, compare and look at random moments, restart them, and count what is lost or drawn twice.
 
     python -m benchmarks.faults --kills 50
 
-A command draws a few prompts of a tiny pipeline, in a process that is forked from this one, so that it need not
-import anything. It gets SIGKILL after a random part of the time that it takes undisturbed. Then all that the folder
-holds is read: what was whole before must be there, untouched; nothing may be half. The same command is started again
-(``generate`` with ``--resume``) and killed again, until one comes to its end: that must be status 0, and the folder
-must hold what a run that nobody disturbed wrote. Then comes the next folder.
+A command draws a few prompts with a tiny pipeline, in a process that is forked from this one, so that it need not
+import anything. It gets SIGKILL after a random part of the time that it takes undisturbed. Then everything in the
+folder is read: what was whole before must still be there, untouched, and nothing may be half-written. The same
+command is started again (``generate`` with ``--resume``) and killed again, until a process reaches its end. Its
+status must be 0, and the folder must hold the same as an undisturbed run. Then the next folder follows.
 
-    kills       processes that got the signal while they ran
-    kept        prompts (of compare: lines) that these processes had finished
-    drawn       prompts that the finished folders hold
+    kills       processes that were killed while they ran
+    kept        prompts (for compare: lines) that these processes had finished
+    drawn       prompts in the finished folders
     lost        prompts that were whole before a process and not after it
-    double      prompts that were drawn again although they were whole; of compare also lines that come twice
-    half        files that are there under their own name and cannot be read
-    different   prompts that differ from the run that nobody disturbed: by more than 1 of 255, or 1e-4 of a number
-    ended       processes by how they ended: 0, or minus the signal
+    double      prompts that were drawn again although they were whole; for compare also lines that come twice
+    half        files under their final name that cannot be read
+    different   prompts that differ from the undisturbed run: by more than 1 of 255, or 1e-4 of a number
+    ended       processes by exit status: 0, or minus the signal
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from PIL import Image
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Kept = dict[str, tuple[Any, Any]]
-"""Of each prompt that is there: what tells whether its files were touched, and what they hold."""
+"""For each prompt that is there: a mark of whether its files were touched, and their contents."""
 
 PROMPTS = [f"a {colour} {thing}" for thing in ("cat", "dog", "cup") for colour in ("red", "green", "blue")]
-OURS = ("seconds", "peak_memory")  # that a clock or the memory of the machine decides
+OURS = ("seconds", "peak_memory")  # values that depend on the clock or the machine's memory
 
 
 @dataclass
 class Tally:
-    """What became of the kills of one command; the columns of the table."""
+    """The outcome of the kills of one command: the columns of the table."""
 
     command: str
     kills: int = 0
@@ -65,23 +65,23 @@ class Tally:
 
     @property
     def faults(self) -> int:
-        """What should be none."""
+        """The faults, of which there should be none."""
         return self.lost + self.double + self.half + self.different
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command to kill, and how to read what it leaves."""
+    """A command to kill, and how to read its output."""
 
     name: str
     arguments: Sequence[str]
-    again: Sequence[str]  # what the same command is given beside, to go on
+    again: Sequence[str]  # arguments added to continue
     read: Callable[[Path], Kept]
     twice: Callable[[Path], int] = lambda _: 0
 
 
 def commands(model: Path, prompts: Sequence[str] = PROMPTS) -> dict[str, Command]:
-    """Return what is killed, by its name, with a pipeline that was saved in ``model``."""
+    """Return the commands to kill by name, with the pipeline saved in ``model``."""
     file = model.parent / "prompts.txt"
     file.write_text("\n".join(prompts) + "\n")
     common = ["--prompts", str(file), "--model", str(model), "--reward", "brightness", "--device", "cpu", "--quiet"]
@@ -144,7 +144,7 @@ def end_of(process: int, within: float | None = None) -> int | None:
 
 
 def run_undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
-    """Run a command to its end twice; return what it leaves, and the seconds of the second time."""
+    """Run a command to its end twice; return its output, and the seconds of the second run."""
     for name in ("first", "second"):
         begin = time.monotonic()
         log = folder / f"{command.name}-{name}.log"
@@ -155,7 +155,7 @@ def run_undisturbed(command: Command, folder: Path) -> tuple[Kept, float]:
 
 
 def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
-    """Kill a command at random moments and start it again, as the module says; return what came of it."""
+    """Kill a command at random moments and restart it, as the module describes; return the tally."""
     tally, moment = Tally(command.name), random.Random(f"{command.name} {seed}")
     whole, seconds = run_undisturbed(command, folder)
     number = 0
@@ -192,7 +192,7 @@ def kill(command: Command, kills: int, folder: Path, seed: int = 0) -> Tally:
 
 
 def _compare(tally: Tally, command: Command, out: Path, before: Kept, *, count: bool) -> Kept:
-    """Read what a process left and count what is lost, double or half; return it."""
+    """Read the output of a process, count what is lost, double or half, and return the output."""
     try:
         now = command.read(out) if out.exists() else Kept()
     except Exception as error:
@@ -207,7 +207,7 @@ def _compare(tally: Tally, command: Command, out: Path, before: Kept, *, count: 
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same but for rounding, and for what a clock decides."""
+    """Return whether two values are equal up to rounding and values that depend on the clock."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = [name for name in {**one, **other} if name not in OURS]
         return all(name in one and name in other and same(one[name], other[name]) for name in names)
@@ -221,7 +221,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _pictures(out: Path, prompts: Sequence[str]) -> Kept:
-    """Read every prompt of ``generate``; whatever has the name of a prompt must be one."""
+    """Read every prompt of ``generate``; every folder with the name of a prompt must be whole."""
     from lidar_sampling.runs._folder import place_of, read_record
 
     kept = Kept()
@@ -274,7 +274,7 @@ def _banks(out: Path) -> Kept:
 
 
 def _check_whole(out: Path) -> None:
-    """Read what a run writes beside its prompts, as far as it is there."""
+    """Read the other files of a run, as far as they are there."""
     for file in [*out.glob("*.json"), *out.glob("*.png"), *out.glob("figures/*.png"), *out.glob("report.html")]:
         if file.name.startswith("."):
             continue

@@ -1,21 +1,23 @@
-"""A million prompts on a thousand GPUs, event by event: hours, lost work, the tail, files, what the driver holds.
+"""Simulate a million prompts on a thousand GPUs: hours, lost work, the tail, files, memory of the driver.
 
     python -m benchmarks.fleet
     python -m benchmarks.fleet --prompts 100000 --gpus 64 --preemptions 0.5
 
-Nothing is drawn: this is the arithmetic of docs/scale.md, checked by a simulation. A worker is one GPU. It loads the
-weights from shared storage of a limited bandwidth, one copy a host or one a GPU, and then draws prompt after prompt.
+Nothing is drawn: an event simulation checks the arithmetic of docs/scale.md. A worker is one GPU. It loads the
+weights from shared storage of limited bandwidth, one copy per host or one per GPU, and then draws prompt after
+prompt.
 
-    queue    a driver hands out prompts: at most `window` are with a worker, each answer takes the driver `answer` s
+    queue    a driver hands out prompts: a worker has at most `window`, and each answer takes the driver `answer` s
     shards   worker k draws the prompts k, k + GPUs, ... alone; its scheduler starts it again after a fault
-    help     a shard that is done goes through the others' prompts from the end and draws what is not finished, as
-             :func:`lidar_sampling.runs.order` has it; nothing tells it what others are drawing
+    help     a shard that is done goes through the others' prompts from the end and draws unfinished ones, as
+             in :func:`lidar_sampling.runs.order`; it does not know what others are drawing
 
-Three things end a worker's life: a fault of its own (exponential, `faults` per GPU-hour; it starts again from the
-host's copy), the loss of its host (exponential, `preemptions` per host-hour; another host comes after `replacement`
-seconds and loads the weights), and a prompt that kills its process (`killers` of them, at the end of their seconds).
-A life's end loses what was being drawn; that prompt has one try less and is drawn again, or given up after `tries`.
-GPU-hours are held from the start to the end of the run, less the time without a host; a shard's end with the shard.
+Three events end a worker's life: its own fault (exponential, `faults` per GPU-hour; it restarts from the host's
+copy), the loss of its host (exponential, `preemptions` per host-hour; another host comes after `replacement` seconds
+and loads the weights), and a prompt that kills its process (`killers` of them, at the end of their seconds). The end
+of a life loses the prompt being drawn; this prompt has one try less and is drawn again, or given up after `tries`.
+GPU-hours count from the start to the end of the run, less the time without a host; those of a shard end with the
+shard.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def _field(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is drawn, and on what; times in seconds."""
+    """The prompts and the machines; times are in seconds."""
 
     prompts: int = _field(1_000_000, "number of prompts")
     gpus: int = _field(1_000, "number of workers, one per GPU")
@@ -51,23 +53,23 @@ class Fleet:
     spread: float = _field(0.1, "standard deviation of a prompt's seconds, relative (gamma distribution)")
     slow: float = _field(0.02, "standard deviation of a GPU's seconds, relative (normal, at least half the mean)")
     weights: float = _field(7e9, "bytes of weights that a worker loads")
-    storage: float = _field(10e9, "bytes per second that shared storage delivers to all together")
+    storage: float = _field(10e9, "bytes per second from shared storage, for all workers together")
     copies: str = _field("host", "who copies weights from shared storage: host, or gpu")
     start: float = _field(60.0, "seconds from weights on the host to a ready worker")
     faults: float = _field(1 / 51_000, "faults of one worker per GPU-hour (default: 419 in 54 days on 16,384 GPUs)")
     preemptions: float = _field(0.08, "losses of a spot host per host-hour (default 0.08: 100 GPUs lose one an hour)")
     replacement: float = _field(300.0, "seconds until another host takes the place of a lost one")
     answer: float = _field(1.2e-3, "seconds of the driver per answer")
-    window: int = _field(2, "prompts with a worker at most")
+    window: int = _field(2, "most prompts with a worker")
     killers: int = _field(10, "prompts that kill their process")
-    tries: int = _field(3, "tries that a prompt has")
+    tries: int = _field(3, "tries per prompt")
     queue: bool = True
-    help: bool = False  # of shards
+    help: bool = False  # for shards
 
 
 @dataclass
 class Outcome:
-    """What happened; times in seconds."""
+    """The outcome; times are in seconds."""
 
     done: bytearray  # how often each prompt was finished
     given_up: list[int] = field(default_factory=list)
@@ -76,23 +78,23 @@ class Outcome:
     drawn: float = 0.0  # GPU time in prompts that were finished
     lost: float = 0.0  # GPU time in prompts that were not
     twice: float = 0.0  # GPU time in prompts that another finished first
-    restarting: float = 0.0  # GPU time from a life's end to the next life, less the time without a host
+    restarting: float = 0.0  # GPU time between two lives, less the time without a host
     absent: float = 0.0  # GPU time without a host
     exposed: float = 0.0  # GPU time in which a worker could fail
     faults: int = 0
     preempted: int = 0  # hosts
     killed: int = 0
     driver: float = 0.0  # time in which the driver was busy
-    idle: float = 0.0  # GPU time of ready workers without a prompt, of the queue; after their last, of shards
+    idle: float = 0.0  # GPU time of ready workers without a prompt (queue), or after their last (shards)
     tail: float = 0.0  # from the first worker without work to the end
     held: float = 0.0
 
 
 def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
-    """Return what happens to a fleet, event by event.
+    """Simulate a fleet event by event, and return the outcome.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
     _check(fleet)
     rng = np.random.default_rng(seed)
@@ -107,17 +109,17 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
     window, answer = (fleet.window, fleet.answer) if fleet.queue else (1, 0.0)
     life, up, died = [0] * n, [-1.0] * n, [-1.0] * n  # number of the life; when it began, when the last one ended
     current, began = [-1] * n, [0.0] * n
-    held: list[deque[tuple[int, float]]] = [deque() for _ in range(n)]  # with the worker: prompt, since when
+    held: list[deque[tuple[int, float]]] = [deque() for _ in range(n)]  # prompt of the worker, and since when
     idle: dict[int, float] = {}  # workers without work, and since when
     tries: dict[int, int] = {}
     gone: set[int] = set()  # given up
-    place = [fleet.prompts] * n  # of a shard that helps: it has looked at all prompts from here on
+    place = [fleet.prompts] * n  # for a shard that helps: it has looked at all prompts from here on
     driver_free, link_free, left = 0.0, 0.0, fleet.prompts
     events: list[tuple[float, int, int, int]] = []  # time, kind, worker or host, life
-    absences: list[tuple[float, int]] = []  # since when hosts were lost, and with how many GPUs
+    absences: list[tuple[float, int]] = []  # when hosts were lost, and with how many GPUs
 
     def take(w: int, now: float) -> None:
-        """Let the driver answer worker ``w``: hand it prompts until its window is full."""
+        """Answer worker ``w``: give it prompts until its window is full."""
         nonlocal driver_free
         driver_free = max(driver_free, now) + answer
         out.driver += answer
@@ -136,7 +138,7 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
             return
         if not held[w]:
             idle.setdefault(w, now)
-            if not fleet.queue and up[w] >= 0:  # the shard is done, its GPU given back
+            if not fleet.queue and up[w] >= 0:  # the shard is done and frees its GPU
                 out.exposed += now - up[w]
                 up[w] = -1.0
             return
@@ -146,7 +148,7 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
         heapq.heappush(events, (began[w] + durations[current[w]] * speed[w], FINISH, w, life[w]))
 
     def end(w: int, now: float) -> None:
-        """End the life of worker ``w``: what it had goes back, the prompt under way with one try less."""
+        """End the life of worker ``w``: its prompts go back, the current one with one try less."""
         nonlocal left
         life[w] += 1
         if up[w] >= 0:
@@ -169,7 +171,7 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
                 left -= 1
 
     def offer(now: float) -> None:
-        """Hand what came back to workers without work."""
+        """Give returned prompts to workers without work."""
         for w in list(idle)[: len(shared)] if fleet.queue else ():
             take(w, now)
 
@@ -287,7 +289,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def hours_table(fleet: Fleet, seed: int) -> str:
-    """The simulated settings as Markdown."""
+    """Return the simulated settings as Markdown."""
     text = (
         "| | GPU-hours | wall, h | all loaded, min | faults, hosts lost | lost drawing | drawn again | restarting "
         "| driver busy | tail, min | idle, GPU-hours | given up |\n" + "|---" * 12 + "|\n"
@@ -318,11 +320,11 @@ def hours_table(fleet: Fleet, seed: int) -> str:
 IMAGES = 4
 PNG = 1.5e6  # bytes of a 1024 x 1024 photograph
 BANK = 50 * 4 * 128 * 128  # numbers: n = 50 latents of a picture of 1024 x 1024
-PICTURES = 50 * 3 * 1024 * 1024  # bytes that rewards see of a prompt, as uint8
+PICTURES = 50 * 3 * 1024 * 1024  # bytes of a prompt's pictures for rewards, as uint8
 
 
 def entry(rng: np.random.Generator, *, index: int = 0, steps: int = 40, n: int = 50) -> dict[str, Any]:
-    """Numbers of one prompt in the shape of its ``result.json``: 50 steps, guided at 40 of them, three rewards."""
+    """Return numbers like those of a prompt's ``result.json``: 50 steps, 40 of them guided, three rewards."""
     folder = f"{index // 1000:04d}/{index:07d}"
 
     def numbers(count: int) -> list[float]:
@@ -350,7 +352,7 @@ def entry(rng: np.random.Generator, *, index: int = 0, steps: int = 40, n: int =
 
 
 def storage_table(fleet: Fleet, wall: float) -> str:
-    """Bytes, files and bandwidth as Markdown; ``wall`` in seconds spreads them over the run."""
+    """Return bytes, files and bandwidth as Markdown, spread over the run of ``wall`` seconds."""
     whole = entry(np.random.default_rng(0))
     short = {key: value for key, value in whole.items() if key not in ("trace", "bank")}
     text = "| what | per prompt | all | MB/s on average |\n|---|---|---|---|\n"
@@ -386,7 +388,7 @@ def _bytes(size: float) -> str:
 
 
 def measure_memory(make: Callable[[], object]) -> int:
-    """Bytes that Python holds for what ``make`` returns."""
+    """Return the bytes that Python holds for the result of ``make``."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -399,7 +401,7 @@ def measure_memory(make: Callable[[], object]) -> int:
 
 
 def memory_table(fleet: Fleet, count: int = 100_000, entries: int = 500) -> str:
-    """Bytes that a driver holds per prompt, measured on ``count`` prompts and on ``entries`` entries, as Markdown."""
+    """Return a driver's bytes per prompt, measured on ``count`` prompts and ``entries`` entries, as Markdown."""
     prompts = [f"a photo of {k} clocks on a wooden table in the late afternoon" for k in range(count)]
     rng = np.random.default_rng(0)
     whole = [json.dumps(entry(rng, index=k)) for k in range(entries)]
@@ -419,7 +421,7 @@ def memory_table(fleet: Fleet, count: int = 100_000, entries: int = 500) -> str:
 
 
 def _fresh(count: int) -> Iterable[int]:
-    return (1_000_000 + k for k in range(count))  # above what Python keeps one of
+    return (1_000_000 + k for k in range(count))  # above the integers that Python shares
 
 
 def _metadata(text: str) -> dict[str, Any]:
@@ -433,7 +435,7 @@ def _short(line: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate and print."""
+    """Simulate, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for item in dataclasses.fields(Fleet):
         if item.name not in ("queue", "help"):

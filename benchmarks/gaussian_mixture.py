@@ -1,4 +1,4 @@
-"""A Gaussian mixture, where the tilted law can be sampled: LiDAR's error falls with n, gradient guidance is biased.
+"""A Gaussian mixture, whose tilted law can be sampled: LiDAR's error falls with n, gradient guidance is biased.
 
     python -m benchmarks.gaussian_mixture
 
@@ -23,25 +23,25 @@ REWARDS = torch.tensor([0.0, 1.0, -1.0, 1.5, 0.5, -0.5])
 
 
 def reward(x: Tensor) -> Tensor:
-    """The reward of the nearest mode, its steps smoothed so that it has a gradient."""
+    """Return the reward of the nearest mode, smoothed so that it has a gradient."""
     return (-torch.cdist(x, CENTRES).square() / 2).softmax(1) @ REWARDS
 
 
 def exact(n: int, generator: torch.Generator) -> Tensor:
-    """Samples (n, 2) of the mixture."""
+    """Return samples (n, 2) of the mixture."""
     modes = torch.randint(6, (n,), generator=generator)
     return CENTRES[modes] + SPREAD * torch.randn(n, 2, generator=generator)
 
 
 def draw_tilted(n: int, generator: torch.Generator) -> Tensor:
-    """Samples (n, 2) of the tilted law, by importance resampling."""
+    """Return samples (n, 2) of the tilted law, by importance resampling."""
     pool = exact(50 * n, generator)
     weights = (REWARD_SCALE * reward(pool)).softmax(0)
     return pool[torch.multinomial(weights, n, replacement=True, generator=generator)]
 
 
 def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """E[x_0 | x_t] of the mixture."""
+    """Return E[x_0 | x_t] of the mixture."""
     variance = alpha**2 * SPREAD**2 + sigma**2
     log_weights = -(x[:, None] - alpha * CENTRES).square().sum(-1) / (2 * variance)
     pulled = CENTRES + (alpha * SPREAD**2 / variance) * (x[:, None] - alpha * CENTRES)
@@ -49,12 +49,12 @@ def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Energy distance (Szekely and Rizzo 2013) of two sets of points; 0 in expectation only for one law."""
+    """Return the energy distance (Szekely and Rizzo 2013) of two sets; 0 in expectation only for equal laws."""
     return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
 
 
 def draw(*, bank: LookaheadBank | None = None, tweedie: float = 0.0, seed: int = 0) -> Tensor:
-    """DDPM samples (POINTS, 2): free, guided by a bank, or by the gradient of the reward of E[x_0 | x_t]."""
+    """Return DDPM samples (POINTS, 2): plain, guided by a bank, or by the gradient of the reward of E[x_0 | x_t]."""
     scheduler = diffusers.DDPMScheduler(clip_sample=False)
     scheduler.set_timesteps(STEPS)
     g = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def draw(*, bank: LookaheadBank | None = None, tweedie: float = 0.0, seed: int =
 
 
 def error_of_banks(n: int, count: int, target: Tensor, generator: torch.Generator) -> list[float]:
-    """Errors of ``count`` banks of ``n`` exact samples."""
+    """Return the errors of ``count`` banks of ``n`` exact samples."""
     errors = []
     for _ in range(count):
         samples = exact(n, generator)
@@ -91,7 +91,7 @@ def error_of_banks(n: int, count: int, target: Tensor, generator: torch.Generato
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, and print the table."""
     generator = torch.Generator().manual_seed(1)
     target = draw_tilted(POINTS, generator)
     rows = [("two exact sets", [energy_distance(draw_tilted(POINTS, generator), target) for _ in range(8)])]

@@ -1,15 +1,15 @@
-"""What the guidance arithmetic costs beside a denoiser step and the naive broadcast, and how exact it is.
+"""Measure the cost of the guidance arithmetic beside a denoiser step and the naive broadcast, and its exactness.
 
     python -m benchmarks.guidance
 
 Latents and UNet are glyph's, four images with classifier-free guidance. Each memory figure is the growth of the
 peak resident size over a fresh process that already holds the bank, so banks themselves do not count. The naive
-form subtracts every bank member from every sample: (B, n, D). `prepared` is what `guide` does at each step, with a
+form subtracts every bank member from every sample: (B, n, D). `prepared` is the form of `guide` at each step, with a
 bank that was centred once.
 
-Errors are relative to float64 from the same float32 inputs, largest over banks of 50 and 400 members and latents of
-SD (16,384 values) and SDXL (65,536), in the hard case: members that differ by about the noise, so that weights are
-shared.
+Errors are relative to float64 from the same float32 inputs. The table shows the largest over banks of 50 and 400
+members and latents of SD (16,384 values) and SDXL (65,536). This is the hard case: members differ by about the noise,
+so that they share the weight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZES = ((16_384, 50), (16_384, 400), (65_536, 50), (65_536, 400))
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=[50, 1000, 20_000])
     parser.add_argument("--peak", nargs=2, metavar=("FORM", "N"), help=argparse.SUPPRESS)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def problem(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch, a bank of ``n`` and its rewards."""
+    """Return a batch, a bank of ``n`` and its rewards."""
     g = torch.Generator().manual_seed(0)
     return (
         torch.randn(BATCH, *SHAPE, generator=g),
@@ -91,12 +91,12 @@ def problem(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def stream(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
-    """The library's form."""
+    """Compute the shift in the library's form."""
     return mean_shift(x, z, r, **LEVEL, reward_scale=20.0)[0]
 
 
 def naive(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
-    """The published form: direct differences, all at once."""
+    """Compute the shift in the published form: direct differences, all at once."""
     distance = (x[:, None] - LEVEL["alpha"] * z[None]).square().sum((2, 3, 4))
     logits = -distance / (2 * LEVEL["sigma"] ** 2)
     weights = (logits + 20.0 * r).softmax(1) - logits.softmax(1)
@@ -104,7 +104,7 @@ def naive(x: Tensor, z: Tensor, r: Tensor) -> Tensor:
 
 
 def tight(variance: float, dim: int = 16_384, n: int = 50) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-    """x_t (4, D) near some members of a bank (n, D) that differ by about the noise, rewards (n,), alpha and sigma."""
+    """Return x_t (4, D) near members of a bank (n, D) that differ by about the noise, rewards (n,), alpha, sigma."""
     g = torch.Generator().manual_seed(0)
     alpha, sigma = math.sqrt(1 - variance), math.sqrt(variance)
     spread = 2 * sigma / alpha / math.sqrt(dim)
@@ -115,7 +115,7 @@ def tight(variance: float, dim: int = 16_384, n: int = 50) -> tuple[Tensor, Tens
 
 
 def error(variance: float, storage: torch.dtype | None, dim: int, n: int) -> float:
-    """Relative error of the shift from a prepared bank whose members differ by about the noise."""
+    """Return the relative error of the shift from a prepared bank whose members differ by about the noise."""
     x, z, r, levels = tight(variance, dim, n)
     exact, _ = mean_shift(x.double(), z.double(), r.double(), **levels, reward_scale=1.0)
     prepared = Members(z, r, reward_scale=1.0, resident=True, storage=storage)
@@ -124,7 +124,7 @@ def error(variance: float, storage: torch.dtype | None, dim: int, n: int) -> flo
 
 
 def kernels() -> int:
-    """Operations of a step that are not views: what a GPU has to launch."""
+    """Count the operations of a step that are not views: the kernels that a GPU must launch."""
 
     class Count(TorchDispatchMode):
         launched = 0
@@ -144,7 +144,7 @@ def kernels() -> int:
 
 
 def median_seconds(form: Callable[[Tensor, Tensor, Tensor], Tensor], n: int) -> float:
-    """Median of as many calls as take about a second."""
+    """Return the median seconds of as many calls as take about a second."""
     arguments = problem(n)
     form(*arguments)
     times: list[float] = []
@@ -156,7 +156,7 @@ def median_seconds(form: Callable[[Tensor, Tensor, Tensor], Tensor], n: int) -> 
 
 
 def unet_step() -> float:
-    """Median seconds of one evaluation of glyph's UNet for the batch, both halves of CFG."""
+    """Return the median seconds of one evaluation of glyph's UNet for the batch, both halves of CFG."""
     unet = glyph.load_pipeline().unet
     x = torch.randn(2 * BATCH, *SHAPE)
     text = torch.randn(2 * BATCH, 24, unet.config.cross_attention_dim)
@@ -170,24 +170,24 @@ def unet_step() -> float:
 
 
 def peak(form: str, n: int) -> float:
-    """MiB by which the peak of a fresh process grows in one call."""
+    """Return the MiB by which the peak of a fresh process grows in one call."""
     command = [sys.executable, "-m", "benchmarks.guidance", "--peak", form, str(n)]
     return float(subprocess.check_output(command, text=True))
 
 
 def growth_of_peak(form: str, n: int) -> float:
-    """The same, in this process; a call on a small bank first loads what a first call loads (Linux)."""
+    """Return the same for this process, after a warm-up call on a small bank (Linux only)."""
     call = {"streamed": stream, "naive": naive}[form]
     call(*problem(8))
     arguments = problem(n)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident size
     before = peak_of_this_process()
     call(*arguments)
     return peak_of_this_process() - before
 
 
 def peak_of_this_process() -> float:
-    """Peak resident size in MiB."""
+    """Return the peak resident size in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 

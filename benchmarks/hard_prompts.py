@@ -1,10 +1,10 @@
-"""Do glyph's rewards read the hard prompts? Renders that are right against renders that are wrong in one thing.
+"""Do glyph's rewards understand the hard prompts? Right renders are compared with renders wrong in one thing.
 
     python -m benchmarks.hard_prompts --prompts 20 --pictures 6
 
-For each of the shipped hard prompts scenes are rendered that show what it asks for, and scenes that miss it by one
-change. Printed are the share of (right, wrong) pairs that a reward puts in order, by kind of change, and the share of
-pictures that the judge accepts. Needs the font of training/glyph (README there).
+For each of the shipped hard prompts we render scenes that show what it asks for, and scenes that miss it by one
+change. The program prints the share of (right, wrong) pairs that a reward orders correctly, by kind of change, and
+the share of pictures that the judge accepts. It needs the font of training/glyph (README there).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Object = tuple[str, str | None]  # class, colour
 
 
 class Scene:
-    """Draws pictures of given objects with the layouts of training."""
+    """A renderer of given objects with the layouts of training."""
 
     def __init__(self, pictures: int) -> None:
         self.pictures = pictures
@@ -36,7 +36,7 @@ class Scene:
         self.world = World(torch.tensor([[0, 1]]), Draws(0, torch.device("cpu")))
 
     def __call__(self, objects: list[Object], relation: str | None = None) -> Tensor:
-        """Pictures (B, 3, 128, 128); with a relation, of the first object to the second."""
+        """Return pictures (B, 3, 128, 128); a relation is that of the first object to the second."""
         n, count = self.pictures, len(objects)
         tag = "position" if relation else {1: "single_object", 2: "two_object"}.get(count, "counting")
         none = torch.zeros(n, dtype=torch.long)
@@ -54,7 +54,7 @@ class Scene:
 
 
 def variants(metadata: dict[str, Any], scene: Scene) -> tuple[Tensor, dict[str, Tensor]]:
-    """Right pictures of a hard prompt, and wrong ones by kind."""
+    """Return right pictures of a hard prompt, and wrong ones by kind."""
     include = metadata["include"]
     match metadata["tag"]:
         case "color_position":
@@ -86,10 +86,10 @@ def variants(metadata: dict[str, Any], scene: Scene) -> tuple[Tensor, dict[str, 
 
 
 def main() -> None:
-    """Print the shares."""
+    """Render, score, and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=20, help="of each tag")
-    parser.add_argument("--pictures", type=int, default=6, help="of each scene")
+    parser.add_argument("--prompts", type=int, default=20, help="prompts per tag")
+    parser.add_argument("--pictures", type=int, default=6, help="pictures per scene")
     options = parser.parse_args()
     scene, judge = Scene(options.pictures), glyph.Judge()
     readers = {name: rewards.load(name) for name in ("glyph", "glyph-heldout")}

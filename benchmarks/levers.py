@@ -1,11 +1,11 @@
-"""What each lever gains on glyph, and whether its pictures are as good.
+"""Measure what each lever gains on glyph, and whether its pictures are as good.
 
     python -m benchmarks.levers --prompts 12 --out docs/results/levers
 
 Every lever draws the same prompts with the same seed, prompt by prompt beside the run without levers, so that a slow
-minute of the machine falls on both; on one thread the clock is the process's own. Results are kept line by line, and
-a run that was stopped goes on. Three levers are measured by themselves: prompts drawn together, the reward in a
-thread, whose reward waits as one behind a network does, and the compiled reward.
+minute of the machine affects both. On one thread the clock is the process's own. Results are kept line by line, and a
+stopped run continues. Three levers are measured separately: prompts drawn together, the compiled reward, and the
+reward in a thread, for which the reward waits as if it were behind a network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lidar_sampling.runs._lines import fill, read_objects
 
 NONE = "none"
 JUDGES = ("glyph", "glyph-heldout", "geneval")
-WAIT = 2.0  # seconds a batch that the waiting reward waits
+WAIT = 2.0  # seconds per batch that the waiting reward waits
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
     def draw(unit: Mapping[str, Any]) -> dict[str, Any]:
         name, prompt = unit["lever"], unit["prompt"]
-        line, reference = of_none(prompt)  # beside it, so that a slow minute of the machine falls on both
+        line, reference = of_none(prompt)  # beside it, so that a slow minute of the machine affects both
         if name != NONE:
             line, _ = draw_once(made(name)[0], prompt, reference, made(NONE)[0])
         return {"first": made(name)[1], **line}
@@ -74,12 +74,12 @@ def main() -> None:
 
 
 def plain(device: str = "cpu", **options: Any) -> LiDAR:
-    """Glyph as it comes."""
+    """Return a sampler of glyph without levers."""
     return LiDAR.from_pretrained("glyph", device=device, **options)
 
 
 def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
-    """Each lever by its name, alone, and what goes well together."""
+    """Return each lever by name, and combinations that work well."""
 
     def pull(**levers: Any) -> LiDAR:
         lidar = plain(device)
@@ -117,7 +117,7 @@ def levers(device: str) -> dict[str, Callable[[], LiDAR]]:
 
 
 def prepare(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
-    """A sampler that has been called once, with every batch size that is to come, and what that took."""
+    """Return a sampler after a warm-up call with every later batch size, and the seconds that it took."""
     lidar = make()
     start = time.perf_counter()
     lidar.with_settings(steps=2, n=25)("a photo of a cat")
@@ -125,7 +125,7 @@ def prepare(make: Callable[[], LiDAR]) -> tuple[LiDAR, float]:
 
 
 def draw_once(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[dict[str, Any], Any]:
-    """One prompt: seconds, scores by ``judge``, and how near samples and bank are to those of ``reference``."""
+    """Draw one prompt; return seconds, scores by ``judge``, and how near samples and bank are to ``reference``."""
     device = torch.device(lidar.pipe.device)
     start = now(device)
     result = lidar.draw_guided([prompt], 4, 0, None)
@@ -144,11 +144,11 @@ def draw_once(lidar: LiDAR, prompt: str, reference: Any, judge: LiDAR) -> tuple[
 
 
 def table(lines: list[dict[str, Any]], names: list[str]) -> str:
-    """Each lever beside none, over the prompts that it has drawn, as Markdown."""
+    """Return each lever beside none, over the prompts that it has drawn, as Markdown."""
     by = {(line["lever"], line["prompt"]): line for line in lines}
     drawn_for = dict.fromkeys(line["prompt"] for line in lines)
     text = (
-        "# Levers on glyph\n\n`python -m benchmarks.levers`: 4 images a prompt, n = 50, 50 steps, "
+        "# Levers on glyph\n\n`python -m benchmarks.levers`: 4 images per prompt, n = 50, 50 steps, "
         f"{torch.get_num_threads()} threads. Seconds are of both\n"
         "phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first calls\n"
         "took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent value,\n"
@@ -178,15 +178,15 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def brief(values: np.ndarray, sign: str = "") -> str:
-    """A mean and its interval; not stratified, since two prompts a tag are too few to resample within it."""
+    """Return a mean and its interval; not stratified, since two prompts per tag are too few to resample."""
     found = interval(bootstrap(values[:, None], ["all"] * len(values))[:, 0])
     return f"{found.estimate:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
 def alone(device: str) -> str:
-    """Levers that want more than one prompt, another reward, or no more than a reward.
+    """Measure levers that need several prompts, another reward, or only a reward; return Markdown.
 
-    That of the waiting reward by the clock on the wall.
+    The lever with the waiting reward is timed by the wall clock.
     """
     lidar = plain(device, metrics=[], n=8, steps=20)
     texts = [metadata["prompt"] for metadata in glyph.spread(glyph.prompts(), 1)][:4]
@@ -222,7 +222,8 @@ def alone(device: str) -> str:
     return (
         f"\nFour prompts x 4 images, n = 8, 20 steps, medians of three: one by one {median['one by one']:.1f} s, "
         f"together {median['together']:.1f} s, ratio {median['together'] / median['one by one']:.2f}.\n\n"
-        f"A bank of 48 in batches of 16, with a reward that waits {WAIT} s a batch: {median['at once']:.1f} s, with "
+        f"A bank of 48 in batches of 16, with a reward that waits {WAIT} s per batch: {median['at once']:.1f} "
+        f"s, with "
         f"`overlap` {median['overlap']:.1f} s, ratio {median['overlap'] / median['at once']:.2f}.\n\n"
         f"48 pictures scored: {1000 * median['reward']:.0f} ms, by a compiled reward "
         f"{1000 * median['compiled']:.0f} ms, ratio {median['compiled'] / median['reward']:.2f}; its first call took "

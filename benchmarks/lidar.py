@@ -1,11 +1,11 @@
-"""Where LiDAR's time goes on glyph, and how near it comes to the time of the same work at its best.
+"""Measure where LiDAR's time goes on glyph, and how near it comes to the least time for the same work.
 
     python -m benchmarks.lidar
 
-A whole run of one prompt, both phases, several times over; the median one is shown part by part. Beside each part
-that is work stands what a row of it takes at the best of three batch sizes: half, once and twice the size that was
-used. The ideal is all rows at their best, and the ratio to it is what overhead and a poor batch size cost. `lidar
-generate --profile` prints the same of any run.
+The program draws one prompt, both phases, several times, and shows the median run part by part. Beside each part of
+work is the time per row at the best of three batch sizes: half, once and twice the size used. The ideal is all rows
+at their best; the ratio to it is the cost of overhead and of a poor batch size. `lidar generate --profile` prints the
+same for any run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMPT = "a photo of a dog right of a teddy bear"
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=50)
     parser.add_argument("--steps", type=int, default=50)
@@ -39,7 +39,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         metrics=[],
     )
-    lidar.with_settings(n=2, steps=2)(PROMPT, images=1)  # what a first call loads
+    lidar.with_settings(n=2, steps=2)(PROMPT, images=1)  # a first call loads more
     profiles = []
     for _ in range(arguments.repeats):
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Does a bank of N-step samples rank as 50-step samples from the same noise would? On glyph, by Kendall's tau.
+"""Does a bank of N-step samples rank like 50-step samples from the same noise? On glyph, by Kendall's tau.
 
     python -m benchmarks.lookahead --prompts 12 --out docs/results/lookahead.md
 
-On glyph: for each prompt 24 noises, each solved by ``dpm:N`` for N = 3, 5, 8, 10 and by ``dpm:50``. Agreement is
-Kendall's tau-b (Kendall 1945) of the rewards of the two over the noises of a prompt: 1 the same order, 0 no relation.
+Each prompt has 24 noises, each solved by ``dpm:N`` for N = 3, 5, 8, 10 and by ``dpm:50``. Agreement is Kendall's
+tau-b (Kendall 1945) between the two rewards over the noises of a prompt: 1 is the same order, 0 is no relation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     """Draw, score, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=12, help="prompts, spread over the six tags (default 12)")
-    parser.add_argument("--n", type=int, default=24, help="noises a prompt (default 24)")
+    parser.add_argument("--n", type=int, default=24, help="noises per prompt (default 24)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="file of the table")
@@ -55,14 +55,14 @@ def main() -> None:
 
 
 def judge(bank: LookaheadBank, lidar: LiDAR, heldout: rewards.Reward) -> LookaheadBank:
-    """The bank with the held-out reward beside the guiding one."""
+    """Return the bank with the held-out reward beside the guiding one."""
     pictures = pictures_of(lidar.pipe, bank)
     scores = rewards.score(heldout, images=pictures, prompts=[bank.prompt] * len(bank))
     return bank.with_rewards({JUDGES[1]: scores})
 
 
 def table(banks: dict[int, list[LookaheadBank]], tags: list[str], n: int) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     head = ["steps", *(f"tau, {judge}" for judge in JUDGES), *(f"mean {judge}" for judge in JUDGES)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for steps, row in banks.items():

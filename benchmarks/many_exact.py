@@ -1,15 +1,15 @@
-"""Many pictures of a prompt, on a model that needs its steps: a Gaussian mixture with contents and details.
+"""Many pictures per prompt, on a model that needs its steps: a Gaussian mixture with contents and details.
 
     python -m benchmarks.many_exact --out docs/results/many
 
 On glyph ten steps are as good as fifty, so selection among ten-step samples is cheap there. Here the denoiser is
-exact, and few steps are worse: 40 contents lie far apart, each with 40 details close to one another, and a sample of
-few steps ends between details. A prompt is a table of rewards, one per content. The guiding reward reads the table
-and sees nothing else, as a CLIP sees content before sharpness. The judge takes off what a sample lacks in sharpness:
-its distance from the nearest detail, in spreads, beyond that of an exact sample.
+exact, and few steps are worse: 40 contents are far apart, each with 40 details close to one another, and a sample of
+few steps ends between details. A prompt is a table of rewards, one per content. The guiding reward reads only the
+table, as a CLIP sees content before sharpness. The judge subtracts what a sample lacks in sharpness: its distance
+from the nearest detail, in spreads, beyond that of an exact sample.
 
-Every method gets the evaluations that LiDAR takes for M pictures at 50 steps, with a bank of 50 in 5 steps. Diversity
-is the share of pairs of kept pictures whose contents differ.
+Every method gets as many evaluations as LiDAR needs for M pictures at 50 steps, with a bank of 50 in 5 steps.
+Diversity is the share of pairs of kept pictures whose contents differ.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CENTRES = (
 
 
 def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """E[x_0 | x_t] of the mixture."""
+    """Return E[x_0 | x_t] of the mixture."""
     variance = alpha**2 * SPREAD**2 + sigma**2
     weights = (-torch.cdist(x, alpha * CENTRES).square() / (2 * variance)).softmax(1)
     gain = alpha * SPREAD**2 / variance
@@ -48,7 +48,7 @@ def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 def draw(scheduler: diffusers.SchedulerMixin, steps: int, count: int, seed: int) -> Tensor:
-    """Samples (count, DIMENSIONS) of a scheduler driven by the exact denoiser."""
+    """Return samples (count, DIMENSIONS) of a scheduler with the exact denoiser."""
     generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(steps)
     x = torch.randn(count, DIMENSIONS, generator=generator)
@@ -61,18 +61,18 @@ def draw(scheduler: diffusers.SchedulerMixin, steps: int, count: int, seed: int)
 
 
 def plain(steps: int, count: int, seed: int) -> Tensor:
-    """Samples of DDPM."""
+    """Return samples of DDPM."""
     return draw(diffusers.DDPMScheduler(clip_sample=False), steps, count, seed)
 
 
 def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the content of each sample (B,), and what it lacks in sharpness (B,)."""
+    """Return the content of each sample (B,), and its lack of sharpness (B,)."""
     distance, mode = torch.cdist(x, CENTRES).min(1)
     return mode // DETAILS, (distance / (SPREAD * DIMENSIONS**0.5) - 1.2).clamp_min(0)
 
 
 def draw_guided(rewards: Tensor, count: int, seed: int) -> Tensor:
-    """Samples of LiDAR."""
+    """Return samples of LiDAR."""
     solver = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
     members = draw(solver, LOOKAHEAD, N, seed + 1)
     bank = LookaheadBank(members, {"r": rewards[nearest(members)[0]]}, "mixture")
@@ -83,7 +83,7 @@ def draw_guided(rewards: Tensor, count: int, seed: int) -> Tensor:
 
 
 class Pool:
-    """Samples with what they are worth: guiding reward (B,), judge (B,) and content (B,)."""
+    """Samples by their guiding reward (B,), judge (B,) and content (B,)."""
 
     def __init__(self, x: Tensor, rewards: Tensor) -> None:
         self.content, blur = nearest(x)
@@ -91,7 +91,7 @@ class Pool:
         self.judge = self.reward - blur
 
     def judge_best(self, best: int, of: int) -> tuple[float, float]:
-        """Return the judge's mean and the diversity of the best of each so many, a mean over those blocks."""
+        """Return the judge's mean and the diversity of the ``best`` per block of ``of`` samples, averaged."""
         found = []
         for start in range(0, len(self.judge) - of + 1, of):
             order = self.reward[start : start + of].argsort(descending=True)[:best] + start
@@ -119,7 +119,7 @@ def judge(prompt: int) -> dict[tuple[str, int], tuple[float, float, float]]:
 
 
 def main() -> None:
-    """Draw, and write the table."""
+    """Draw the samples, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100, help="tables of rewards (default 100)")
     parser.add_argument("--out", type=Path, required=True, help="folder of exact.md and exact.svg")

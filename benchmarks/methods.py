@@ -1,10 +1,10 @@
-"""Which method runs on which pipeline: each cell is a run on tiny weights, and a refusal shows its reason.
+"""Find which method runs on which pipeline: each cell is a run on tiny weights; a refusal shows its reason.
 
     python -m benchmarks.methods --out docs/models-methods.md
 
 Every pipeline of ``lidar_sampling.testing`` draws two samples of one prompt by every method, twice. A cell is ``yes``
-where both runs are finite and alike, samples are as many as asked for, and the cost that the method foretells is what
-it counts; else it is the first words of what went wrong. Random weights show that a method runs, not that it helps.
+if both runs are finite and equal, the number of samples is right, and the cost that the method states is what it
+counts; else it is the first words of the error. Random weights show that a method runs, not that it helps.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ COUNTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls")
 
 
 class Level:
-    """The mean of a picture, video or sound; differentiable, and a reward for all of them."""
+    """A reward for pictures, videos and sound: the mean of their values; it is differentiable."""
 
     name, modality = "level", "video"
 
     def __call__(self, *, images: Tensor, prompts: Any) -> Tensor:
-        """Images (B, ...) to their means (B,)."""
+        """Return the means (B,) of images (B, ...)."""
         return images.flatten(1).mean(1)
 
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def cell(key: str, name: str) -> str:
-    """Return ``yes``, ``noise`` where that takes the place of the scheduler's own steps, or why a method fails."""
+    """Return ``yes``, ``noise`` if a method runs only with it, or why it fails."""
     found = run(key, name, None)
     return "noise" if found != "yes" and run(key, name, "ddpm") == "yes" else found
 

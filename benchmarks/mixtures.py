@@ -2,8 +2,8 @@
 
     python -m benchmarks.mixtures --prompts 18 --out docs/results/mixtures.md
 
-Each prompt has one bank, scored by both of glyph's CLIPs; each mixture guides from it with the same noise. Both CLIPs
-guide here, so what is held out is GenEval's verdict alone.
+Each prompt has one bank, scored by both of glyph's CLIPs; each mixture guides by it from the same noise. Both CLIPs
+guide here, so only GenEval's verdict is held out.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=18, help="prompts, spread over the six tags (default 18)")
     parser.add_argument("--hard", action="store_true", help="prompts of colour and position together instead")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
-    parser.add_argument("--n", type=int, default=24, help="lookahead samples a prompt (default 24)")
-    parser.add_argument("--reward-scale", type=float, default=10.0, help="in 1 / standard deviation (default 10)")
+    parser.add_argument("--n", type=int, default=24, help="lookahead samples per prompt (default 24)")
+    parser.add_argument(
+        "--reward-scale", type=float, default=10.0, help="lambda, in 1 / standard deviation (default 10)"
+    )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="file of the table")
@@ -71,12 +73,12 @@ def main() -> None:
 
 
 def means(scores: dict[str, Tensor]) -> list[float]:
-    """Of a prompt's samples, by both parts and GenEval."""
+    """Return the mean scores of a prompt's samples, by both parts and GenEval."""
     return [scores[name].mean().item() for name in (*PARTS, "geneval")]
 
 
 def table(rows: dict[float, list[list[float]]], tags: list[str], arguments: argparse.Namespace) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = ["| share of glyph | share of glyph-heldout | glyph | glyph-heldout | GenEval |", "|---|---|---|---|---|"]
     for share, gains in rows.items():
         draws = bootstrap(np.array(gains), tags)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.molecules --out docs/results/molecules
 
-For each reward and seed 1,024 samples in 32 steps: plain, guided in three forms by the first n of a bank of 8-step
-samples, the better of two, the best of five 8-step ones (as many evaluations as guidance with n = 1,024), and FK
-steering of populations of 4 and 16. What is done is kept in results.jsonl, and a run that was stopped goes on.
+For each reward and seed the program draws 1,024 samples in 32 steps: plain, guided in three forms by the first n of a
+bank of 8-step samples, the better of two, the best of five 8-step samples (as many evaluations as guidance with n =
+1,024), and FK steering of populations of 4 and 16. Results are kept in results.jsonl, and a stopped run continues.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
 def methods(
     lidar: TokenLiDAR, tokens: list[torch.Tensor], arguments: argparse.Namespace, seed: int
 ) -> dict[str, Callable[[], TokenResult]]:
-    """Each method by its name; ``tokens`` keeps the bank's, which all rewards share."""
+    """Return each method by its name; ``tokens`` keeps those of the bank, which all rewards share."""
     count = arguments.samples
 
     def bank(n: int) -> LookaheadBank:
@@ -125,11 +125,11 @@ def methods(
 
 
 def judge(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
-    """What samples are worth and what they cost; a mean of nothing is None."""
+    """Return the scores of samples and their cost; the mean of nothing is None."""
     reward: Any = lidar.reward
     strings = molecules.decode(reward.tokenizer, result.tokens)
     summary = asdict(molecules.summarize(strings, result.rewards.tolist(), molecules.load_known()))
-    drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # which only measures
+    drawn = [part for phase, part in result.cost.items() if phase != "scoring"]  # this only measures
     return {
         **{name: None if value != value else value for name, value in summary.items()},
         "evaluations": sum(part.network_evaluations for part in drawn),
@@ -138,14 +138,14 @@ def judge(lidar: TokenLiDAR, result: TokenResult) -> dict[str, Any]:
 
 
 def agree(path: Path, how: dict[str, Any]) -> None:
-    """Write how the results are drawn, or refuse a folder whose results were drawn otherwise."""
+    """Write the settings of the results, or refuse a folder with results of other settings."""
     if path.exists() and json.loads(path.read_text()) != how:
         raise SystemExit(f"{path.parent} holds results of other options or weights: choose another --out")
     path.write_text(json.dumps(how, indent=1) + "\n")
 
 
 def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
-    """Means over seeds, with the range where there are several, as Markdown."""
+    """Return means over seeds, with the range if there are several, as Markdown."""
     text = (
         "# Guided molecules\n\n`python -m benchmarks.molecules`: "
         f"{arguments.samples} samples of the embedded model in {STEPS} steps, banks of {LOOKAHEAD}-step samples,\n"
@@ -165,7 +165,7 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
 
 
 def cell(values: list[float | None]) -> str:
-    """A mean and the range of the values there are, and how many that is where some are None."""
+    """Return the mean and the range of the values that are not None, and their number if some are None."""
     found = [v for v in values if v is not None]
     if not found:
         return "-"
@@ -177,7 +177,7 @@ def cell(values: list[float | None]) -> str:
 
 
 def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
-    """Mean reward of valid samples, and novel molecules, against the size of the bank."""
+    """Draw the mean reward of valid samples, and novel molecules, against the size of the bank."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,10 +1,10 @@
-"""What stochastic steps cost in quality: glyph without guidance, by noise and number of steps.
+"""Measure what stochastic steps cost in quality: glyph without guidance, by noise and number of steps.
 
     python -m benchmarks.noise --prompts 24 --out docs/results/noise
 
 The same prompts and starting noise with every noise of :func:`lidar_sampling.stochastic`; ``ddpm:0`` is the
-deterministic sampler, DDIM with eta 0, and ``ddpm`` DDIM with eta 1. Nothing guides, so all judges are held out. What
-is done is kept in results.jsonl, and a run that was stopped goes on.
+deterministic sampler, DDIM with eta 0, and ``ddpm`` DDIM with eta 1. Nothing guides, so all judges are held out.
+Results are kept in results.jsonl, and a stopped run continues.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
-    """Each noise beside the deterministic sampler of as many steps, paired over prompts, as Markdown."""
+    """Return each noise beside the deterministic sampler with as many steps, paired over prompts, as Markdown."""
     cells_of: dict[str, set[tuple[int, str]]] = {line["prompt"]: set() for line in lines}
     for line in lines:
         cells_of[line["prompt"]].add((line["steps"], line["noise"]))

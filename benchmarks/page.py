@@ -1,10 +1,10 @@
-"""How long the page takes to answer, and how it looks: ``lidar app`` on glyph in Chromium.
+"""Measure how fast the page answers, and take screenshots: ``lidar app`` on glyph in Chromium.
 
     python -m benchmarks.page --out docs/pictures
 
-Needs gradio and playwright, and a Chromium on the machine. Draws one prompt, then changes the scale and draws again,
-and prints the seconds from each click to the first picture, to the guided ones and to the end. Then writes
-screenshots at 390, 820 and 1440 pixels, the narrow one in dark.
+It needs gradio, playwright and Chromium. It draws one prompt, then changes the scale and draws again, and prints the
+seconds from each click to the first picture, to the guided ones and to the end. Then it writes screenshots at 390,
+820 and 1440 pixels, the narrow one in the dark theme.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def draw(page: Any) -> tuple[float, float, float]:
-    """Click, and return the seconds to the first picture of the order, to its guided ones, and to the end."""
+    """Click, and return the seconds to the first picture of the order, to its guided pictures, and to the end."""
     start = time.monotonic()
     page.click("#draw")
     page.wait_for_function("document.querySelectorAll('#guided img').length == 0")
@@ -86,10 +86,10 @@ def chromium() -> str | None:
 
 @contextmanager
 def serve(*options: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[str]:
-    """Run ``lidar app`` on a free port, by default on glyph, and give its address; end it with the block.
+    """Run ``lidar app`` on a free port, by default with glyph, and yield its address; end it after the block.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: the page did not start.
     """
     command = [sys.executable, "-m", "lidar_sampling", "app", "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env) as server:

@@ -1,17 +1,17 @@
-"""Draw guided with the dummy components of diffusers' own pipeline tests, and say which pipelines LiDAR fits.
+"""Draw with the dummy components of diffusers' own pipeline tests, and list the pipelines that LiDAR supports.
 
     python -m benchmarks.pipelines --diffusers ../diffusers [--only Lumina2] [--out docs/models-long-tail.md]
 
-``--diffusers`` is a checkout of https://github.com/huggingface/diffusers, of which the tests alone are imported; the
-library is the installed one. Nothing of theirs is kept here. Each pipeline runs in a process of its own. What their
-tests take from the model hub (tokenizers, a T5) is replaced by that of ``lidar_sampling.testing``; a pipeline that
-needs more of the hub is not run.
+``--diffusers`` is a checkout of https://github.com/huggingface/diffusers, of which only the tests are imported; the
+library itself is the installed one. None of its code is kept here. Each pipeline runs in its own process. Parts that
+the tests load from the model hub (tokenizers, a T5) are replaced by those of ``lidar_sampling.testing``; a pipeline
+that needs more from the hub is not run.
 
     works       two prompts x two samples through both phases; guided samples differ from vanilla ones, scale 0 is
                 bit-identical, and a sample is the same in batches of one and of four, to 1e-3 of the largest latent
-    wrong       one of these does not hold; the row says which
-    refused     lidar-sampling says why it does not draw
-    failed      something else raised
+    wrong       one of these fails; the row says which
+    refused     lidar-sampling refuses with a reason
+    failed      another error occurred
     not run     its components need the hub, an extra package or more than the time limit
 """
 
@@ -38,16 +38,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PROMPTS = ["a cat", "a dog on the grass"]
 TAKEN = ("prompt", "generator", "output_type", "return_dict", "latents", "num_inference_steps")
 _SIZES = ("num_frames", "num_frames_per_chunk")
-ROW = "\x1erow "  # before the line of a result, among whatever a pipeline prints
+ROW = "\x1erow "  # marks the line of a result among other output
 
 
 def main() -> None:
-    """Run every pipeline that is asked for, print the table, and write it if a file is given."""
+    """Run the selected pipelines, print the table, and write it if a file is given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--diffusers", type=Path, required=True, metavar="PATH", help="a checkout of diffusers")
-    parser.add_argument("--only", default="", metavar="NAME", help="pipelines or files whose name holds this")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
-    parser.add_argument("--limit", type=float, default=120, metavar="SECONDS", help="of each file (default 120)")
+    parser.add_argument("--only", default="", metavar="NAME", help="only pipelines or files whose name contains this")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file for the table, as Markdown")
+    parser.add_argument("--limit", type=float, default=120, metavar="SECONDS", help="seconds per file (default 120)")
     parser.add_argument("--file", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.file:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def in_a_process(options: argparse.Namespace, file: Path) -> list[list[str]]:
-    """Return the rows of a test file of diffusers, run where neither its imports nor its crash reach the others."""
+    """Return the rows of a test file of diffusers, run in a process so that imports and crashes stay separate."""
     arguments = ["--diffusers", str(options.diffusers), "--only", options.only, "--file", str(file)]
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.pipelines", *arguments]
     try:
@@ -83,7 +83,7 @@ def in_a_process(options: argparse.Namespace, file: Path) -> list[list[str]]:
 
 
 def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:
-    """Yield (pipeline, verdict, reason) of each pipeline that a test file of diffusers makes."""
+    """Yield (pipeline, verdict, reason) for each pipeline in a test file of diffusers."""
     sys.path.insert(0, str(checkout.resolve()))
     name = ".".join(Path(file).resolve().relative_to(checkout.resolve()).with_suffix("").parts)
     with without_hub():
@@ -100,7 +100,7 @@ def rows_of(checkout: Path, file: str, only: str) -> Iterator[list[str]]:
 
 
 def import_tests(name: str) -> Any:
-    """Import a test module; packages that its tests use and we have not, such as ``parameterized``, are mocks."""
+    """Import a test module; missing packages that only its tests use, such as ``parameterized``, are mocked."""
     while True:
         try:
             return importlib.import_module(name)
@@ -110,7 +110,7 @@ def import_tests(name: str) -> Any:
             sys.modules[missing.name] = Mock()
 
 
-_OF_DUMMIES = {  # what an error says that comes of the dummies and not of us
+_OF_DUMMIES = {  # texts of errors caused by the dummies and not by us
     "name 'transforms' is not defined": "it needs torchvision",
     "Image features and image tokens do not match": "its processor is on the hub",
     "should be the same as the number of images passed": "its processor is on the hub",
@@ -118,14 +118,14 @@ _OF_DUMMIES = {  # what an error says that comes of the dummies and not of us
 
 
 def verdict(cls: Any, case: Any) -> tuple[str, str]:
-    """Make a pipeline of the components of a test case, and check what it draws."""
+    """Make a pipeline from the components of a test case, and return the verdict on it."""
     found, why = try_pipeline(cls, case)
     missing = next((reason for text, reason in _OF_DUMMIES.items() if text in why), None)
     return ("not run", missing) if missing else (found, why)
 
 
 def try_pipeline(cls: Any, case: Any) -> tuple[str, str]:
-    """Return what became of a pipeline of the components of a test case."""
+    """Return the verdict on a pipeline from the components of a test case."""
     import torch
 
     test = case()
@@ -135,7 +135,7 @@ def try_pipeline(cls: Any, case: Any) -> tuple[str, str]:
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
-        if pipe.scheduler.config.get("clip_sample"):  # most dummies clip, few models do
+        if pipe.scheduler.config.get("clip_sample"):  # most dummies clip, but few models do
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, clip_sample=False)
         inputs = test.get_dummy_inputs(*(["cpu"] if inspect.signature(test.get_dummy_inputs).parameters else []))
     except Exception as error:
@@ -153,7 +153,7 @@ def try_pipeline(cls: Any, case: Any) -> tuple[str, str]:
 
 
 def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
-    """Draw with both phases, in several ways that must agree or differ."""
+    """Draw with both phases in several ways, which must agree or differ."""
     import torch
 
     from lidar_sampling import LiDAR
@@ -175,7 +175,7 @@ def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
     mask = call.get("mask_image")
     if hasattr(mask, "convert"):
         mask = torch.tensor(list(mask.convert("L").getdata())) > 127
-    painted = not isinstance(mask, torch.Tensor) or bool(mask.any())  # a black mask leaves the picture as it is
+    painted = not isinstance(mask, torch.Tensor) or bool(mask.any())  # a black mask keeps the picture
     faults = [
         fault
         for fault, found in {
@@ -190,18 +190,18 @@ def check(pipe: Any, call: dict[str, Any]) -> tuple[str, str]:
 
 
 def spell_error(error: BaseException) -> str:
-    """Return what an error says, on one line."""
+    """Return the text of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @contextlib.contextmanager
 def without_hub() -> Iterator[None]:
-    """Let the classes of transformers that diffusers' tests load from the hub make tiny ones of our own."""
+    """Replace classes of transformers that diffusers' tests load from the hub by our tiny ones."""
     import transformers
 
     from lidar_sampling.testing import _language, _text
 
-    def clip() -> Any:  # of fewer tokens than their text encoders know
+    def clip() -> Any:  # with fewer tokens than their text encoders have
         tokens = [
             "<|startoftext|>",
             "<|endoftext|>",
@@ -210,7 +210,7 @@ def without_hub() -> Iterator[None]:
         vocabulary = {token: index for index, token in enumerate(tokens)}
         return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
-    def gemma() -> Any:  # of the eight tokens that Sana's text encoders know
+    def gemma() -> Any:  # with the eight tokens of Sana's text encoders
         names = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "a", "t")
         return transformers.GemmaTokenizer(vocab={name: k for k, name in enumerate(names)}, merges=[])
 
@@ -259,7 +259,7 @@ def without_hub() -> Iterator[None]:
 
 
 def table(rows: Sequence[Sequence[str]], counts: Counter[str]) -> str:
-    """Return the page of all rows."""
+    """Return the page with all rows."""
     import diffusers
 
     lines = [

@@ -1,9 +1,10 @@
-"""Does a tiny decoder rank a bank as the full one does? On glyph, by Kendall's tau and by whether the best is kept.
+"""Does a tiny decoder rank a bank like the full one? On glyph, by Kendall's tau and by whether the best is kept.
 
     python -m benchmarks.preview --prompts 12 --n 50 --out docs/results/preview.md
 
-For each prompt a bank of ``dpm:5``; its rewards are taken twice, of the pictures of the full decoder and of those of
-``glyph.load_tiny_decoder()``. Agreement is Kendall's tau-b (Kendall 1945) of the two over the members of a prompt.
+Each prompt has a bank of ``dpm:5``, scored twice: on the pictures of the full decoder and on those of
+``glyph.load_tiny_decoder()``. Agreement is Kendall's tau-b (Kendall 1945) between the two over the members of a
+prompt.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def main() -> None:
     """Draw, score twice, time, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=12, help="prompts, spread over the six tags (default 12)")
-    parser.add_argument("--n", type=int, default=50, help="members of a bank (default 50)")
-    parser.add_argument("--repeats", type=int, default=7, help="of a timing; the median is reported (default 7)")
+    parser.add_argument("--n", type=int, default=50, help="members per bank (default 50)")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="repeats per timing; the median is reported (default 7)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="file of the page")
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def agreement(full: Tensor, tiny: Tensor) -> list[float]:
-    """Figures of one prompt, in the order of COLUMNS, from the rewards (n,) by either decoder."""
+    """Return the figures of one prompt, in the order of COLUMNS, from the rewards (n,) by both decoders."""
     best, order = int(full.argmax()), tiny.argsort(descending=True).tolist()
     return [
         float(kendalltau(full, tiny).statistic),
@@ -91,7 +94,7 @@ def agreement(full: Tensor, tiny: Tensor) -> list[float]:
 
 
 def table(agreed: dict[str, list[list[float]]]) -> str:
-    """One row a reward, Markdown; not stratified, since two prompts a tag would make intervals too narrow."""
+    """Return one row per reward, as Markdown; not stratified, since two prompts per tag give too narrow intervals."""
     lines = ["| reward | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for name, rows in agreed.items():
         draws = bootstrap(np.array(rows), ["all"] * len(rows))
@@ -101,7 +104,7 @@ def table(agreed: dict[str, list[list[float]]]) -> str:
 
 @torch.no_grad()
 def timings(lidar: LiDAR, tiny: Any, reward: rewards.Reward, repeats: int) -> str:
-    """Milliseconds an image of each part of phase 1, by batch size, Markdown."""
+    """Measure milliseconds per image for each part of phase 1, by batch size; return Markdown."""
     pipe, steps = lidar.pipe, int(LOOKAHEAD.split(":")[1])
     text = torch.randn(1, 24, pipe.unet.config.cross_attention_dim, device=pipe.device)
     lines = [

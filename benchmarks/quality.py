@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality --per-tag 11 --out docs/results/quality
 
-Prompts are spread evenly over the six tags of the shipped set. For each, one bank of n samples, then from the same
-noise: 4 guided images, and 9 vanilla ones (as many network evaluations as LiDAR spends on 4, bank included). The
-run can be stopped and goes on where it was; ``--table`` prints the table of what is there.
+Prompts are spread evenly over the six tags of the shipped set. For each prompt the program draws one bank of n
+samples and then, from the same noise, 4 guided images and 9 vanilla ones (as many network evaluations as LiDAR spends
+on 4, bank included). A stopped run continues where it was; ``--table`` prints the table of the results so far.
 
 Rows: ``vanilla`` and ``lidar`` are means over the 4 images returned. ``best 1 of 4`` and ``best 4 of 9`` keep the
 vanilla images that the guiding reward likes best; ``best 1 of bank`` and ``best 4 of bank`` keep bank members.
@@ -40,12 +40,12 @@ guiding reward selects.
 def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--per-tag", type=int, default=11, help="prompts of each tag (default 11)")
+    parser.add_argument("--per-tag", type=int, default=11, help="prompts per tag (default 11)")
     parser.add_argument("--prompts", type=Path, help="a file of GenEval metadata instead of the shipped set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
-    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of what is there")
+    parser.add_argument("--table", action="store_true", help="measure nothing; print the table of the results so far")
     arguments = parser.parse_args()
 
     path = arguments.out / "results.jsonl"
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(lidar: LiDAR, prompt: str, seed: int) -> dict[str, Any]:
-    """One prompt: every row's judgements, and what drawing them cost."""
+    """Draw one prompt; return every row's judgements, and the costs of drawing."""
     guided = lidar(prompt, images=IMAGES, seed=seed)
     vanilla = lidar.vanilla(prompt, images=EQUAL_COST, seed=seed)
     bank = guided.banks[0]
@@ -92,22 +92,22 @@ def measure(lidar: LiDAR, prompt: str, seed: int) -> dict[str, Any]:
 
 
 def pictures_of(pipe: Any, bank: LookaheadBank) -> Tensor:
-    """The bank's pictures (n, 3, H, W) in [0, 1], as the pipeline decodes them."""
+    """Return the bank's pictures (n, 3, H, W) in [0, 1], as the pipeline decodes them."""
     return pictures(pipe, bank.samples, 16).cpu()
 
 
 def best(scores: dict[str, Tensor], k: int) -> list[int]:
-    """Indices of the ``k`` highest guiding rewards."""
+    """Return the indices of the ``k`` highest guiding rewards."""
     return scores[JUDGES[0]].argsort(descending=True)[:k].tolist()
 
 
 def take(scores: dict[str, Tensor], indices: Any) -> dict[str, float]:
-    """Mean judgement of some of the images."""
+    """Return the mean judgement of some of the images."""
     return {name: float(scores[name][list(indices)].mean()) for name in JUDGES}
 
 
 def summarise(lines: list[dict[str, Any]]) -> str:
-    """The table in Markdown: estimates with 95 % bootstrap intervals over prompts, and differences to vanilla."""
+    """Return the table as Markdown: estimates with 95 % bootstrap intervals, and differences to vanilla."""
     tags = [line["tag"] for line in lines]
     out = [
         HEADER,
@@ -130,7 +130,9 @@ def summarise(lines: list[dict[str, Any]]) -> str:
             f"\nLiDAR minus {other}, paired: "
             + ", ".join(f"{judge} {interval(difference[:, k])}" for k, judge in enumerate(JUDGES))
         )
-    out.append("\nMean cost a prompt:\n\n| part | network evaluations | decodes | reward calls |\n|---|---|---|---|")
+    out.append(
+        "\nMean cost per prompt:\n\n| part | network evaluations | decodes | reward calls |\n|---|---|---|---|"
+    )
     for part in lines[0]["cost"]:
         mean = {k: np.mean([line["cost"][part][k] for line in lines]) for k in lines[0]["cost"][part]}
         out.append(

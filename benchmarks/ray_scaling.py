@@ -1,15 +1,16 @@
-"""Throughput of a Job over Ray workers, and what is lost when processes are killed.
+"""Measure the throughput of a Job over Ray workers, and what is lost when processes are killed.
 
     python -m benchmarks.ray_scaling --workers 1,2,4,8
     python -m benchmarks.ray_scaling --workers 1 --kills 20 --restarts 3
 
-Each call of the denoiser sleeps before it computes, in every process, so that one machine can stand for many: a
-sleeping worker takes no core, as one whose GPU works takes none. All else is real: a pipeline of diffusers on random
-weights, both phases, the reward, PNG files, Ray's processes.
+Each call of the denoiser sleeps before it computes, in every process, so that one machine can represent many: a
+sleeping worker takes no core, just like a worker whose GPU is busy. Everything else is real: a diffusers pipeline on
+random weights, both phases, the reward, PNG files, Ray's processes.
 
-    throughput   sum over workers of (k - 1) / (t_k - t_1), where t_k is when a worker kept its k-th prompt: without
-                 the time to start, and without the last prompts, which not every worker has
-    efficiency   throughput / (workers x throughput of one)
+    throughput   sum over workers of (k - 1) / (t_k - t_1), where t_k is the time at which a worker kept its k-th
+    prompt;
+                 this excludes the time to start, and the last prompts, which not every worker has
+    efficiency   throughput / (workers x throughput of one worker)
     kills        a worker chosen at random is killed with -9, at a random moment after every 2 to 14 prompts; calls
                  sleep for a fifteenth
     restarts     the driver is killed with -9 at a random moment, and the same program is started again
@@ -36,8 +37,8 @@ from lidar_sampling.runs import Job, Progress
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray says so too, but after the instrument has imported torch
-os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever runs beside holds the workers up
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray sets this too, but only after the instrument has imported torch
+os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise other programs delay the workers
 
 
 def job_of(model: Path, prompts: int) -> Job:
@@ -49,13 +50,13 @@ def job_of(model: Path, prompts: int) -> Job:
         settings={"n": 2, "steps": 4, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0},
         scheduler="DDIMScheduler:clip_sample=False",
         images=2,
-        batch_size=2,  # a prompt at a time
+        batch_size=2,  # one prompt at a time
         device="cpu",
     )
 
 
 def instrument(sleep: float, log: str) -> Callable[[], None]:
-    """Return what makes the denoiser of a process sleep, and note each prompt that it keeps in a file."""
+    """Return a function that makes a process's denoiser sleep, and logs each kept prompt to a file."""
 
     def set_up() -> None:
         import json
@@ -84,7 +85,7 @@ def instrument(sleep: float, log: str) -> Callable[[], None]:
 
 
 def start_ray(workers: int, sleep: float, log: Path) -> Any:
-    """Start Ray with room for so many workers, whatever this machine has; return it."""
+    """Start Ray with room for ``workers`` workers, whatever this machine has; return it."""
     import ray
 
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112  idle ones would import torch
@@ -106,7 +107,7 @@ def read_notes(log: Path) -> list[tuple[int, int, float]]:
 
 
 def measure_throughput(kept: Sequence[tuple[int, int, float]]) -> float:
-    """Return prompts per second, as the module says.
+    """Return prompts per second, as the module defines it.
 
     >>> round(measure_throughput([(1, 0, 10.0), (1, 2, 14.0), (1, 4, 18.0), (2, 1, 11.0), (2, 3, 15.0)]), 3)
     0.5
@@ -118,7 +119,7 @@ def measure_throughput(kept: Sequence[tuple[int, int, float]]) -> float:
 
 
 def processes(root: int, beginning: bytes = b"ray::Worker") -> list[int]:
-    """Return the processes below ``root`` whose command begins so."""
+    """Return the processes below ``root`` whose command begins with ``beginning``."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -155,7 +156,7 @@ def scale(model: Path, counts: Sequence[int], each: int, sleep: float, place: Pa
 
 
 def survive(model: Path, kills: int, prompts: int, sleep: float, workers: int, place: Path, seed: int) -> None:
-    """Kill workers at random moments; print what became of the prompts."""
+    """Kill workers at random moments; print the outcome of the prompts."""
     from lidar_sampling.runs.ray import run
 
     out, log, chance = place / "kills", place / "kills.log", random.Random(seed)
@@ -197,7 +198,7 @@ def survive(model: Path, kills: int, prompts: int, sleep: float, workers: int, p
 
 
 def restart(model: Path, restarts: int, prompts: int, place: Path, seed: int) -> None:
-    """Kill the driver at random moments and start it again; print what became of the prompts."""
+    """Kill the driver at random moments and restart it; print the outcome of the prompts."""
     out, chance = place / "restarts", random.Random(seed)
     command = [sys.executable, "-m", "benchmarks.ray_scaling", "--drive", str(out), "--model", str(model)]
     command += ["--prompts", str(prompts), "--at-once", "2", "--workers", ""]
@@ -224,7 +225,7 @@ def restart(model: Path, restarts: int, prompts: int, place: Path, seed: int) ->
 
 
 def drive(model: Path, out: Path, prompts: int, workers: int, address: str | None) -> None:
-    """Draw a Job, and say how it goes: the driver that others kill."""
+    """Draw a Job and report progress: this is the driver to kill."""
     from lidar_sampling.runs.ray import run
 
     last = -1
@@ -245,15 +246,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,2,4,8", help="numbers of workers, comma separated")
     parser.add_argument("--each", type=int, default=6, help="prompts per worker")
-    parser.add_argument("--sleep", type=float, default=1.5, help="seconds of each call of the denoiser")
+    parser.add_argument("--sleep", type=float, default=1.5, help="seconds per call of the denoiser")
     parser.add_argument("--kills", type=int, default=0, help="workers to kill")
     parser.add_argument("--restarts", type=int, default=0, help="times to kill the driver")
-    parser.add_argument("--prompts", type=int, default=200, help="prompts of the runs in which something is killed")
-    parser.add_argument("--at-once", type=int, default=3, help="workers of the runs in which something is killed")
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
+    parser.add_argument("--prompts", type=int, default=200, help="prompts in the runs with kills")
+    parser.add_argument("--at-once", type=int, default=3, help="workers in the runs with kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     parser.add_argument("--drive", type=Path, help="only draw into this folder")
-    parser.add_argument("--model", type=Path, help="a tiny pipeline, instead of one that is made")
-    parser.add_argument("--address", help="of a running cluster, to drive")
+    parser.add_argument("--model", type=Path, help="a saved tiny pipeline, instead of a new one")
+    parser.add_argument("--address", help="address of a running cluster to use")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         place, model = Path(folder), options.model

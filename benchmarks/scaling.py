@@ -1,11 +1,11 @@
-"""How the cost grows with the size of the bank, its steps, images and prompts: straight lines, drawn and fitted.
+"""Measure how the cost grows with the size of the bank, its steps, images and prompts; fit straight lines.
 
     python -m benchmarks.scaling --out docs/results/scaling
 
-On glyph, 10 steps, without judges. One of the four varies, the others stay; each setting is one run, whose seconds
-are those of both phases without scoring the result, on one thread by the process's own clock. Beside the figure a
-table of the slopes, of the largest distance of a point from its line, and of the peak of memory, which should not
-grow but by the bank and the images kept.
+The program draws on glyph in 10 steps, without judges. One of the four numbers varies while the others stay fixed.
+Each setting is one run; its seconds are those of both phases without scoring the result, on one thread by the
+process's own clock. Beside the figure is a table of the slopes, of the largest distance of a point from its line, and
+of the peak memory, which should grow only by the bank and the images kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     lidar = LiDAR.from_pretrained("glyph", device=arguments.device, metrics=[], steps=10)
-    lidar.with_settings(n=16)("a photo of a cat")  # what a first call loads
+    lidar.with_settings(n=16)("a photo of a cat")  # a first call loads more
     units = [{"what": what, "value": value} for what, values in SWEEPS.items() for value in values]
     units = [unit for unit in units if unit["what"] != "n" or unit["value"] <= arguments.most]
     for line in fill(path, units, lambda unit: measure(lidar, {**FIXED, unit["what"]: unit["value"]})):
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
-    """Seconds, evaluations and peak of one run."""
+    """Return seconds, evaluations and peak of one run."""
     texts = [metadata["prompt"] for metadata in glyph.prompts()[: how["prompts"]]]
     sampler = lidar.with_settings(n=how["n"], lookahead=f"dpm:{how['lookahead steps']}")
     device = torch.device(lidar.pipe.device)
@@ -69,12 +69,12 @@ def measure(lidar: LiDAR, how: dict[str, int]) -> dict[str, Any]:
 
 
 def rows_of(lines: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    """The lines of one sweep, in the order of its values."""
+    """Return the lines of one sweep, in the order of its values."""
     return sorted((line for line in lines if line["what"] == what), key=lambda line: line["value"])
 
 
 def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Slope and start of the line of least squares of relative errors, and the largest relative distance from it."""
+    """Return slope and start of the line with least squared relative errors, and the largest relative distance."""
     x = np.array([row["value"] for row in rows], float)
     y = np.array([row["seconds"] for row in rows])
     slope, start = np.polyfit(x, y, 1, w=1 / y)
@@ -82,7 +82,7 @@ def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Slopes and peaks as Markdown."""
+    """Return slopes and peaks as Markdown."""
     text = (
         f"# How the cost grows\n\n`python -m benchmarks.scaling`, {torch.get_num_threads()} threads: glyph, 10\n"
         "steps; what does not vary is n = 16, 4 lookahead steps, 4 images, 1 prompt. `off` is the largest distance\n"
@@ -110,7 +110,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
-    """Seconds against each, with the fitted line."""
+    """Draw seconds against each number, with the fitted line."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,17 +1,17 @@
-"""Many clients at once on ``lidar serve``: what is answered, how fast, to whom, and what memory the server takes.
+"""Measure ``lidar serve`` under many clients: the answers, their speed and fairness, and the server's memory.
 
     python -m benchmarks.serve_load --clients 200 --seconds 60 --places 16
     python -m benchmarks.serve_load --clients 200 --seconds 60 --places 400 --greedy 8
 
-A server of a tiny pipeline is started in a process of its own, or ``--model glyph``. Each client has an address of
-its own in 127.0.0.0/8 (Linux answers at all of them) and asks for one picture after another at
-``/v1/images/generations``; when it is refused it waits as long as Retry-After says, and up to half more. With
-``--greedy N`` the first client keeps N requests there at once.
+A server of a tiny pipeline, or of ``--model glyph``, is started in its own process. Each client has its own address
+in 127.0.0.0/8 (Linux answers at all of them) and asks for one picture after another at ``/v1/images/generations``.
+After a refusal it waits as long as Retry-After says, and up to half as long again. With ``--greedy N`` the first
+client keeps N requests open at once.
 
     answered     requests by status; anything but 200 and 429 is an error
-    seconds      of answers with pictures, from the request to the last byte: median, 95 of 100
-    refused      of refusals: the same
-    each         pictures per client: least, median, most; and the index of Jain, 1 where all have the same
+    seconds      for answers with pictures, from the request to the last byte: median, 95th percentile
+    refused      the same for refusals
+    each         pictures per client: least, median, most; and Jain's index, 1 if all have the same
     greedy       pictures of the client that asks for several at once
     memory       resident MiB of the server after a quarter of the time, at the half and at the end
 """
@@ -37,7 +37,7 @@ import httpx
 
 
 class Load:
-    """Clients that ask a server, and what came of it."""
+    """Clients that ask a server, and their answers."""
 
     def __init__(self, url: str, seconds: float, steps: int, bank_size: int) -> None:
         self.url, self.seconds = url, seconds
@@ -47,7 +47,7 @@ class Load:
         self.took: dict[str, list[float]] = {"200": [], "429": []}
 
     async def client(self, number: int, at_once: int) -> None:
-        """Ask again and again from one address."""
+        """Ask repeatedly from one address."""
         address = f"127.0.{1 + number // 250}.{1 + number % 250}"
         transport = httpx.AsyncHTTPTransport(local_address=address)
         async with httpx.AsyncClient(base_url=self.url, transport=transport, timeout=600, trust_env=False) as http:
@@ -73,7 +73,7 @@ class Load:
                 await asyncio.sleep(int(answer.headers["retry-after"]) * random.uniform(1, 1.5))
 
     async def run(self, clients: int, greedy: int, process: int) -> list[float]:
-        """Let all clients ask; return the memory of the server, every second."""
+        """Run all clients; return the memory of the server at every second."""
         self.end = time.monotonic() + self.seconds
         memory: list[float] = []
 
@@ -95,7 +95,7 @@ def resident(process: int) -> float:
 
 
 def percentiles(values: list[float]) -> list[float]:
-    """Return the median and 95 of 100, in seconds."""
+    """Return the median and the 95th percentile, in seconds."""
     return [round(median(values), 3), round(quantiles(values, n=20)[-1], 3)] if len(values) > 1 else []
 
 

@@ -1,10 +1,10 @@
-"""The automatic strength beside a tuned one, with the reward that it was tuned for and with others, on glyph.
+"""Compare the automatic strength with a tuned one, for the reward of the tuning and for others, on glyph.
 
     python -m benchmarks.strength --prompts 24 --out docs/results/strength
 
-Every guide weighs the same banks and starts from the same noise, at the lambda that was tuned for glyph's own reward
-and at ``reward_scale="auto"``. The prompts are other ones than those of ``glyph:18``, on which the target of ``auto``
-was chosen. What is done is kept in results.jsonl, and a run that was stopped goes on.
+Every guide uses the same banks and starts from the same noise, at the lambda tuned for glyph's own reward and at
+``reward_scale="auto"``. The prompts differ from those of ``glyph:18``, on which the target of ``auto`` was chosen.
+Results are kept in results.jsonl, and a stopped run continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     chosen_on = {line["prompt"] for line in glyph.spread(glyph.prompts(), 3)}
     others = [line for line in glyph.prompts() if line["prompt"] not in chosen_on]
     judges = {name: glyph.Judge() if name == "geneval" else rewards.load(name) for name in JUDGES}
-    with TemporaryDirectory() as store:  # one bank per prompt, whoever weighs it
+    with TemporaryDirectory() as store:  # one bank per prompt, for all guides
         samplers = {
             guide: LiDAR.from_pretrained(
                 "glyph", reward=guide, metrics=[], steps=arguments.steps, store=store, batch_size=16

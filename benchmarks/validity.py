@@ -1,10 +1,10 @@
-"""Why guided molecules are less often molecules: what bank, floor and strength of the tilt have to do with it.
+"""Measure why guided samples are less often valid molecules: the effects of bank, floor and strength of the tilt.
 
     python -m benchmarks.validity --out docs/results/molecules/validity.md
 
-One thing at a time is changed in ring-count guidance of the embedded model: single-site, n = 1,024, 32 steps. Beside
-each stands how many members the tilted bank weighs as, ``1 / sum w^2`` with ``w`` the softmax of the scaled rewards:
-the samples are drawn toward the law of so few.
+The program changes one thing at a time in ring-count guidance of the embedded model: single-site, n = 1,024, 32
+steps. Each row also shows the effective number of members of the tilted bank, ``1 / sum w^2`` with ``w`` the softmax
+of the scaled rewards: the samples are drawn toward the law of that few members.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def row(name: str, bank: LookaheadBank | None, result: TokenResult, reward_scale: float) -> list[str]:
-    """What came of one run."""
+    """Return the row of one run."""
     strings = molecules.decode(molecules.smiles_tokenizer(), result.tokens)
     summary = molecules.summarize(strings, result.rewards.tolist(), molecules.load_known())
     cells = ["", ""]
@@ -66,7 +66,7 @@ def row(name: str, bank: LookaheadBank | None, result: TokenResult, reward_scale
 
 
 def table(rows: list[list[str]], samples: int) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = [
         "# What validity has to do with",
         "",

@@ -1,4 +1,4 @@
-"""Banks in ComfyUI, whose samples are LATENTs; files that diffusers drew become such where that is possible."""
+"""Banks in ComfyUI, whose samples are LATENTs; banks drawn by diffusers are converted if possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lidar_sampling import BankError, LookaheadBank
 from lidar_sampling._batches import run_batches
 from lidar_sampling._space import Space
 
-# Pipelines of diffusers whose latents have ComfyUI's layout: those of the others are packed.
+# Pipelines of diffusers whose latents have ComfyUI's layout; other pipelines pack theirs.
 _FORMATS = {
     "StableDiffusionPipeline": "SD15",
     "StableDiffusionXLPipeline": "SDXL",
@@ -26,15 +26,15 @@ _FORMATS = {
 
 
 def space_of(model: Any, shape: tuple[int, ...]) -> Space:
-    """Return the latent space of a MODEL for samples of this shape; models with one VAE share it."""
+    """Return the latent space of a MODEL for samples of this shape; models with the same VAE share it."""
     return Space(f"ComfyUI {type(model.get_model_object('latent_format')).__name__}", tuple(shape))
 
 
 def check_space(bank: LookaheadBank, model: Any) -> None:
-    """Refuse a bank of another latent space than the MODEL's.
+    """Refuse a bank from another latent space than the MODEL's.
 
     Raises:
-        BankError: it is.
+        BankError: the bank is from another space.
     """
     if bank.space is not None and (why := bank.space.difference(space_of(model, bank.space.shape))):
         raise BankError(
@@ -57,30 +57,30 @@ def draw_bank(
     scheduler: str,
     batch: int,
 ) -> LookaheadBank:
-    """Draw n samples in a few steps each.
+    """Draw a bank of n samples in a few steps each.
 
     Args:
         model: MODEL.
         positive: CONDITIONING.
         negative: CONDITIONING.
-        latent: LATENT, of which the first says how large a sample is.
-        prompt: what rewards will be asked about.
-        n: samples.
-        seed: of their noise, the same whatever the batch; noise that a sampler adds on the way depends on the batch.
-        steps: of each.
+        latent: LATENT; its first entry gives the size of a sample.
+        prompt: the prompt for rewards.
+        n: number of samples.
+        seed: seed of their starting noise, which does not depend on the batch; noise that a sampler adds later does.
+        steps: steps per sample.
         cfg: scale of classifier-free guidance.
         sampler_name: ComfyUI's name.
         scheduler: ComfyUI's name.
-        batch: samples at once; halved when memory runs out.
+        batch: samples at a time, halved when memory runs out.
 
     Raises:
         ValueError: the latent has a mask.
         BankError: samples are not finite, or the prompt is empty.
     """
     if "noise_mask" in latent:
-        raise ValueError("a bank is drawn of whole pictures: remove the mask of the latent")
+        raise ValueError("a bank holds whole pictures, and this latent has a mask: remove the mask")
     if not prompt.strip():
-        raise BankError("prompt is empty: give the text that rewards are to read, that of the positive prompt")
+        raise BankError("prompt is empty: give the text for rewards, which is that of the positive prompt")
     empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"][:1])
     noise = comfy.sample.prepare_noise(empty.repeat_interleave(n, 0), seed)
     told = _progress(model, n * steps)
@@ -107,7 +107,7 @@ def draw_bank(
 
 
 def _progress(model: Any, total: int) -> Callable[[Sequence[int], int], Callable[..., None]]:
-    """Return what makes the callback of a batch: progress over the whole bank, with a preview of its first sample."""
+    """Return a function that makes a batch's callback: progress over the bank, with a preview of the first sample."""
     bar = comfy.utils.ProgressBar(total)
     previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
 
@@ -123,10 +123,10 @@ def _progress(model: Any, total: int) -> Callable[[Sequence[int], int], Callable
 
 
 def load_bank(path: str | Path) -> LookaheadBank:
-    """Read a bank that was saved here, or by diffusers' Stable Diffusion, SDXL or Stable Diffusion 3.
+    """Read a bank that ComfyUI saved, or that was drawn with diffusers' SD, SDXL or SD 3.
 
     Raises:
-        BankError: it is of a pipeline whose latents are packed otherwise, or no bank.
+        BankError: it is not a bank, or its pipeline packs latents differently.
     """
     bank = LookaheadBank.load(path)
     if bank.space is None or bank.space.pipeline.startswith("ComfyUI "):

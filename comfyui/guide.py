@@ -1,4 +1,4 @@
-"""Guidance as a patch of a MODEL: after classifier-free guidance, the clean prediction moves by ``scale * Delta``."""
+"""Guidance as a patch of a MODEL: it adds ``scale * Delta`` to the prediction after classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma (B,) of what a model sees, ``x = alpha x0 + sigma noise``, at ComfyUI's sigma (B,).
+    """Return alpha and sigma (B,) of a model's input ``x = alpha x0 + sigma noise`` at ComfyUI's sigma (B,).
 
-    The model's own ``noise_scaling`` is asked, so that every kind of model answers for itself: (1, sigma) for
+    They come from the model's own ``noise_scaling``, so that this works for every kind of model: (1, sigma) for
     epsilon, v and EDM, (1 - sigma, sigma) for flow.
     """
     sigma = sigma.detach().flatten().float()
@@ -31,15 +31,15 @@ def noise_level(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Guide:
-    """What a patched model carries: the bank, and while a sampler runs, its members beside the samples.
+    """The patch of a model: the bank and, while a sampler runs, its members on the samples' device.
 
     Args:
-        bank: its samples are a LATENT's, before ``process_latent_in``.
-        rewards: of its members (n,).
+        bank: the bank; its samples are LATENTs, before ``process_latent_in``.
+        rewards: rewards (n,) of its members.
         scale: s, at least 0.
         strength: lambda, at least 0.
-        start: guidance begins at this share of the sampling, as ``percent_to_sigma`` counts.
-        end: it ends before this share.
+        start: share of the sampling at which guidance begins, as ``percent_to_sigma`` counts.
+        end: share at which guidance ends.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Guide:
         self._seen, self._sizes = 0, list[float]()
 
     def patch(self, model: Any) -> Any:
-        """Return a copy of a MODEL that is guided; the one that is given stays as it is.
+        """Return a guided copy of a MODEL; the given one stays as it is.
 
         Raises:
-            BankError: the bank is of another latent space.
+            BankError: the bank is from another latent space.
         """
         patched = model.clone()
         if self.scale == 0 or self.strength == 0:
@@ -75,7 +75,7 @@ class Guide:
         *rest: Any,
         **options: Any,
     ) -> Tensor:
-        """Run a sampler; refuse before it what the bank cannot guide, say after it what guidance did.
+        """Run a sampler; first refuse what the bank cannot guide, and afterwards report what guidance did.
 
         Raises:
             ValueError: the latents are masked.
@@ -91,7 +91,7 @@ class Guide:
         try:
             result = sample(noise, latent_image, sampler, sigmas, denoise_mask, *rest, **options)
         finally:
-            self._members = None  # memory that ComfyUI does not know of
+            self._members = None  # ComfyUI does not know of this memory
         if self._sizes:
             _log.info("LiDAR: %s", reading(self._sizes, len(self.bank)))
         elif self._seen:
@@ -104,7 +104,7 @@ class Guide:
         return result
 
     def shift(self, args: dict[str, Any]) -> Tensor:
-        """Return the clean prediction of a step, moved: the function that ComfyUI calls after guidance."""
+        """Return the shifted clean prediction of a step; ComfyUI calls this after classifier-free guidance."""
         x, denoised, model = args["input"], args["denoised"], args["model"]
         sampling, sigma = model.model_sampling, args["sigma"]
         self._seen += 1
@@ -129,5 +129,5 @@ class Guide:
 
 
 def _each(level: Tensor, x: Tensor) -> Tensor:
-    """Return a level a row of ``x``, also where one stands for all."""
+    """Return one level per row of ``x``, also if a single one is given for all."""
     return level.expand(len(x)) if len(level) == 1 else level

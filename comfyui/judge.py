@@ -1,4 +1,4 @@
-"""Rewards of pictures: ComfyUI's IMAGE in, numbers out, and the pictures with their numbers to look at."""
+"""Rewards of pictures: numbers for ComfyUI's IMAGE, and the pictures with their numbers as captions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lidar_sampling import rewards
 from lidar_sampling._media import to_pil
 from lidar_sampling._values import cut
 
-_TILE = 256  # pixels of a picture with its caption
+_TILE = 256  # side of a captioned picture in pixels
 
 
 def check_reward(name: str) -> None:
-    """Refuse what names no reward of the library's own, alone or in a mixture.
+    """Refuse a text that is neither a reward of the library nor a mixture of such.
 
-    Workflows travel between people, so they name no modules, files or addresses.
+    People exchange workflows, so these must not name modules, files or addresses.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the text names another reward.
     """
     known = [each for each in rewards.REGISTRY if each not in ("http", "https")]
     for part in rewards.read_mixture(name) or [name]:
@@ -36,9 +36,9 @@ def check_reward(name: str) -> None:
 
 @lru_cache(maxsize=1)
 def load_reward(name: str) -> rewards.Reward:
-    """Return the reward of this name, kept until another one is asked for.
+    """Return the reward with this name, kept in memory until another is asked for.
 
-    It lives where ComfyUI has its text encoders.
+    It is on the device of ComfyUI's text encoders.
 
     Raises:
         ValueError: there is no such reward; the message names the nearest.
@@ -50,12 +50,12 @@ def judge(name: str, pictures: Tensor, prompt: str) -> Tensor:
     """Return the rewards (B,) of pictures.
 
     Args:
-        name: of the reward, as ``lidar rewards`` lists them, or a mixture ``clip:0.9+brightness:0.1``.
+        name: a reward of ``lidar rewards``, or a mixture ``clip:0.9+brightness:0.1``.
         pictures: (B, H, W, C) in [0, 1], or videos (B, F, H, W, C).
         prompt: what they should show.
 
     Raises:
-        ValueError: no such reward, or it cannot read the prompt or the pictures.
+        ValueError: there is no such reward, or it cannot read the prompt or the pictures.
     """
     check_reward(name)
     reward = load_reward(name)
@@ -72,12 +72,12 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 
 def flat(pictures: Tensor) -> Tensor:
-    """Return an IMAGE (B, H, W, C): the frames of videos one after another, as ComfyUI hands them on."""
+    """Return an IMAGE (B, H, W, C): the frames of videos one after another, as ComfyUI passes them."""
     return pictures.flatten(0, 1) if pictures.dim() == 5 else pictures
 
 
 def caption(pictures: Tensor, captions: list[str]) -> Tensor:
-    """Return the pictures as tiles (B, H, W, 3), each with a line of text beneath; of a video its middle frame."""
+    """Return the pictures as tiles (B, H, W, 3), each above a line of text; a video is shown by its middle frame."""
     if pictures.dim() == 5:
         pictures = pictures[:, pictures.shape[1] // 2]
     font = ImageFont.load_default(size=_TILE // 12)

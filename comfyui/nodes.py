@@ -1,4 +1,4 @@
-"""The nodes: what they take, what they give, and nothing that could stand elsewhere."""
+"""The nodes: their inputs and outputs, and nothing that could be elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Bank = io.Custom("LIDAR_BANK")
 
 _CATEGORY = "sampling/LiDAR"
 _MOST_SEED = 2**64 - 1
-_PROMPT = "What rewards are to read: the text of the positive prompt."
+_PROMPT = "The prompt for rewards: the text of the positive prompt."
 _REWARD = (
     "A reward by name (image-reward, hpsv2.1, pickscore, clip, aesthetic, ...), or a mixture such as "
     "clip:0.9+aesthetic:0.1."
@@ -41,7 +41,7 @@ class LiDARBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARBank",
             display_name="LiDAR Bank",
@@ -51,22 +51,24 @@ class LiDARBank(io.ComfyNode):
                 "only when one of its inputs changes. Cost: n x steps evaluations of the model."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model that will be guided."),
+                io.Model.Input("model", tooltip="The model to guide."),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image", tooltip="An empty latent: how large the pictures are."),
+                io.Latent.Input("latent_image", tooltip="An empty latent, for the size of the pictures."),
                 io.String.Input("prompt", multiline=True, default="", tooltip=_PROMPT),
                 io.Int.Input("n", default=16, min=2, max=512, tooltip="Samples in the bank."),
                 io.Int.Input("seed", default=0, min=0, max=_MOST_SEED, control_after_generate=False),
-                io.Int.Input("steps", default=6, min=1, max=1000, tooltip="Of each sample: few."),
+                io.Int.Input("steps", default=6, min=1, max=1000, tooltip="Steps per sample; a few."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, round=0.01),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m"),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras"),
-                io.Int.Input("batch", default=8, min=1, max=512, tooltip="At once; halved when memory runs out."),
+                io.Int.Input(
+                    "batch", default=8, min=1, max=512, tooltip="Samples at a time, halved when memory runs out."
+                ),
                 io.Model.Input(
                     "lookahead_model",
                     optional=True,
-                    tooltip="A distilled model of the same latent space, to draw the bank with.",
+                    tooltip="A distilled model of the same latent space, which draws the bank.",
                 ),
             ],
             outputs=[Bank.Output(display_name="bank"), io.Latent.Output(display_name="samples")],
@@ -82,12 +84,12 @@ class LiDARBank(io.ComfyNode):
         lookahead_model: Any = None,
         **how: Any,
     ) -> io.NodeOutput:
-        """Draw."""
+        """Draw the bank."""
         drawn_with = model if lookahead_model is None else lookahead_model
         spaces = [type(each.get_model_object("latent_format")).__name__ for each in (model, drawn_with)]
         if spaces[0] != spaces[1]:
             raise BankError(
-                f"lookahead_model draws in the space {spaces[1]} and the model in {spaces[0]}: take another"
+                f"lookahead_model draws in the space {spaces[1]} and the model in {spaces[0]}: choose another"
             )
         bank = draw_bank(drawn_with, positive, negative, latent_image, **how)
         return io.NodeOutput(bank, {"samples": bank.samples})
@@ -98,14 +100,14 @@ class LiDARScore(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARScore",
             display_name="LiDAR Score",
             category=_CATEGORY,
             description=(
-                "Score a bank, by a reward or by numbers that other nodes found, and show its pictures, best first. "
-                "Cost: one decode and one reward call for each sample."
+                "Score a bank by a reward, or by numbers from other nodes, and show its pictures, best first. "
+                "Cost: one decode and one reward call per sample."
             ),
             is_input_list=True,
             inputs=[
@@ -116,7 +118,7 @@ class LiDARScore(io.ComfyNode):
                     "rewards",
                     optional=True,
                     force_input=True,
-                    tooltip="Numbers in place of the reward, one for each sample, in the order of the samples.",
+                    tooltip="Numbers instead of the reward, one per sample, in the order of the samples.",
                 ),
             ],
             outputs=[
@@ -128,21 +130,19 @@ class LiDARScore(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, reward: list[str] | None = None) -> bool | str:
-        """Refuse a name that no reward has, before anything is drawn."""
+        """Refuse an unknown reward, before anything is drawn."""
         return _why_no_reward(reward[0] if reward else None)
 
     @classmethod
     def execute(cls, bank: list, vae: list, reward: list[str], rewards: list | None = None) -> io.NodeOutput:
-        """Decode and score."""
+        """Decode and score the bank."""
         scored, pictures = bank[0], decode(vae[0], bank[0].samples)
         if rewards is None:
             name, values = reward[0], judge(reward[0], pictures, scored.prompt)
         else:
             name, values = "given", _numbers(rewards)
             if len(values) != len(scored):
-                raise BankError(
-                    f"the bank has {len(scored)} samples and there are {len(values)} rewards: one for each"
-                )
+                raise BankError(f"the bank has {len(scored)} samples, got {len(values)} rewards: give one per sample")
         scored = replace(scored, rewards={name: values})
         order = values.argsort(descending=True, stable=True)
         best, ordered = pictures[order], values[order].tolist()
@@ -151,27 +151,30 @@ class LiDARScore(io.ComfyNode):
 
 
 class LiDARGuide(io.ComfyNode):
-    """Phase 2: a model whose every sampler is guided."""
+    """Phase 2: guidance of a model, for every sampler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARGuide",
             display_name="LiDAR Guide",
             category=_CATEGORY,
             description=(
-                "Guide a model toward the samples of a bank that scored well, with any sampler and at no cost. Where "
-                "two are chained, both guide."
+                "Guide a model toward the samples of a bank that scored well, with any sampler and at no cost. "
+                "If you chain two such nodes, both guide."
             ),
             inputs=[
                 io.Model.Input("model"),
                 Bank.Input("bank", tooltip="A bank with rewards, from LiDAR Score or LiDAR Load Bank."),
-                io.Float.Input("scale", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="Of the shift; 0 is off."),
+                io.Float.Input(
+                    "scale", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="Scale of the shift; 0 is off."
+                ),
                 io.String.Input(
                     "strength",
                     default="auto",
-                    tooltip="How much a reward counts: auto, which fits any reward, or a number in 1 / reward.",
+                    tooltip="How much a reward counts: auto, which suits any reward, or a number in units of 1 "
+                    "/ reward.",
                 ),
                 io.Float.Input(
                     "ess",
@@ -179,7 +182,7 @@ class LiDARGuide(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Of strength auto: the share of the bank that guidance follows at its first step.",
+                    tooltip="For strength auto: the share of the bank that guidance follows at its first step.",
                 ),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01),
                 io.Float.Input("end_percent", default=0.8, min=0.0, max=1.0, step=0.01),
@@ -212,7 +215,7 @@ class LiDARGuide(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        """Patch."""
+        """Patch the model."""
         rewards = _rewards_of(bank)
         found = _strength(strength)
         if found is None:
@@ -230,7 +233,7 @@ class LiDARSaveBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARSaveBank",
             display_name="LiDAR Save Bank",
@@ -243,7 +246,7 @@ class LiDARSaveBank(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: LookaheadBank, name: str) -> io.NodeOutput:
-        """Write."""
+        """Write the bank."""
         folder, stem, counter, *_ = folder_paths.get_save_image_path(name, str(_save()))
         path = bank.save(Path(folder) / f"{stem}_{counter:05}_.safetensors")
         return io.NodeOutput(ui=ui.PreviewText(path.relative_to(_save()).as_posix()))
@@ -254,14 +257,14 @@ class LiDARLoadBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARLoadBank",
             display_name="LiDAR Load Bank",
             category=_CATEGORY,
             description=(
-                f"Read a bank from the folder {_SAVED} in the output folder: one that was saved here, or that lidar "
-                "look drew with Stable Diffusion, SDXL or Stable Diffusion 3."
+                f"Read a bank from the folder {_SAVED} in the output folder: one that ComfyUI saved, or that "
+                f"'lidar look' drew with Stable Diffusion, SDXL or Stable Diffusion 3."
             ),
             inputs=[
                 io.Combo.Input(
@@ -274,13 +277,13 @@ class LiDARLoadBank(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> Any:
-        """Return what changes with the file."""
+        """Return a value that changes with the file."""
         found = (_save() / name).stat()
         return found.st_mtime_ns, found.st_size
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        """Read."""
+        """Read the bank."""
         return io.NodeOutput(load_bank(_save() / name))
 
 
@@ -289,7 +292,7 @@ class LiDARBestOfBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARBestOfBank",
             display_name="LiDAR Best of Bank",
@@ -301,7 +304,7 @@ class LiDARBestOfBank(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: LookaheadBank, count: int) -> io.NodeOutput:
-        """Take."""
+        """Return the best."""
         _rewards_of(bank)
         if count > len(bank):
             raise BankError(f"count must be at most {len(bank)}, the samples of the bank; got {count}")
@@ -314,12 +317,12 @@ class LiDARBestOfN(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LiDARBestOfN",
             display_name="LiDAR Best of N",
             category=_CATEGORY,
-            description="Take the best pictures of a batch. Cost: one reward call for each picture.",
+            description="Take the best pictures of a batch. Cost: one reward call per picture.",
             inputs=[
                 io.Image.Input("images"),
                 io.String.Input("prompt", multiline=True, default="", tooltip=_PROMPT),
@@ -331,12 +334,12 @@ class LiDARBestOfN(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, reward: str | None = None) -> bool | str:
-        """Refuse a name that no reward has."""
+        """Refuse an unknown reward."""
         return _why_no_reward(reward)
 
     @classmethod
     def execute(cls, images: Tensor, prompt: str, reward: str, count: int) -> io.NodeOutput:
-        """Take."""
+        """Return the best."""
         if count > len(images):
             raise ValueError(f"count must be at most {len(images)}, the pictures of the batch; got {count}")
         values = judge(reward, images, prompt)
@@ -345,7 +348,7 @@ class LiDARBestOfN(io.ComfyNode):
 
 
 class LiDARExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The extension, which gives ComfyUI the nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes."""
@@ -353,7 +356,7 @@ class LiDARExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> LiDARExtension:
-    """Return the extension, as ComfyUI asks for it."""
+    """Return the extension; ComfyUI calls this."""
     return LiDARExtension()
 
 
@@ -370,7 +373,7 @@ def _rewards_of(bank: LookaheadBank) -> Tensor:
 
 
 def _strength(text: str) -> float | None:
-    """Return the number; None for auto."""
+    """Return the number, or None for auto."""
     if text.strip() == "auto":
         return None
     try:
@@ -383,12 +386,12 @@ def _strength(text: str) -> float | None:
 
 
 def _numbers(given: list[Any]) -> Tensor:
-    """Return the numbers of FLOAT inputs, each of which may be one, a list or a tensor."""
+    """Return the numbers of FLOAT inputs; each may be one number, a list or a tensor."""
     return torch.cat([torch.as_tensor(each, dtype=torch.float32).flatten() for each in given])
 
 
 def _why_no_reward(name: str | None) -> bool | str:
-    """Return why there is no such reward, as ComfyUI wants to hear it; another node may give the name later."""
+    """Return a text on why the reward is unknown, or True; another node may supply the name later."""
     if name is None:
         return True
     try:

@@ -1,8 +1,9 @@
-"""Text, not molecules: a tiny absorbing-noise model of made-up words, guided by a reward that has no gradient.
+"""Text: a tiny absorbing-noise model of made-up words, guided by a reward without a gradient.
 
-The model learns words such as ``bakelito`` and ``akelitob``, in which vowels and consonants take turns. The reward
-asks whether the vowels stand in the order of the alphabet: a thing of the whole word, which no letter has by itself.
-Training takes 20 seconds on a CPU; the words land in ``words.txt``. Run it as ``python examples/characters.py``.
+The model learns words such as ``bakelito`` and ``akelitob``, in which vowels and consonants alternate. The reward
+asks whether the vowels are in alphabetical order, which is a property of the whole word and not of any letter.
+Training takes 20 seconds on a CPU; the words are written to ``words.txt``. Run it as ``python
+examples/characters.py``.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from lidar_sampling.discrete import Absorbing, TokenLiDAR, log_linear
 from lidar_sampling.discrete.model import Denoiser, DenoiserConfig
 
 VOWELS, CONSONANTS = "aeiou", "bdfgklmnprst"
-LETTERS = VOWELS + CONSONANTS + "_"  # the last is the mask
+LETTERS = VOWELS + CONSONANTS + "_"  # the last token is the mask
 LENGTH = 8
 
 
 def text(tokens: torch.Tensor) -> list[str]:
-    """Words of tokens (B, 8)."""
+    """Return the words of tokens (B, 8)."""
     return ["".join(LETTERS[i] for i in row) for row in tokens.tolist()]
 
 
 def is_ordered(tokens: torch.Tensor) -> torch.Tensor:
-    """1 for a word whose vowels never fall back in the alphabet, 0 for another, -1 for what is no word."""
+    """Return 1 for a word whose vowels are in alphabetical order, 0 for another word, -1 for what is not a word."""
     rewards = []
     for word in text(tokens):
         vowels = [letter for letter in word if letter in VOWELS]
@@ -38,7 +39,7 @@ def is_ordered(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def train(steps: int) -> Denoiser:
-    """A denoiser of such words, by cross entropy on what is masked."""
+    """Return a denoiser of such words, trained by cross entropy on masked letters."""
     torch.manual_seed(0)
     config = DenoiserConfig(
         vocab_size=len(LETTERS),

@@ -1,4 +1,4 @@
-"""SD 3.5 guided by an OCR library, so that the text in quotes is spelt as asked (needs the extra ocr)."""
+"""SD 3.5 guided by OCR, so that the text in quotes is spelt correctly (needs the extra ocr)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Draw four guided posters and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default='a poster that says "GRAND OPENING"')
-    parser.add_argument("--tiny", action="store_true", help="tiny random weights, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use tiny random weights, to check that it runs")
     arguments = parser.parse_args()
 
     if arguments.tiny:

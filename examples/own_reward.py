@@ -1,4 +1,4 @@
-"""A reward of your own: any function of images and prompts, on the embedded model."""
+"""Your own reward: any function of images and prompts, on the embedded model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lidar_sampling import LiDAR, testing
 
 
 def warmth(*, images: Tensor, prompts: list[str]) -> Tensor:
-    """Red minus blue, the mean over each image (B, 3, H, W); higher is warmer."""
+    """Return red minus blue, averaged over each image (B, 3, H, W); higher is warmer."""
     return (images[:, 0] - images[:, 2]).flatten(1).mean(1)
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Draw four warm pictures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="a photo of a cat")
-    parser.add_argument("--tiny", action="store_true", help="tiny random weights, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use tiny random weights, to check that it runs")
     arguments = parser.parse_args()
 
     if arguments.tiny:

@@ -14,7 +14,7 @@ def main() -> None:
     """Draw four guided pictures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="a photo of a red cube left of a blue ball")
-    parser.add_argument("--tiny", action="store_true", help="tiny random weights, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use tiny random weights, to check that it runs")
     arguments = parser.parse_args()
 
     if arguments.tiny:

@@ -15,7 +15,7 @@ def main() -> None:
     """Draw a guided video and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="a cat walks on grass")
-    parser.add_argument("--tiny", action="store_true", help="tiny random weights, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="use tiny random weights, to check that it runs")
     arguments = parser.parse_args()
 
     if arguments.tiny:
@@ -26,7 +26,7 @@ def main() -> None:
         vae = AutoencoderKLWan.from_pretrained(repo, subfolder="vae", dtype=torch.float32)
         pipe = WanPipeline.from_pretrained(repo, vae=vae, dtype=torch.bfloat16).to("cuda")
         reward = Mixture({"image-reward": 0.7, "aesthetic": 0.3}, device="cuda")
-        # Standardised rewards: reward_scale counts standard deviations over the bank.
+        # Rewards are standardised: reward_scale is in units of their deviation over the bank.
         lidar = LiDAR(pipe, reward=reward, n=16, reward_scale=5.0, batch_size=1, pipe_kwargs={"num_frames": 33})
 
     result = lidar(arguments.prompt, images=1, seed=0)

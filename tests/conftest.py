@@ -8,9 +8,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-collect_ignore_glob = ["conftest.py", "*/conftest.py", "typing/*"]  # the first two would have one name as modules
+collect_ignore_glob = [
+    "conftest.py",
+    "*/conftest.py",
+    "typing/*",
+]  # the first two would have the same name as modules
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background switches off, also for children
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in a shell's background jobs, also for children
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("house")
@@ -18,20 +22,20 @@ settings.load_profile("house")
 
 @pytest.fixture(scope="session")
 def glyph_lidar():
-    """The embedded model, loaded once."""
+    """Return the embedded model, loaded once."""
     from lidar_sampling import LiDAR
 
     return LiDAR.from_pretrained("glyph")
 
 
-# Pipelines whose tests run by thirds, another each week: those that fewer people use.
+# Less used pipelines: a different third of their tests runs each week.
 LONG_TAIL = ["wan-i2v", "chroma", "hidream", "lumina-2", "cogview-4", "ltx-2", "kandinsky-5", "mochi"]
 LONG_TAIL += ["audioldm-2", "ace-step", "stable-audio-3", "kolors", "cosmos-2.5", "qwen-image-edit"]
 THIRD = datetime.date.today().isocalendar().week % 3
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests of the long tail as slow, and leave out the two thirds of them whose week it is not."""
+    """Mark the tests of the long tail as slow, and skip the two thirds that do not run this week."""
     run_all = os.environ.get("LIDAR_SLOW") == "all" or "slow" in (config.getoption("markexpr") or "")
     reason = f"long tail: this week runs {', '.join(LONG_TAIL[THIRD::3])}; LIDAR_SLOW=all or -m slow runs all"
     for item in items:

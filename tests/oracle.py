@@ -16,11 +16,11 @@ SD = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it knows two steps alone
+STARTS = {"SCMScheduler": {"intermediate_timesteps": None}}  # by default it has only two steps
 
 
 def start(scheduler, steps):
-    """Choose ``steps`` steps, with all that this scheduler asks for beside their number."""
+    """Set ``steps`` steps, with all other arguments that this scheduler needs."""
     steps += type(scheduler).__name__ == "MiniMaxH3Scheduler"  # it counts the clean end
     shift = {"mu": 0.7} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **STARTS.get(type(scheduler).__name__, {}), **shift)
@@ -32,24 +32,24 @@ def bank_of_four():
 
 
 def smooth_reward(bank):
-    """A reward of x0 (B, D) that is smooth in it, and the member's own at the members of ``bank``."""
+    """Return a smooth reward of x0 (B, D) that has the members' rewards at the members of ``bank``."""
     return lambda x0: (-torch.cdist(x0, bank.samples).square() / 8).softmax(1) @ bank.reward()
 
 
 def posterior_mean(x, bank, alpha, sigma):
-    """E[x_0 | x_t] when x_0 is uniform over the bank."""
+    """Return E[x_0 | x_t] if x_0 is uniform over the bank."""
     distance = (x[:, None] - alpha * bank[None]).square().sum(-1)
     return (-distance / (2 * max(sigma, 1e-8) ** 2)).softmax(1) @ bank
 
 
 def model_output(scheduler, x, bank, t):
-    """What a perfect network would tell ``scheduler`` at ``t``."""
+    """Return the output of a perfect network for ``scheduler`` at ``t``."""
     alpha, sigma = noise_level(scheduler, t)[:2]
     return output_for(scheduler, x, posterior_mean(x, bank, alpha, sigma), alpha, sigma)
 
 
 def output_for(scheduler, x, x0, alpha, sigma):
-    """The model output that means ``x0`` when the sample is ``x``."""
+    """Return the model output that means ``x0`` if the sample is ``x``."""
     if type(scheduler).__name__ == "SCMScheduler":
         data = scheduler.config.sigma_data
         return (alpha / data * x - data * x0) / (max(sigma, 1e-8) / data)
@@ -78,9 +78,9 @@ def output_for(scheduler, x, x0, alpha, sigma):
 
 
 def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, differentiable=False, **extra):
-    """Endpoints (chains, D) of the scheduler driven by the exact denoiser of ``bank``.
+    """Return endpoints (chains, D) of the scheduler with the exact denoiser of ``bank``.
 
-    With ``differentiable`` the first sample is a leaf, as hooks that want gradients expect; ``step`` gets ``extra``.
+    With ``differentiable`` the first sample is a leaf, as hooks with gradients expect; ``step`` gets ``extra``.
     """
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # CosineDPM and SDE samplers that take no generator
@@ -97,7 +97,7 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, diffe
     for i, t in enumerate(scheduler.timesteps[: -1 if arrives else None]):
         t = t[None] if type(scheduler).__name__ == "DDPMWuerstchenScheduler" else t
         if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(x, t)  # some schedulers insist
+            scheduler.scale_model_input(x, t)  # some schedulers require it
         output = model_output(scheduler, x, bank, t)
         if "old_pred_original_sample" in parameters:
             back = scheduler.timesteps[i - 1] if i else None
@@ -108,7 +108,7 @@ def sample(scheduler, bank, *, chains, steps, seed=0, dtype=torch.float32, diffe
 
 
 def shares(x, bank):
-    """Fraction of endpoints nearest to each member of the bank."""
+    """Return the fraction of endpoints nearest to each member of the bank."""
     return torch.bincount(torch.cdist(x, bank).argmin(1), minlength=len(bank)) / len(x)
 
 
@@ -117,7 +117,7 @@ def total_variation(p, q):
 
 
 def make_perfect(pipe, bank):
-    """Let ``pipe.unet`` be the exact denoiser of ``bank`` (n, *), for a DDIM scheduler and guidance_scale 1."""
+    """Make ``pipe.unet`` the exact denoiser of ``bank`` (n, *), for a DDIM scheduler and guidance_scale 1."""
 
     def forward(sample, timestep, **kwargs):
         output = model_output(pipe.scheduler, sample.flatten(1), bank.flatten(1), timestep)
@@ -127,7 +127,7 @@ def make_perfect(pipe, bank):
 
 
 def before(hook, scheduler, output, x, timestep, *, index=0, total=1, **arguments):
-    """What a hook makes of a step of a scheduler: the step, and the model's output that the scheduler then gets."""
+    """Apply a hook to a step of a scheduler; return the step and the model output that the scheduler gets."""
     arguments = {"model_output": output, "sample": x, "timestep": timestep, **arguments}
     step = hook.before(_step_of(scheduler, arguments, index, total))
     _apply(step, arguments)
@@ -135,7 +135,7 @@ def before(hook, scheduler, output, x, timestep, *, index=0, total=1, **argument
 
 
 def output_of(step):
-    """The model's output that the scheduler gets for a step as hooks left it so far."""
+    """Return the model output that the scheduler gets for a step after its hooks."""
     arguments = {"model_output": step.output}
     _apply(step, arguments)
     return arguments["model_output"]

@@ -13,14 +13,14 @@ PROMPTS = ["a photo of a cat", "two dogs", "a red cup"]
 
 
 def pictures(n=3, height=128, width=None, seed=0):
-    """Smooth pictures on the grid of 8 bits."""
+    """Return smooth pictures with 8-bit values."""
     noise = torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(noise, size=(height, width or height), mode="bicubic").clamp(0, 1)
     return (smooth * 255).round() / 255
 
 
 def tiny(seed):
-    """Random weights of a given shape, one generator for all of them."""
+    """Return random weights of given shapes, from one generator."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator) * 0.2
 
@@ -35,7 +35,7 @@ def words_tokenizer(special, *, words=WORDS, **options):
 
 
 def bert_tokenizer(path):
-    """Save a tokenizer of these words that marks texts as BERT's does; give its folder."""
+    """Save a tokenizer of these words that marks texts as BERT's does; return its folder."""
     words_tokenizer(
         ["[UNK]", "[CLS]", "[SEP]", "[PAD]"],
         normalizer=normalizers.BertNormalizer(),

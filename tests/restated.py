@@ -10,8 +10,8 @@ from benchmarks.peers.shapes import image_reward_shapes
 
 
 def image_reward_weights():
-    """A checkpoint in the layout of ImageReward.pt, small, with what the reward itself does not read."""
-    random = tiny(9)  # with it scores are far from 0, so that errors relative to them mean something
+    """Return a small checkpoint in the layout of ImageReward.pt, including weights that the reward does not read."""
+    random = tiny(9)  # it keeps scores far from 0, so that relative errors are meaningful
     shapes = image_reward_shapes(
         width=128,
         layers=2,
@@ -31,7 +31,7 @@ def image_reward_weights():
 
 
 def image_reward_restated(weights, images, ids, mask):
-    """ImageReward in plain functions of its published weights: BLIP's two encoders and the head."""
+    """Compute ImageReward in plain functions of its published weights: BLIP's two encoders and the head."""
 
     def linear(x, name):
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -78,7 +78,7 @@ def image_reward_restated(weights, images, ids, mask):
 
 
 def openclip_weights(width=160, text=128, projection=48, layers=2, patch=8, grid=4, vocabulary=1001, context=24):
-    """A checkpoint in OpenCLIP's layout of ViT-H-14, small: heads of 80 and of 64 channels."""
+    """Return a small checkpoint in OpenCLIP's layout of ViT-H-14: heads of 80 and of 64 channels."""
     random, weights = tiny(3), {}
     for prefix, size, count in (("visual.", width, layers), ("", text, layers + 1)):
         for block in (f"{prefix}transformer.resblocks.{i}" for i in range(count)):
@@ -102,7 +102,7 @@ def openclip_weights(width=160, text=128, projection=48, layers=2, patch=8, grid
 
 
 def openclip_restated(weights, pixels, ids):
-    """Unit features of OpenCLIP's two towers, in plain functions of its weights."""
+    """Compute unit features of OpenCLIP's two towers, in plain functions of its weights."""
 
     def norm(x, name):
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)

@@ -1,4 +1,4 @@
-"""Levers change how fast something is computed, not what."""
+"""Levers change the speed of a computation, not its result."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def make(pipe=None, **options):
 
 
 def tiny_preview(seed=0, *, latent_channels=4):
-    """A small random autoencoder of the pipeline's latents and pictures."""
+    """Return a small random autoencoder for the pipeline's latents and pictures."""
     torch.manual_seed(seed)
     channels = (4,) * 2
     return AutoencoderTiny(
@@ -205,7 +205,7 @@ class TestPreview:
             make(pipe, preview=pipe.vae, rescore=3)
 
     def test_packed_latents_are_decoded_in_full(self):
-        """All of them, so that the bank is the full one."""
+        """All are decoded, so the bank is the full one."""
         tiny = testing.PIPELINES["flux"]
         pipe, options = tiny.make(), {"pipe_kwargs": dict(tiny.call)}
         (full,) = make(pipe, **options).look("a cat")
@@ -229,7 +229,7 @@ class TestOverlap:
         assert torch.equal(banks[0].reward(), banks[1].reward())
 
     def test_draws_while_it_waits_for_the_reward(self):
-        """Each batch's reward is let go by the drawing of the next one: one after the other would never end."""
+        """The drawing of each batch releases the reward of the batch before; in sequence this would never end."""
         pipe = testing.tiny_stable_diffusion()
         drawn, batches = threading.Semaphore(0), []
 
@@ -286,7 +286,7 @@ class TestLargestBatch:
     def test_fills_the_share_of_what_is_free(self, monkeypatch):
         lidar = make()
         monkeypatch.setattr("lidar_sampling._accelerate._free", lambda device: 1000)
-        peaks = iter([300, 500])  # 100 bytes and 100 a sample
+        peaks = iter([300, 500])  # 100 bytes, and 100 per sample
 
         def draw_banks(self, prompts, seed, progress=None):
             cost = type("Cost", (), {"peak_memory": next(peaks)})

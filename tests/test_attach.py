@@ -77,7 +77,7 @@ def test_attaching_without_effect_is_bit_identical_on_glyph(glyph_lidar):
 
 
 def test_the_epsilon_update_equals_equations_16_to_18():
-    """In float64, against the naive form: eps' = eps - sigma s (alpha / sigma^2) sum (w^r - w) x."""
+    """Tested in float64 against the naive form: eps' = eps - sigma s (alpha / sigma^2) sum (w^r - w) x."""
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.set_timesteps(10)
@@ -105,7 +105,7 @@ def test_each_prompt_is_guided_by_its_own_bank():
     with guide(pipe, [cat, dog], **settings) as together:
         both = run(pipe)
     with guide(pipe, [cat, cat, dog, dog], **settings):
-        assert torch.equal(run(pipe), both)  # one bank a row, neighbours shifted together
+        assert torch.equal(run(pipe), both)  # one bank per row; neighbouring rows are shifted together
     assert together.steps[0].info.ess.shape == (4,)
     with guide(pipe, cat, **settings):
         alone = run(pipe)
@@ -205,7 +205,7 @@ class TestTheClassSwap:
 
 
 class Counting(Hook):
-    """What it was told, and the steps that it saw."""
+    """A hook that records its arguments, and the steps that it saw."""
 
     def __init__(self):
         self.told, self.seen, self.finished = [], 0, 0
@@ -376,10 +376,10 @@ def test_traces_join_by_rows():
     assert Trace.join([]).rows() == []
 
 
-# DDPM and LCM themselves look the next timestep up where the pipeline has them.
+# DDPM and LCM themselves look up the next timestep on the pipeline's device.
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("DDPMScheduler", "LCMScheduler")])
 def test_steps_read_their_timestep_on_the_host(name):
-    """On a GPU to read a number from it is to wait for it: nothing that lives there is read while sampling."""
+    """Reading a number from a GPU means waiting for it, so sampling must read nothing from there."""
     pipe, bank = with_scheduler(testing.tiny_stable_diffusion, name), testing.tiny_bank()
     pipe.scheduler.set_timesteps(5)
     read = []

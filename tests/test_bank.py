@@ -1,4 +1,4 @@
-"""Banks in memory and on disk: what is written comes back, and nothing else is taken for a bank."""
+"""Banks in memory and on disk: a written bank is read back unchanged, and nothing else is accepted as a bank."""
 
 import json
 import multiprocessing

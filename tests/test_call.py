@@ -1,4 +1,4 @@
-"""Arguments of a pipeline's call: refused by name before anything is drawn, or each with the prompt it belongs to."""
+"""Arguments of a pipeline's call: refused by name before drawing, or each matched to its prompt."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ class TestForBatch:
         assert count(for_batch({"image": one}, self.PROMPTS, pipe)["image"])
 
     def test_pictures_that_are_no_samples_stay_as_they_are(self):
-        """Wan encodes its one picture for each generator; FLUX Kontext takes several for each sample."""
+        """Wan encodes its one picture per generator; FLUX Kontext takes several pictures per sample."""
         picture = torch.ones(1, 3, 4, 4)
         for key in ("wan-i2v", "flux-kontext"):
             pipe = testing.PIPELINES[key].make()

@@ -1,4 +1,4 @@
-"""CLAP on a tiny random model of its true class, against the model itself, one clip at a time."""
+"""CLAP on a tiny random model of its real class, against the model itself, one clip at a time."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from lidar_sampling._contents import contents
 from lidar_sampling.glyph import DATA
 from lidar_sampling.rewards.clap import CLAP, resample, windows
 
-RATE, SECONDS = 8000, 1  # of the tiny model; the published hear 48000 Hz and 10 seconds
+RATE, SECONDS = 8000, 1  # of the tiny model; the published ones take 48000 Hz and 10 seconds
 LENGTH = RATE * SECONDS
 
 
@@ -84,7 +84,7 @@ def clap(folder):
 
 
 def noise(n=3, channels=1, samples=LENGTH, seed=0):
-    """Clips that rise and fall, each at a frequency of its own, with noise on top."""
+    """Return clips that rise and fall, each at its own frequency, with added noise."""
     generator = torch.Generator().manual_seed(seed)
     times = torch.arange(samples) / RATE
     tones = [torch.sin(2 * math.pi * (200 * (k + 1) + 300 * times) * times) for k in range(n * channels)]
@@ -94,7 +94,7 @@ def noise(n=3, channels=1, samples=LENGTH, seed=0):
 
 
 def restated(folder, clip, prompt):
-    """The logit of one clip (S,) of at most a second, by transformers alone: ``logits_per_audio``."""
+    """Return the logit of one clip (S,) of at most a second, by transformers alone: ``logits_per_audio``."""
     if len(clip) < LENGTH:
         clip = clip.repeat(LENGTH // len(clip))
     clip = np.pad(clip.numpy().astype(np.float64), (0, LENGTH - len(clip)))
@@ -233,7 +233,7 @@ def test_the_same_rate_changes_nothing():
 
 
 def test_audio_of_another_rate_scores_as_at_the_models_own(folder, clap):
-    """A tone with its overtones, sampled at two rates; and it is told apart from the tone at the wrong rate."""
+    """A tone with overtones is sampled at two rates; the score differs from that of the tone at the wrong rate."""
     stack = [sum(sine(300 * k, rate, 1.0) for k in (1, 2, 3)) / 4 for rate in (RATE, 24000)]
     own = clap(images=stack[0][None], prompts=PROMPTS[:1]).item()
     other = CLAP(folder, sampling_rate=24000)(images=stack[1][None], prompts=PROMPTS[:1]).item()
@@ -315,7 +315,7 @@ def test_what_is_no_audio_is_refused(clap, shape):
 def test_as_many_clips_as_prompts(clap, folder):
     assert clap.name == f"clap:{folder}"
     assert not clap.differentiable
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         clap(images=noise(2), prompts=["a cat"])
 
 

@@ -1,4 +1,4 @@
-"""The command, on a tiny pipeline from disk: what it writes, what it prints, how it fails."""
+"""The command, on a tiny pipeline from disk: its files, its output and its failures."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def lidar(capsys):
-    """Run the command; returns (status, stdout, stderr)."""
+    """Run the command; return (status, stdout, stderr)."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -58,6 +58,7 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
     assert (code, stderr) == (0, "")
     assert "lidar" in stdout
     assert "vanilla" in stdout
+    assert stdout.splitlines()[-1] == f"images, grid.png and result.json are in {out}"
     for index in range(2):
         for folder in ("samples", "vanilla"):
             files = sorted(os.listdir(out / f"{index:05d}" / folder))
@@ -75,6 +76,14 @@ def test_generate_writes_what_it_says(lidar, tiny, tmp_path):
         pixels = torch.from_numpy(np.array(image)).float() / 255
     assert result["prompts"][0]["lidar"]["rewards"]["brightness"][1] == pytest.approx(pixels.mean().item(), abs=3e-3)
     assert not [name for name in os.listdir(out) if name.endswith(".part")]
+
+
+def test_generate_without_out_says_in_its_last_line_where_the_pictures_are(lidar, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, _ = lidar("generate", "a cat", *tiny, *FAST)
+    assert code == 0
+    assert stdout.splitlines()[-1] == "images, grid.png and result.json are in out"
+    assert (tmp_path / "out/00000/samples/0000.png").is_file()
 
 
 def test_other_methods_draw_too(lidar, tiny, tmp_path):
@@ -119,7 +128,7 @@ def test_look_then_guide(lidar, tiny, tmp_path):
     direct = tmp_path / "direct"
     lidar("generate", "a dog", *tiny, *FAST, "--out", direct)
     same = [read_picture(folder / "00000/samples/0001.png") for folder in (out, direct)]
-    assert torch.equal(*same)  # the files differ in what they say of their banks
+    assert torch.equal(*same)  # the files differ in their provenance
     err = failure(lidar("guide", "a cow", *options, "--banks", banks, "--out", tmp_path / "o"))
     assert "no bank of 'a cow'" in err
     lidar("look", "a cat", *tiny, "--n", "5", "--out", banks)
@@ -337,7 +346,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny, tmp_path):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
-    assert "what was finished stays" in err
+    assert "finished work is kept" in err
     folders = [name for name in os.listdir(out) if name.isdigit()]
     assert len(folders) >= 2
     assert all((out / name / "result.json").exists() for name in folders)
@@ -379,7 +388,7 @@ def test_a_run_is_explained(lidar, tiny, tmp_path):
     moved, followed, agreed = out.splitlines()
     assert re.fullmatch(r"It moved the prediction in \d of \d guided steps(: in the others .*)?\.", moved)
     assert "4 members" in followed
-    assert re.search(r"brightness, which guided, (gained|lost) .* no other reward was asked", agreed)
+    assert re.search(r"brightness, which guided, (gained|lost) .* no other reward was computed", agreed)
     assert json.loads(lidar("explain", tmp_path / "out/result.json", "--json")[1])["prompts"] == 2
 
 

@@ -1,4 +1,4 @@
-"""One suite over every pipeline: tiny random weights, true classes, the scheduler that the published weights use."""
+"""One suite over every pipeline: tiny random weights, real classes, the scheduler of the published weights."""
 
 import copy
 import json
@@ -24,13 +24,13 @@ EVERY = pytest.mark.parametrize("key", testing.PIPELINES)
 
 @pytest.fixture(scope="module")
 def built():
-    """Pipelines by key, each built once; tests leave them as they were."""
+    """Return pipelines by key, each built once; tests leave them unchanged."""
     pipes = {}
     return lambda key: pipes.setdefault(key, testing.PIPELINES[key].make())
 
 
 def run(pipe, key, *, images=2, **changes):
-    """Two prompts, ``images`` samples each, from the same noise every time."""
+    """Draw two prompts, ``images`` samples each, always from the same noise."""
     call, per_prompt = testing.PIPELINES[key][1:3]
     several = {per_prompt: images} if per_prompt else {}
     prompts = [p for p in PROMPTS for _ in range(1 if per_prompt else images)]
@@ -43,7 +43,7 @@ def run(pipe, key, *, images=2, **changes):
 
 
 def banks_like(latents, n=3):
-    """A bank a prompt in the space of ``latents`` (B, *)."""
+    """Return one bank per prompt in the space of ``latents`` (B, *)."""
     generator = torch.Generator().manual_seed(7)
     return [
         LookaheadBank(torch.randn(n, *latents.shape[1:], generator=generator), {"r": torch.arange(float(n))}, prompt)
@@ -73,7 +73,7 @@ def test_attaching_without_effect_is_bit_identical(key, built):
 
 
 class Spy(Hook):
-    """A hook that keeps what the scheduler was told at its first step."""
+    """A hook that keeps the scheduler's arguments of the first step."""
 
     first = None
 
@@ -92,7 +92,7 @@ def spied(pipe):
 
 @EVERY
 def test_the_clean_prediction_moves_by_scale_times_delta(key, built):
-    """At the first step plain and guided runs meet the same sample; Delta is restated in float64."""
+    """At the first step the plain and the guided run have the same sample; Delta is restated in float64."""
     pipe = built(key)
     with spied(pipe) as plain:
         latents = recorded(pipe, key)
@@ -215,7 +215,7 @@ INPAINT = {"image": PICTURE, "mask_image": torch.ones(1, 1, 16, 16), "strength":
 
 
 def as_kind(picture, kind):
-    """A picture (1, C, H, W) as users hold it."""
+    """Return a picture (1, C, H, W) in a form that users have."""
     if kind == "tensor":
         return picture
     array = picture[0].movedim(0, -1).numpy()
@@ -295,7 +295,7 @@ class TestOtherTasks:
         ],
     )
     def test_a_sample_does_not_depend_on_its_place_in_the_batch(self, family, task, call, channels, kind):
-        """The picture's latents are drawn, and with one picture for all by the first sample's generator."""
+        """The picture's latents are drawn; with one picture for all, by the first sample's generator."""
         make = testing.tiny_stable_diffusion_xl if "XL" in family else testing.tiny_stable_diffusion
         pipe = make(getattr(diffusers, f"{family}{task}Pipeline"), in_channels=channels)
         call = {
@@ -320,7 +320,7 @@ class TestOtherTasks:
         ],
     )
     def test_what_is_pasted_after_the_last_step_is_in_the_bank(self, make, cls):
-        """Latents before it differ from member to member where all have the same picture."""
+        """Latents before it differ between members although all have the same picture."""
         pipe = make(getattr(diffusers, cls))
         call = {"height": 16, "width": 16, **INPAINT, "mask_image": MASK, "num_inference_steps": 3}
         items = [Item("a cat", 0), Item("a cat", 1)]
@@ -328,7 +328,7 @@ class TestOtherTasks:
         torch.testing.assert_close(drawn.latents, drawn.images, rtol=0, atol=0)
 
     def test_a_first_frame_that_is_the_picture_weighs_no_members(self):
-        """Wan 2.2 5B steps noise there, and puts the picture in its place at the end."""
+        """Wan 2.2 5B has noise there, and puts the picture in its place at the end."""
         pipe = testing.tiny_wan(diffusers.WanImageToVideoPipeline, first_frame=True)
         call = {"height": 16, "width": 16, "num_frames": 5, "image": PICTURE[0]}
         options = {"n": 3, "steps": 3, "lookahead": "own:2", "scale": 1.0, "reward_scale": 1e3}
@@ -355,7 +355,7 @@ class TestModular:
             LiDAR(pipe, reward=mean, pipe_kwargs={"hight": 16}, **options)("a cat")
 
     def test_equals_the_classic_pipeline(self):
-        """The same components under the same guidance draw the same guided pictures."""
+        """The same components with the same guidance draw the same guided pictures."""
         options = {"n": 4, "steps": 4, "lookahead": "dpm:3", "scale": 1.0, "reward_scale": 1e6, "window": (1.0, 0.0)}
         size = {"height": 16, "width": 16}
         classic = LiDAR(
@@ -385,7 +385,7 @@ def test_ltx_condition_pipelines_are_refused_by_name():
 
 
 class TestMemorySavers:
-    """What diffusers offers against memory limits leaves guidance as it is."""
+    """Memory savers of diffusers do not change guidance."""
 
     @EVERY
     def test_offloading_hooks(self, key, built):
@@ -439,7 +439,7 @@ class TestMemorySavers:
 
 
 def test_the_program_of_the_long_tail_tells_works_from_wrong(monkeypatch):
-    """As of ``benchmarks/pipelines.py``, which asks this of the dummy components of diffusers' own tests."""
+    """The program is ``benchmarks/pipelines.py``, which checks the dummy components of diffusers' own tests."""
     pipe = testing.tiny_stable_diffusion(diffusers.StableDiffusionInpaintPipeline)
     call = {**INPAINT, "mask_image": MASK}
     assert check(pipe, call) == ("works", "")

@@ -1,4 +1,4 @@
-"""Keys change when, and only when, what they stand for does; and a store of banks goes by them."""
+"""Keys change if and only if their contents change; a store of banks relies on them."""
 
 import functools
 import inspect
@@ -104,7 +104,7 @@ def test_keys_are_the_same_in_another_process():
 
 @pytest.mark.parametrize("name", testing.PIPELINES)
 def test_drawing_leaves_a_pipeline_what_it_was(name):
-    """Otherwise the second run would never find the banks of the first."""
+    """Otherwise a second run would never find the banks of the first."""
     pipe, call = testing.PIPELINES[name].make(), testing.PIPELINES[name].call
     lidar = LiDAR(pipe, reward="brightness", n=1, lookahead="own:2", guidance_scale=None, pipe_kwargs=call)
     lidar.look("a cat")  # some set their tokenizer's side at the first call
@@ -135,7 +135,7 @@ def evaluations(pipe, store, **options):
 
 
 def last_bias(encoder):
-    """A parameter that versions of transformers keep in different places."""
+    """Return a parameter that versions of transformers keep in different places."""
     return next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.bias"))
 
 

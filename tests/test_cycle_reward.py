@@ -21,7 +21,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of ImageReward, which the
 
 
 def cycle_weights():
-    """A checkpoint in the layout of CycleReward-Combo.pth, small, with what the reward itself does not read."""
+    """Return a small checkpoint in the layout of CycleReward-Combo.pth, with unused weights."""
     random = tiny(9)
     shapes = image_reward_shapes(**SIZES, positions=140, head=HEAD)
     shapes["blip.vision_proj.weight"], shapes["blip.text_proj.weight"] = (16, 128), (16, TEXT)
@@ -35,7 +35,7 @@ def cycle_weights():
 
 
 def first_token(weights, image, ids, mask):
-    """The first token of BLIP's BERT, a channel at a time: read by a head of ImageReward that passes one through."""
+    """Return the first token of BLIP's BERT, one channel at a time, by an ImageReward head that passes it through."""
     weights = {name: value for name, value in weights.items() if not name.startswith("mlp.")}
     for number in (0, 2, 4, 6):
         weights[f"mlp.layers.{number}.weight"], weights[f"mlp.layers.{number}.bias"] = (
@@ -87,7 +87,7 @@ def test_cycle_reward_is_the_published_model_one_image_at_a_time(cycle_reward):
 
 
 def test_pictures_are_resized_by_their_short_side_and_cut(cycle_reward):
-    """As ``test_pixels.py`` compares it with Pillow."""
+    """``test_pixels.py`` compares this with Pillow."""
     wide = pictures(1, 64, 96)
     scores = [cycle_reward(images=images, prompts=PROMPTS[:1]) for images in (wide, crop_to_square(wide, 32))]
     assert torch.equal(*scores)
@@ -174,5 +174,5 @@ def test_published_variants_have_names_of_their_own(checkpoint, bert, monkeypatc
 
 def test_as_many_images_as_prompts(cycle_reward):
     assert cycle_reward.name.startswith("cycle-reward:")
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         cycle_reward(images=pictures(2), prompts=["a cat"])

@@ -1,4 +1,4 @@
-"""What a pipeline draws of its latents, against what it drew: bit for bit, and at the cost of the decoder alone."""
+"""Decoding latents again gives the pipeline's own pictures, bit for bit, at the cost of the decoder alone."""
 
 import diffusers
 import pytest
@@ -20,20 +20,20 @@ HALF[..., 8:] = 0
 
 @pytest.fixture(scope="module")
 def built():
-    """Pipelines by key, each built once; tests leave them as they were."""
+    """Return pipelines by key, each built once; tests leave them unchanged."""
     pipes = {}
     return lambda key: pipes.setdefault(key, testing.PIPELINES[key].make())
 
 
 def drawn(pipe, call, around=None):
-    """Both samples at once, their call, and what the pipeline made of them."""
+    """Return both samples at once, their call, and the pipeline's pictures."""
     call = {**call, "num_inference_steps": 3}
     (batch,) = draw(pipe, ITEMS, call=call, batch_size=2, around=around)
     return batch, call
 
 
 class Count:
-    """How often the networks of a pipeline run, and how many samples its decoder is given."""
+    """Counts of how often a pipeline's networks run, and how many samples its decoder gets."""
 
     def __init__(self, pipe, monkeypatch):
         self.networks, self.decoded, self.encoded = [], 0, 0
@@ -58,7 +58,7 @@ class Count:
 
 
 def state_of(pipe):
-    """All that a call could change, by identity; but for the scratch paper of a video decoder."""
+    """Return everything that a call could change, by identity, except a video decoder's cache."""
     parts = {"": pipe, **{name: part for name, part in pipe.components.items() if part is not None}}
     state = {(name, key): id(value) for name, part in parts.items() for key, value in vars(part).items()}
     scratch = ("_feat_map", "_conv_idx", "_conv_num", "_enc_feat_map", "_enc_conv_idx", "_enc_conv_num")
@@ -101,7 +101,7 @@ class Looks(Hook):
 
 @EVERY
 def test_decodes_in_the_middle_of_a_call(key, built):
-    """What is drawn stays what it is, and the last look is what the pipeline then draws."""
+    """The samples do not change, and the last decoded prediction is the pipeline's picture."""
     pipe = built(key)
     plain, call = drawn(pipe, testing.PIPELINES[key].call)
     looks = Looks(pipe, call)
@@ -125,7 +125,7 @@ def test_decodes_in_the_middle_of_a_call(key, built):
     ],
 )
 def test_other_tasks(family, task, call, channels):
-    """Inpainting pastes an encoded picture after its last step: with the seeds of the samples, the same one."""
+    """Inpainting pastes an encoded picture after its last step; with the seeds of the samples it is the same."""
     make = testing.tiny_stable_diffusion_xl if "XL" in family else testing.tiny_stable_diffusion
     pipe = make(getattr(diffusers, f"{family}{task}Pipeline"), in_channels=channels)
     batch, call = drawn(pipe, call)
@@ -134,7 +134,7 @@ def test_other_tasks(family, task, call, channels):
 
 
 def test_a_picture_is_encoded_once(monkeypatch):
-    """LTX's first frame is no part of the sample: it is pasted after every step."""
+    """LTX's first frame is not part of the sample: it is pasted after every step."""
     pipe = testing.tiny_ltx(diffusers.LTXImageToVideoPipeline)
     batch, call = drawn(
         pipe, {**testing.PIPELINES["ltx"].call, "image": torch.nn.functional.interpolate(PICTURE, 32)}
@@ -156,7 +156,7 @@ def test_modular_pipelines():
 
 @pytest.mark.parametrize("key", ["flux", "wan", "ltx", "qwen-image", "stable-audio"])
 def test_gradients_are_those_of_differences(key):
-    """To 1e-3: some decoders compute parts in float32, whose rounding bounds how near two differences can be."""
+    """The tolerance is 1e-3, since some decoders compute parts in float32, which limits finite differences."""
     pipe = testing.PIPELINES[key].make()
     batch, call = drawn(pipe, testing.PIPELINES[key].call)
     pipe.to(torch.float64)
@@ -190,7 +190,7 @@ def test_predictions_in_float32_of_a_model_in_half_precision(key):
 
 
 def test_a_decoder_that_is_upcast():
-    """SDXL's, which overflows in float16."""
+    """The decoder is SDXL's, which overflows in float16."""
     pipe = testing.tiny_stable_diffusion_xl()
     pipe.to(torch.float16)
     batch, call = drawn(pipe, {})
@@ -241,7 +241,7 @@ class TestRefusals:
             Decoder(testing.tiny_ltx(diffusers.LTXConditionPipeline))
 
     def test_a_call_that_needs_its_networks(self, monkeypatch):
-        """Such as one that reads what no stand-in has."""
+        """Such a call reads an attribute that no stand-in has."""
         pipe = testing.tiny_flux()
         monkeypatch.setattr(type(pipe), "encode_prompt", lambda self, **kwargs: self.text_encoder([]).secret)
         with pytest.raises(

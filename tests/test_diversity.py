@@ -1,4 +1,4 @@
-"""Diversity of a set, and the choice of a set, against every set that there is."""
+"""Diversity and choice of sets, against enumeration of all sets."""
 
 from itertools import combinations
 
@@ -21,7 +21,7 @@ def candidates(m, seed):
 
 
 def worth(values, features, chosen, diverse):
-    """The objective of one set, in plain Python."""
+    """Return the objective of one set, in plain Python."""
     z = ((values - values.mean()) / values.std(correction=0)).tolist()
     apart = (1 - features @ features.T).tolist()
     pairs, inside = list(combinations(range(len(values)), 2)), list(combinations(sorted(chosen), 2))
@@ -62,7 +62,7 @@ def test_the_unit_of_the_reward_does_not_matter(m, seed, shift, unit):
 @settings(deadline=None)
 @given(st.integers(2, 8), SEEDS, st.sampled_from([0.0, 0.1, 0.5, 1.5]), st.data())
 def test_by_weight_the_chosen_set_has_the_largest_sum(m, seed, weight, data):
-    """The published objective, in the units of reward and distance, over every set there is."""
+    """Checked with the published objective, in the units of reward and distance, over all sets."""
     count = data.draw(st.integers(1, m))
     values, features = candidates(m, seed)
     apart = (1 - features @ features.T).tolist()
@@ -88,7 +88,7 @@ def test_equal_rewards_leave_diversity_alone_and_copies_leave_rewards():
 
 
 def test_exchanges_come_near_the_optimum(monkeypatch):
-    """Over 200 random sets of 4 of 10: nearly always the optimum itself, and never far from it."""
+    """In 200 random choices of 4 of 10, the result is nearly always the optimum, and never far from it."""
     exact = {}
     for how in ("exact", "exchange"):
         monkeypatch.setattr(_diversity, "EXHAUSTIVE", 10**9 if how == "exact" else 0)

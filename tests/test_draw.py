@@ -1,4 +1,4 @@
-"""A batch is drawn so that each sample has its own prompt, noise and picture, or it is refused with the reason."""
+"""In a batch each sample gets its own prompt, noise and picture; otherwise the batch is refused with a reason."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ def mean(*, images, prompts):
 
 
 def double(name, call):
-    """A tiny Stable Diffusion of a class called ``name``, whose call is ``call(plain, self, **arguments)``."""
+    """Return a tiny Stable Diffusion of a class named ``name``, whose call is ``call(plain, self, **arguments)``."""
     plain = diffusers.StableDiffusionPipeline.__call__
 
     @functools.wraps(plain)

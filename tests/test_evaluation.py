@@ -78,7 +78,7 @@ class TestRuns:
         assert len(list((tmp_path / line["pictures"]).iterdir())) == 2
 
     def test_leave_the_pictures_of_another_prompt_alone(self, tmp_path):
-        """A folder that goes on with another list has another prompt at the same place of it."""
+        """A folder continued with another list of prompts has another prompt at the same index."""
         (first,) = compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path, images=1)
         before = (tmp_path / first["pictures"] / "0000.png").read_bytes()
         (second,) = compare(sampler(), PROMPTS[1:2], chosen("vanilla"), out=tmp_path, images=1)
@@ -211,7 +211,7 @@ class TestRuns:
         assert table([first, second])[0].mean["r"].estimate == 1.0
 
     def test_in_memory_are_those_that_are_read(self, tmp_path):
-        """A table of lines of which some were drawn now and some before; weights may be any numbers."""
+        """A table mixes lines drawn now and earlier; weights may be any numbers."""
         mixture = Mixture(
             {"brightness": Fraction(1, 3)}, calibration={"brightness": (np.float32(0.5), torch.tensor(0.25))}
         )
@@ -297,7 +297,7 @@ class TestTables:
         assert hacker.hacking["other"].estimate == pytest.approx(2 / np.std(range(10)))
 
     def test_of_equal_values_there_is_no_deviation_to_divide_by(self):
-        """Of six times 0.1 the deviation computes to 1e-17, not 0: a gain of 1 is 1, not 1e17."""
+        """The deviation of six times 0.1 computes to 1e-17, not 0; a gain of 1 must stay 1, not 1e17."""
         lines = [line(f"p{k}", m, [v], [0.1]) for k in range(6) for m, v in (("a", 0.1), ("b", 1.1))]
         assert table(lines)[1].effect["guide"].estimate == pytest.approx(1)
 
@@ -314,7 +314,7 @@ class TestTables:
         assert judge_of_tags(table(free)) == "other"
 
     def test_prompts_won_by_hand(self):
-        """Means 3, 2, 1, 3 against 2 each: won, tied, lost, won are (1 + .5 + 0 + 1) / 4."""
+        """Means 3, 2, 1, 3 against 2 each are won, tied, lost, won: (1 + .5 + 0 + 1) / 4."""
         lines = [line(f"p{k}", "vanilla", [1.0, 3.0], [0.0, 0.0]) for k in range(4)]
         lines += [line(f"p{k}", "x", [v - 1, v + 1], [None, None]) for k, v in enumerate((3.0, 2.0, 1.0, 3.0))]
         vanilla, x = table(lines)
@@ -324,7 +324,7 @@ class TestTables:
         assert str(x.win["other"]) == str(x.gain["other"]) == "-"
 
     def test_gains_are_paired(self):
-        """Prompts differ by 1000, gains by none: only a paired interval is narrow."""
+        """Prompts differ by 1000, gains do not differ, so only a paired interval is narrow."""
         lines = [line(f"p{k}", "vanilla", [1000.0 * k], [0.0]) for k in range(5)]
         lines += [line(f"p{k}", "x", [1000.0 * k + 1], [0.0]) for k in range(5)]
         _, x = table(lines)
@@ -336,8 +336,8 @@ class TestTables:
         lines = [line(f"{t}{v}", "a", [v], [0.0], tag=t) for t, vs in values.items() for v in vs]
         (row,) = table(lines)
         assert row.tags["guide"]["one"] == (2, 1, 3)
-        assert str(row.tags["guide"]["two"]) == "10.000"  # one prompt does not tell its spread
-        assert row.mean["guide"].estimate == 6  # tags weigh alike
+        assert str(row.tags["guide"]["two"]) == "10.000"  # the spread of one prompt is unknown
+        assert row.mean["guide"].estimate == 6  # tags have equal weight
 
     def test_the_baseline_comes_first(self):
         lines = [line("p", m, [v], [v]) for m, v in (("a", 1.0), ("b", 3.0))]
@@ -402,7 +402,7 @@ class TestGuides:
         assert x.hacking == {}
 
     def test_without_a_calibration_all_methods_share_one_scale(self):
-        """Of the four images the parts are 0, 0, 4, 4 and 1, 3, 1, 3: deviations 2 and 1, sums -2, 0, 0, 2."""
+        """Parts 0, 0, 4, 4 and 1, 3, 1, 3 of four images: deviations 2 and 1, sums -2, 0, 0, 2."""
         lines = [line("p", "vanilla", [0.0, 0.0], [1.0, 3.0]), line("p", "x", [4.0, 4.0], [1.0, 3.0])]
         for one in lines:
             one["rewards"]["held-out"] = [7.0, 8.0]
@@ -412,14 +412,14 @@ class TestGuides:
         assert x.gain["mix"].estimate == 2
         assert x.best["held-out"].estimate == 8
         assert list(x.hacking) == x.unguided == ["held-out"]
-        assert x.hacking["held-out"].estimate == 2  # 2 deviations of a lone prompt, which count as 1, minus none
+        assert x.hacking["held-out"].estimate == 2  # 2 deviations, where that of a single prompt counts as 1
 
     def test_scales_are_of_each_prompt_and_seed(self):
         lines = [line("p", "a", [0.0, 2.0], [0.1, 0.1], seed=seed) for seed in (0, 1)]
         lines += [line("q", "a", [100.0, 300.0], [None, 0.1])]
         found, guide = with_guide(mixed(lines, guide=1.0, other=5.0))
         assert guide == ("mix", ("guide", "other"))
-        # A part that is equal everywhere adds nothing, and an image without one has no sum.
+        # A constant part adds nothing, and an image that lacks a part has no sum.
         assert [one["rewards"]["mix"] for one in found] == [[-1, 1], [-1, 1], [None, 1]]
 
     def test_of_one_judge_need_not_be_the_first(self):
@@ -464,7 +464,7 @@ class TestGuides:
         one = line("p", "a", [1.0], [1.0])
         with pytest.raises(ValueError, match="guided by 'absent' but has no rewards of it"):
             table([{**one, "guide": {"name": "absent"}}])
-        with pytest.raises(ValueError, match="the line of a, 'p', seed 0, has not as many rewards of each judge"):
+        with pytest.raises(ValueError, match="seed 0, has different numbers of rewards by its judges"):
             table([line("p", "a", [1.0, 2.0], [1.0])])
         with pytest.raises(ValueError, match="'guide' is both the mixture that guided and a judge"):
             table([{**one, "guide": {"name": "guide", "weights": {"other": 1.0}}}])
@@ -472,7 +472,7 @@ class TestGuides:
 
 class TestStrata:
     def test_of_one_prompt_are_resampled_together(self):
-        """Six tags of one prompt: to resample within them would give an interval of no width."""
+        """There are six tags with one prompt each; resampling within tags would give an interval of zero width."""
         draws = bootstrap(np.arange(6.0)[:, None], list("abcdef"), draws=4000)[:, 0]
         assert draws[0] == 2.5
         assert draws[1:].std() == pytest.approx(np.std(range(6)) / 6**0.5, rel=0.05)
@@ -542,7 +542,7 @@ def test_settings_that_are_wrong(name, message):
 
 
 def test_settings_reach_the_sampler():
-    """A bank of two by another solver, and the sampler itself stays as it was."""
+    """The settings are a bank of two and another solver; the sampler itself is unchanged."""
     direct = sampler()
     result = methods.load("lidar:n=2,lookahead=dpm:3").draw(direct, ["a cat"], images=1, seed=0)
     assert result.cost["lookahead"].network_evaluations == 2 * 3 * 2
@@ -555,10 +555,10 @@ class TestBudgets:
     @pytest.mark.parametrize(
         ("name", "budget", "found"),
         [
-            ("best-of-N@3", 100, "best-of-12@3"),  # 8 a sample: PNDM takes 4 evaluations in 3 steps, twice with CFG
+            ("best-of-N@3", 100, "best-of-12@3"),  # 8 per sample: PNDM takes 4 evaluations in 3 steps, twice with CFG
             ("vanilla@N", 24, "vanilla@5"),  # 4 (N + 1) for two images
-            ("reno-N@dpm:2", 100, "reno-12@dpm:2"),  # 8 an iterate of both; going back is not counted here
-            ("lidar:n=N", 40, "lidar:n=6"),  # 4 a member, and 16 for two images
+            ("reno-N@dpm:2", 100, "reno-12@dpm:2"),  # 8 per iterate of both; backward passes are not counted here
+            ("lidar:n=N", 40, "lidar:n=6"),  # 4 per member, and 16 for two images
             ("vanilla", 1, "vanilla"),
         ],
     )
@@ -566,7 +566,7 @@ class TestBudgets:
         assert within(sampler(), name, budget, prompt="a cat", images=2, unit="network_evaluations") == found
 
     def test_that_are_too_small_or_do_not_matter(self):
-        with pytest.raises(ValueError, match="a budget of 5 network_evaluations a prompt is too small for best-of-N"):
+        with pytest.raises(ValueError, match="5 network_evaluations per prompt is too small for best-of-N"):
             within(sampler(), "best-of-N", 5, prompt="a cat", images=1, unit="network_evaluations")
         with pytest.raises(ValueError, match="does not cost more backward_passes with a larger N"):
             within(sampler(), "best-of-N", 5, prompt="a cat", images=1, unit="backward_passes")
@@ -619,6 +619,7 @@ class TestCommand:
         assert code == 0, err
         assert "| best-of-3 |" in out
         assert (tmp_path / "r/table.md").read_text() == out.rstrip("\n") + "\n"
+        assert f"table.md, report.html and pictures are in {tmp_path / 'r'}" in " ".join(err.split())
         for name in ("table.csv", "table.tex", "table.json", "report.html", "figures/quality-cost.svg"):
             assert (tmp_path / "r" / name).stat().st_size > 0
         assert len(read(tmp_path / "r/results-0.jsonl")) == 6
@@ -694,7 +695,7 @@ class TestCommand:
         return path
 
     def test_evaluates_a_folder_by_the_rules(self, lidar, tmp_path, monkeypatch):
-        """Right are the pictures with red in them, of cats; the mean of the tags is overall."""
+        """Pictures of cats with red in them are right; overall is the mean of the tags."""
 
         class Judge:
             def __init__(self, *, device):

@@ -1,4 +1,4 @@
-"""What is wrong with a reward is found by the question that asks for it."""
+"""Each fault of a reward is found by the question about it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Figures of comparisons: what they draw is right, is drawn, and can be read."""
+"""Figures of comparisons: their contents are right, complete and legible."""
 
 import io
 import json
@@ -31,7 +31,7 @@ RUN = Path(__file__).parent.parent / "docs/results/comparison/results-0.jsonl"
 
 
 def rendered(figure):
-    """Draw at few pixels and without a warning; returns whether each panel has something drawn and finite limits."""
+    """Draw at few pixels without a warning; return whether each panel has contents and finite limits."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.savefig(io.BytesIO(), format="png", dpi=20)
@@ -128,7 +128,7 @@ class TestFigures:
         assert figures.draw(rows) == figures.draw(rows)
 
     def test_of_as_little_as_there_can_be(self):
-        """One method, one prompt, one judge that has no verdict, costs of nothing, no diversity."""
+        """There is one method, one prompt, one judge without a verdict, no cost and no diversity."""
         only = line("p", "a", [None], [None])
         del only["rewards"]["other"]
         only |= {"diversity": None, "cost": {**only["cost"], "network_evaluations": 0}}
@@ -165,7 +165,7 @@ class TestFigures:
         assert figures.draw(rows) == {"quality-cost": ["guide (guides)"]}
 
     def test_names_are_text_and_no_formulas(self):
-        r"""``$\frac{$`` is no formula, and would end drawing if it were read as one."""
+        r"""``$\frac{$`` is not a formula, and drawing would fail if it were read as one."""
         evil = r"_a$\frac{$ <b> & -- \x00 []" + "\n\x00\udcff🐱"
         lines = [
             line(p, m, [1.0], [2.0], tag=f"{p}{evil}") for p in "pq" for m in (f"m{evil}", f"n{evil}:n=1", "n:n=2")
@@ -198,7 +198,7 @@ class TestFigures:
 
     @pytest.mark.parametrize("letters", [60, 200, 5000])
     def test_of_names_without_a_break_are_drawn(self, letters):
-        """Of methods, judges and tags; a name in the margin takes no more than its room."""
+        """The names are of methods, judges and tags; a name in the margin stays within its space."""
         lines = [
             line(p, m + "x" * letters + n, [1.0], [2.0], tag=p * letters)
             for p in "pq"

@@ -1,4 +1,4 @@
-"""The Gaussian mixture of ``benchmarks/gaussian_mixture.py``: the error falls with n, the gradient's does not.
+"""The Gaussian mixture of ``benchmarks/gaussian_mixture.py``: the error falls with n, but not the gradient's.
 
 The floor is 0.001 to 0.023 over targets of this size, and 0.006 for the one here (its table is in docs); seeds are
 fixed.

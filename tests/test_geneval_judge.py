@@ -32,10 +32,10 @@ def logit(p):
 
 
 def objects_of(probabilities, masks, most=100):
-    """Objects where nothing is resized; probabilities (Q, K + 1), and masks as P(pixel), (Q, h, w)."""
+    """Return objects without resizing, from probabilities (Q, K + 1) and masks as P(pixel), (Q, h, w)."""
     masks = torch.tensor(masks).logit()
     size = (masks.shape[1], masks.shape[2])
-    logits = torch.tensor(probabilities).log() + 7  # softmax knows no shift
+    logits = torch.tensor(probabilities).log() + 7  # softmax ignores a shift
     return instances(logits, masks, padded=size, unpadded=size, original=size, most=most)
 
 
@@ -131,7 +131,7 @@ def test_masks_come_back_to_the_picture(left, right, padded, unpadded, original,
 
 
 def weights_of(old, new):
-    """The matrix that resizes a line bilinearly, with half-pixel centres and the edge repeated."""
+    """Return the matrix that resizes a line bilinearly, with half-pixel centres and the edge repeated."""
     matrix = np.zeros((new, old))
     for i in range(new):
         place = min(max((i + 0.5) * old / new - 0.5, 0), old - 1)
@@ -145,7 +145,7 @@ def resized(mask, height, width):
 
 
 def restated(class_logits, mask_logits, padded, unpadded, original, most=100):
-    """The rows (label, score, area, x1, y1, x2, y2), sorted, by loops in float64."""
+    """Return the sorted rows (label, score, area, x1, y1, x2, y2), by loops in float64."""
     pairs, masks = [], []
     for q, logits in enumerate(class_logits.double().numpy()):
         weights = np.exp(logits - logits.max())
@@ -202,7 +202,7 @@ def test_a_mirrored_picture_has_mirrored_boxes(seed):
     assert (one.scores <= classes.softmax(1)[:, :-1].flatten().sort(descending=True)[0]).all()
 
 
-# From a picture to what the network sees
+# From a picture to the network's input
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def find(name, score=0.95, x=0, y=0, *, side=10, color=None):
 
 
 def seen(objects, height=200, width=200):
-    """A picture of these objects as squares of their colours on blue, and a detector that finds them."""
+    """Return a picture of these objects as coloured squares on blue, and a detector that finds them."""
     image = torch.zeros(3, height, width)
     image[2] = 1
     masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
@@ -268,7 +268,7 @@ PAINTS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "white": (1.0, 1.0, 
 
 
 def nearest_paint(crops, name):
-    """The paint nearest to a crop's mean, for want of CLIP."""
+    """Return the paint nearest to a crop's mean, in place of CLIP."""
     means = [crop.mean((1, 2)) for crop in crops]
     return [min(PAINTS, key=lambda p: float((mean - torch.tensor(PAINTS[p])).norm())) for mean in means]
 
@@ -396,7 +396,7 @@ def test_metadata_that_cannot_be_judged(metadata, message):
 
 def test_images_and_prompts_are_as_many():
     image, detector = seen([DOG])
-    with pytest.raises(ValueError, match="as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         GenEvalJudge(detector, nearest_paint)(images=image[None], prompts=["a photo of a dog"] * 2)
 
 
@@ -460,7 +460,7 @@ def test_crops_are_grey_around_the_object(box, inside, expected):
 
 
 class Towers:
-    """A CLIP of two dimensions: what it reads of each text is given, what it sees is always the same."""
+    """A CLIP of two dimensions: its text features are given, and its image features are always the same."""
 
     def __init__(self, read, view):
         self.read, self.view, self.texts = read, torch.tensor([view]), []
@@ -568,7 +568,7 @@ def tiny_mask2former(**options):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A tiny Mask2Former whose queries all see a dog, in parts of the picture."""
+    """Return a tiny Mask2Former whose queries all see a dog, in parts of the picture."""
     path = tmp_path_factory.mktemp("mask2former")
     model = tiny_mask2former()
     model.class_predictor.bias.data[CLASSES.index("dog")] = 9.0
@@ -617,7 +617,7 @@ def test_the_judge_says_what_it_sees(judge):
 
 
 def test_settings_are_those_of_from_pretrained(weights):
-    """Six dogs that score .5: two of them are looked at, and counted from .1; elsewhere they are not sure enough."""
+    """Six dogs score .5. Two of them are considered, and count above .1; with other thresholds they do not."""
     settings = {"threshold": 0.9, "counting_threshold": 0.1, "max_objects": 2}
     judge = GenEvalJudge.from_pretrained(weights, DATA / "reward-clip", **settings)
     prompts = ["a photo of two dogs", "a photo of three dogs", "a photo of a dog"]
@@ -625,7 +625,7 @@ def test_settings_are_those_of_from_pretrained(weights):
 
 
 def test_the_color_is_clips(judge):
-    """Against CLIP of transformers on Pillow's crop: its verdict is 1 for one colour and 0 for nine."""
+    """Compared with CLIP of transformers on Pillow's crop: the verdict is 1 for one colour and 0 for nine."""
     (dog, *_) = judge.detections(PICTURE, wants(("dog", 1)))
     x1, y1, x2, y2 = map(int, dog.box)
     found = judge._detector(PICTURE)
@@ -730,7 +730,7 @@ class TestCommand:
     def test_wrong_use(self, lidar, tmp_path):
         place = self.folder(tmp_path / "f", [{"prompt": "a dog", "tag": "mine"}], (128, 128))
         err = " ".join(failure(lidar("evaluate", place)).split())
-        assert "includes no objects, and its prompt is none of GenEval's" in err
+        assert "includes no objects, and its prompt follows no template of GenEval" in err
         assert "glyph or mask2former" in failure(lidar("evaluate", place, "--judge", "yolo"))
 
     def test_weights_out_of_reach_are_one_line(self, lidar, tmp_path):

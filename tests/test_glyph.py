@@ -1,4 +1,4 @@
-"""The embedded model: it draws what it is asked, and guidance helps where it has room."""
+"""The embedded model: it draws what the prompt asks for, and guidance helps where there is room."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_nothing_in_the_package_is_a_pickle():
 
 
 def test_guidance_helps_position_prompts(glyph_lidar):
-    """Four prompts of the kind where vanilla is right half of the time; ``benchmarks/quality.py`` has the intervals.
+    """On four prompts of a kind where vanilla is right half of the time; ``benchmarks/quality.py`` has the intervals.
 
     Vanilla's share is .5 with a standard error of about .15 here and guidance's above .9, so the margin of .1 is
     missed about once in fifty seeds; the seed is fixed.
@@ -63,14 +63,14 @@ def tiny():
 
 @pytest.fixture
 def with_tiny(glyph_lidar, tiny, monkeypatch):
-    """Glyph's pipeline with the tiny decoder, for one test."""
+    """Yield glyph's pipeline with the tiny decoder, for one test."""
     monkeypatch.setattr(glyph_lidar.pipe, "vae", tiny)
     return glyph_lidar.pipe
 
 
 @pytest.fixture(scope="module")
 def few_step_samples(glyph_lidar):
-    """Latents (4, 4, 16, 16) of prompts of held-out pairs, as a bank holds them."""
+    """Return latents (4, 4, 16, 16) for prompts of held-out pairs, as a bank holds them."""
     prompts = [
         "a photo of a dog right of a teddy bear",
         "a photo of a cup below a cow",
@@ -90,7 +90,7 @@ def few_step_samples(glyph_lidar):
 
 
 def test_tiny_decoder_draws_nearly_what_the_full_one_draws(glyph_lidar, few_step_samples, tiny, monkeypatch):
-    """Peak signal-to-noise ratio against the full decoder's pictures: measured 30.9 to 34.2 dB."""
+    """The peak signal-to-noise ratio to the full decoder's pictures was measured at 30.9 to 34.2 dB."""
     with torch.no_grad():
         wanted = decode(glyph_lidar.pipe, few_step_samples)
         monkeypatch.setattr(glyph_lidar.pipe, "vae", tiny)
@@ -100,7 +100,7 @@ def test_tiny_decoder_draws_nearly_what_the_full_one_draws(glyph_lidar, few_step
 
 
 def test_tiny_decoder_runs_in_the_pipeline(with_tiny):
-    """What the pipeline draws with it is what it decodes: no scale of the latents is lost on the way."""
+    """The pipeline's pictures are its decoded latents: the scale of the latents is not lost."""
     arguments = {"num_inference_steps": 2, "guidance_scale": 3.0}
     pictures = with_tiny(
         "a photo of a cat", generator=torch.Generator().manual_seed(0), output_type="pt", **arguments

@@ -13,7 +13,7 @@ from lidar_sampling._guidance import Members, reading
 
 
 def naive(x_t, samples, rewards, alpha, sigma, reward_scale):
-    """Equations 16-18 of arXiv 2602.03211 as they stand, in float64, by direct differences."""
+    """Compute equations 16-18 of arXiv 2602.03211 literally, in float64, by direct differences."""
     x, z, r = x_t.double().flatten(1), samples.double().flatten(1), rewards.double()
     log_kernel = -(x[:, None] - alpha * z[None]).square().sum(-1) / (2 * sigma**2)
     w = log_kernel.softmax(1)
@@ -105,7 +105,7 @@ def test_variance_preserving_and_exploding_coordinates_agree(seed, sigma, reward
 
 @pytest.mark.parametrize("sigma", [0.99, 0.5, 0.1, 0.04])
 def test_float32_is_close_to_float64_where_weights_are_shared(sigma):
-    """At SD's latent size, members that differ by about the noise: what centring is for."""
+    """Members differ by about the noise, at SD's latent size: centring is made for this case."""
     g = torch.Generator().manual_seed(0)
     alpha, dim = math.sqrt(1 - sigma**2), 16384
     common = torch.randn(dim, generator=g, dtype=torch.float64)

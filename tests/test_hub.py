@@ -1,4 +1,4 @@
-"""Files of weights that are damaged: the file, the true reason and the mend, and no advice to run pickled code."""
+"""Damaged files of weights: errors name the file, the true reason and the mend, and never advise pickled code."""
 
 import argparse
 import shutil

@@ -110,7 +110,7 @@ def test_a_prompt_that_quotes_nothing_is_refused_before_anything_is_drawn():
 
 
 def test_what_tells_a_reader_apart():
-    """The engine by its version and settings, which are plain values; a reader of one's own by its code."""
+    """The engine is identified by its version and settings, which are plain values; a user's reader by its code."""
     assert not hasattr(OCR(reader=lambda image: []), "fingerprint")
     pytest.importorskip("rapidocr", reason="needs the extra ocr")
     found = rewards.load("ocr").fingerprint

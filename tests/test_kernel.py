@@ -1,4 +1,4 @@
-"""One stochastic step for every Gaussian path: what it equals, what law it has, and every method on flow models."""
+"""One stochastic step for every Gaussian path: its special cases, its law, and every method on flow models."""
 
 import math
 from itertools import pairwise
@@ -31,7 +31,7 @@ def euler(**config):
 
 
 def drawn(scheduler, noise, *, steps=20, chains=2048, **call):
-    """Samples of a perfect model of one Gaussian, in float64, and the levels that they went through."""
+    """Draw samples of a perfect model of one Gaussian, in float64; return them and their noise levels."""
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(chains, 1, generator=generator, dtype=torch.float64)
@@ -55,7 +55,7 @@ def drawn(scheduler, noise, *, steps=20, chains=2048, **call):
 
 
 def slope(alpha, sigma):
-    """d E[x_0 | x] / d x."""
+    """Return d E[x_0 | x] / d x."""
     return VARIANCE * alpha / (alpha**2 * VARIANCE + sigma**2)
 
 
@@ -81,13 +81,13 @@ class TestEquals:
 
     @pytest.mark.parametrize("make", [flow, ddim])
     def test_the_deterministic_sampler_of_new_noise_where_all_steps_are_one(self, make):
-        """From a sample that is noise and nothing else, which a transition forgets."""
+        """It starts from a sample of pure noise, which a transition forgets."""
         scheduler = make()
         ours, levels = drawn(scheduler, "glass:20")
         generator = torch.Generator().manual_seed(0)
         torch.randn(2048, 1, generator=generator, dtype=torch.float64)
         x = torch.randn(2048, 1, generator=generator, dtype=torch.float64)
-        if make is ddim:  # whose start knows a little
+        if make is ddim:  # its start contains a little signal
             assert abs(ours.var() - drawn(make(), "ddpm:0")[0].var()) < 0.02
             return
         for (alpha, sigma), (to, rest) in pairwise([*levels, (1.0, 0.0)]):
@@ -109,7 +109,7 @@ class TestEquals:
 
 
 class TestLaw:
-    """Of one Gaussian everything stays Gaussian, so its variance after every step is known."""
+    """For Gaussian data everything stays Gaussian, so the variance after every step is known."""
 
     @pytest.mark.parametrize("noise", ["ddpm:0", "ddpm:0.5", "ddpm", "cps:0.3", "cps:0.7", "cps"])
     @pytest.mark.parametrize("make", [flow, ddim, euler])
@@ -162,17 +162,17 @@ class TestLaw:
 
 
 class TestTransitions:
-    """GLASS: several steps are one transition, whose law is that of the model, and not one Gaussian."""
+    """GLASS: several inner steps form one transition with the law of the model instead of one Gaussian."""
 
     MEMBERS = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
 
     def denoised(self, x, alpha, sigma):
-        """E[x_0 | x] of a model of two members."""
+        """Return E[x_0 | x] of a model of two members."""
         logits = -((x - alpha * self.MEMBERS.T) ** 2) / (2 * sigma**2)
         return logits.softmax(1) @ self.MEMBERS
 
     def transition(self, scheduler, steps, start, *, noise):
-        """Where one transition over all of ``steps`` but the last leads from ``start`` (B, 1), and its levels."""
+        """Return the end of a transition from ``start`` (B, 1) over all ``steps`` but the last, and its levels."""
         scheduler.set_timesteps(steps)
         x, levels, generator = start, [], torch.Generator().manual_seed(1)
         with stochastic(scheduler, noise):
@@ -186,11 +186,11 @@ class TestTransitions:
         return x, [*levels, (level.alpha, level.sigma)]
 
     def test_are_those_of_the_published_algorithm(self):
-        """Restated: the covariance of (x, x_s), the sufficient statistic, and Euler's steps on the inner flow."""
+        """Restated: the covariance of (x, x_s), the sufficient statistic, Euler's steps on the inner flow."""
         start = torch.randn(64, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
         class FromTheSecond(diffusers.FlowMatchEulerDiscreteScheduler):
-            """The first step of a flow knows nothing."""
+            """A schedule from the second step on, since the first step of a flow sees pure noise."""
 
             def set_timesteps(self, steps):
                 super().set_timesteps(steps + 1)
@@ -231,7 +231,7 @@ class TestTransitions:
         chains, steps = 20_000, 40
 
         class Late(diffusers.FlowMatchEulerDiscreteScheduler):
-            """From sigma = .7 to .2, and to the end, in one step or in many."""
+            """A schedule from sigma = .7 to .2 and to the end, in one step or in many."""
 
             def set_timesteps(self, steps):
                 super().set_timesteps(sigmas=torch.linspace(0.7, 0.2, steps).tolist())
@@ -254,7 +254,7 @@ class TestTransitions:
         assert ((near > 0.5) & (near < 1.5)).float().mean() > 0.9
 
     def test_lose_less_of_the_models_spread(self):
-        """In 10 steps of a flow of one Gaussian, of variance .25; with one step a transition it is ``ddpm``."""
+        """In 10 steps of a flow of one Gaussian of variance .25; one step per transition is ``ddpm``."""
         found = [drawn(flow(), f"glass:{m}", steps=10, chains=20_000)[0].var() for m in (1, 2, 5, 10)]
         assert all(a < b for a, b in pairwise(found))
 
@@ -373,7 +373,7 @@ class TestEveryMethod:
     def test_refuses_parts_where_a_pipeline_reads_levels_by_the_number_of_the_step(self):
         from lidar_sampling.methods._checks import check_level_by_step
 
-        check_level_by_step(tiny("wan").pipe, "halving", cache=False)  # for its cache alone
+        check_level_by_step(tiny("wan").pipe, "halving", cache=False)  # only for its cache
         pipe = object.__new__(diffusers.Cosmos2TextToImagePipeline)
         with pytest.raises(TypeError, match="Cosmos2TextToImagePipeline reads noise levels by the number"):
             check_level_by_step(pipe, "halving", cache=False)

@@ -1,4 +1,4 @@
-"""The table of noise levels against what each scheduler itself does."""
+"""The table of noise levels against each scheduler's own behaviour."""
 
 import inspect
 import math
@@ -16,13 +16,13 @@ from lidar_sampling._flags import KNOWN
 from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._levels import _FAMILIES, check, clean_prediction
 
-# Where add_noise is no witness. Second stages have other levels than it looks up, SASolver noises by alphas_cumprod
+# Cases in which add_noise cannot be compared. Second stages have other levels, SASolver noises by alphas_cumprod
 # even in flow mode and between training timesteps, two classes have none, and a flow's noises as if sigma fell to 0
 # from 1, whatever the schedule (diffusers 0.42).
 SECOND_STAGES = {"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"}
 NO_WITNESS = {"SCMScheduler", "LTXEulerAncestralRFScheduler"}
 BETWEEN = {"use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
-# Where the step between two levels is no witness: it draws noise, or goes to a timestep 1/steps of the way down
+# Cases in which the step between two levels cannot be compared: it draws noise, or goes to a timestep 1/steps down
 # whatever the next one is.
 DRAWS = ("DDPM", "LCM", "TCD", "EulerAncestral", "KDPM2Ancestral", "DPMSolverSDE", "SASolver", "Cosine", "SCM")
 DRAWS += ("FlowMatchLCM", "CogVideoXDPM")
@@ -30,7 +30,7 @@ EVENLY = ("DDIM", "CogVideoXDDIM", "PNDM")
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 V_AT_ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-# Each flag that may move a level or the meaning of the model output, and what is set to see whether we follow.
+# Each flag that may change a level or the meaning of the model output, with a value that tests it.
 SETTINGS = {
     "num_train_timesteps": [{"num_train_timesteps": 200}],
     "beta_start": [{"beta_start": 0.001}],
@@ -112,7 +112,7 @@ def started(case, steps=6):
     return scheduler
 
 
-# What we refuse, and what diffusers itself cannot step: no noise over no interval, and an order it has no rule for.
+# What we refuse, and what diffusers cannot step: noise over an empty interval, and an order without a rule.
 OUT = [
     ("FlowMatchLCMScheduler", {"invert_sigmas": True}),
     ("CosineDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
@@ -141,7 +141,7 @@ def flag_cases():
 
 
 def takes(case):
-    """Whether diffusers takes the setting: some algorithms, and a linear time shift, only some of its classes do."""
+    """Return whether diffusers takes the setting; only some classes take some algorithms and a linear time shift."""
     if not {"algorithm_type", "time_shift_type"} & set(case[1]):
         return True
     try:
@@ -183,7 +183,7 @@ def is_deterministic(name, config):
 
 
 class Walk(Hook):
-    """What the library says of every step, and what the scheduler's own noising says of the same step."""
+    """Levels of every step by the library, and by the scheduler's own noising."""
 
     def __init__(self, scheduler):
         self.scheduler, self.levels, self.samples, self.witnessed = scheduler, [], [], []
@@ -209,7 +209,7 @@ class Walk(Hook):
 
 @pytest.mark.parametrize("case", FLAG_CASES, ids=flag_label)
 def test_levels_are_the_schedulers_own_at_every_step_whatever_flag_is_set(case):
-    """By two witnesses: what it noises to, and where it steps a sample whose clean prediction never moves."""
+    """Two checks: the scheduler's own noising, and its steps with a constant clean prediction."""
     scheduler, x0 = build(case), torch.randn(1, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     check(scheduler)
     walk = Walk(scheduler)
@@ -248,14 +248,14 @@ def test_guided_samples_follow_the_tilted_law_whatever_flag_is_set(case):
 
 
 def test_every_flag_of_every_family_is_known():
-    """A release of diffusers with a new flag fails here: read what it does, then add it to a table."""
+    """A release of diffusers with a new flag fails here: find out what it does, then add it to a table."""
     flags = {flag for name in _FAMILIES for flag in parameters(name)}
     assert flags == KNOWN
     assert flags == set(SETTINGS) | STILL | {"prediction_type"}  # that one in CASES
 
 
 class Inventive(diffusers.DDIMScheduler):
-    """A scheduler with a flag that nobody knows."""
+    """A scheduler with an unknown flag."""
 
     @register_to_config
     def __init__(self, num_train_timesteps=1000, clip_sample=False, reverse_time=False, weights=(1.0, 2.0)):
@@ -376,7 +376,7 @@ def keeps_clean_prediction(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if keeps_clean_prediction(c)], ids=label)
 def test_the_clean_prediction_moves_by_exactly_scale_times_delta(case):
-    """One step with and without guidance; the scheduler's own x0 is read where it keeps one."""
+    """Compare one step with and without guidance, by the scheduler's own x0 if it keeps one."""
     _, config = case
     bank = bank_of_four()
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Samples that are shown while they are drawn."""
+"""Previews of samples during drawing."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_showing_changes_nothing(lidar):
 
 
 def test_what_is_shown_is_the_guided_prediction(lidar):
-    """At the first step x_t is the same with and without guidance: what differs is what guidance added."""
+    """At the first step x_t is the same with and without guidance, so the difference is the guidance."""
 
     def first(scale):
         seen = []

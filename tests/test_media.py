@@ -1,4 +1,4 @@
-"""Pictures where they enter: the range that rewards are written for, and one reader of files."""
+"""Checks of pictures at the entrance: the range that rewards expect, and one reader of files."""
 
 import io
 import struct
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there():
 
 
 def png_of(depth, kind, row, transparent=b""):
-    """A PNG of one pixel, written by hand, for what Pillow does not write."""
+    """Write a PNG of one pixel by hand, for kinds that Pillow does not write."""
 
     def chunk(name, content):
         whole = name + content

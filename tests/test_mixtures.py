@@ -1,4 +1,4 @@
-"""Mixtures and ensembles: the mathematics, and the way through both phases."""
+"""Mixtures and ensembles: the mathematics, and both phases of guidance with them."""
 
 import json
 from fractions import Fraction
@@ -130,7 +130,7 @@ def test_ensembles_that_are_refused(arguments, message):
 
 
 def test_a_part_goes_by_its_own_name():
-    """Banks know a reward by its name, not by the words that loaded it."""
+    """Banks use a reward's name, not the text that loaded it."""
     from lidar_sampling.rewards.server import serve
 
     with serve([testing.brightness], port=0) as url:
@@ -248,7 +248,7 @@ def test_what_is_no_batch_is_refused_where_parts_are_asked(change, prompts, mess
 
 
 class Whole:
-    """A reward of videos: how many frames it sees."""
+    """A reward of whole videos: the number of frames."""
 
     modality, name = "video", "whole"
 

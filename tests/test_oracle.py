@@ -2,10 +2,10 @@
 
 The model is the exact denoiser of a bank of four in 16 dimensions, so unguided endpoints are uniform over the bank
 and guided ones must follow softmax(reward_scale r) = (.06, .12, .26, .56). With 1,024 chains the sampling noise of
-a total variation is about 0.02 (its 99.9 % point 0.05); the rest of the bound is what each sampler adds of itself:
-a deterministic one that starts from N(0, I) at alpha = 0.07 instead of from the tilted law, and LCM and stochastic
-flow, which re-noise a posterior mean and are biased with and without guidance. Measured: 0.005 to 0.108, median
-0.062; unguided endpoints lie 0.30 to 0.36 from the target.
+a total variation is about 0.02 (its 99.9 % point 0.05); the rest of the bound is each sampler's own error: a
+deterministic one starts from N(0, I) at alpha = 0.07 instead of from the tilted law, and LCM and stochastic flow,
+which re-noise a posterior mean and are biased with and without guidance. Measured: 0.005 to 0.108, median 0.062;
+unguided endpoints lie 0.30 to 0.36 from the target.
 """
 
 import inspect
@@ -79,7 +79,7 @@ CASES = [
 
 
 def build(case):
-    """The scheduler of a case; what its constructor does not take is registered, as pipelines of Cosmos 2 do."""
+    """Return the scheduler of a case; register what its constructor does not take, as pipelines of Cosmos 2 do."""
     name, config = case
     cls = getattr(diffusers, name)
     taken = inspect.signature(cls).parameters

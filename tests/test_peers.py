@@ -1,4 +1,4 @@
-"""``benchmarks.peers``: the published procedure gives the library's samples, and the shapes are the true ones."""
+"""``benchmarks.peers``: the published procedure gives the library's samples, and the shapes are the real ones."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_published_guidance_is_ours(make, dtype, tolerance):
 
 
 def test_published_guidance_is_equations_16_to_18():
-    """By hand: two members at -1 and 1 of one dimension, seen from 0, with all of the reward at the second."""
+    """By hand: two members at -1 and 1 in one dimension, seen from 0, with all reward at the second."""
     bank, alpha_bar = torch.tensor([[-1.0], [1.0]]), torch.tensor(0.36)
     gradient = published.guidance(torch.zeros(1, 1), bank, torch.tensor([0.0, 1.0]), alpha_bar, 100.0)
     torch.testing.assert_close(gradient, torch.tensor([[0.6 / 0.64]]))
@@ -94,7 +94,7 @@ def test_published_guidance_is_equations_16_to_18():
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("lookahead", ["dpm:3", "dpm:4-karras"])
 def test_the_published_procedure_is_ours(make, lookahead):
-    """Bank, rewards and images from the noise that the library would meet; rewards differ by the bytes of PIL."""
+    """Bank, rewards and images are the same for the library's noise; rewards differ by PIL's rounding to bytes."""
     lidar = sampler(make, lookahead=lookahead)
     ours = lidar("a cat", images=2)
     bank_noise, noise = generators(5, "lookahead"), generators(2, "target")
@@ -234,7 +234,7 @@ def test_a_lost_row_or_shape_does_not_lose_the_others(monkeypatch, tmp_path, tin
 
 
 def test_what_no_longer_fits_is_left_out(monkeypatch, tmp_path, tiny_shape):
-    """Of a minute half is for the rows without levers, of which the last never gets its turn."""
+    """Half of a minute is for the rows without levers, and the last of them does not fit."""
     clock = [0.0]
 
     def row(seconds):

@@ -1,4 +1,4 @@
-"""Preprocessing on tensors against what Pillow makes of the same pictures."""
+"""Preprocessing on tensors against Pillow's on the same pictures."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lidar_sampling.rewards import _pixels
 
 
 def rough(height, width):
-    """Noise: what resizing differs on most."""
+    """Return noise, for which resizing differs most."""
     return torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(1)) / 255
 
 
@@ -18,7 +18,7 @@ SHAPES = [(200, 260, 128), (260, 200, 96), (512, 384, 224), (48, 64, 96), (100, 
 
 @pytest.mark.parametrize(("height", "width", "size"), SHAPES)
 def test_crop_is_pillows_but_for_ties(height, width, size):
-    """At most one value in 500 rounds to the other side of a tie, by one grey level; all others are the same byte."""
+    """At most one value in 500 is a tie that rounds to the other side, by one grey level; all others are equal."""
     images = rough(height, width)
     short = min(height, width)
     new_height, new_width = int(size * height / short), int(size * width / short)

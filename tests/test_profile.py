@@ -37,7 +37,7 @@ def test_parts_sum_to_the_whole():
 
 @pytest.fixture
 def pause(monkeypatch):
-    """Let the clock of profiles stand still but for what a test lets pass."""
+    """Stop the clock of profiles, except for the time that a test lets pass."""
     now = [0.0]
     monkeypatch.setattr("lidar_sampling._profile.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -116,6 +116,6 @@ def test_the_clock_is_that_of_the_pipelines_device():
         assert _profile._current.get().device is None
         LiDAR(pipe, reward="brightness", n=2, steps=2).look("a cat")
         assert _profile._current.get().device == pipe.device
-    with profiled("meta"):  # what was said stands
+    with profiled("meta"):  # the reported value is unchanged
         LiDAR(pipe, reward="brightness", n=2, steps=2).look("a cat")
         assert _profile._current.get().device.type == "meta"

@@ -1,4 +1,4 @@
-"""Files of prompts as editors and shells write them: read as they were meant, or refused by name."""
+"""Files of prompts as editors and shells write them: read as intended, or refused by name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder: tables that parse back, a report that stands alone."""
+"""The files of a comparison: tables that parse back, and a self-contained report."""
 
 import base64
 import csv
@@ -107,7 +107,7 @@ ROW = table([line("p", "a", [1.0], [2.0])])[0]
 
 
 class TestAnyText:
-    """Prompts, tags, names of judges and of methods are shown as they stand, whatever they hold."""
+    """Prompts, tags, and names of judges and methods are shown unchanged, whatever they contain."""
 
     @given(ANY, ANY)
     def test_in_markdown(self, name, judge):
@@ -135,7 +135,7 @@ class TestAnyText:
 
     @given(ANY)
     def test_in_tex(self, text):
-        """Read back by the rules of TeX: groups close, specials are commands, and no ligature is left."""
+        """The text is read back by the rules of TeX: groups close, specials are commands, and no ligature is left."""
         found = escape_tex(text)
         words = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}"
         letters = dict(zip(re.findall(r"\w+", words)[:6], "\\~^<>|", strict=True))
@@ -155,7 +155,7 @@ class TestAnyText:
 
 
 class Page(HTMLParser):
-    """Tags, what they point to, and whether they close."""
+    """A parser of tags, their targets, and whether they close."""
 
     def __init__(self, text):
         super().__init__()
@@ -267,12 +267,12 @@ class TestReport:
 
 
 def drawing(name, rows):
-    """A figure, at once."""
+    """Return a small figure at once."""
     return {"svg": b"<svg></svg>", "png": b"\x89PNG"}
 
 
 def failing(function, *names):
-    """``function``, but not of these first arguments."""
+    """Return ``function``, which fails for these first arguments."""
 
     def run(name, *args, **kwargs):
         if name in names:
@@ -283,7 +283,7 @@ def failing(function, *names):
 
 
 class TestFailures:
-    """What is drawn stands, whatever happens to its plots."""
+    """Results are kept, whatever happens to their plots."""
 
     TABLES = ("table.csv", "table.json", "table.md", "table.tex")
 
@@ -367,7 +367,10 @@ class TestPublishing:
             "compare", "--table", "--prompts", tmp_path / "p.txt", "--methods", "vanilla,lidar", "--out", tmp_path
         )
         assert code == 0
-        assert err == "lidar: no figures without matplotlib: pip install 'lidar-sampling[plot]'\n"
+        assert err.splitlines() == [
+            "lidar: no figures without matplotlib: pip install 'lidar-sampling[plot]'",
+            f"lidar: table.md and report.html are in {tmp_path}",
+        ]
         assert (tmp_path / "report.html").exists()
         assert (tmp_path / "table.md").read_text().rstrip("\n") == out.rstrip("\n")
         assert not list((tmp_path / "figures").glob("*"))

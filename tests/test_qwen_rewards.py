@@ -1,4 +1,4 @@
-"""HPSv3, VideoReward and EditReward on tiny models of the true classes, one sample at a time from scratch."""
+"""HPSv3, VideoReward and EditReward on tiny models of the real classes, against one sample at a time from scratch."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ VQ_MQ_TA = [(3.6757, 2.2476), (1.1646, 1.3811), (2.8105, 2.5121)]
 
 
 def save_base(path, kind="qwen2_vl"):
-    """The folder of the model that was tuned, but for its weights; its configuration is flat, as it was published."""
+    """Save the folder of the tuned model without weights; its configuration is flat, as in the published one."""
     config = {
         "model_type": kind,
         "hidden_size": 32,
@@ -62,7 +62,7 @@ def save_base(path, kind="qwen2_vl"):
 
 
 class Restated:
-    """The published classes restated for one sample: embeddings, to which the language model gives positions itself.
+    """The published classes restated for one sample: embeddings, to which the language model itself gives positions.
 
     Its chat, pixels and patches are written out here; only the networks are of transformers.
     """
@@ -81,7 +81,7 @@ class Restated:
         self.tokens = [len(SPECIAL) + len(ASKING) + k for k in range(len(tokens))]
 
     def weights(self, layout):
-        """The state dictionary as transformers before 4.52 named it, or as from then on."""
+        """Return the state dictionary with the names of transformers before 4.52, or since then."""
         names = {
             "old": lambda name: name.replace("model.visual.", "visual.").replace("model.language_model.", "model."),
             "new": lambda name: name,
@@ -89,7 +89,7 @@ class Restated:
         return {names[layout](name): value.clone() for name, value in self.model.state_dict().items()}
 
     def __call__(self, text, visuals, kind, in_space=False):
-        """States at the special tokens, behind ``visuals`` (T, 3, H, W); ``in_space`` counts as Qwen2-VL itself."""
+        """Return states at the special tokens, after ``visuals`` (T, 3, H, W); ``in_space`` as in Qwen2-VL."""
         marks, patches, grids = "", [], []
         for frames in visuals:
             flat, grid = patched(frames, kind)
@@ -113,7 +113,7 @@ class Restated:
 
 
 def patched(frames, kind):
-    """Qwen2-VL's pixels and patches (https://arxiv.org/abs/2409.12191) as numpy has them in transformers 4.45.2.
+    """Return Qwen2-VL's pixels and patches (https://arxiv.org/abs/2409.12191) as numpy in transformers 4.45.2.
 
     Pillow resizes pictures; frames are resized as torchvision does with tensors of bytes, in vision_process.py.
     """
@@ -239,7 +239,7 @@ def test_hpsv3_refusals(hps, tmp_path):
     path, *_ = hps
     reward = HPSv3(path, processor=path)
     image = pictures(1, 60)
-    with pytest.raises(ValueError, match="images and prompts must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="images and prompts must have the same length, got 1 and 2"):
         reward(images=image, prompts=PROMPTS[:2])
     for prompt in ("a <|Reward|> cat", "a cat<|image_pad|>"):
         with pytest.raises(ValueError, match="a prompt must not hold the special token <"):
@@ -260,7 +260,7 @@ def test_hpsv3_refusals(hps, tmp_path):
 
 @pytest.fixture(scope="module")
 def videoalign(tmp_path_factory):
-    """LoRA of rank 4 on all linear layers of the language model, as peft names it, beside the weights it adds to."""
+    """Return LoRA of rank 4 on all linear layers of the language model, named as in peft, and its base weights."""
     path = tmp_path_factory.mktemp("videoreward")
     restated = Restated(path, ["<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"])
     random, weights = tiny(8), {}
@@ -282,7 +282,7 @@ def videoalign(tmp_path_factory):
 
 
 def test_video_reward_is_the_published_one_of_each_video_in_any_batch(videoalign):
-    """Of 33 frames at 16 a second it reads four; of three two; one stands twice."""
+    """It reads four of 33 frames at 16 per second, two of three, and a single frame twice."""
     path, weights, restated = videoalign
     head = weights["base_model.model.rm_head.weight"]
     for count, read in ((33, [0, 11, 21, 32]), (3, [0, 2]), (1, [0])):
@@ -304,7 +304,7 @@ def test_video_reward_is_the_published_one_of_each_video_in_any_batch(videoalign
 
 
 def test_frames_that_video_reward_reads():
-    """As ``smart_nframes`` of the source counts them: two a second, even, 4 to 768, never more than there are."""
+    """They are those of ``smart_nframes``: two per second, an even number, 4 to 768, never more than there are."""
     assert choose_frames(81, 16).tolist() == torch.linspace(0, 80, 10).round().tolist()
     assert [len(choose_frames(count, 24)) for count in (1, 2, 3, 5, 49, 121, 10000)] == [1, 2, 2, 4, 4, 10, 768]
 
@@ -314,7 +314,7 @@ def test_video_reward_refusals(videoalign, tmp_path):
     reward = VideoReward(path, processor=path)
     with pytest.raises(ValueError, match=r"sees videos \(B, F, 3, H, W\), got \(1, 3, 60, 60\)"):
         reward(images=pictures(1, 60), prompts=["a cat"])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         reward(images=pictures(2, 60)[None], prompts=["a cat"] * 2)
     with pytest.raises(ValueError, match="dimension must be 'overall', 'VQ', 'MQ', 'TA', got 'vq'"):
         VideoReward(path, dimension="vq", processor=path)
@@ -349,7 +349,7 @@ def edit(tmp_path_factory):
 
 
 def test_edit_reward_is_the_published_one_of_each_pair_in_any_batch(edit, tmp_path):
-    """The pictures before the edit are of other sizes: one of the metadata, and one of the reward."""
+    """The pictures before the edit have other sizes: one comes from the metadata, one from the reward."""
     path, weights, restated = edit
     images, befores = pictures(3, 60, 90, seed=2), [pictures(1, side, 100, seed=side)[0] for side in (40, 70)]
     stored = save_sample(befores[1], tmp_path / "before")
@@ -377,7 +377,7 @@ def test_edit_reward_refusals(edit, tmp_path):
         rewards.check_prompts(reward, ["a cat"])
     with pytest.raises(ValueError, match=r"cannot read the prompt|failed to check the prompt"):
         rewards.check_prompts(reward, [{"prompt": "a cat", "source": str(tmp_path / "none.png")}])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 0"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 0"):
         reward(images=pictures(1, 60), prompts=[])
     fewer = {name: value for name, value in weights.items() if name != "rm_heads.head_1.0.bias"}
     save_file(fewer, tmp_path / "other.safetensors")

@@ -1,4 +1,4 @@
-"""The paper's tables: data against themselves, plans, verdicts where the answer is known, the command end to end."""
+"""The paper's tables: consistent data, plans, verdicts with known answers, and the command end to end."""
 
 import json
 import re
@@ -172,7 +172,7 @@ METHODS = {"run": {"low": "vanilla", "high": "lidar"}}
 
 
 def found_of(gains, study=ONE, methods=METHODS):
-    """The findings where ``high`` is above ``low`` by these numbers, one per prompt."""
+    """Return the findings if ``high`` is above ``low`` by these numbers, one per prompt."""
     rows = [
         line(k, name, {IR: [k + gain]}) for k, g in enumerate(gains) for name, gain in (("vanilla", 0), ("lidar", g))
     ]
@@ -199,7 +199,7 @@ def test_a_claim_holds_where_the_interval_lies_above_zero(gains, answer):
 
 
 def test_differences_are_paired():
-    """Prompts differ by 19 and the rows by a tenth: unpaired, nothing could be told."""
+    """Prompts differ by 19 and the rows by a tenth, so an unpaired test could not decide."""
     found = found_of([0.1, 0.12] * 10)
     assert found.verdicts[0].answer == HOLDS
     low, high = (row.cells[IR].here for row in found.rows)
@@ -281,7 +281,7 @@ def test_a_star_marks_a_figure_of_the_paper_outside_of_ours():
 
 @pytest.fixture(scope="module")
 def tiny_weights(tmp_path_factory):
-    """The four judges under their published names, and a tiny Mask2Former that sees dogs."""
+    """Save the four judges under their published names, and a tiny Mask2Former that sees dogs."""
     path = tmp_path_factory.mktemp("judges")
     torch.save(image_reward_weights(), path / "ImageReward.pt")
     torch.save({"state_dict": openclip_weights()}, path / "HPS_v2.1_compressed.pt")
@@ -301,13 +301,13 @@ def tiny_weights(tmp_path_factory):
 
 @pytest.fixture
 def judges(tiny_weights, monkeypatch):
-    """What stands for the published weights; Mask2Former looks at 800 x 800 pixels, and takes most of the time."""
+    """Replace the published weights; Mask2Former runs at 800 x 800 pixels, which takes most of the time."""
     monkeypatch.setattr(rewards, "load", lambda name, **_: tiny_weights[name])
     return tiny_weights
 
 
 def dogs(image):
-    """A detector that sees a dog in bright pictures."""
+    """Return a detector that sees a dog in bright pictures."""
     count = int(image.mean() > 0.5)
     masks = torch.ones(count, *image.shape[1:], dtype=torch.bool)
     box = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]] * count).view(count, 4)
@@ -337,7 +337,7 @@ def metadata(tmp_path_factory):
 
 
 def shortened(study):
-    """A study in a few steps and with small banks, so that tests end."""
+    """Return a study with few steps and small banks, to keep tests short."""
 
     def row(one):
         method = re.sub(r"(?<=@)(250|200)$", "6", one.method)
@@ -359,7 +359,7 @@ def shortened(study):
 
 @pytest.fixture
 def short(monkeypatch, tiny_judges):
-    """Tables in a few steps, and comparisons without their figures, which take longer than all else."""
+    """Use tables with few steps, and comparisons without figures, which take longest."""
     monkeypatch.setattr(figures, "available", lambda: False)
     for name, table in TABLES.items():
         studies = {model: shortened(study) for model, study in table.studies.items()}
@@ -368,7 +368,7 @@ def short(monkeypatch, tiny_judges):
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
-    """One of each tag."""
+    """Return one prompt per tag."""
     path = tmp_path_factory.mktemp("geneval") / "evaluation_metadata.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in PROMPTS[::2]))
     return path
@@ -420,7 +420,7 @@ def test_table_2_end_to_end(lidar, short, models, two, tmp_path, monkeypatch):
         name: plan["per_prompt"]["cost"][name] for name in counts
     }
     assert {each["verdict"] for each in found["claims"]} == {UNTOLD}  # of two prompts
-    assert "with fewer than 10 prompts no claim can be told" in stderr
+    assert "with fewer than 10 prompts no claim can be decided" in stderr
     assert {each["ours"] for each in found["claims"]} == {True, False}
     assert (out / "ddpm-100/report.html").exists()
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # which brings pictures into GenEval's layout
@@ -456,7 +456,7 @@ def test_the_same_command_goes_on_and_draws_nothing_twice(lidar, short, models, 
 
 
 def lines_in_text(file):
-    """The whole lines of a file, one of which was cut off."""
+    """Return the whole lines of a file with one that was cut off."""
     return [json.loads(text) for text in file.read_text().splitlines() if text.endswith("}")]
 
 
@@ -581,7 +581,7 @@ def test_processes_share_a_table(lidar, short, models, two, tmp_path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     code, stdout, stderr = lidar(*command(models, two, "table2", out, *FEW))
-    assert code == 0, stderr  # it drew what the other, which never came, left undone
+    assert code == 0, stderr  # it drew the share of the other, which never started
     assert "LiDAR is above plain sampling" in stdout
     assert {path.name for path in (out / "ddpm-100").glob("results-*")} == {"results-1.jsonl"}
 
@@ -621,7 +621,7 @@ def test_the_list_of_tables(lidar):
             ["table5", "--model", "sd15-dpo"],
             "no pipeline of sd15-dpo is known on the hub: give one, --model sd15-dpo=PATH",
         ),
-        (["table2", "--model", "nowhere"], "what kind of model 'nowhere' is cannot be read: give a name (sd15,"),
+        (["table2", "--model", "nowhere"], "cannot read what kind of model 'nowhere' is: give a name (sd15,"),
         (["table2", "--as", "mine"], "--as must be paper or official, got 'mine'"),
         (
             ["table2", "--without", "das"],

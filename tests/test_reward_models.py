@@ -33,7 +33,7 @@ from lidar_sampling.rewards.image_reward import ImageReward
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """A tiny SigLIP with a tokenizer that does not lower the case itself."""
+    """Save a tiny SigLIP whose tokenizer does not lower the case itself."""
     path = tmp_path_factory.mktemp("siglip")
     torch.manual_seed(0)
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -59,7 +59,7 @@ def test_siglip_is_the_logit_of_transformers(siglip):
     with torch.no_grad():
         logits = SiglipModel.from_pretrained(siglip).eval()(input_ids=ids, pixel_values=pixels).logits_per_image
     ours = CLIPReward(siglip)(images=images, prompts=PROMPTS)
-    torch.testing.assert_close(ours, logits.diagonal(), rtol=0, atol=2e-3)  # a byte of the pixels, times 20
+    torch.testing.assert_close(ours, logits.diagonal(), rtol=0, atol=2e-3)  # one level of the pixels, times 20
     shouted = CLIPReward(siglip)(images=images, prompts=[prompt.upper() for prompt in PROMPTS])
     assert torch.equal(shouted, ours)
 
@@ -95,7 +95,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 
 def test_as_many_images_as_prompts():
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         rewards.load("glyph")(images=pictures(2), prompts=["a cat"])
 
 
@@ -198,7 +198,7 @@ def hps(tmp_path_factory):
 
 
 def openclip_ids(prompts):
-    """The embedded CLIP's tokens as OpenCLIP lays them out: zeros after the end."""
+    """Return the embedded CLIP's tokens in OpenCLIP's layout: zeros after the end."""
     tokens = CLIPTokenizer.from_pretrained(DATA / "reward-clip")(prompts)["input_ids"]
     return torch.tensor([row + [0] * (24 - len(row)) for row in tokens])
 
@@ -243,7 +243,7 @@ with torch.no_grad():
 
 @pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="needs open-clip-torch")
 def test_hps_is_open_clip(hps, tmp_path):
-    """In a process of its own, with a stub for torchvision, which breaks transformers beside a CPU build of torch."""
+    """In a separate process, with a stub for torchvision, which breaks transformers with torch's CPU build."""
     images = pictures(3, 32)
     given = (openclip_weights(), (images - CLIP_MEAN) / CLIP_STD, openclip_ids(PROMPTS), tmp_path / "features.pt")
     torch.save((*given[:3], str(given[3])), tmp_path / "given.pt")
@@ -352,7 +352,7 @@ def test_bfloat16_models_return_float32(tmp_path, bert):
 
 
 def test_what_decides_the_scores_is_the_same_before_and_after_the_first(differentiable):
-    """A long prompt, about which ImageReward warns once; fast tokenizers remember how they padded."""
+    """ImageReward warns once about a long prompt, and fast tokenizers remember their padding."""
     before = contents(differentiable)
     differentiable(images=pictures(1, 40), prompts=["a cat " * 40])
     assert contents(differentiable) == before

@@ -1,4 +1,4 @@
-"""Rewards: the registry, how they are asked, the batching, and CLIP against transformers' own processor."""
+"""Rewards: the registry, calls, batches, and CLIP against transformers' own processor."""
 
 from decimal import Decimal
 
@@ -46,7 +46,7 @@ def test_clip_is_the_logit_of_transformers():
 
 
 def test_clip_resizes_as_pil_does_within_a_bound():
-    """Bicubic, antialiased, shortest side, central crop; against PIL on 8 bits. Scores move by 0.1 logits at most."""
+    """Bicubic, antialiased, shortest side, central crop, against PIL's bytes; at most 0.1 logits apart."""
     reward = CLIPReward(DATA / "reward-clip")
     base = torch.nn.functional.interpolate(pictures(2, 16), size=(200, 260), mode="bicubic").clamp(0, 1)
     bytes_ = (base * 255).round().to(torch.uint8)
@@ -86,7 +86,7 @@ def test_score_shrinks_when_memory_runs_out():
 
 
 def test_images_and_prompts_must_be_as_many():
-    with pytest.raises(ValueError, match="as many, got 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         rewards.score(rewards.load("brightness"), images=pictures(2, 4), prompts=["p"])
 
 
@@ -164,16 +164,16 @@ def test_pictures_in_another_range_are_refused_not_scored(images, message):
 
 
 def test_each_loose_picture_is_checked():
-    """Together with floats bytes would become floats, and a dark picture of bytes has no value above 1."""
+    """Stacked with floats, bytes would become floats, and a dark picture in bytes has no value above 1."""
     dark, light = torch.ones(3, 2, 2, dtype=torch.uint8), torch.ones(3, 2, 2)
     with pytest.raises(ValueError, match="must be floats"):
         rewards.score_pictures(rewards.load("brightness"), pictures=[light, dark], prompts=["x"] * 2)
-    with pytest.raises(ValueError, match="pictures and prompts must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="pictures and prompts must have the same length, got 1 and 2"):
         rewards.score_pictures(rewards.load("brightness"), pictures=[light], prompts=["x"] * 2)
 
 
 class Listening:
-    """Remembers the prompts it was asked and the prompts it was to check."""
+    """A reward that remembers the prompts of its calls and of its checks."""
 
     def __init__(self, reads_metadata=False, refuses=()):
         self.name, self.reads_metadata, self.refuses = "listening", reads_metadata, refuses
@@ -210,7 +210,7 @@ def test_metadata_reaches_those_alone_that_read_it():
         ([None, "x"], "got None"),
         ([{"tag": "mine"}, "x"], "got {'tag': 'mine'}"),
         ([{"prompt": 3}, "x"], "got {'prompt': 3}"),
-        ("ab", "must be a list of prompts, one an image, got the text 'ab'"),
+        ("ab", "must be a list of prompts, one per image, got the text 'ab'"),
     ],
 )
 def test_prompts_that_are_none(prompts, message):
@@ -312,7 +312,7 @@ def test_another_checkpoint_is_named(tmp_path):
 
 
 class TestByPlace:
-    """Rewards of the user's own, and mixtures in a word."""
+    """The user's own rewards, and mixtures in one text."""
 
     @pytest.fixture
     def place(self, tmp_path, monkeypatch):

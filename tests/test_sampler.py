@@ -1,4 +1,4 @@
-"""Both phases over tiny pipelines of the true classes: seeds, batches, memory, costs, and what is refused."""
+"""Both phases on tiny pipelines of the real classes: seeds, batches, memory, costs and refusals."""
 
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class TestMemory:
 
 
 class TestRefusals:
-    """Each before anything is sampled, or at once when it happens."""
+    """Each comes before anything is sampled, or as soon as the fault occurs."""
 
     @pytest.mark.parametrize(
         ("prompts", "error", "message"),
@@ -234,8 +234,8 @@ class TestRefusals:
         [
             (lambda n: torch.full((n,), float("nan")), "returned nan for image 0"),
             (lambda n: torch.full((n,), float("inf")), "returned inf"),
-            (lambda n: torch.zeros(n, 1), r"must return one number an image, \(\d,\), got"),
-            (lambda n: torch.zeros(()), "must return one number an image"),
+            (lambda n: torch.zeros(n, 1), r"must return one number per image, \(\d,\), got"),
+            (lambda n: torch.zeros(()), "must return one number per image"),
             (lambda n: "good", "must return a tensor, got str"),
             (lambda n: 1 / 0, "raised ZeroDivisionError: division by zero"),
         ],

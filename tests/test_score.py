@@ -18,7 +18,7 @@ __all__ = ["lidar"]  # the fixture
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures, dark to bright, of two sizes."""
+    """Save three pictures, dark to bright, of two sizes."""
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.tiff")
     for name, value, size in (("a.png", 0, (8, 8)), ("b.jpg", 128, (12, 8)), ("c.webp", 255, (8, 8))):
         Image.new("RGB", size, (value,) * 3).save(tmp_path / name)
@@ -65,7 +65,7 @@ def test_a_prompt_for_each_picture(lidar, folder):
 
 
 def numbered(folder, *names):
-    """Pictures that are the brighter the larger the number in their names."""
+    """Save pictures that are brighter the larger the number in their names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         value = int("".join(filter(str.isdigit, name)))
@@ -91,9 +91,7 @@ def test_pictures_without_one_order_get_no_prompts_by_order(lidar, tmp_path):
     err = "".join(failure(lidar("score", tmp_path / "same", *prompts_of(tmp_path, 2))).split())
     assert "havethesamenumber" in err.replace("│", "")
     assert all(file.name in err for file in same)
-    found = scores(
-        lidar("score", *same, *prompts_of(tmp_path, 2))
-    )  # one by one they have the order they are given in
+    found = scores(lidar("score", *same, *prompts_of(tmp_path, 2)))  # named one by one, they keep the given order
     assert [row["prompt"] for row in found["images"]] == ["prompt 1", "prompt 2"]
     numbered(tmp_path / "deep" / "x", "1.png")
     numbered(tmp_path / "deep" / "y", "2.png")
@@ -198,7 +196,7 @@ def test_the_prompts_of_a_run_are_known(lidar, tmp_path):
 
 
 def a_run(folder, *, lacks=()):
-    """Two prompts in GenEval's layout: black samples, with white pictures beside them."""
+    """Save two prompts in GenEval's layout: black samples, with white pictures beside them."""
     for k in range(2):
         for name, color in (("samples", "black"), ("vanilla", "white")):
             (folder / f"{k:05d}" / name).mkdir(parents=True)

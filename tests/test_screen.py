@@ -1,4 +1,4 @@
-"""What commands print: text as it stands, and no failure to print that changes the status of a finished run."""
+"""Printing of commands: text is shown unchanged, and a failure to print does not change a finished run's status."""
 
 import contextlib
 import errno
@@ -43,7 +43,7 @@ def raising(error):
 
 @contextlib.contextmanager
 def on(stream):
-    """With ``stream`` as stdout, unflushed text of it dropped at the end."""
+    """Use ``stream`` as stdout, and drop its unflushed text at the end."""
     before, sys.stdout = sys.stdout, stream
     try:
         yield
@@ -119,7 +119,7 @@ class TestText:
         _report.print_table(whole(f"{self.EVIL}\nb"))
         out = capsys.readouterr().out
         assert f"{self.SHOWN} b" in out
-        assert not set(re.sub(r"\x1b\[[0-9;]*m", "", out)) & set("\x1b\x9b\x07\u202e")  # but for rich's own styles
+        assert not set(re.sub(r"\x1b\[[0-9;]*m", "", out)) & set("\x1b\x9b\x07\u202e")  # except rich's own styles
 
     def test_of_the_bar_holds_no_control_characters(self):
         from rich.progress import Progress, TextColumn
@@ -198,7 +198,7 @@ class TestShowing:
             raise KeyboardInterrupt
 
     def test_a_process_leaves_without_a_word(self):
-        """With Python's own flush at the end, which fails again over what is left in the buffer."""
+        """Python's own flush at the end would fail again on the rest of the buffer."""
         code = (
             "import sys; from lidar_sampling.cli import _doctor, main; _doctor._CHECKS = {'x' * 200_000: str};"
             "sys.stdin.read(); main(['doctor'])"

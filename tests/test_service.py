@@ -1,4 +1,4 @@
-"""A reward on the other side of HTTP: the same numbers, and a clear line when it is not there."""
+"""A reward over HTTP: the same numbers, and a clear message if the service is not reachable."""
 
 import base64
 import http.client
@@ -49,7 +49,7 @@ def pictures(n, size=8, seed=0):
 
 @contextmanager
 def answering(*answers):
-    """A server that gives each of ``answers``, (status, text), once, and the last for ever."""
+    """Start a server that gives each of ``answers``, (status, text), once, and repeats the last."""
     left = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
@@ -356,7 +356,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def test_it_sees_what_lidar_score_sees(url, tmp_path):
-    """Transparency over white, palettes and greys; 16 bits are refused, and not cut."""
+    """It sees transparency over white, palettes and greys; 16 bits are refused, not truncated."""
     for image in (
         Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
         Image.new("RGBA", (8, 8), (0, 0, 0, 100)),

@@ -1,4 +1,4 @@
-"""Settings that come with a model: whole, by name, and nothing that a scheduler would leave out without a word."""
+"""Settings that come with a model: complete, by name, and without anything that a scheduler silently ignores."""
 
 import inspect
 
@@ -46,7 +46,7 @@ class TestPresets:
         assert type(lidar.pipe.scheduler).__name__ == "DDIMScheduler"
         assert type(pipe.scheduler).__name__ == "PNDMScheduler"
         assert (lidar.settings.eta, lidar.settings.scale, lidar.settings.reward_scale) == (1.0, 12.5, 5000.0)
-        # Noise on the way is the paper's sampler: the same start ends elsewhere than without it.
+        # The paper's sampler adds noise on the way, so the same start ends elsewhere than without it.
         noisy, plain = (
             lidar.with_settings(eta=eta, scale=0.0, window=(1.0, 0.0)).vanilla("a cat", images=1).images
             for eta in (1.0, 0.0)

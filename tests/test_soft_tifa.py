@@ -1,4 +1,4 @@
-"""Soft-TIFA against a restatement that asks one question at a time, by hand, and on files that are broken."""
+"""Soft-TIFA against a restatement that asks one question at a time, by hand, and on broken files."""
 
 import json
 
@@ -51,7 +51,7 @@ def file(tmp_path):
 
 
 def bytes_tokenizer(special=()):
-    """A token a byte: the first token of a spelling is its first letter, or the space before it."""
+    """Return a tokenizer of bytes: the first token of a spelling is its first letter or leading space."""
     letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -97,7 +97,7 @@ def test_soft_tifa_is_one_question_at_a_time_in_any_batch(vlm, file):
 
 
 def test_means_worked_by_hand(vlm, file, monkeypatch):
-    """Probabilities .5 and .02 have the means .26 and .1; one that is 0 makes the product 0, and no NaN."""
+    """Probabilities .5 and .02 have the means .26 and .1; a probability of 0 makes the product 0, not NaN."""
     reward, other = SoftTIFA(file, model=vlm), SoftTIFA(file, mean="arithmetic", model=vlm)
     vocabulary = reward._processor.tokenizer.get_vocab()
     of_yes, seen = [0.02], []
@@ -202,7 +202,7 @@ def test_prompts_and_answers_that_cannot_be_judged(vlm, file):
         rewards.check_prompts(reward, ["three dogs."])
     with pytest.raises(ValueError, match=message):
         reward(images=torch.zeros(1, 3, 8, 8), prompts=["three dogs."])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         reward(images=torch.zeros(1, 3, 8, 8), prompts=["a cat"] * 2)
     file.write_text('{"prompt": "a pig", "vqa_list": [["What colour?", "purple"]]}')
     with pytest.raises(ValueError, match="no token for 'purple'"):

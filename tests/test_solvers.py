@@ -27,7 +27,7 @@ def make(pipe, lookahead, **options):
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    """A LoRA of the tiny UNet, in the file format of the published ones."""
+    """Save a LoRA of the tiny UNet, in the file format of the published ones."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -200,7 +200,7 @@ class TestDPM:
 
 
 class TestNothingLeaks:
-    """The target's weights, modules and pictures are what they were, to the bit."""
+    """The target's weights, modules and pictures are unchanged, to the bit."""
 
     def check(self, pipe, solver):
         state = {name: value.clone() for name, value in pipe.unet.state_dict().items()}

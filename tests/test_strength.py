@@ -1,4 +1,4 @@
-"""A strength without units: the same for rewards that are shifted or stretched, and said wherever it was used."""
+"""A strength without units: the same for shifted or stretched rewards, and reported wherever it is used."""
 
 import json
 from dataclasses import replace

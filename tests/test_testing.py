@@ -1,4 +1,4 @@
-"""The doubles themselves: of the true classes, small, moved by prompt and seed, and the same from a folder."""
+"""The doubles themselves: of the real classes, small, dependent on prompt and seed, and the same from a folder."""
 
 import diffusers
 import pytest
@@ -7,10 +7,10 @@ import torch
 from lidar_sampling import record, testing
 from lidar_sampling._call import for_batch
 
-# Alike in their first letters, so that a tokenizer that cuts or knows no capitals takes them for one.
+# Equal in their first letters, so a tokenizer that truncates or ignores capitals would confuse them.
 PROMPTS = ["a large photograph of a small Cat", "a large photograph of a small Hat"]
 
-# What a scheduler step sees of one sample, and what the pipeline makes of it.
+# A scheduler step's arguments for one sample, and the pipeline's result.
 SHAPES = {
     "sd": ((4, 8, 8), (3, 16, 16)),
     "sdxl": ((4, 8, 8), (3, 16, 16)),
@@ -57,7 +57,7 @@ def built():
 
 
 def draw(pipe, key, prompts=PROMPTS, *, seed=0):
-    """Two samples a prompt, each with its own generator; the two prompts share their noise."""
+    """Draw two samples per prompt, each with its own generator; the two prompts share their noise."""
     call, per_prompt = testing.PIPELINES[key][1:3]
     generators = [torch.Generator().manual_seed(seed + i) for _ in prompts for i in range(2)]
     several = {per_prompt: 2} if per_prompt else {}
@@ -163,7 +163,7 @@ def test_a_modular_pipeline_draws_the_same_from_a_folder(tmp_path):
     pipe.save_pretrained(str(tmp_path), overwrite_modular_index=True)  # it takes no Path
     loaded = diffusers.ModularPipeline.from_pretrained(tmp_path)
     loaded.load_components()
-    loaded.update_components(guider=pipe.guider)  # the folder holds none and gives the default back
+    loaded.update_components(guider=pipe.guider)  # the folder has none, so the default comes back
     again = [torch.Generator().manual_seed(i) for i in range(4)]
     assert torch.equal(loaded(generator=again, output="images", **call), images)
 

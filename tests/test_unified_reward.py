@@ -1,4 +1,4 @@
-"""UnifiedReward: answers that are scores and answers that are not, and greedy answers of tiny models."""
+"""UnifiedReward: answers with and without scores, and greedy answers of tiny models."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ PUBLISHED = (  # the example in point_score_ACS_image_generation.py of the autho
 
 
 def test_the_question_is_the_published_one():
-    """Digest of the text that the authors' script sends for the caption "a red cup"."""
+    """The digest is of the text that the authors' script sends for the caption "a red cup"."""
     asked = QUESTION.replace("{text}", "a red cup")
     assert (
         hashlib.sha256(asked.encode()).hexdigest()
@@ -103,7 +103,7 @@ def test_a_long_answer_is_shortened():
 
 
 class Scripted:
-    """Answers by what it is asked; what it is given must be the published question."""
+    """A model with fixed answers, which must be given the published question."""
 
     device, dtype = torch.device("cpu"), torch.float32
     generation_config = SimpleNamespace(eos_token_id=[3, 0], pad_token_id=1, bos_token_id=None)
@@ -127,7 +127,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch):
-    """Make a reward whose model gives these answers; its processor is a true one, with a token a byte."""
+    """Return a reward whose model gives these answers; its processor is a real one, with one token per byte."""
     save_llava(tmp_path)
     special = ["<unk>", "<pad>", "<|turn|>", "<|end|>", "<image>"]
     tokenizer = bytes_tokenizer(special)
@@ -170,7 +170,7 @@ def test_an_answer_that_is_no_score_is_an_error_and_not_a_number(scripted):
     message = rf"prompt 'two dogs': the answer did not end within {MAX_TOKENS} tokens, got 'Alignment Score"
     with pytest.raises(ValueError, match=message):
         scripted(ANSWERS, ends=False)(images=pictures(1, 32), prompts=["two dogs"])
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         scripted(ANSWERS)(images=pictures(1, 32), prompts=["two dogs"] * 2)
     with pytest.raises(ValueError, match="aspect must be one of alignment, coherence, style, or None"):
         UnifiedReward("nowhere", aspect="beauty")
@@ -183,7 +183,7 @@ def vlm(request, tmp_path_factory):
 
 
 def test_answers_are_transformers_own_greedy_ones_whatever_sampling_the_weights_bring(vlm, tmp_path):
-    """A padded batch of a folder that samples wildly, against one chat at a time, unpadded, of one that does not."""
+    """A padded batch with wild sampling settings is compared with single unpadded chats without them."""
     from transformers import AutoModelForImageTextToText
 
     wild = tmp_path / "wild"

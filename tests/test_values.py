@@ -1,4 +1,4 @@
-"""One reader of NAME=VALUE: what is written is what is set, or it is refused by name."""
+"""One reader of NAME=VALUE: a value is set as it is written, or refused by name."""
 
 import json
 from typing import Literal

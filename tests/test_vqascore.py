@@ -1,4 +1,4 @@
-"""VQAScore on tiny vision-language models of two true classes."""
+"""VQAScore on tiny vision-language models of two real classes."""
 
 import json
 
@@ -32,7 +32,7 @@ TEXT_TOWER = {
 
 
 def save_vlm(path, model, special, image, preprocessor):
-    """A folder as the hub has it: model, tokenizer, preprocessing, chat template."""
+    """Save a folder in the hub's layout: model, tokenizer, preprocessing, chat template."""
     model.save_pretrained(path)
     words_tokenizer(
         special, words=ASKING, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=special[2:]
@@ -138,7 +138,7 @@ def test_vqascore_is_the_softmax_of_one_image_at_a_time_in_any_batch(vlm):
 
 
 def test_another_answer_is_of_all_the_vocabulary(vlm):
-    """A count is read as a word and as digits, however the user writes it."""
+    """A count is read both as a word and as digits, however the user writes it."""
     from transformers import AutoModelForImageTextToText
 
     image, prompts = pictures(1, 40, 56, seed=2), ["two dogs"]
@@ -160,7 +160,7 @@ def test_vqascore_refusals(vlm):
         VQAScore(vlm, question="Is it good?")
     with pytest.raises(ValueError, match="no single token for 'purple'"):
         VQAScore(vlm, answer="purple")
-    with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length, got 1 and 2"):
         VQAScore(vlm)(images=torch.zeros(1, 3, 8, 8), prompts=["a cat"] * 2)
     mute = words_tokenizer(["[UNK]"])
     with pytest.raises(ValueError, match="no single token for 'yes'"):

@@ -1,1 +1,1 @@
-"""How the weights that ship with lidar_sampling were made; not part of the installed package."""
+"""The recipes of the weights that ship with lidar_sampling; not part of the installed package."""

@@ -1,1 +1,1 @@
-"""What LiDAR costs beside its peers: ``python -m benchmarks.peers``."""
+"""The cost of LiDAR beside its peers: ``python -m benchmarks.peers``."""

@@ -1,17 +1,17 @@
-"""What LiDAR costs beside its peers: seconds and peak memory of each, on one machine, in one run, at the same shapes.
+"""Measure LiDAR's cost beside its peers: seconds and peak memory, on one machine, in one run, at the same shapes.
 
     python -m benchmarks.peers --device cuda
     python -m benchmarks.peers --device cpu --out docs/results/peers
 
-Rows: the diffusers pipeline itself, LiDAR as it was published (``published.py``), Universal Guidance, DATE, FK
-steering, and ours: as it is by default, and with every lever of ``rows.fast``. Weights are random but glyph's,
-nothing comes from the hub, text encoders are tiny. Of the methods that go back through the network a few steps are
-timed, and the others are taken to cost as much. Every row is warmed up by two steps at its own batch sizes.
+The rows are the diffusers pipeline itself, LiDAR as published (``published.py``), Universal Guidance, DATE, FK
+steering, and our LiDAR: with its defaults, and with every lever of ``rows.fast``. Weights are random except glyph's,
+nothing comes from the hub, and text encoders are tiny. For methods that go back through the network only a few steps
+are timed, and the others are assumed to cost the same. Every row is warmed up by two steps at its own batch sizes.
 
-The ideal is the time of LiDAR's parts alone, each at the fastest batch of those tried: all evaluations of the
-network, all decoding, all scoring. On a GPU the first command takes about eight minutes, whatever the GPU: rows and
-repeats that no longer fit are left out, and the table says so. On an H100 some might be: by an estimate from unit
-times that were measured before this program was written, all of them take ten.
+The ideal is the time of LiDAR's parts alone, each at the fastest of the batches tried: all evaluations of the
+network, all decoding, all scoring. The first command takes about eight minutes on any GPU: rows and repeats that no
+longer fit are left out, and the table says so. This may happen on an H100: an estimate from unit times, measured
+before this program was written, is ten minutes for all rows.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="images of the prompt (default 4)")
     parser.add_argument("--steps", type=int, help="denoising steps (default 100; on a CPU glyph 50, others 20)")
     parser.add_argument("--n", type=int, help="lookahead samples (default 50; on a CPU glyph 50, others 16)")
-    parser.add_argument("--gradient-steps", type=int, help="steps timed of gradient methods (default 4; on a CPU 3)")
-    parser.add_argument("--repeats", type=int, help="timed runs of a row (default 3; sdxl 1)")
+    parser.add_argument("--gradient-steps", type=int, help="timed steps of gradient methods (default 4; on a CPU 3)")
+    parser.add_argument("--repeats", type=int, help="timed runs per row (default 3; sdxl 1)")
     parser.add_argument("--minutes", type=float, help="start no run that would end later (default 8 on a GPU)")
     parser.add_argument("--out", type=Path, help="folder of table.md and results.json")
     arguments = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def measure(shape: Shape, device: torch.device, options: dict[str, int], end: float) -> dict[str, Any]:
-    """All rows of one shape that fit before ``end``, as JSON values; those without levers get half the time."""
+    """Measure the rows of one shape until ``end``, as JSON values; rows without levers get half the time."""
     half_time = (time.perf_counter() + end) / 2
     bench = Bench(shape, options["images"], options["gradient_steps"], device)
     changes = {"steps": options["steps"], "n": options["n"]}
@@ -126,9 +126,9 @@ def measure(shape: Shape, device: torch.device, options: dict[str, int], end: fl
 
 
 def time_rows(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, end: float) -> dict[str, Any]:
-    """Warm up each row, then run them in turn, ``repeats`` times; a row that fails is left out of what follows.
+    """Warm up each row, then run them in turn, ``repeats`` times; a row that fails is not run again.
 
-    None is started after ``end``, nor one that would end later if it took as long as its row's last.
+    No run is started that would end after ``end`` if it took as long as the row's previous one.
     """
     few = lidar.with_settings(steps=2, lookahead=re.sub(r"\d+", "1", lidar.settings.lookahead))
     done: dict[str, Any] = {name: {"seconds": []} for name in rows}
@@ -156,18 +156,18 @@ def time_rows(rows: dict[str, Row], bench: Bench, lidar: LiDAR, repeats: int, en
 
 
 def row_of_failure(error: Exception) -> dict[str, Any]:
-    """What stands for what could not be measured."""
+    """Return the entry of a row that could not be measured."""
     tell("".join(traceback.format_exception(error)))
     return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
 def tell(line: str) -> None:
-    """Say how far it is."""
+    """Report progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where this runs, and on what."""
+    """Return the device and the versions."""
     return {
         "kind": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
@@ -179,7 +179,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """What Linux calls the processor, or its architecture elsewhere."""
+    """Return the name of the processor on Linux, elsewhere its architecture."""
     path = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
     return found[1] if found else platform.machine()

@@ -1,4 +1,4 @@
-"""The clock, and memory put in order between measurements."""
+"""The clock, and the release of memory between measurements."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """The clock in seconds, once ``device`` has done what it was given.
+    """Return the clock in seconds, once ``device`` has finished its work.
 
-    On one thread of a CPU it is the time that this process was given, which other programs on the core do not change.
+    On one thread of a CPU it is this process's CPU time, which other programs on the core do not change.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -24,12 +24,12 @@ def now(device: torch.device) -> float:
 
 
 def of_process(device: torch.device) -> bool:
-    """Whether :func:`now` reads the time of the process, not that of the wall."""
+    """Return whether :func:`now` reads the time of the process instead of the wall clock."""
     return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def settle(device: torch.device) -> None:
-    """Hand memory that nobody uses back, so that the next peak is of the next row alone."""
+    """Free unused memory, so that the next peak belongs only to the next row."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -38,7 +38,7 @@ def settle(device: torch.device) -> None:
 
 
 def median_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Median of ``repeats`` runs after one that is not counted."""
+    """Return the median of ``repeats`` runs after an uncounted one."""
     times = []
     for _ in range(1 + repeats):
         start = now(device)

@@ -1,4 +1,4 @@
-"""The ideal: the time of LiDAR's parts alone, each at the fastest batch of those tried."""
+"""The ideal: the time of LiDAR's parts alone, each at the fastest of the batches tried."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Times = dict[str, dict[int, float]]
 
 
 class Best(NamedTuple):
-    """How many images at once were fastest, and in how many seconds an image."""
+    """The fastest number of images at once, and its seconds per image."""
 
     size: int
     seconds: float
@@ -30,7 +30,7 @@ class Best(NamedTuple):
 
 @torch.no_grad()
 def unit_times(lidar: LiDAR) -> Times:
-    """Seconds an image by part and batch size; a network evaluation is of both branches of guidance."""
+    """Measure seconds per image by part and batch size; a network evaluation includes both branches of guidance."""
     pipe, device = lidar.pipe, lidar.pipe.device
     config, scale = pipe.unet.config, float(lidar.settings.guidance_scale or 1.0)
     side = config.sample_size * pipe.vae_scale_factor
@@ -66,13 +66,13 @@ def unit_times(lidar: LiDAR) -> Times:
 
 
 def work_of(lidar: LiDAR, images: int) -> dict[str, int]:
-    """How often LiDAR needs each part, in images."""
+    """Return how often LiDAR needs each part, in images."""
     how = lidar.settings
     steps = load_solver(how.lookahead, lidar.pipe).steps
     return {"network": how.n * steps + images * how.steps, "decode": how.n + images, "reward": how.n}
 
 
 def best(units: Times, part: str) -> Best:
-    """How ``part`` was fastest; not a number where it was not measured."""
+    """Return the fastest batch of ``part``; NaN if it was not measured."""
     tried = [Best(size, seconds) for size, seconds in units.get(part, {}).items()]
     return min(tried, key=lambda entry: entry.seconds, default=Best(0, math.nan))

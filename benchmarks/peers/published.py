@@ -1,10 +1,10 @@
-"""The LiDAR procedure as it was published, restated step by step: the incumbent.
+"""The published LiDAR procedure, restated step by step: the incumbent.
 
 Restated from the paper (Kim et al. 2026, https://arxiv.org/abs/2602.03211, algorithm 1 and equations 16-18) in the
-style of the released sampler: eager; decoding in big parts; every image goes through PIL, is resized there and scored
-by itself; the bank stays on the CPU and is moved at each step; guidance subtracts every member from every sample,
-(B, n, D); the noise level is read off a timestep on the device at each step. ``tests/test_peers.py`` holds it against
-the library: the same bank, rewards and guided latents from the same noise.
+style of the released sampler. It runs eagerly and decodes in big parts. Every image goes through PIL, which resizes
+it, and is scored on its own. The bank stays on the CPU and is moved at each step. Guidance subtracts every member
+from every sample, (B, n, D). The noise level is read from a timestep on the device at each step.
+``tests/test_peers.py`` checks it against the library: the same bank, rewards and guided latents from the same noise.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from torch import Tensor
 from benchmarks.peers.clock import now
 from lidar_sampling.rewards import Reward
 
-UNTIL = 200  # of 1000: steps at larger timesteps are guided
+UNTIL = 200  # of 1000; steps at larger timesteps are guided
 
 Generators = torch.Generator | list[torch.Generator]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to sample.
+    """The settings of sampling.
 
     Attributes:
         prompt: the prompt.
-        images: samples to return.
-        steps: DDIM steps of each.
-        n: lookahead samples.
-        lookahead_steps: DPM-Solver++ steps of each.
-        karras: whether those take the noise levels of Karras et al. 2022.
-        guidance_scale: of classifier-free guidance.
+        images: number of samples to return.
+        steps: DDIM steps per sample.
+        n: number of lookahead samples.
+        lookahead_steps: DPM-Solver++ steps per lookahead sample.
+        karras: whether the lookahead uses the noise levels of Karras et al. 2022.
+        guidance_scale: scale of classifier-free guidance.
         eta: noise of DDIM.
         scale: s.
         reward_scale: lambda.
-        side: pixels of the square that the reward sees.
+        side: side of the reward's square input in pixels.
         lookahead_batch: lookahead samples at a time.
         decode_batch: images decoded at a time.
         decode_dtype: the precision of decoding; None is the pipeline's.
@@ -79,7 +79,7 @@ class Drawn:
 
 @torch.no_grad()
 def sample(pipe: Any, reward: Reward, plan: Plan, *, bank_noise: Generators, noise: Generators) -> Drawn:
-    """Both phases; the generators draw the noise of the bank and of the images, one for all or one each."""
+    """Run both phases; the generators draw the noise of the bank and of the images, one for all or one each."""
     seconds: dict[str, float] = {}
     with _time(pipe, seconds, "lookahead"):
         bank = lookahead(pipe, plan, bank_noise).cpu()
@@ -95,7 +95,7 @@ def sample(pipe: Any, reward: Reward, plan: Plan, *, bank_noise: Generators, noi
 
 
 def lookahead(pipe: Any, plan: Plan, noise: Generators) -> Tensor:
-    """The bank's latents (n, *)."""
+    """Return the bank's latents (n, *)."""
     solver: Any = DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="linspace", thresholding=False, use_karras_sigmas=plan.karras
     )
@@ -113,7 +113,7 @@ def lookahead(pipe: Any, plan: Plan, noise: Generators) -> Tensor:
 
 
 def decode(pipe: Any, latents: Tensor, plan: Plan) -> Tensor:
-    """Pictures (B, 3, H, W) float32 in [0, 1]."""
+    """Return pictures (B, 3, H, W) float32 in [0, 1]."""
     vae, own = pipe.vae, pipe.vae.dtype
     if plan.decode_dtype:
         vae.to(plan.decode_dtype)
@@ -125,7 +125,7 @@ def decode(pipe: Any, latents: Tensor, plan: Plan) -> Tensor:
 
 
 def scores(reward: Reward, pictures: Tensor, plan: Plan) -> Tensor:
-    """Rewards (n,) on the CPU, one picture after another by way of PIL."""
+    """Return rewards (n,) on the CPU, one picture after another through PIL."""
     values = []
     for picture in pictures:
         array = (picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -136,7 +136,7 @@ def scores(reward: Reward, pictures: Tensor, plan: Plan) -> Tensor:
 
 
 def draw_guided(pipe: Any, bank: Tensor, rewards: Tensor, plan: Plan, noise: Generators) -> Tensor:
-    """Guided latents (images, *) of a bank and rewards on the CPU."""
+    """Return guided latents (images, *), from a bank and rewards on the CPU."""
     scheduler = pipe.scheduler
     scheduler.set_timesteps(plan.steps, device=pipe.device)
     known = conditions(pipe, plan.prompt, plan.images)
@@ -152,7 +152,7 @@ def draw_guided(pipe: Any, bank: Tensor, rewards: Tensor, plan: Plan, noise: Gen
 
 
 def guidance(x: Tensor, bank: Tensor, rewards: Tensor, alpha_bar: Tensor, reward_scale: float) -> Tensor:
-    """The gradient of the expected future reward at ``x`` (B, *), in float32 or better (equations 16-18)."""
+    """Return the gradient of the expected future reward at ``x`` (B, *), in float32 or better (equations 16-18)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     members = bank.flatten(1).to(dtype)
     differences = x.flatten(1).to(dtype)[:, None] - alpha_bar.sqrt() * members[None]  # (B, n, D)
@@ -162,13 +162,13 @@ def guidance(x: Tensor, bank: Tensor, rewards: Tensor, alpha_bar: Tensor, reward
 
 
 def predict(pipe: Any, x: Tensor, t: Tensor, known: dict[str, Any], guidance_scale: float) -> Tensor:
-    """The noise prediction (B, *) after classifier-free guidance."""
+    """Return the noise prediction (B, *) after classifier-free guidance."""
     free, bound = pipe.unet(torch.cat([x, x]), t, **known).sample.chunk(2)
     return free + guidance_scale * (bound - free)
 
 
 def conditions(pipe: Any, prompt: str, count: int) -> dict[str, Any]:
-    """What the network is told of the prompt: ``count`` unconditional rows, then as many conditional ones."""
+    """Return the network's inputs for the prompt: ``count`` unconditional rows, then as many conditional ones."""
     bound, free, *pooled = pipe.encode_prompt(
         prompt=prompt, device=pipe.device, num_images_per_prompt=count, do_classifier_free_guidance=True
     )

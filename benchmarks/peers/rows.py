@@ -1,4 +1,4 @@
-"""The rows: one method each, run once on a pipeline that is there."""
+"""The rows: one method each, run once on a given pipeline."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lidar_sampling.rewards import Reward
 from lidar_sampling.solvers import load as load_solver
 
 PROMPT = "a photo of a dog right of a teddy bear"
-MOST = 16  # images at once that are tried, on a GPU
+MOST = 16  # numbers of images at once to try on a GPU
 
 
 def fast(pipe: Any, reward: Callable[[torch.dtype], Reward], shape: Shape) -> Reward:
-    """Pull the levers that keep all settings: changes ``pipe`` for good, and returns the reward to use with it.
+    """Apply the levers that keep all settings: change ``pipe`` permanently, and return the reward to use with it.
 
-    On a GPU those of the shape; on a CPU networks and reward go to bfloat16.
+    On a GPU these are the levers of the shape; on a CPU networks and reward become bfloat16.
     """
     if pipe.device.type == "cuda":
         accelerate(pipe, encode_once=True, **shape.levers)
@@ -41,7 +41,7 @@ def fast(pipe: Any, reward: Callable[[torch.dtype], Reward], shape: Shape) -> Re
 
 @dataclass
 class Bench:
-    """What all rows of a shape share; ``most`` is how many images at once fit, by method, where it was tried."""
+    """The shared parts of all rows of a shape; ``most`` maps methods to how many images fit at once, if tried."""
 
     shape: Shape
     images: int
@@ -52,7 +52,7 @@ class Bench:
 
 @dataclass
 class Run:
-    """One run of a row: cost, seconds by phase, what to say of it, and its seconds where they are not the clock's."""
+    """One run of a row: cost, seconds by phase, a note, and its seconds if they differ from the clock's."""
 
     cost: Cost
     phases: dict[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ Row = Callable[[Bench, LiDAR], Run]
 
 
 def vanilla(bench: Bench, lidar: LiDAR) -> Run:
-    """The pipeline itself."""
+    """Run the pipeline itself."""
     with meter(lidar.pipe, "sampling") as cost:
         lidar.pipe(
             PROMPT,
@@ -77,7 +77,7 @@ def vanilla(bench: Bench, lidar: LiDAR) -> Run:
 
 
 def lidar_as_published(bench: Bench, lidar: LiDAR) -> Run:
-    """LiDAR as it was published."""
+    """Run LiDAR as published."""
     plan = plan_of(bench, lidar)
     bank_noise, noise = (torch.Generator(bench.device).manual_seed(seed) for seed in (0, 1))
     with meter(lidar.pipe, "sampling") as cost:
@@ -86,7 +86,7 @@ def lidar_as_published(bench: Bench, lidar: LiDAR) -> Run:
 
 
 def plan_of(bench: Bench, lidar: LiDAR) -> Plan:
-    """The settings of ``lidar`` for the published procedure."""
+    """Return the settings of ``lidar`` for the published procedure."""
     how, shape = lidar.settings, bench.shape
     return Plan(
         prompt=PROMPT,
@@ -107,7 +107,7 @@ def plan_of(bench: Bench, lidar: LiDAR) -> Plan:
 
 
 def ours(bench: Bench, lidar: LiDAR) -> Run:
-    """Both phases of the library's LiDAR."""
+    """Run both phases of the library's LiDAR."""
     marks = [now(bench.device)]
 
     @contextmanager
@@ -122,13 +122,13 @@ def ours(bench: Bench, lidar: LiDAR) -> Run:
 
 
 def fk_steering(bench: Bench, lidar: LiDAR) -> Run:
-    """FK steering of as many particles as images."""
+    """Run FK steering with as many particles as images."""
     result = FKSteering().draw(lidar, [PROMPT], images=bench.images, seed=0)
     return Run(result.cost["sampling"], note=f"{bench.images} particles")
 
 
 def gradient(method: Any) -> Row:
-    """A row of a method that goes back through the network: a few steps, scaled to all."""
+    """Return the row of a method that goes back through the network: a few steps, scaled to all."""
 
     def run(bench: Bench, lidar: LiDAR) -> Run:
         steps, timed, name = lidar.settings.steps, min(bench.gradient_steps, lidar.settings.steps), str(method)
@@ -152,7 +152,7 @@ def gradient(method: Any) -> Row:
 
 
 def whole(total: float, stamps: list[float], timed: int, steps: int) -> float:
-    """Seconds that ``steps`` steps a batch would take where ``timed`` took ``total``; the clock was read after each.
+    """Return the seconds of ``steps`` steps per batch, if ``timed`` took ``total``, with clock ``stamps``.
 
     >>> whole(10.0, [2.0, 4.0, 7.0, 9.0], timed=2, steps=5)  # two batches, whose steps take two seconds
     22.0
@@ -162,7 +162,7 @@ def whole(total: float, stamps: list[float], timed: int, steps: int) -> float:
 
 
 def scale(cost: Cost, ratio: float, images: int) -> Cost:
-    """The counts of a run of a few steps, scaled to all; the decoding of the images at the end is not."""
+    """Return the counts of a run of a few steps, scaled to all, except the final decoding of the images."""
     return replace(
         cost,
         network_evaluations=round(ratio * cost.network_evaluations),
@@ -173,12 +173,12 @@ def scale(cost: Cost, ratio: float, images: int) -> Cost:
 
 
 def most_at_once(method: Any, lidar: LiDAR, limit: int) -> int:
-    """The largest power of two, at most ``limit``, of images that ``method`` draws in one batch; 0 if none."""
+    """Return the largest power of two of images, at most ``limit``, that ``method`` draws in one batch; 0 if none."""
     most, size = 0, 1
     while size <= limit:
         twin: Any = copy(lidar.with_settings(steps=2))
         twin.batch_size = size
-        twin.sample = partial(LiDAR.sample, twin, together=size)  # one batch, or none
+        twin.sample = partial(LiDAR.sample, twin, together=size)  # one batch, or failure
         try:
             method.draw(twin, [PROMPT], images=size, seed=0)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -192,19 +192,19 @@ def most_at_once(method: Any, lidar: LiDAR, limit: int) -> int:
 
 
 def with_preview(bench: Bench, lidar: LiDAR) -> Run:
-    """Ours, whose bank is scored through a small decoder; of random weights but glyph's."""
+    """Run ours with its bank scored through a small decoder, on random weights except glyph's."""
     twin = copy(lidar)
     twin.preview = bench.shape.preview().to(bench.device, lidar.pipe.unet.dtype).eval()
     return ours(bench, twin)
 
 
 def with_few_steps(bench: Bench, lidar: LiDAR) -> Run:
-    """The same with a lookahead that costs what a distilled one does: four steps without guidance."""
+    """Run the same with a lookahead at the cost of a distilled one: four steps without guidance."""
     return with_preview(bench, lidar.with_settings(lookahead="dpm:4-unguided"))
 
 
 def in_batches_of_vanilla(bench: Bench, lidar: LiDAR) -> Run:
-    """Ours, with no more samples at a time than vanilla has: what it costs to need no more memory."""
+    """Run ours with vanilla's number of samples at a time, to see the cost of needing no more memory."""
     twin = copy(lidar)
     twin.batch_size = bench.images
     return ours(bench, twin)
@@ -225,4 +225,4 @@ FASTER: dict[str, Row] = {
     "... and four steps unguided": with_few_steps,
     f"{FAST}, in vanilla's batches": in_batches_of_vanilla,
 }
-"""What runs on the pipeline that :func:`fast` has changed."""
+"""The rows that run on the pipeline after :func:`fast`."""

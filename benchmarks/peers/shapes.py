@@ -1,8 +1,7 @@
-"""What is measured: true architectures on random weights, and small ones for a CPU; nothing from the hub.
+"""The shapes to measure: real architectures on random weights, and small ones for a CPU; nothing from the hub.
 
-UNets, autoencoders and ImageReward are written down by their public configurations; ``tests/test_peers.py`` checks
-their numbers of parameters. Text encoders are tiny with outputs as wide as the true ones, so times leave text
-encoding out.
+UNets, autoencoders and ImageReward follow their public configurations; ``tests/test_peers.py`` checks their numbers
+of parameters. Text encoders are tiny, with outputs as wide as the real ones, so times exclude text encoding.
 """
 
 from __future__ import annotations
@@ -75,20 +74,20 @@ REDUCED_REWARD: dict[str, Any] = {"width": 192, "layers": 6, "text": 128, "text_
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape to measure at.
+    """One shape to measure.
 
     Attributes:
-        pipe: makes the pipeline on a device.
-        reward: makes the reward from a folder to work in, a device and a precision.
-        side: pixels of the square that the reward's model sees.
-        settings: those of the sampler; None takes the defaults of the pipeline's class.
+        pipe: function that makes the pipeline on a device.
+        reward: function that makes the reward from a working folder, a device and a precision.
+        side: side of the reward model's square input in pixels.
+        settings: settings of the sampler; None takes the defaults of the pipeline's class.
         lookahead_batch: samples at a time in the published procedure's lookahead.
         decode_batch: images at a time in its decoding.
         decode_dtype: the precision of its decoding; None is the pipeline's.
-        repeats: timed runs of each row, unless asked otherwise.
-        levers: what ``accelerate`` is told on a GPU.
-        preview: makes a small decoder; that of TAESD, untrained, unless the shape has a better one.
-        on_cpu: what else is smaller on a CPU, unless asked otherwise.
+        repeats: default number of timed runs per row.
+        levers: arguments of ``accelerate`` on a GPU.
+        preview: function that makes a small decoder; by default an untrained TAESD.
+        on_cpu: further defaults that are smaller on a CPU.
     """
 
     pipe: Callable[[torch.device], Any]
@@ -104,17 +103,17 @@ class Shape:
     on_cpu: Mapping[str, int] = field(default_factory=lambda: {"steps": 20, "n": 16, "gradient_steps": 3})
 
     def sampler(self, pipe: Any, reward: Reward, **changes: Any) -> LiDAR:
-        """The library's sampler over ``pipe`` with the settings of this shape."""
+        """Return the library's sampler over ``pipe`` with the settings of this shape."""
         return LiDAR(pipe, reward=reward, settings=self.settings or _PAPER[type(pipe).__name__], **changes)
 
 
 def half(device: torch.device) -> torch.dtype:
-    """The precision of models on ``device``: float16, and float32 on a CPU."""
+    """Return the precision of models on ``device``: float16, or float32 on a CPU."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
 def stable_diffusion(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Any:
-    """A ``StableDiffusionPipeline`` with DDIM on random weights."""
+    """Return a ``StableDiffusionPipeline`` with DDIM on random weights."""
     from diffusers import StableDiffusionPipeline
 
     networks = _networks(device, unet, vae)
@@ -131,7 +130,7 @@ def stable_diffusion(device: torch.device, unet: Mapping[str, Any], vae: Mapping
 
 
 def stable_diffusion_xl(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Any:
-    """A ``StableDiffusionXLPipeline`` with DDIM on random weights; in half precision its decoder is bfloat16."""
+    """Return a random ``StableDiffusionXLPipeline`` with DDIM; in half precision its decoder is bfloat16."""
     from diffusers import StableDiffusionXLPipeline
 
     pipe = StableDiffusionXLPipeline(
@@ -148,7 +147,7 @@ def stable_diffusion_xl(device: torch.device, unet: Mapping[str, Any], vae: Mapp
 
 
 def place(pipe: Any, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype | None = None) -> Any:
-    """``pipe`` on ``device``, its decoder in a precision of its own: the latents it is given are cast to it."""
+    """Return ``pipe`` on ``device``, with its decoder in another precision, to which it casts latents."""
     pipe = pipe.to(device, dtype)
     if vae_dtype not in (None, dtype):
         pipe.vae.to(vae_dtype)
@@ -168,7 +167,7 @@ def image_reward_shapes(
     positions: int = 512,
     head: tuple[int, ...] = (1024, 128, 64, 16),
 ) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a checkpoint in the layout of ``ImageReward.pt``."""
+    """Return the names and shapes of a checkpoint in the layout of ``ImageReward.pt``."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def affine(name: str, *shape: int) -> None:
@@ -205,7 +204,7 @@ def image_reward_shapes(
 
 
 def image_reward(folder: Path, device: torch.device, dtype: torch.dtype, **sizes: int) -> Reward:
-    """The library's ImageReward on random weights; checkpoint and tokenizer are kept in ``folder``."""
+    """Return the library's ImageReward on random weights; checkpoint and tokenizer are kept in ``folder``."""
     checkpoint = folder / "ImageReward.pt"
     if not checkpoint.exists():
         generator = torch.Generator().manual_seed(0)
@@ -220,12 +219,12 @@ def image_reward(folder: Path, device: torch.device, dtype: torch.dtype, **sizes
 
 
 def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many numbers a checkpoint holds."""
+    """Return the number of parameters of a checkpoint."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _networks(device: torch.device, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-    """UNet and autoencoder, made on ``device`` itself, where random weights are quickly drawn."""
+    """Return UNet and autoencoder, made directly on ``device``, where random weights are drawn quickly."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -241,7 +240,7 @@ def _ddim() -> Any:
 
 
 def _tokenizer() -> Any:
-    """The embedded model's, which makes as many tokens as the true ones."""
+    """Return the embedded model's tokenizer, which makes as many tokens as the real ones."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(glyph.DATA / "sd-glyph" / "tokenizer", model_max_length=_TOKENS)
@@ -265,7 +264,7 @@ def _text_encoder(width: int, *, projection: bool = False) -> Any:
 
 
 def _word_tokenizer() -> Any:
-    """A tokenizer with the special tokens of BERT; every word is unknown to it, and costs what a known one does."""
+    """Return a tokenizer with BERT's special tokens; every word is unknown to it, at the same cost as a known one."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -313,4 +312,4 @@ SHAPES = {
         partial(stable_diffusion, unet=REDUCED_UNET, vae=REDUCED_VAE), partial(image_reward, **REDUCED_REWARD)
     ),
 }
-"""By name. ``glyph`` is the embedded model with its own weights."""
+"""The shapes by name. ``glyph`` is the embedded model with its own weights."""

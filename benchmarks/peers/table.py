@@ -31,7 +31,7 @@ reward, on a CPU networks and reward in bfloat16; a preview is a small decoder f
 
 
 def table(results: dict[str, Any]) -> str:
-    """All shapes."""
+    """Return the results of all shapes as Markdown."""
     where = results["machine"]
     lines = [
         "# Peers",
@@ -49,7 +49,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _shape(shape: dict[str, Any]) -> list[str]:
-    """The rows of one shape, and how its ideal comes about."""
+    """Return the rows of one shape, and the terms of its ideal."""
     medians = {name: statistics.median(row["seconds"]) for name, row in shape["rows"].items() if "error" not in row}
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for name, row in shape["rows"].items():

@@ -1,4 +1,4 @@
-"""Controls, Jobs and pictures; what the page says; its plot. None of it needs a browser."""
+"""Controls, Jobs and pictures, the page's texts and its plot; all without a browser."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ USUAL = Controls(
 
 
 def controls():
-    """Whatever a person may set, that can be drawn."""
+    """Generate any values that a person may set and that can be drawn."""
     return st.builds(
         Controls,
         prompt=st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and text.isprintable()),
@@ -77,7 +77,7 @@ def test_a_command_that_is_copied_is_the_job(asked, parsed):
 
 @pytest.fixture(scope="module")
 def parsed():
-    """From the words of a command to the Job that it would carry out."""
+    """Return the Job that a command line would carry out."""
     from lidar_sampling.cli import _generate, app
 
     jobs = []

@@ -1,4 +1,4 @@
-"""The page as a person uses it, in Chromium, on a tiny pipeline; skipped where there is no browser."""
+"""The page as a person uses it, in Chromium, on a tiny pipeline; skipped without a browser."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def failing(*, images, prompts):
 def dark(*, images, prompts):
     return 1 - images.mean((1, 2, 3))
 """
-SECONDS = 60_000  # of patience, in milliseconds: the machine may be busy
+SECONDS = 60_000  # timeout in milliseconds: the machine may be busy
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the tests of the pack share."""
+"""Fixtures that the tests of the pack share."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ collect_ignore = ["standin", "glyph_nodes"]
 
 @pytest.fixture
 def bank():
-    """Four samples far from each other, with rewards 0 to 3."""
+    """Return a bank of four samples far from each other, with rewards 0 to 3."""
     samples = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(3)) * 1.5 / SCALE
     return LookaheadBank(samples, {"r": torch.arange(4.0)}, "four")
 
 
 @pytest.fixture
 def ideal(bank):
-    """Make the exact denoiser of the bank, as an epsilon or a flow model."""
+    """Return the exact denoiser of the bank, as an epsilon or a flow model."""
     return lambda flow=False: ideal_model(flow, bank.samples)
 
 

@@ -1,4 +1,4 @@
-"""The pack beside ComfyUI where COMFYUI_PATH names a checkout, and this Python has its packages; else a stand-in.
+"""ComfyUI for tests of the pack: the checkout in COMFYUI_PATH if its packages are installed, else a stand-in.
 
 Both have a MODEL that is the exact denoiser of a bank.
 """
@@ -22,7 +22,7 @@ else:
 
 
 def posterior_mean(x, alpha, sigma, samples):
-    """E[x_0 | x_t] (B, *) when x_0 is uniform over the samples (n, *)."""
+    """Return E[x_0 | x_t] (B, *) if x_0 is uniform over the samples (n, *)."""
     fall = -(x.flatten(1)[:, None] - alpha * samples.flatten(1)[None]).square().sum(-1) / (2 * sigma**2)
     return (fall.softmax(1) @ samples.flatten(1)).reshape(x.shape)
 

@@ -100,7 +100,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """ComfyUI with the pack and glyph's nodes: its address and its folder."""
+    """Start ComfyUI with the pack and glyph's nodes; yield its address and its folder."""
     base = tmp_path_factory.mktemp("base")
     (base / "custom_nodes").mkdir()
     for name, folder in (("lidar-sampling", ROOT / "comfyui"), ("glyph", Path(__file__).parent / "glyph_nodes")):
@@ -137,7 +137,7 @@ def asked(url, path, body=None):
 
 
 def graph(seed, **changes):
-    """The three nodes between a loader and KSampler, as the API takes them."""
+    """Return a graph for the API: our three nodes between a loader and KSampler."""
     node = lambda kind, **inputs: {"class_type": kind, "inputs": {**inputs, **changes.get(kind, {})}}  # noqa: E731
     draw = {"cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
     return {
@@ -251,4 +251,4 @@ def test_an_example_opens_in_the_page(page, name):
     assert page.evaluate("app.graph._nodes.length") == len(workflow["nodes"])
     saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
     values = lambda found: {node["id"]: node.get("widgets_values") or [] for node in found["nodes"]}  # noqa: E731
-    assert values(saved) == values(workflow)  # none slipped to another name
+    assert values(saved) == values(workflow)  # no value is under another name

@@ -1,7 +1,7 @@
 """Guidance in ComfyUI is exact where exactness can be tested: samplers driven by the exact denoiser of four samples.
 
-Guided endpoints must follow ``softmax(strength r)``; the bounds, and what each sampler adds of itself, are those of
-``tests/test_oracle.py``. Without ComfyUI the stand-in has Euler alone.
+Guided endpoints must follow ``softmax(strength r)``; the bounds, and each sampler's own error, are those of
+``tests/test_oracle.py``. Without ComfyUI the stand-in has only Euler.
 """
 
 import logging
@@ -82,7 +82,7 @@ def test_without_effect_it_is_bit_identical(bank, ideal, drawn, off):
     assert torch.equal(drawn(guide(bank, **off).patch(model), 3), plain)
     guided = drawn(guide(bank).patch(model), 3)
     assert not torch.equal(guided, plain)
-    assert torch.equal(drawn(model, 3), plain)  # the model that was patched is as it was
+    assert torch.equal(drawn(model, 3), plain)  # the original model is unchanged
 
 
 def test_the_window_is_that_of_percent_to_sigma(bank, ideal, drawn, caplog):

@@ -1,4 +1,4 @@
-"""The nodes, run as ComfyUI runs them: what they take, give, show and refuse."""
+"""The nodes, run as ComfyUI runs them: their inputs, outputs, previews and refusals."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ BRIGHT = torch.tensor([0.2, 0.8, 0.5])
 
 
 class Vae:
-    """Decodes a latent (B, 4, *) to pictures or videos whose pixels are its mean."""
+    """A VAE that decodes a latent (B, 4, *) to pictures or videos whose pixels are its mean."""
 
     def decode(self, latents):
         size = (1, *latents.shape[2:-2], 8, 8, 3)
@@ -42,7 +42,7 @@ def output(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bright():
-    """A bank whose pictures are of known brightness."""
+    """Return a bank whose pictures have known brightness."""
     return LookaheadBank(BRIGHT[:, None, None, None].expand(3, 4, 2, 2).clone(), {}, "bright")
 
 
@@ -59,7 +59,7 @@ def test_every_node_has_a_schema():
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_examples_use_the_nodes_as_they_are(path):
-    """Also where no ComfyUI can be asked: names of inputs, and as many values as there are widgets."""
+    """Checked without ComfyUI, too: the names of inputs, and one value per widget."""
     found = [node for node in json.loads(path.read_text())["nodes"] if node["type"].startswith("LiDAR")]
     assert {"LiDARBank", "LiDARScore", "LiDARGuide"} <= {node["type"] for node in found}
     for node in found:
@@ -108,7 +108,7 @@ class TestBank:
             drawn(ideal(), lookahead_model=other)
 
     def test_what_cannot_be_drawn_is_refused(self, ideal):
-        with pytest.raises(ValueError, match="remove the mask of the latent"):
+        with pytest.raises(ValueError, match="and this latent has a mask: remove the mask"):
             drawn(ideal(), latent={"noise_mask": torch.ones(1, 2, 2)})
         with pytest.raises(BankError, match="prompt is empty"):
             drawn(ideal(), prompt=" ")
@@ -130,7 +130,7 @@ class TestScore:
         assert (scored.reward("given").tolist(), values) == ([3.0, 1.0, 2.0], [3.0, 2.0, 1.0])
 
     def test_numbers_must_be_one_for_each_and_finite(self, bright):
-        with pytest.raises(BankError, match="the bank has 3 samples and there are 2 rewards: one for each"):
+        with pytest.raises(BankError, match="the bank has 3 samples, got 2 rewards: give one per sample"):
             self.score(bright, rewards=[1.0, 2.0])
         with pytest.raises(BankError, match=r"reward 'given' is not finite for samples \[1\]"):
             self.score(bright, rewards=[1.0, float("nan"), 2.0])
@@ -155,7 +155,7 @@ class TestScore:
         for name in ("brightness", "image-reward", "clip:0.9+aesthetic:0.1"):
             check_reward(name)
             assert nodes.LiDARScore.validate_inputs([name]) is True
-        assert nodes.LiDARScore.validate_inputs() is True  # another node will give it
+        assert nodes.LiDARScore.validate_inputs() is True  # another node will supply it
 
     def test_captions_stand_under_the_pictures(self):
         tiles = caption(torch.full((2, 8, 16, 3), 0.5), ["1.5", "-2"])
@@ -271,7 +271,7 @@ class TestBest:
 
 
 def _tiny(name):
-    """A MODEL of a true architecture with random weights, its latent and its conditioning."""
+    """Return a MODEL of a real architecture with random weights, its latent and its conditioning."""
     from comfy import model_patcher, supported_models
 
     if name == "wan":

@@ -1,4 +1,4 @@
-"""The benchmark of molecules where a mean does not exist: no sample was valid, or none was novel."""
+"""The benchmark of molecules without a mean: no sample is valid, or none is novel."""
 
 import argparse
 import json

@@ -41,7 +41,7 @@ class TestThePopulationAsABank:
         assert (got / got.sum(1, keepdim=True) - want).abs().max() < 1e-12
 
     def test_single_site_converges_and_token_independent_keeps_a_bias(self, world):
-        """Total variation from the tilted law: more steps mend the first, and do nothing for the second."""
+        """More steps reduce the first form's total variation from the tilted law, but not the second's."""
         members, target = world.members(LAMBDA), world.tilt(LAMBDA)
         single, alone, plain = [], [], []
         for steps in (8, 32, 128):
@@ -52,11 +52,11 @@ class TestThePopulationAsABank:
         assert single[0] < 0.15
         assert single[1] < 0.04
         assert single[2] < 0.01
-        assert all(abs(s - p) < 0.05 for s, p in zip(single, plain, strict=True))  # it is the model's own error
+        assert all(abs(s - p) < 0.05 for s, p in zip(single, plain, strict=True))  # this is the model's own error
         assert min(alone) > 0.35
 
     def test_a_posterior_in_place_of_the_word_of_the_others_leaves_a_bias(self):
-        """Uniform noise: a network that has seen the token itself is wrong at any number of steps."""
+        """With uniform noise, a network that has seen the token itself is wrong at any number of steps."""
 
         class Wrong(Sequences):
             def network(self, x, sigma):
@@ -108,7 +108,7 @@ class TestFiniteBanks:
             assert g.max() <= 2 * rewards.max() + 1e-9
 
     def test_rows_do_not_know_of_each_other(self, monkeypatch):
-        """Streamed one row at a time, the numbers stay."""
+        """The numbers are the same if rows are streamed one at a time."""
         members = TokenMembers(torch.randint(9, (300, 8)), torch.randn(300), Uniform(9), reward_scale=1.0)
         x = torch.randint(9, (7, 8))
         whole = members.single_site(x, 0.4), members.expected_future_reward(x, 0.4)
@@ -117,7 +117,7 @@ class TestFiniteBanks:
         torch.testing.assert_close(members.expected_future_reward(x, 0.4), whole[1])
 
     def test_a_bank_that_excludes_a_sequence_still_has_a_finite_word_on_it(self):
-        """Absorbing noise: no member agrees with what is unmasked, so those count that disagree least."""
+        """With absorbing noise, if no member agrees with the unmasked tokens, those that disagree least count."""
         kernel = Absorbing(5, mask_id=4)
         members = TokenMembers(
             torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([1.0, 3.0]), kernel, reward_scale=1.0
@@ -164,7 +164,7 @@ def small():
 
 
 class TestSampling:
-    """20,000 sequences of a space of 16: two laws that agree differ by .02 in total variation at most."""
+    """Laws of 20,000 sequences in a space of 16: equal laws differ by at most .02 in total variation."""
 
     COUNT = 20_000
 

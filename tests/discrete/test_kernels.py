@@ -12,7 +12,7 @@ levels = st.floats(0.01, 0.99)
 
 
 def matrix(kernel, alpha):
-    """``q(x_t | x0)``, a row for each x0."""
+    """Return ``q(x_t | x0)``, one row per x0."""
     a, b = kernel.parts(alpha)
     return torch.diag(a) + b
 
@@ -26,7 +26,7 @@ class TestKernel:
 
     @given(levels, levels, st.integers(0, 2**31))
     def test_the_step_back_is_bayes_rule(self, name, one, other, seed):
-        """A posterior of one token from its prior, by enumeration over the clean and the less noisy token."""
+        """The posterior of one token is checked by enumeration over the clean and the less noisy token."""
         kernel, (alpha_t, alpha_s) = KERNELS[name], sorted((one, other))
         vocab = kernel.vocab_size
         prior = torch.rand(vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
@@ -40,14 +40,14 @@ class TestKernel:
         want = (joint / joint.sum(0)).t()[reached]
         x_t = torch.arange(vocab)[reached]
         predicted = prior.expand(len(x_t), 1, -1).clone()
-        if name == "absorbing":  # the network's word on a token that is seen does not count
+        if name == "absorbing":  # the network's prediction of a visible token does not count
             predicted[x_t != 4] = predicted.flip(-1)[x_t != 4]
         got = kernel.posterior(predicted, x_t[:, None], alpha_s=alpha_s, alpha_t=alpha_t)[:, 0]
         torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
 
     @given(levels, st.integers(0, 2**31))
     def test_noise_has_the_law_of_the_kernel(self, name, alpha, seed):
-        """4,000 draws: each share within five deviations, which fails by chance once in 300,000."""
+        """Each share of 4,000 draws is within five deviations, which fails by chance once in 300,000."""
         kernel = KERNELS[name]
         x = kernel.add_noise(torch.full((4000, 1), 2), alpha, torch.Generator().manual_seed(seed))
         shares = torch.bincount(x.flatten(), minlength=kernel.vocab_size) / 4000

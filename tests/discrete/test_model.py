@@ -56,7 +56,7 @@ class TestDenoiser:
 
 
 def published_weights(generator, hidden=16, cond=8, blocks=2, vocab=6):
-    """Random weights by the names of the published checkpoint."""
+    """Return random weights with the names of the published checkpoint."""
     shapes = {
         "vocab_embed.embedding": (vocab, hidden),
         "sigma_map.mlp.0.weight": (cond, 256),
@@ -87,7 +87,7 @@ def published_weights(generator, hidden=16, cond=8, blocks=2, vocab=6):
 
 
 def published_forward(w, x, sigma, *, hidden=16, heads=2, blocks=2):
-    """Logits (L, V) of one sequence by what the published code computes, token by token, in loops."""
+    """Return logits (L, V) of one sequence by the published computation, in loops over tokens."""
     w = {name.removeprefix("backbone."): value for name, value in w.items()}
 
     def linear(name, value):
@@ -110,7 +110,7 @@ def published_forward(w, x, sigma, *, hidden=16, heads=2, blocks=2):
         qkv = [linear(f"blocks.{i}.attn_qkv", norm(f"blocks.{i}.norm1", v) * (1 + scale) + shift) for v in h]
         parts = [v.view(3, heads, size).clone() for v in qkv]
         for place, part in enumerate(parts):
-            for k in range(size // 2):  # queries and keys turn by their place, the first half against the second
+            for k in range(size // 2):  # rotary positions: the first half of queries and keys against the second
                 angle = place * 10_000 ** (-2 * k / size)
                 a, b = part[:2, :, k].clone(), part[:2, :, k + size // 2].clone()
                 part[:2, :, k] = a * math.cos(angle) - b * math.sin(angle)
@@ -231,7 +231,7 @@ class TestTokenLiDAR:
         assert (cost["sampling"].network_evaluations, cost["scoring"].reward_calls) == (48, 8)
 
     def test_what_a_step_left_alone_is_not_asked_about_again(self):
-        """A network without time, and absorbing noise: the same tokens for fewer evaluations."""
+        """With absorbing noise and a network without time, unchanged tokens need no new evaluation."""
         model = small(noise="absorbing", mask_id=5, time_conditioning=False)
         lidar = TokenLiDAR(model, reward=threes, n=8, steps=40)
         spared = lidar.vanilla(16)
@@ -250,7 +250,7 @@ class TestTokenLiDAR:
         ],
     )
     def test_a_reward_that_is_none_is_refused_in_one_way(self, reward, why):
-        """By the bank and by FK steering, which would broadcast (4, 1) and let NaN draw."""
+        """Both the bank and FK steering refuse it; FK steering would broadcast (4, 1) and draw from NaN."""
         with pytest.raises(ValueError, match=why) as bank:
             TokenLiDAR(small(), reward=reward, n=4, steps=2).look()
         lidar = TokenLiDAR(small(), reward=threes, steps=2)

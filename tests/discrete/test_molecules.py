@@ -1,4 +1,4 @@
-"""SMILES, rewards of molecules, what samples are worth, and the command."""
+"""SMILES, rewards of molecules, counts of samples, and the command."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ class TestTokenizer:
 
     @given(st.lists(st.sampled_from(m._tokenizer.SYMBOLS), max_size=30))
     def test_every_sequence_of_symbols_is_its_own(self, symbols):
-        """But where symbols run together: C and l would be Cl, which the vocabulary lacks."""
+        """The exception is symbols that join: C and l would be Cl, which the vocabulary lacks."""
         (row,) = m.encode(TOKENIZER, ["".join(symbols)]).tolist()
         assert row[0] == 0
         assert row[len(symbols) + 1] == 1
@@ -161,7 +161,7 @@ class TestSummary:
     KNOWN = m.digests(["CCO", "C"])
 
     def test_counts_by_hand(self):
-        """Two spellings of a known molecule, one new one in two spellings, one twice, and two that are none."""
+        """A known molecule in two spellings, a new one in two spellings, one twice, and two invalid ones."""
         s = m.summarize(["OCC", "C(O)C", "CN", "NC", "CN", "C(", ""], [1.0] * 7, self.KNOWN)
         assert (s.samples, s.valid, s.unique, s.unique_molecules) == (7, 5, 4, 2)
         assert (s.novel_raw, s.novel) == (4, 1)
@@ -260,7 +260,7 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
     def test_the_floor_reaches_guidance(self, tmp_path):
-        """A bank that is asked about nearly pure noise says the same of all tokens."""
+        """At nearly pure noise, a bank gives the same guidance for all tokens."""
         guided = []
         for floor in ("0.02", "0.9999999"):
             assert self.run("--floor", floor, "--out", str(tmp_path / floor)) == 0
@@ -272,7 +272,7 @@ class TestCommand:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """The folder of a run whose bank others take."""
+    """Draw a run whose bank others use; return its folder."""
     out = tmp_path_factory.mktemp("molecules") / "first"
     assert _run(["molecules", *SMALL, "--out", str(out)], debug=True) == 0
     return out
@@ -303,7 +303,7 @@ class TestABankOfAnEarlierRun:
         assert (out / "result.json").read_bytes() != (first / "result.json").read_bytes()
 
     def test_its_rewards_guide(self, first, tmp_path):
-        """Of a bank that says the opposite of the reward, the samples are others."""
+        """A bank with the opposite rewards leads to different samples."""
         bank = LookaheadBank.load(first / "bank.safetensors")
         texts = m.decode(TOKENIZER, bank.samples)
         turned = torch.tensor([-1.0 if m.parse(s) is None else -r for s, r in zip(texts, bank.reward(), strict=True)])

@@ -1,4 +1,4 @@
-"""LLaDA 2 is guided as its formula says, exactly where that can be enumerated, and left alone otherwise."""
+"""LLaDA 2 is guided by the formula, exactly where that can be enumerated, and is otherwise unchanged."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ def make(**options):
 
 
 class TestExactness:
-    """Of three letters and a mask, in words of four; blocks of one token make the sampler autoregressive."""
+    """Words of four out of three letters and a mask; with blocks of one token the sampler is autoregressive."""
 
     WORDS = torch.tensor(list(itertools.product(range(3), repeat=4)))
 
@@ -52,7 +52,7 @@ class TestExactness:
                 assert torch.equal(output.logits[:, :-1], logits[:, :-1])
 
     def test_the_token_independent_form_is_the_papers(self):
-        """Equation 54: the mean of e^(lambda r) over the members that have the token there."""
+        """It is equation 54: the mean of e^(lambda r) over the members that have the token there."""
         bank = LookaheadBank(torch.tensor([[0, 1], [0, 2], [1, 1]]), {"r": torch.tensor([2.0, 0.0, 1.0])}, "a cat")
         guidance = BlockGuidance(bank, TextSettings(softness=1e-9), block=2, mask_id=3)
         tokens, logits = torch.tensor([[9, 3, 3]]), torch.zeros(1, 3, 4, dtype=torch.float64)

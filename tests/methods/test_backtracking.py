@@ -1,4 +1,4 @@
-"""Backtracking goes back where the threshold says, within its budget, and is vanilla without one."""
+"""Backtracking follows its threshold within its budget, and is vanilla without a budget."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LEVELS = {step: (1 - step / 20, step / 20) for step in range(17)}
 
 
 def walked(settings, rewards, steps=8):
-    """The stretches that a search takes where it meets these rewards, and the one that it keeps."""
+    """Return the stretches that a search takes with these rewards, and the one that it keeps."""
     search, taken = Search(settings, steps, Item("a cat", 0)), []
     seeds = set()
     for number, reward in enumerate(rewards):
@@ -40,7 +40,7 @@ class TestSearch:
         on = [(0, 2), (2, 4), (4, 6), (6, 8)]
         assert walked(Backtracking(0, NEVER), [1.0, 2.0, 3.0, 4.0]) == (on, 3)
         taken, kept = walked(Backtracking(2, NEVER), [1.0, 2.0, 3.0, 4.0, 6.0, 5.0])
-        assert taken == [*on, (6, 8), (6, 8)]  # what is left is spent at the end
+        assert taken == [*on, (6, 8), (6, 8)]  # the rest of the budget is spent at the end
         assert kept == 4  # and the best kept
 
     def test_goes_back_a_part_where_the_reward_is_below_the_threshold(self):
@@ -96,7 +96,7 @@ class TestBacktracking:
         torch.testing.assert_close(ours.images, lidar.sample(PROMPTS, 2, 1).images, rtol=0, atol=1e-5)
 
     def test_in_one_part_is_best_of_n(self):
-        """Each backtrack is another sample from new noise: of n + 1, one is the best member with the same odds."""
+        """Each backtrack is a new sample, so the best of n + 1 is as likely the best member as in best-of-N."""
         samples = 0.3 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         pictures = decode(testing.tiny_stable_diffusion(), samples).flatten(1)
 
@@ -114,7 +114,7 @@ class TestBacktracking:
             assert result.cost["sampling"].network_evaluations == 256 * 8 * (n + 1)
 
     def test_finds_the_best_member_more_often_with_a_larger_budget(self):
-        """Where predictions tell, a threshold does so for a part of what whole samples cost."""
+        """If predictions are informative, a threshold finds it at a part of the cost of whole samples."""
         samples = 0.3 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         pictures = decode(testing.tiny_stable_diffusion(), samples).flatten(1)
 
@@ -132,7 +132,7 @@ class TestBacktracking:
         assert found[2] > 0.75
 
     def test_climbs_where_all_of_the_budget_is_spent_at_the_end(self):
-        """Each chain goes on where the shorter one ended, so its best is at least as good."""
+        """Each chain continues where the shorter one ended, so its best is at least as good."""
         lidar = make(steps=8)
         runs = [Backtracking(n, NEVER).draw(lidar, PROMPTS, images=2, seed=1) for n in range(4)]
         rewards = torch.stack([lidar.judge(run).rewards["brightness"] for run in runs])

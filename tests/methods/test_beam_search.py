@@ -1,4 +1,4 @@
-"""Beam search is the model at one beam of one, SVDD at one beam, and climbs with more."""
+"""Beam search is the model for one beam of one candidate, SVDD for one beam, and climbs with more."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ class TestBeamSearch:
         assert best[2] > 0.75
 
     def test_beams_without_rivals_keep_the_law_of_the_model(self):
-        """Of one candidate a beam all go on, the best of them first."""
+        """With one candidate per beam all beams go on, the best first."""
         best, every = self.law(4, 1)
         assert total_variation(every, torch.full((4,), 0.25)) < 0.05
         assert best[3] > every[3] + 0.2

@@ -1,4 +1,4 @@
-"""Best-of-N keeps the best of the very samples it was given, and has the law of a maximum."""
+"""Best-of-N keeps the best of its samples unchanged, and has the law of a maximum."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What methods say they cost, against what the instrument counts when they draw."""
+"""The costs that methods state, against the counts when they draw."""
 
 import functools
 import re
@@ -93,7 +93,7 @@ NAMES = [
 
 
 def forecast_and_count(method, lidar, images=1):
-    """The cost that ``method`` tells and the one that is counted, both without seconds and memory."""
+    """Return the cost that ``method`` states and the counted one, both without seconds and memory."""
     told = method.cost(lidar, images=images)
     parts = method.draw(lidar, ["a cat"], images=images, seed=0).cost.values()
     return told, replace(sum(parts, Cost()), seconds=0.0, peak_memory=0)
@@ -121,7 +121,7 @@ def test_of_every_method_is_what_is_counted(name):
 )
 @pytest.mark.parametrize("steps", [4, 5, 10])
 def test_of_a_search_is_the_most_that_is_counted(name, steps):
-    """Where it branches is not known beforehand; the network's evaluations are."""
+    """The places of branches are not known beforehand, but the number of network evaluations is."""
     told, counted = forecast_and_count(methods.load(name), make(steps=steps))
     assert counted.network_evaluations == told.network_evaluations
     assert counted.decodes <= told.decodes
@@ -321,7 +321,7 @@ def test_of_the_further_guidance_of_ltx_2(stg_scale, modality_scale, branches):
 
 @pytest.mark.parametrize(("name", "looks", "backward"), [("ug", 2, 2 * 2), ("date", 3, 3)])
 def test_of_flow_models_whose_first_step_knows_nothing(name, looks, backward):
-    """At alpha = 0 the velocity still tells x_0, which DATE asks for; universal guidance divides by alpha."""
+    """At alpha = 0 the velocity still gives x_0, which DATE needs; universal guidance divides by alpha."""
     told, counted = forecast_and_count(methods.load(name), family("sd3"))
     assert told == counted
     assert (told.reward_calls, told.backward_passes) == (looks, backward)
@@ -427,7 +427,7 @@ class TestRates:
         assert Rates.measure(make(make_pipe=make_pipe, pipe_kwargs=call, steps=steps), "a cat").network > 0
 
     def test_tell_how_long_a_method_takes(self):
-        """Within a factor, since the machine is shared."""
+        """The bound is a factor, since the machine is shared."""
         lidar = make(steps=20)
         method = methods.load("best-of-8")
         told = Rates.measure(lidar, "a cat", images=8).seconds(method.cost(lidar, images=1))
@@ -472,7 +472,7 @@ class TestBudgets:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("best-of-N", r"a budget of 30 network_evaluations a prompt is too small for best-of-N: 40 for N = 4,"),
+            ("best-of-N", r"a budget of 30 network_evaluations per prompt is too small for best-of-N: 40 for N = 4,"),
             ("halving-N", r"too small for halving-N: 72 for N = 16, the smallest that gives images=4"),
             ("date:every=N", "does not cost more network_evaluations with a larger N"),
             ("safe-denoiser:worst=N", "worst must be at most n = 6"),

@@ -12,7 +12,7 @@ from lidar_sampling.methods.das import Tempered
 
 
 class TestDAS:
-    """As of FK steering: particles over a perfect model must come to follow softmax(lambda r)."""
+    """As for FK steering, particles of a perfect model must follow softmax(lambda r)."""
 
     STEPS, LAMBDA = 30, 0.75
 

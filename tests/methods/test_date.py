@@ -12,7 +12,7 @@ from lidar_sampling.methods.date import Embedding
 
 class TestDATE:
     def embedding(self, rho=0.1, **how):
-        """An adapted network in float64, and what to call it with: two samples, with classifier-free guidance."""
+        """Return an adapted network in float64, and its arguments: two samples, with classifier-free guidance."""
         pipe = make(steps=4).pipe.to(torch.float64)
         pipe.scheduler.set_timesteps(4)
         g = torch.Generator().manual_seed(0)

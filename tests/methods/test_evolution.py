@@ -1,4 +1,4 @@
-"""EvoSearch is best-of-N without later generations; its children come from whom and with the noise that it says."""
+"""EvoSearch without later generations is best-of-N; its children have the stated parents and noise."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ from lidar_sampling.rewards import Mixture
 
 
 def watched(monkeypatch, lidar):
-    """What ``lidar`` is asked to draw from, and the brightness of what it drew: a pair for each generation."""
+    """Record, for each generation, the starting states of ``lidar`` and the brightness of its samples."""
     seen, sample = [], type(lidar).sample
 
     def spy(self, *args, rows=None, **kwargs):
@@ -32,7 +32,7 @@ def watched(monkeypatch, lidar):
 
 
 def states(lidar, count, seed, step):
-    """Where ``count`` plain samples of each prompt stand before ``step``, as a call that ends there leaves them."""
+    """Return the states of ``count`` plain samples per prompt before ``step``, from a call that ends there."""
     hook = Segment((step / lidar.settings.steps,), 0, lidar.pipe.scheduler)
     part = lidar.sample(PROMPTS, count, seed, around=lambda batch: attach(lidar.pipe, hook), decoded=False)
     return part.latents
@@ -49,7 +49,7 @@ class TestGenerations:
 
     @pytest.mark.parametrize("share", [0.25, 1.0])
     def test_without_mutation_the_initial_noise_comes_to_the_same_end(self, share, monkeypatch):
-        """Of a deterministic sampler: the second generation is the best of the first, or winners among them."""
+        """With a deterministic sampler, the second generation consists of the best of the first, or of winners."""
         lidar = make(eta=0.0)
         seen = watched(monkeypatch, lidar)
         EvoSearch((4, 5), (0.0,), elites=2, mutation=0.0, tournament=share).draw(lidar, PROMPTS, images=1, seed=1)
@@ -64,7 +64,7 @@ class TestGenerations:
     @pytest.mark.parametrize("renoised", [False, True])
     @pytest.mark.parametrize("kind", ["ddim", "ddpm", "euler", "flow"])
     def test_elites_are_states_of_the_best_and_children_their_mutations(self, kind, renoised, monkeypatch):
-        """At the third of five steps, against calls that are cut before it and after, and the levels of both."""
+        """Checked at the third of five steps, against calls cut before and after it, and their noise levels."""
         name, eta, noise = {
             "ddim": ("DDIMScheduler", 0.6, None),
             "ddpm": ("DDPMScheduler", None, None),
@@ -115,7 +115,7 @@ class TestGenerations:
             assert children.std().item() == pytest.approx(math.sqrt(0.64 * parent.var() + 0.36), abs=0.03)
 
     def test_parents_are_of_all_generations_before(self, monkeypatch):
-        """The third generation's elites are the best states of the first two, by the ends that they came to."""
+        """The third generation's elites are the states of the first two with the best final samples."""
         lidar = make(steps=6)
         seen = watched(monkeypatch, lidar)
         EvoSearch((4, 4, 4), (0.0, 0.5), elites=3).draw(lidar, PROMPTS, images=1, seed=1)
@@ -137,7 +137,7 @@ class TestGenerations:
 
 
 def own_noise(here, there):
-    """The standard deviation of an ancestral step between two levels (alpha, sigma), by their ratios."""
+    """Return the standard deviation of an ancestral step between two levels (alpha, sigma), by their ratios."""
     before, after = here[1] / here[0], there[1] / there[0]
     return there[0] * after * (1 - (after / before) ** 2) ** 0.5
 
@@ -238,7 +238,7 @@ class TestSettings:
 
 
 def too_large(module, args):
-    """Memory that holds three samples with both branches of guidance, and runs out late in a call."""
+    """Simulate memory that holds three samples with both branches of guidance, and runs out late in a call."""
     module.seen = getattr(module, "seen", 0) + 1
     if len(args[0]) > 6 and module.seen % 3 == 0:
         raise torch.OutOfMemoryError("too large")
@@ -284,14 +284,14 @@ class TestThroughTheSampler:
         ],
     )
     def test_children_of_a_perfect_model_end_by_the_posterior_of_where_they_start(self, birth, how, monkeypatch):
-        """Of 400 children of one parent; without an initial noise of its own that is the model's law."""
+        """Tested on 400 children of one parent; without their own initial noise, this is the model's law."""
         posterior, ends = self.born(birth, monkeypatch, first=8, tournament=1.0, **how)
         if "mutation" in how:
             assert total_variation(posterior.mean(0), torch.full((4,), 0.25)) < 0.03
         assert total_variation(ends, posterior.mean(0)) < 0.07
 
     def test_renoised_children_of_random_parents_follow_the_law_of_the_model(self, monkeypatch):
-        """And stand as far from their members as the level says, where with added noise they stand farther."""
+        """They are also as far from their members as the level says; with added noise they would be farther."""
         _, ends = self.born(0.6, monkeypatch, first=112, tournament=1e-3, renoised=True)
         uniform = torch.full((4,), 0.25)
         assert total_variation(ends, uniform) < 0.1  # of 112 parents, whose shares have a standard error of .04
@@ -301,9 +301,9 @@ class TestThroughTheSampler:
         assert self.residual.mean().item() > 1.05 * dimension
 
     def born(self, birth, monkeypatch, *, first, **how):
-        """The posteriors (400, 4) of where children of a perfect model start, and the law of their ends.
+        """Return the posteriors (400, 4) at the starts of a perfect model's children, and the law of their ends.
 
-        ``residual`` is how far each is from its nearest member, squared, in units of the level's own noise.
+        ``residual`` is the squared distance of each from its nearest member, in units of the level's noise.
         """
         members = 0.1 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         lidar = make(steps=30, guidance_scale=1.0, batch_size=512)

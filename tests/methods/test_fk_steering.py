@@ -1,4 +1,4 @@
-"""FK steering follows the tilted law in one form, whatever the potential, and its released code in the other."""
+"""FK steering follows the tilted law with every potential, and its other form follows the released code."""
 
 import math
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from lidar_sampling.rewards import Mixture
 
 
 class TestFKSteering:
-    """Particles over a perfect model of four equally likely members must come to follow softmax(lambda r)."""
+    """Particles of a perfect model with four equally likely members must follow softmax(lambda r)."""
 
     STEPS, LAMBDA = 30, 0.75
 
@@ -61,7 +61,7 @@ class TestFKSteering:
         assert total_variation(law, self.target()) < 0.08
 
     def test_of_the_guided_sampler_converges_to_the_product_of_both_tilts(self):
-        """Of guidance by lambda / 2 and weights by lambda."""
+        """The tilts are guidance by lambda / 2 and weights by lambda."""
         law, _ = self.endpoints(256, guided=0.375)
         target = (1.5 * self.LAMBDA * bank_of_four().reward()).softmax(0)
         assert total_variation(law, target) < 0.08
@@ -103,13 +103,13 @@ class TestFKSteering:
 
 
 def released(settings, rewards, generator, k=4):
-    """The released rule for one population, written out with loops: which particles go on after each look.
+    """Return which particles go on after each look, by the released rule for one population, in loops.
 
     Args:
-        settings: FKSteering in the form of the code.
-        rewards: rewards[look][lineage], by the particle that each started as.
-        generator: of the draws.
-        k: particles.
+        settings: FKSteering in the form of the released code.
+        rewards: rewards[look][lineage]; a lineage is named by its first particle.
+        generator: generator of the draws.
+        k: number of particles.
     """
     past, product, lineages, chosen = [settings.floor] * k, [1.0] * k, list(range(k)), []
     for look, of_lineage in enumerate(rewards):
@@ -134,7 +134,7 @@ def released(settings, rewards, generator, k=4):
 
 
 class TestReleasedRule:
-    """Against the rule restated, at five looks at fixed rewards."""
+    """The method against the restated rule, for five looks at fixed rewards."""
 
     @pytest.mark.parametrize("potential", ["max", "sum", "rt", "difference"])
     @pytest.mark.parametrize("adaptive", [False, True])
@@ -157,7 +157,7 @@ class TestReleasedRule:
         assert resampled > 5
 
     def test_the_last_step_leaves_equal_weights_alone_and_the_paper_does_not(self):
-        """Rewards that grow too little to pay for the loss of a resampling: ess is at least half."""
+        """The rewards grow too little to justify resampling: ess is at least half."""
         r = torch.tensor([[0.0, 0.1, 0.2, 0.3]], dtype=torch.float64)
         for form, stays in (("code", True), ("paper", False)):
             particles = Weighed(FKSteering("rt", 1.0, form=form), None, [0])
@@ -189,4 +189,4 @@ class TestReleasedRule:
             particles._step = step
             particles.choose(torch.full((1, 3), r, dtype=torch.float64))
         assert particles._kept.tolist() == [[expected] * 3]
-        assert particles._log_product.tolist() == [[0.0] * 3]  # a weight that was not used is none
+        assert particles._log_product.tolist() == [[0.0] * 3]  # an unused weight is None

@@ -1,4 +1,4 @@
-"""FMRG's guided flow of a Gaussian has closed forms; its step is the published one; beside universal guidance."""
+"""FMRG: closed forms for a Gaussian, the published step, and its relation to universal guidance."""
 
 import math
 
@@ -17,7 +17,7 @@ from lidar_sampling.methods.universal_guidance import Gradient
 
 
 def network(x):
-    """A field that is not linear, and mixes the coordinates of each sample."""
+    """Return a field that is not linear, and mixes the coordinates of each sample."""
     return (0.3 * x + 0.2 * x.roll(1, -1)).sin() + 0.1 * x.square()
 
 
@@ -33,7 +33,7 @@ class TestStep:
     """One step against the released arithmetic written out, in float64."""
 
     def released(self, x, t, t_next, i, n, how):
-        """FMRG-J with ``sample_mode=flow_matching``, of one sample."""
+        """Compute FMRG-J with ``sample_mode=flow_matching``, for one sample."""
         z = x.clone().requires_grad_()
         v = network(z)
         (g,) = torch.autograd.grad(-reward(z - t * v).sum(), z)  # of the loss
@@ -65,7 +65,7 @@ class TestStep:
             torch.testing.assert_close(ours[row : row + 1], theirs, rtol=1e-6, atol=1e-6)
 
     def test_is_universal_guidance_with_a_strength_of_its_own(self):
-        """lambda = s |z - x0| alpha / (sigma^2 |g|), another one for each sample and step."""
+        """The strength is lambda = s |z - x0| alpha / (sigma^2 |g|), different for each sample and step."""
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
         scheduler.set_timesteps(10)
         t = scheduler.timesteps[3]
@@ -100,7 +100,7 @@ C = 0.4  # the variance of the data
 
 
 def flow_of_a_gaussian(scheduler, steps, how, *, total):
-    """Starts, their t, and where a perfect model of N(0, C) takes them, guided; in straight coordinates."""
+    """Return starts, t, and guided ends of a perfect model of N(0, C), in straight coordinates."""
     scheduler.set_timesteps(steps)
     x = torch.linspace(-2, 2, 8, dtype=torch.float64)[:, None].requires_grad_()
     hook, start = Lean(how, total), None
@@ -117,7 +117,7 @@ def flow_of_a_gaussian(scheduler, steps, how, *, total):
 
 
 def q(t):
-    """The variance of z at t."""
+    """Return the variance of z at t."""
     return (1 - t) ** 2 * C + t**2
 
 
@@ -125,12 +125,12 @@ class TestGaussian:
     """v = lambda(t) z with lambda = q' / 2q, so that unguided z is as large as sqrt(q); the reward is x0 itself."""
 
     def by_velocity(self, z, t, s):
-        """v (1 -+ s) for either sign of v, which turns at t = C / (1 + C): powers of q in two parts."""
+        """Return z for v (1 -+ s) by the sign of v, which changes at t = C / (1 + C): powers of q in two parts."""
         turn, up = C / (1 + C), z.sign()
         return z * (q(turn) / q(t)) ** ((1 - s * up) / 2) * (q(0) / q(turn)) ** ((1 + s * up) / 2)
 
     def by_adam(self, z, t, s):
-        """dz/dt = lambda z - s t, since t is the share of the steps that is left: (z / sqrt q)' = -s t / sqrt q."""
+        """Return z for dz/dt = lambda z - s t, where t is the share of steps left: (z / sqrt q)' = -s t / sqrt q."""
         grid = torch.linspace(0, t, 20_001, dtype=torch.float64)
         pushed = s * torch.trapezoid(grid / q(grid).sqrt(), grid)
         return math.sqrt(q(0)) * (z / math.sqrt(q(t)) + pushed)
@@ -150,13 +150,13 @@ class TestGaussian:
 
     @pytest.mark.parametrize("s", [0.6, 1.4])
     def test_is_the_same_flow_whatever_the_path(self, s):
-        """DDIM's samples leave another curve, which is this one in straight coordinates."""
+        """DDIM's samples follow another curve, which is this one in straight coordinates."""
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=True)
         ends, exact = self.ends(scheduler, 1000, FMRG(s, 1.0))
         torch.testing.assert_close(ends, exact, rtol=0.02, atol=1e-3)
 
     def test_keeps_the_origin_apart(self):
-        """With the length of the velocity no sample crosses 0, where the velocity is 0, however strong the push."""
+        """Scaled by the length of the velocity, which is 0 at 0, even a strong push lets no sample cross 0."""
         ends, exact = self.ends(diffusers.FlowMatchEulerDiscreteScheduler(), 500, FMRG(3.0, 1.0))
         assert torch.equal(ends.sign(), exact.sign())
         assert ends.max() > 10 * ends.min().abs()
@@ -201,7 +201,7 @@ class TestFMRG:
 
     @pytest.mark.parametrize("key", ["sd3", "flux", "sana", "wan", "sana-sprint"])
     def test_guides_flow_models_from_pure_noise_on(self, key):
-        """At alpha = 0 the velocity still tells x_0, so the first step is guided too."""
+        """At alpha = 0 the velocity still gives x_0, so the first step is guided, too."""
         tiny = testing.PIPELINES[key]
 
         def level(*, images, prompts):

@@ -1,4 +1,4 @@
-"""Group inference goes on with the best set, and pays for it alone."""
+"""Group inference continues with the best set, and pays only for that."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -16,12 +16,12 @@ from lidar_sampling.methods import Group, Halving, load
 
 
 def glyph(**options):
-    """A sampler without noise, whose reward has features."""
+    """Return a sampler without noise, with a reward that has features."""
     return make(reward="glyph", eta=0.0, **options)
 
 
 def looked_at(lidar, n, seed, cut):
-    """Rewards and distances (P, n) of the clean predictions after a share of the steps."""
+    """Return rewards and distances (P, n) of the clean predictions after a share of the steps."""
     hook = Segment((cut,), 0)
     with attach(lidar.pipe.scheduler, hook):
         lidar.sample(PROMPTS, n, seed, decoded=False)
@@ -32,14 +32,14 @@ def looked_at(lidar, n, seed, cut):
 
 
 def total(rewards, apart, some, weight):
-    """The published objective of a set, in plain Python."""
+    """Return the published objective of a set, in plain Python."""
     return sum(rewards[i].item() for i in some) + weight * sum(apart[i, j].item() for i, j in combinations(some, 2))
 
 
 class TestGroup:
     @pytest.mark.parametrize("weight", [0.0, 1.5, 40.0])
     def test_of_all_groups_the_one_with_the_largest_sum_goes_on(self, weight):
-        """Of a sampler without noise those that go on are whole samples, so they are known."""
+        """Without noise, the samples that go on are whole samples, so they are known."""
         lidar = glyph(steps=4)
         drawn = Group(7, keep=0.4, start=0.5, weight=weight).draw(lidar, PROMPTS, images=3, seed=1)
         whole = lidar.sample(PROMPTS, 7, 1)
@@ -50,7 +50,7 @@ class TestGroup:
             torch.testing.assert_close(drawn.images[row], whole.images[row, order], rtol=0, atol=1e-4)
 
     def test_weights_choose_other_groups(self):
-        """So that the test above tells them apart."""
+        """This makes sure that the test above distinguishes the weights."""
         lidar = glyph(steps=4)
         rewards, apart = looked_at(lidar, 7, 1, 0.5)
         best = {
@@ -75,7 +75,7 @@ class TestGroup:
         assert Group(3).cost(lidar, images=3).reward_calls == 0
 
     def test_equally_good_candidates_leave_a_group_of_all_members(self):
-        """A perfect model of four members and a reward that likes them alike: the most different four are known."""
+        """With a perfect model of four members and equal rewards, the most different four are known."""
         bank = 1.5 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
         class Alike:

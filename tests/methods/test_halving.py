@@ -1,4 +1,4 @@
-"""Successive halving goes on with the seeds that look best, and pays for those alone."""
+"""Successive halving continues with the seeds that look best, and pays only for those."""
 
 import diffusers
 import pytest
@@ -16,7 +16,7 @@ from lidar_sampling.methods._segments import run_part
 class TestHalving:
     @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion, testing.tiny_stable_diffusion_xl])
     def test_segments_join_to_the_whole(self, make_pipe):
-        """Of a deterministic sampler three segments one after another are the run itself."""
+        """For a deterministic sampler, three segments one after another are the whole run."""
         lidar = make(make_pipe=make_pipe, steps=6, eta=0.0)
         whole = lidar.sample(PROMPTS, 2, 1)
         latents = None
@@ -40,7 +40,7 @@ class TestHalving:
         ],
     )
     def test_segments_join_to_the_whole_of_every_scheduler(self, name, times):
-        """With one stream of noise, of schedulers too that look up which timestep comes next."""
+        """This holds with one stream of noise, also for schedulers that look up the next timestep."""
         bank = bank_of_four().samples
 
         def run(*hooks):
@@ -65,7 +65,7 @@ class TestHalving:
         "name", ["EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
     )
     def test_parts_join_to_the_whole_of_schedulers_whose_steps_a_noise_replaces(self, name):
-        """Some scale the noise that they start from, and the network's input by the number of the step."""
+        """Some schedulers scale their starting noise, and the network's input by the number of the step."""
         lidar = make(f"{name}Scheduler", steps=6, noise="ddpm:0")
         whole, part = lidar.sample(PROMPTS, 2, 1), None
         for k in range(3):
@@ -78,7 +78,7 @@ class TestHalving:
 
         def too_large(module, args):
             calls.append(len(args[0]))
-            if calls[-1] > 4 and len(calls) > 1:  # its first step has a prediction already
+            if calls[-1] > 4 and len(calls) > 1:  # its first step already has a prediction
                 raise torch.OutOfMemoryError("too large")
 
         plain = Halving(n=4, keep_at=(0.5,)).draw(make(), PROMPTS, images=2, seed=1)
@@ -88,7 +88,7 @@ class TestHalving:
         torch.testing.assert_close(result.images, plain.images, rtol=0, atol=1e-4)
 
     def test_seeds_of_a_flow_model_with_memory_go_on_without_it(self):
-        """Wan's scheduler remembers earlier steps: survivors are samples of the deterministic step instead."""
+        """Wan's scheduler remembers earlier steps, so survivors are samples of the deterministic step instead."""
         tiny = testing.PIPELINES["wan"]
         lidar = LiDAR(tiny.make(), reward=testing.brightness, steps=6, pipe_kwargs=dict(tiny.call))
         halved = Halving(n=4, keep_at=(0.5,)).draw(lidar, PROMPTS, images=2, seed=1)
@@ -98,7 +98,7 @@ class TestHalving:
             assert apart.amin(1).max() < 1e-4
 
     def test_keeps_the_seeds_that_look_best(self):
-        """Of a deterministic sampler the survivors are whole samples: those whose predictions scored best."""
+        """For a deterministic sampler, the survivors are the whole samples with the best predictions."""
         lidar = make(steps=4, eta=0.0)
         halved = Halving(n=8, keep_at=(0.5,)).draw(lidar, PROMPTS, images=4, seed=1)
         whole = lidar.sample(PROMPTS, 8, 1)

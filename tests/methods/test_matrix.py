@@ -1,4 +1,4 @@
-"""The table of methods on pipelines is made by runs, and its cells tell right from wrong."""
+"""The table of methods on pipelines comes from runs, and its cells distinguish right from wrong."""
 
 import pytest
 

@@ -30,7 +30,7 @@ class TestNoiseSearch:
         torch.testing.assert_close(same.images, plain.images, rtol=0, atol=1e-5)
 
     def test_starts_from_the_noise_of_a_pipeline_that_scales_it_by_the_data(self, monkeypatch):
-        """SANA-Sprint's is sigma_data times what it is given; its neighbour at cosine 1 ends as the pivot does."""
+        """SANA-Sprint multiplies its noise by sigma_data; the neighbour at cosine 1 must end like the pivot."""
         tiny = testing.PIPELINES["sana-sprint"]
         lidar = LiDAR(tiny.make(), reward="brightness", steps=2, noise="ddpm:0", pipe_kwargs=dict(tiny.call), n=2)
         drawn, sample = [], lidar.sample

@@ -1,4 +1,4 @@
-"""What docs/official-code.md says of the official code's folders and flags."""
+"""The statements of docs/official-code.md on the official code's folders and flags."""
 
 import json
 import re
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "official-code.md"
 
 
 def test_a_folder_of_phase_1_is_read_as_a_bank(tmp_path):
-    """In their layout: a list of latents in half precision, rewards by metric, and the prompt once a sample."""
+    """The layout is a list of latents in half precision, rewards by metric, and the prompt once per sample."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     scope = {}
     exec(compile(code, "documentation", "exec"), scope)

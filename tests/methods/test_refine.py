@@ -1,4 +1,4 @@
-"""Refinement starts from the best members of a bank and keeps the best of what it makes of them."""
+"""Refinement starts from the best members of a bank and keeps the best of its results."""
 
 import pytest
 from tiny_lidar import PROMPTS, make

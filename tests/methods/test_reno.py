@@ -28,7 +28,7 @@ def descend(settings, start, gradient, iterations):
 
 class TestDescent:
     def test_is_the_released_optimiser_restated(self):
-        """Of one image at a time: SGD with Nesterov's momentum, K by autograd, the gradient clipped by its norm."""
+        """For one image: SGD with Nesterov's momentum, K by autograd, the gradient clipped by its norm."""
         start, slopes = noise(3, 4, 4, 4), noise(8, 3, 4, 4, 4, seed=1)
         slopes[:, 1] *= 1e-3  # too small to be cut
         descent = Descent(ReNO(), start)
@@ -79,7 +79,7 @@ class TestDescent:
 
 
 def linear(c=0.8, steps=1):
-    """A LiDAR whose sample in one step is ``c`` times its noise, and whose pictures are linear in it."""
+    """Return a LiDAR whose one-step sample is ``c`` times its noise, and whose pictures are linear in it."""
     lidar = make(reward=slope, steps=steps, guidance_scale=1.0, eta=0.0)
     pipe = lidar.pipe
 
@@ -98,7 +98,7 @@ B = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(5)) * 0.05
 
 
 def slope(*, images, prompts):
-    """Linear in the first three channels of latents, as the decoder above shows them."""
+    """Return a reward that is linear in the first three channels of latents, as decoded above."""
     return ((images - 0.5) * 200 * B.to(images)).flatten(1).sum(1)
 
 
@@ -163,7 +163,7 @@ class TestReNO:
 
     @pytest.mark.parametrize("key", ["sd3", "flux", "sana-sprint", "wan", "cogvideox", "stable-audio-3"])
     def test_its_noise_comes_back_as_it_was_on_any_pipeline(self, key, monkeypatch):
-        """At the rate 0 every iterate is the first one, also of scaled, packed and stochastic samplers."""
+        """At the rate 0 every iterate is the first one, also with scaled, packed and stochastic samplers."""
         pairs = []
         better = Iterate.or_better
         monkeypatch.setattr(Iterate, "or_better", lambda *pair: pairs.append(pair) or better(*pair))
@@ -189,12 +189,12 @@ class TestReNO:
         assert cost.network_evaluations == 4 * 4 * 2 * 2
         assert cost.backward_passes == 4 * 3 * 2 * 2  # the last iterate climbs no more
         assert cost.decodes == cost.reward_calls == 4 * 4
-        # The images are those of the latents, as the pipeline draws them.
+        # The images are the latents as the pipeline decodes them.
         again = lidar.pipe.vae.decode(runs[-1].latents[0] / lidar.pipe.vae.config.scaling_factor).sample
         torch.testing.assert_close(runs[-1].images[0], (again / 2 + 0.5).clamp(0, 1).detach(), rtol=0, atol=1e-5)
 
     def test_keeps_the_best_iterate_of_each_image(self):
-        """With too large a rate the last is not the best."""
+        """With too large a rate, the last iterate is not the best."""
         lidar = make()
         long, short = (
             load(f"reno-{n}@1:rate=1e4,penalty=1.0").draw(lidar, PROMPTS, images=2, seed=1) for n in (5, 1)
@@ -249,7 +249,7 @@ class TestReNO:
         def mean(*, images, prompts):
             return images.mean()
 
-        with pytest.raises(RewardError, match=r"'mean' must return one number an image, \(2,\), got \(\)"):
+        with pytest.raises(RewardError, match=r"'mean' must return one number per image, \(2,\), got \(\)"):
             method.draw(make(reward=mean), PROMPTS, images=1, seed=0)
 
     @pytest.mark.parametrize("method", [ReNO(n=2), UniversalGuidance(), FMRG()])

@@ -33,7 +33,7 @@ class TestRepulsion:
         alone = Spell(1.0, 1, 10.0).shift(x0, x0, members[:1], level)
         torch.testing.assert_close((x0 + alone).norm(), torch.tensor(10.0))  # to the rim
         assert torch.equal(Spell(1.0, 1, 5.0).shift(x0, x0, members[:1], level), torch.zeros(2))
-        assert torch.equal(Spell().shift(x0, x0, x0[None], level), torch.zeros(2))  # no way is away
+        assert torch.equal(Spell().shift(x0, x0, x0[None], level), torch.zeros(2))  # no direction leads away
 
     @pytest.mark.parametrize("method", [SafeDenoiser(5.0, 2, 0.1), Spell(0.3, 2, 8.0)])
     @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

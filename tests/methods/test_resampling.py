@@ -1,4 +1,4 @@
-"""Populations are resampled at the steps asked for, and with as little noise as can be."""
+"""Populations are resampled at the steps asked for, with as little noise as possible."""
 
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ from lidar_sampling.methods.steered import Resampled
 
 
 def looks(hook, settings, steps):
-    """The steps at which a hook looks, of so many."""
+    """Return the steps at which a hook looks, out of all steps."""
     hook = hook(settings, None, [0])
     hook.start(steps)
     return hook.times
@@ -34,7 +34,7 @@ class TestResamplingSteps:
 
     @given(st.integers(1, 100), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
     def test_are_the_nearest_to_their_fractions(self, steps, start, end, every):
-        """In exact twentieths; half way between two steps, either."""
+        """Fractions are exact twentieths; half-way between two steps, either is right."""
         fractions = [Fraction(at, 20) * steps for at in range(start, end + 1, every)]
         chosen = resampling_steps(steps, start=start / 20, end=end / 20, every=every / 20)
         assert all(any(abs(step - f) <= 0.5 for f in fractions) for step in chosen)

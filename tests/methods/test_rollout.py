@@ -1,4 +1,4 @@
-"""Rollouts are DDIM by hand, and several are samples of the posterior."""
+"""One rollout is DDIM by hand; several are samples of the posterior."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from lidar_sampling.methods.svdd import Proposals
 
 class TestRollout:
     def start(self, lidar, count, **how):
-        """A rollout, and what it is called with: count samples at the second of the sampler's steps."""
+        """Return a rollout and its arguments: ``count`` samples at the second of the sampler's steps."""
         scheduler = lidar.pipe.scheduler
         scheduler.set_timesteps(lidar.settings.steps)
         t = scheduler.timesteps[1]
@@ -61,7 +61,7 @@ class TestRollout:
         assert torch.equal(Rollout(lidar, [Item("a cat", 0)] * 2, steps=1)(at), x0)
 
     def test_several_are_samples_of_the_posterior(self):
-        """Of a perfect model their shares are the posterior's, and their soft value the expected future reward."""
+        """For a perfect model, shares are the posterior's, and the soft value is the expected future reward."""
         lidar = make(steps=4, guidance_scale=1.0, batch_size=1000)
         samples = 0.1 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         make_perfect(lidar.pipe, samples)
@@ -95,7 +95,7 @@ class TestRollout:
 
     @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
     def test_does_not_depend_on_the_coordinates_of_the_sampler(self, scheduler):
-        """Nor on its spacing: a rollout starts from the level of the sample."""
+        """It does not depend on the spacing either: a rollout starts from the level of the sample."""
         lidar = make(scheduler, steps=4, eta=None, noise="ddpm")
         steps = lidar.pipe.scheduler
         steps.set_timesteps(timesteps=[900, 600]) if scheduler.startswith("Euler") else steps.set_timesteps(4)
@@ -111,7 +111,7 @@ class TestRollout:
         torch.testing.assert_close(ends, expected, rtol=0, atol=1e-3)
 
     def test_values_of_rollouts_find_the_best_member_at_their_cost(self):
-        """Through the sampler, where the model is perfect."""
+        """Tested through the sampler with a perfect model."""
 
         def share(**how):
             lidar = make(steps=6, guidance_scale=1.0, eta=1.0, batch_size=64, reward=nearest)

@@ -1,4 +1,4 @@
-"""RBF is the model at a quota of one, follows its rule on given rewards, and climbs to the best member with more."""
+"""RBF with a quota of one is the model; it follows its rule on given rewards, and climbs with a larger quota."""
 
 import math
 
@@ -30,7 +30,7 @@ from lidar_sampling.rewards import Mixture
 
 
 def by_hand(rewards, m, start):
-    """What one sample spends at each level, and the proposal that it takes there, given rewards of them in turn."""
+    """Return what one sample spends at each level, and the proposal that it takes, given the proposals' rewards."""
     best, quota, spent, taken = -math.inf, start, [], []
     for level, row in enumerate(rewards):
         search = level in (0, len(rewards) - 1)
@@ -47,7 +47,7 @@ def by_hand(rewards, m, start):
 
 class TestRule:
     def run(self, rewards, m, start):
-        """What the hook spends and takes at each level: a clean prediction says which proposal it is of."""
+        """Return what the hook spends and takes at each level; a clean prediction identifies its proposal."""
         levels, rows = rewards.shape[:2]
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, prediction_type="sample")
         scheduler.set_timesteps(levels)
@@ -68,7 +68,7 @@ class TestRule:
             first = torch.zeros(rows, 2)
             step, output = before(hook, scheduler, first, x, t, index=level, total=levels, eta=1.0)
             taken.append(step.x0[:, 0].long())
-            torch.testing.assert_close(output, step.x0)  # which the scheduler gets too
+            torch.testing.assert_close(output, step.x0)  # the scheduler gets it, too
         hook.finish()
         return torch.stack(hook.spent), torch.stack(taken), asked
 
@@ -143,7 +143,7 @@ class TestLaw:
 
     @pytest.mark.parametrize("noise", [None, "ddpm", "cps:0.5"])
     def test_further_proposals_have_the_law_of_the_first(self, noise):
-        """Of one parent: the mean and the spread of the sampler's own step, in 4,000 draws."""
+        """From one parent, 4,000 draws have the mean and the spread of the sampler's own step."""
         rows = 4000
         g = torch.Generator().manual_seed(0)
         x = torch.randn(1, 16, generator=g).expand(rows, -1).contiguous()
@@ -162,10 +162,10 @@ class TestLaw:
                 return super().before(step)
 
             def finish(self):
-                """Three steps are enough."""
+                """Check three steps, which are enough."""
 
         hook = Look(RBF(2, 1), lambda x0, rows: torch.zeros(len(x0)), lambda step, x, rows: x, list(range(rows)))
-        own = attach(scheduler, Hook())  # which changes nothing
+        own = attach(scheduler, Hook())  # this changes nothing
         with stochastic(scheduler, noise, generator=g) if noise else own, attach(scheduler, hook):
             for index, t in enumerate(scheduler.timesteps[:3]):
                 level = noise_level(scheduler, t)
@@ -197,7 +197,7 @@ class TestThroughTheSampler:
 
     @pytest.mark.parametrize("key", FAMILIES)
     def test_another_sample_is_predicted_as_the_call_itself_would(self, key):
-        """At every step, of every row alone and in another order."""
+        """Checked at every step, for every row alone and in another order."""
         tiny = testing.PIPELINES[key]
         lidar = LiDAR(tiny.make(), reward=testing.brightness, steps=4, noise="ddpm", pipe_kwargs=dict(tiny.call), n=2)
         gaps = []
@@ -295,7 +295,7 @@ class TestThroughTheSampler:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("channels", [3, 6])
 def test_a_moved_step_tells_the_scheduler_the_new_prediction(prediction, channels):
-    """Whatever the model predicts, with a learned variance beside it or not; rows that stay are as they were."""
+    """This holds for every kind of prediction, with or without a learned variance; rows that stay are unchanged."""
 
     class Move(Hook):
         def before(self, step):
@@ -317,7 +317,7 @@ def test_a_moved_step_tells_the_scheduler_the_new_prediction(prediction, channel
 
 
 def test_items_of_a_batch_keep_their_prompts():
-    """Of two rows with prompts of their own, each is predicted with its own."""
+    """If two rows have different prompts, each is predicted with its own."""
     lidar = make(steps=2)
     predict = Predictor(lidar, [Item("a cat", 0), Item("a dog", 1)], lidar.arguments())
     seen = []

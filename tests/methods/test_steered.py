@@ -1,4 +1,4 @@
-"""Steered best-of-N resamples to the effective sample size asked for, and beats best-of-N by it."""
+"""Steered best-of-N resamples to the effective sample size asked for, and so beats best-of-N."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ class TestSteered:
 
 
 def populations(lidar, n, size, seed, *, places=()):
-    """Samples of ``PROMPTS`` in populations of ``size``, each resampled for itself, and their rewards."""
+    """Return samples of ``PROMPTS`` in separately resampled populations of ``size``, and their rewards."""
 
     def resampled(batch):
         return Resampled(Steered(n), rewards_of_predictions(lidar, batch), [item.seed for item in batch[::size]])
@@ -79,10 +79,10 @@ def populations(lidar, n, size, seed, *, places=()):
 
 
 class TestIslands:
-    """The populations of a prompt know nothing of one another."""
+    """Populations of a prompt do not influence one another."""
 
     def test_one_island_is_one_population_of_all(self):
-        """As the method was before it had islands: resampled together, the best by their rewards, all bits alike."""
+        """It is bit-identical to the method before it had islands: resampled together, the best by their rewards."""
         lidar = make()
         many, scores = populations(lidar, 6, 6, 1)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :3]
@@ -91,7 +91,7 @@ class TestIslands:
         assert load("steered-6") == Steered(6, islands=1)
 
     def test_every_image_is_the_best_of_a_population_that_is_drawn_alone(self):
-        """With as many islands as images. In float32 the size of a batch changes the last digits."""
+        """There are as many islands as images. In float32 the batch size changes the last digits."""
         lidar = make(steps=6)
         alone = [populations(lidar, 12, 3, 1, places=range(k, k + 3)) for k in (0, 3, 6, 9)]
         best = torch.stack([scores.amax(1) for _, scores in alone], 1)  # (P, islands)
@@ -104,7 +104,7 @@ class TestIslands:
         torch.testing.assert_close(fewer.images, expected[:, :2], rtol=0, atol=1e-4)
 
     def test_populations_that_collapse_leave_one_ancestor_each(self):
-        """On a perfect model without noise copies stay alike, and so small an effective size leaves one member."""
+        """With a perfect model and no noise, copies stay equal, and such a small effective size leaves one member."""
         bank = bank_of_four()
         whole = sample(diffusers.DDIMScheduler(**SD, clip_sample=False), bank.samples, chains=12, steps=10)
         for islands in (1, 3, 4, 12):

@@ -1,4 +1,4 @@
-"""Methods count the steps that the pipeline takes, whatever its call makes of the settings' number."""
+"""Methods count the steps that the pipeline takes, which may differ from the number in the settings."""
 
 import diffusers
 import pytest
@@ -37,7 +37,7 @@ def from_picture(cls=diffusers.StableDiffusionImg2ImgPipeline, **options):
 
 @pytest.fixture
 def looks(monkeypatch):
-    """The steps at which each population of FK steering was weighed, and the one that it takes for its last."""
+    """Return the steps at which FK steering weighed each population, and the one that it takes for the last."""
     seen, choose = [], fk_steering.Weighed.choose
     monkeypatch.setattr(
         fk_steering.Weighed,
@@ -107,7 +107,7 @@ class TestThePipelineSaysHowMany:
         assert (cost.network_evaluations, cost.backward_passes) == (2 * 5 * 2, 2 * 2 * 2)
 
     def test_refinement_takes_the_steps_that_it_names(self):
-        """strength .3 of a schedule is a whole number of steps rarely: 10 are of 34, not of 33."""
+        """Strength .3 rarely gives a whole number of steps: 10 steps need a schedule of 34, not 33."""
         result = Refine(n=2, steps=10, strength=0.3).draw(make(), ["a cat"], images=1, seed=0)
         assert result.cost["sampling"].network_evaluations == 10 * 2
 
@@ -189,7 +189,7 @@ class TestPartsOfTheSchedule:
 
     @pytest.mark.parametrize("method", [FKSteering(), Steered(2), ReNO(n=2, steps=5)])
     def test_that_end_early_in_other_ways_are_refused_at_the_end(self, method, monkeypatch):
-        """A pipeline that takes one step less than it promised."""
+        """The pipeline takes one step less than promised."""
         lidar = make(eta=1.0, steps=5)
         monkeypatch.setattr(type(lidar.pipe), "num_timesteps", property(lambda pipe: pipe._num_timesteps + 1))
         with pytest.raises(ValueError, match="the 6 steps that the pipeline promised, and it took 5"):

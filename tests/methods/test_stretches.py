@@ -1,4 +1,4 @@
-"""Stretches of a schedule join to the whole, wherever they start, and what is noised back is where it says it is."""
+"""Stretches of a schedule join to the whole, wherever they start, and noising back reaches the stated level."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ class TestStretches:
         ],
     )
     def test_from_any_state_lead_where_the_whole_leads(self, lidar):
-        """Of a deterministic sampler; and the predictions on the way get a reward each."""
+        """The sampler is deterministic; the predictions on the way get a reward each."""
         lidar = with_noise(lidar(), copies=False)
         whole = lidar.sample(PROMPTS, 2, 1)
         items = items_of(PROMPTS, 2, 1, "target")
@@ -105,7 +105,7 @@ class TestBack:
 
     @pytest.mark.parametrize("options", [{"eta": 1.0}, {"noise": "ddpm:0", "eta": None}])
     def test_a_perfect_model_draws_its_own_law_again(self, options):
-        """Its samples, noised back and denoised, are its samples, some of them other ones."""
+        """Its samples, noised back and denoised, are again samples of the model, some of them different."""
         samples = 0.3 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         lidar = make(steps=20, guidance_scale=1.0, batch_size=400, **options)
         make_perfect(lidar.pipe, samples)

@@ -1,4 +1,4 @@
-"""SVDD is the model at one proposal, and climbs to the best member with many."""
+"""SVDD with one proposal is the model; with many it climbs to the best member."""
 
 import diffusers
 import pytest

@@ -1,4 +1,4 @@
-"""A walk spends its budget to the last proposal, and the samples are those that its rule chooses."""
+"""A walk spends its whole budget, and returns the samples that its rule chooses."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from lidar_sampling.methods.threshold import Walk
 
 
 def walked(n, parts, threshold, rewards):
-    """The parts that a walk proposes, what each starts from, and the walk; proposals are called by their number."""
+    """Return the parts that a walk proposes, their starting points, and the walk; proposals are numbered."""
     walk, seen = Walk(n, parts, threshold), []
     for number, reward in enumerate(rewards):
         seen.append((walk.part, walk.start))
@@ -51,7 +51,7 @@ class TestWalk:
         assert seen == [(0, None), (0, None), (0, None), (1, 1)]
 
     def test_a_sample_that_is_begun_can_be_finished(self):
-        """After the first sample two proposals are left, too few for three parts: its last part is tried again."""
+        """After the first sample two proposals are left, too few for three parts, so its last part is tried again."""
         seen, walk = walked(2, 3, 1.0, [1.0, 0.0, 1.0, 1.0, 3.0, 2.0])
         assert seen == [(0, None), (1, 0), (1, 0), (2, 2), (2, 2), (2, 2)]
         assert walk.best == 4
@@ -78,7 +78,7 @@ class TestWalk:
         assert rewards[walk.best] == max(finished)
         for number, (part, start) in enumerate(seen):
             assert (start is None) == (part == 0)
-            if part:  # it goes on from an earlier proposal of the part before
+            if part:  # it continues from an earlier proposal of the previous part
                 assert start < number
                 assert seen[start][0] == part - 1
                 reached = rewards[start] >= (walk.threshold if threshold is None else threshold)
@@ -88,7 +88,7 @@ class TestWalk:
 
 
 def by_hand(lidar, seeds, cuts):
-    """One sample of each prompt, part by part from these seeds: rewards after each part, latents, and pictures."""
+    """Draw one sample per prompt, part by part from these seeds; return all rewards, latents and pictures."""
     latents, rewards = None, []
     for part, seed in enumerate(seeds):
         result, hooks = run_part(lidar, PROMPTS, 1, seed, cuts, part, steps=None, latents=latents)
@@ -100,7 +100,7 @@ def by_hand(lidar, seeds, cuts):
 
 
 def of(turn, part, seed=1):
-    """The seed of a proposal."""
+    """Return the seed of a proposal."""
     return seed_of(seed, f"proposal {turn} of part {part}", "", 0) if turn else seed
 
 
@@ -136,7 +136,7 @@ class TestThreshold:
         torch.testing.assert_close(ours.images, expected, rtol=0, atol=1e-4)
 
     def test_finds_the_best_member_of_a_perfect_model(self):
-        """As often as n samples do where all go on, and more often where lesser members are left early."""
+        """It does so as often as n samples if all go on, and more often if lesser members are dropped early."""
         bank = 1.5 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
         lidar = make(guidance_scale=1.0, steps=6, batch_size=100)
         make_perfect(lidar.pipe, bank)

@@ -1,4 +1,4 @@
-"""Tree sampling comes to the tilted law, tree search to the best leaf; it is best-of-N where nothing branches."""
+"""Tree sampling converges to the tilted law, tree search to the best leaf; without branches both are best-of-N."""
 
 import functools
 import itertools
@@ -16,11 +16,11 @@ from lidar_sampling.methods import DTS, BestOf, Vanilla, load
 from lidar_sampling.methods._stretches import Reached
 from lidar_sampling.methods.tree import Tree
 
-UP = 0.4  # probability of a one, in words of ones and zeros that are drawn letter by letter
+UP = 0.4  # probability of a one; words of ones and zeros are drawn letter by letter
 
 
 def grown(settings, reward, *, letters, seed=0):
-    """A tree whose leaves are words: a chain with a law that can be enumerated."""
+    """Grow a tree whose leaves are words: a chain with a law that can be enumerated."""
     tree = Tree(settings, range(letters + 1), [Item("a word", seed * 10_000 + k) for k in range(settings.n)])
     generator = torch.Generator().manual_seed(seed)
     taken = 0
@@ -37,7 +37,7 @@ def grown(settings, reward, *, letters, seed=0):
 
 
 def law(tree, letters):
-    """The probability of each word, in draws from a tree."""
+    """Return the probability of each word in draws from a tree."""
     found = torch.zeros(2**letters, dtype=torch.float64)
     waiting = [(tree.root, 1.0)]
     while waiting:
@@ -57,7 +57,7 @@ def number(word):
 
 @functools.cache
 def table(letters):
-    """The rewards of all words, and their laws without and with the tilt, for lambda = 2."""
+    """Return the rewards of all words, and their laws without and with the tilt, for lambda = 2."""
     rewards = torch.rand(2**letters, generator=torch.Generator().manual_seed(letters)) * 2
     plain = torch.tensor(
         [math.prod(UP if one else 1 - UP for one in word) for word in itertools.product((0, 1), repeat=letters)]
@@ -85,7 +85,7 @@ class TestSampling:
         [(2.0, 0.8, 0.09), (1.0, 0.5, 0.08)],  # measured .068 and .038; .061 and .020 with 2,000 samples
     )
     def test_comes_to_the_tilted_law_as_the_budget_grows(self, widening, power, most):
-        """On average over trees, in total variation."""
+        """The measure is total variation, averaged over trees."""
         _, plain, tilted, _ = table(3)
         distances = []
         for n in (4, 40, 400):
@@ -101,7 +101,7 @@ class TestSampling:
         counts = torch.zeros(8)
         for leaf in tree.samples(4000):
             counts[number(leaf.latents.tolist())] += 1
-        assert total_variation(counts / 4000, law(tree, 3)) < 0.04  # of 4,000 draws of 8 words about .015
+        assert total_variation(counts / 4000, law(tree, 3)) < 0.04  # about .015 for 4,000 draws of 8 words
 
     def test_its_value_comes_to_the_normaliser(self):
         """The soft value of the root is log Z / lambda, with an error that falls as the tree grows."""
@@ -129,7 +129,7 @@ class TestSampling:
         assert len(leaves) == len(tree.leaves) > 30
 
     def test_of_a_perfect_model(self):
-        """Through the pipeline: nearer to the tilted law with more rollouts, on average over trees."""
+        """Tested through the pipeline: more rollouts come nearer to the tilted law, on average over trees."""
         samples = 0.3 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         pictures = decode(testing.tiny_stable_diffusion(), samples).flatten(1)
 
@@ -153,7 +153,7 @@ class TestSampling:
 class TestSearch:
     @pytest.mark.parametrize(("letters", "n", "least"), [(6, 20, 5), (9, 160, 9)])
     def test_finds_the_best_leaf_where_best_of_n_does_not(self, letters, n, least):
-        """The best word is all ones; of twenty runs best-of-N finds 1.6 and .8 on average, the tree 8 and 12."""
+        """The best word is all ones; of twenty runs best-of-N finds it in 1.6 and .8, the tree in 8 and 12."""
         settings = DTS(n, widening=1.0, power=0.5)
         trees = [grown(settings, lambda word: float(sum(word)), letters=letters, seed=seed) for seed in range(20)]
         assert 20 * (1 - (1 - UP**letters) ** n) < 1.7
@@ -165,7 +165,7 @@ class TestSearch:
         assert [leaf.reward for leaf in tree.samples(5)] == rewards[:5]
 
     def test_explores_more_with_a_larger_constant(self):
-        """Without one it goes to the best branch that it has; with a large one to all alike."""
+        """Without the constant it takes the best known branch; with a large one all branches equally."""
 
         def spread(exploration):
             settings = DTS(60, 2.0, widening=1.0, power=0.5, exploration=exploration)
@@ -178,7 +178,7 @@ class TestSearch:
         "settings", [DTS(4), DTS(5, parts=1, widening=1.0), DTS(4, exploration=9.0, reward_scale=7.0)]
     )
     def test_of_few_samples_is_best_of_n(self, settings):
-        """Bit for bit, where samples are drawn one by one: C and alpha of the paper let the root have 36 children."""
+        """It is bit-identical for samples one by one: the paper's C and alpha allow the root 36 children."""
         lidar = make(steps=5, batch_size=1)
         ours = settings.draw(lidar, PROMPTS, images=2, seed=1)
         theirs = BestOf(Vanilla(), settings.n).draw(lidar, PROMPTS, images=2, seed=1)
@@ -212,7 +212,7 @@ class TestSearch:
         for n in (1, 3, 9):
             result = load(f"dts-{n}:widening=1,power=0.5").draw(lidar, PROMPTS, images=1, seed=1)
             rewards.append(lidar.judge(result).rewards["brightness"])
-        assert (rewards[0] <= rewards[1]).all()  # whose first leaf it is
+        assert (rewards[0] <= rewards[1]).all()  # this is the first leaf of
         assert (rewards[0] < rewards[2]).all()
 
     @pytest.mark.parametrize("make_pipe", [testing.tiny_stable_diffusion_3, testing.tiny_flux])

@@ -1,4 +1,4 @@
-"""Universal guidance has the gradient of finite differences; recurrence leaves the law as it was."""
+"""Universal guidance has the gradient of finite differences; recurrence keeps the law."""
 
 import diffusers
 import pytest
@@ -125,7 +125,7 @@ class TestUniversalGuidance:
         assert torch.cdist(ends, bank.samples).amin(1).max() < 0.5
 
     def test_recurrence_noises_back_to_the_level_before(self):
-        """From exact samples of x_s, whatever they are, to the mean and variance that x_t has."""
+        """Any exact samples of x_s get the mean and variance of x_t."""
         scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False)
         scheduler.set_timesteps(10)
         t, s = scheduler.timesteps[4:6]

@@ -1,4 +1,4 @@
-"""A small LiDAR to run methods on, and its prompts."""
+"""A small LiDAR for tests of methods, and its prompts."""
 
 import diffusers
 

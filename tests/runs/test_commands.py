@@ -1,4 +1,4 @@
-"""Runs of the command in a folder that holds a run: the same goes on, another is refused, nothing is lost."""
+"""Runs of the command in a folder with a run: the same run continues, another is refused, nothing is lost."""
 
 import json
 import os
@@ -110,7 +110,7 @@ class TestMetadata:
         assert json.loads((out / "00000/metadata.jsonl").read_text()) == {**MINE, "note": [1]}
 
     def test_of_ones_own_is_what_is_judged(self, lidar, file, tmp_path):
-        """The prompt alone has no verdict: it is in none of GenEval's templates."""
+        """The prompt alone has no verdict, since it follows no template of GenEval."""
         few = ["--steps", "2", "--images", "1", "--device", "cpu", "--quiet"]
         run = ["compare", "--prompts", file, "--tags", "mine", "--methods", "vanilla", *few, "--out", tmp_path / "r"]
         assert lidar(*run)[0] == 0
@@ -145,7 +145,7 @@ class TestAPromptThatARewardCannotRead:
         assert not (tmp_path / "out").exists()
 
     def test_leaves_the_others(self, lidar, tiny, tmp_path, monkeypatch):
-        """A reward of one's own does not say so beforehand."""
+        """A user's reward does not refuse prompts beforehand."""
         from lidar_sampling.testing import brightness
 
         def picky(*, images, prompts):

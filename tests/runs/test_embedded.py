@@ -1,4 +1,4 @@
-"""What a picture says of itself, and one picture drawn again alone."""
+"""Settings embedded in a picture, and one picture drawn again alone."""
 
 import json
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_pictures_of_others_say_nothing_and_damage_is_named(tmp_path):
     info = PngInfo()
     info.add_text("lidar", "{")
     Image.new("RGB", (4, 4)).save(tmp_path / "bad.png", pnginfo=info)
-    with pytest.raises(ValueError, match=r"bad\.png says of itself is damaged"):
+    with pytest.raises(ValueError, match=r"the settings in .*bad\.png are damaged"):
         read_embedded(tmp_path / "bad.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="is not a picture"):

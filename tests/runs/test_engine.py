@@ -1,4 +1,4 @@
-"""One engine behind every run: how the work is shared decides nothing, and every run can be made again."""
+"""One engine behind every run: sharing the work does not change results, and every run can be repeated."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def pictures(out):
 
 
 def timeless(value):
-    """Without what a clock or the memory of the machine decides."""
+    """Remove values that depend on the clock or the machine's memory."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_memory")}
     return [timeless(each) for each in value] if isinstance(value, list) else value
@@ -234,6 +234,32 @@ class TestProgress:
         assert seen[-1].left == pytest.approx(60 * 11 / 40)
         assert seen[-1].cost.network_evaluations == 40
 
+    def test_estimates_the_phase_of_the_first_prompt_by_its_pace(self, monkeypatch):
+        clock = [0.0]
+        monkeypatch.setattr("lidar_sampling.runs.local.time.monotonic", lambda: clock[0])
+
+        class Task:
+            lidar = None
+            evaluations = staticmethod(lambda unit, lidar: unit)
+            said = staticmethod(str)
+
+        seen = []
+        pace = _Pace(Task(), [10], 1, seen.append)
+        pace.begin([10])
+        told = []
+        for seconds, phase, done in (
+            (5.0, "lookahead", 0.25),  # the phase starts here; loading does not count
+            (7.0, "lookahead", 0.5),
+            (11.0, "lookahead", 1.0),
+            (12.0, "sampling", 0.0),
+            (15.0, "sampling", 0.75),
+        ):
+            clock[0] = seconds
+            pace.step(phase, 4 * done, 4)
+            told.append(seen[-1].phase_left)
+        assert told == [None, 4.0, 0.0, None, 1.0]
+        assert all(now.left is None for now in seen)
+
 
 class TestLargeRuns:
     def test_lie_in_folders_of_a_thousand(self, tmp_path, monkeypatch):
@@ -276,7 +302,7 @@ class TestAFolder:
             if now.done == 1 and (tmp_path / "out").exists():
                 os.rename(tmp_path / "out", tmp_path / "gone")
 
-        with pytest.raises(FileNotFoundError, match="out was removed while the run went on"):
+        with pytest.raises(FileNotFoundError, match="out was removed during the run"):
             run(job, tmp_path / "out", lidar=in_batches(loaded, 2), tell=remove)
         assert not (tmp_path / "out").exists()
         assert (tmp_path / "gone/00000/result.json").exists()

@@ -1,6 +1,6 @@
-"""Nothing is lost: what is killed, full, removed, shared or wrong leaves what was finished, in one line on stderr.
+"""Nothing is lost: after kills, full disks, removed or shared folders, finished work stays, with one line on stderr.
 
-Where a fault needs a process, the command runs in one that is forked from this one (:mod:`benchmarks.faults`).
+If a fault needs a process, the command runs in a fork of this one (:mod:`benchmarks.faults`).
 """
 
 import json
@@ -37,7 +37,7 @@ FEW = {"n": 3, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5
 
 @pytest.fixture(scope="module")
 def commands(tiny):
-    """The commands; figures, which take longer than all the rest, are left to the benchmark."""
+    """Return the commands, without figures, which take longest and are left to the benchmark."""
     faults.load_once()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lidar_sampling.evaluation.figures.available", lambda: False)
@@ -51,7 +51,7 @@ def job(tiny):
 
 @pytest.fixture(scope="module")
 def wholes(commands, tmp_path_factory):
-    """What each command leaves when nothing disturbs it."""
+    """Return the output of each command when undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
     return {name: faults.run_undisturbed(commands[name], folder)[0] for name in COMMANDS}
 
@@ -71,7 +71,7 @@ def check_equal(now, whole):
 
 
 def forked(tmp_path, *lines, environments=None):
-    """Run commands at once, each in a process; return (status, stderr) of each."""
+    """Run commands at the same time, each in a process; return (status, stderr) of each."""
     logs = [tmp_path / f"log-{k}" for k in range(len(lines))]
     told = environments or [{}] * len(lines)
     started = [faults.start(list(map(str, line)), *how) for line, *how in zip(lines, logs, told, strict=True)]
@@ -116,7 +116,7 @@ class TestAKill:
 
 @pytest.fixture
 def small(tmp_path):
-    """A file system of its own; resize(KIB) makes it so large."""
+    """Yield a separate file system; resize(KIB) sets its size."""
     place = tmp_path / "small"
     place.mkdir()
     mount = shutil.which("mount")
@@ -270,7 +270,7 @@ class TestAFolderThatChangesUnderARun:
         with monkeypatch.context() as patch:
             self.at_second(patch, lambda: os.rename(out, tmp_path / "gone"))
             err = failure(lidar(*self.line(commands, name, out)))
-        one_line(err, "was removed while the run went on: start it again")
+        one_line(err, "was removed during the run: start it again")
         assert len(commands[name].read(tmp_path / "gone")) == 1
         if name != "look":
             assert not out.exists()
@@ -282,7 +282,7 @@ class TestAFolderThatChangesUnderARun:
         out = tmp_path / "out"
         self.at_second(monkeypatch, (out / "run.json").unlink)
         err = failure(lidar(*self.line(commands, name, out)))
-        one_line(err, "out was removed while the run went on: start it again")
+        one_line(err, "out was removed during the run: start it again")
         assert len(commands[name].read(out)) == 1
 
     def test_whose_run_json_is_damaged(self, commands, lidar, tmp_path, monkeypatch):
@@ -337,7 +337,7 @@ class TestTwoRunsInOneFolder:
         assert not list((tmp_path / "out").rglob(".*"))
 
     def test_see_each_others_lines_in_the_same_file(self, job, tmp_path):
-        """Two processes without RANK: what one has drawn when the other comes to it is not drawn again."""
+        """Of two processes without RANK, one does not draw again what the other has already drawn."""
         compared = replace(job, task="compare", methods=["vanilla"])
         sampler = load_sampler(job)
         one, other = (task_of(compared, tmp_path / "out") for _ in range(2))
@@ -423,12 +423,12 @@ FAULTS = {
     "raises": "raised RuntimeError: no luck at all",
     "nan": "returned nan for image",
     "inf": "returned inf for image",
-    "has a wrong shape": "must return one number an image",
+    "has a wrong shape": "must return one number per image",
 }
 
 
 def spoilt(scores, prompts):
-    """Do to the scores what FAULT says, where a prompt is among those of FAULT_AT: by what no identity knows."""
+    """Spoil scores as FAULT says for prompts in FAULT_AT; the environment is not part of a run's identity."""
     fault, at = os.environ.get("FAULT"), os.environ.get("FAULT_AT", "a cow").split(",")
     rows = [k for k, prompt in enumerate(prompts) if prompt in at]
     if fault is None or not rows:
@@ -445,7 +445,7 @@ def spoilt(scores, prompts):
 
 
 class TestAReward:
-    """One that the user wrote: it fails on the last picture of a cow, or on all."""
+    """The user's own reward: it fails on the last picture of a cow, or on all."""
 
     @pytest.fixture(autouse=True)
     def _of_ones_own(self, monkeypatch):
@@ -504,7 +504,7 @@ class TestAReward:
         wait_for(hangs)
         os.kill(process, signal.SIGINT)
         assert faults.end_of(process, 60) == 130
-        one_line((tmp_path / "log").read_text(), "stopped; what was finished stays")
+        one_line((tmp_path / "log").read_text(), "stopped; finished work is kept")
         assert len(command.read(out)) == len(wholes[name]) * 2 // 3
         assert lidar(*command.arguments, *size, *command.again, "--out", out)[0] == 0
         check_equal(command.read(out), wholes[name])
@@ -518,12 +518,12 @@ def sampler(**settings):
 
 
 class Fault:
-    """A hook that spoils what the network returns: some rows of its call number ``call``, for one prompt or all.
+    """A hook that spoils the network's output: some rows of its call number ``call``, for one prompt or all.
 
     Args:
-        call: the first call that is spoilt, from 1.
-        rows: those of the batch, where guidance has put the plain samples before those of the prompts.
-        value: what stands there.
+        call: number of the first spoilt call, from 1.
+        rows: rows of the batch, in which guidance puts the unconditional samples before the conditional ones.
+        value: the value put there.
         shape: whether half a sample is spoilt, or one number.
     """
 
@@ -581,7 +581,7 @@ class TestANetworkThatReturnsNaN:
             load_method(name).draw(lidar, ["a cat"], images=2 if name != "halving-8" else 1, seed=0)
 
     def test_is_not_told_of_what_nobody_uses(self):
-        """SVDD starts from one of three equal rows; a mask or a scheduler that clips leaves numbers alone."""
+        """SVDD starts from one of three equal rows; a mask or a clipping scheduler keeps numbers finite."""
         from lidar_sampling.methods import load as load_method
 
         lidar = sampler(eta=1.0)
@@ -610,14 +610,14 @@ class TestANetworkThatReturnsNaN:
         watch.check(large, ["a"])
 
     def test_waits_for_nothing_while_it_draws(self):
-        """On the device ``meta`` nothing has a value, so whatever waited for one would raise."""
+        """On the device ``meta`` nothing has a value, so waiting for one would raise an error."""
         watch, sample = Watch(total=3), torch.empty(2, 4, 8, 8, device="meta")
         watch.before(Step(sample, None, None, output=sample))
         assert [tuple(part.shape) for part in watch.sums[0]] == [(2,), (2,)]
 
     @pytest.fixture
     def spoilt(self, monkeypatch):
-        """Let the network return NaN from its third call on, wherever the text of a cow is drawn."""
+        """Make the network return NaN from its third call on, for the prompt with a cow."""
         from lidar_sampling import _load
 
         loaded, made = _load.load_pipeline, []
@@ -674,7 +674,7 @@ class TestTheClock:
     def test_is_read_by_nothing_that_measures(self):
         root = Path(testing.__file__).parents[1]
         read = ("time.time(", "datetime.now", "utcnow", "st_mtime", "getmtime", "process_time")
-        orders = root / "service" / "banks.py"  # by the age of its file a bank is evicted sooner or later, no more
+        orders = root / "service" / "banks.py"  # only the time of eviction depends on the age of the file
         files = [file for file in root.rglob("*.py") if file != orders]
         assert not [file for file in files for word in read if word in file.read_text(encoding="utf-8")]
 

@@ -1,4 +1,4 @@
-"""The folder of ``lidar generate``: what is finished there, and what is drawn again."""
+"""The folder of ``lidar generate``: which prompts count as finished, and which are drawn again."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What makes two runs the same: all that changes results, and nothing else."""
+"""The identity of a run: everything that changes results, and nothing else."""
 
 import json
 

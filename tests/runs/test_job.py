@@ -101,7 +101,7 @@ WRONG = [
     ({"fast": "warp"}, "--fast knows"),
     ({"scheduler": "Euler"}, "names no scheduler"),
     ({"preset": "paper"}, "no preset 'paper'"),
-    ({"call": {"height": float("nan")}}, "call must hold what JSON can say"),
+    ({"call": {"height": float("nan")}}, "call must hold only JSON values"),
     ({"budget": "480"}, "a budget belongs to compare"),
     ({"task": "compare", "budget": "much"}, "--budget takes network evaluations"),
     ({"task": "compare", "banks": ["b"]}, "banks guide the method lidar of generate alone"),

@@ -23,7 +23,7 @@ FEW = {"n": 3, "steps": 3, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5
 
 
 def registering():
-    """Return what lets a process know the reward ``moody``; as a function within one it travels by value."""
+    """Return a function that registers the reward ``moody`` in a process; an inner function is sent by value."""
 
     def register():
         import os
@@ -51,12 +51,12 @@ def registering():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray on this machine, started once; four workers may be hired on any machine."""
+    """Start Ray on this machine once, with room for four workers on any machine."""
     own = {
-        "RAY_AUTH_MODE": "disabled",  # else it writes a token into the home of whoever runs the tests
+        "RAY_AUTH_MODE": "disabled",  # otherwise it writes a token into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # else whatever runs beside holds the workers up
-        "RAY_prestart_worker_first_driver": "0",  # processes that no one asked for would import torch
+        "RAY_worker_niceness": "0",  # otherwise other programs delay the workers
+        "RAY_prestart_worker_first_driver": "0",  # unused processes would import torch
     }
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
@@ -105,7 +105,7 @@ def same(first, second):
 
 
 def timeless(value):
-    """Without what a clock or the memory of the machine decides."""
+    """Remove values that depend on the clock or the machine's memory."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_memory", "batch_size")}
     return [timeless(each) for each in value] if isinstance(value, list) else value
@@ -143,7 +143,7 @@ def test_pictures_are_those_of_one_machine(job, cluster, tmp_path):
     assert outcome.cost.network_evaluations == alone.cost.network_evaluations
     assert (told[0].done, told[0].phase, told[-1].done, told[-1].total) == (0, "starting workers", 5, 5)
     assert told[-1].cost.network_evaluations == alone.cost.network_evaluations
-    assert all(each.what or each.done in (0, 5) for each in told)  # which of them are under way depends on the moment
+    assert all(each.what or each.done in (0, 5) for each in told)  # which of them are running depends on the moment
     there = sorted(path.name for path in (tmp_path / "many").iterdir())
     assert there == [*(f"{k:05d}" for k in range(5)), "grid.png", "result.json", "run.json"]
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(job, cluster, tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="holds no run of lidar"):
         ray.run(job, tmp_path / "mine", overwrite=True)
-    with pytest.raises(ValueError, match="a GPU of its own"):
+    with pytest.raises(ValueError, match="its own GPU, got --device 'cuda:1': use cuda"):
         ray.run(replace(job, device="cuda:1"), tmp_path / "out")
     with pytest.raises(ValueError, match="this machine has 0 GPUs"):
         ray.run(job, tmp_path / "out", gpus=1)

@@ -1,4 +1,4 @@
-"""Which process draws what."""
+"""Shares of processes."""
 
 import pytest
 from hypothesis import given
@@ -40,13 +40,13 @@ def test_every_process_sees_all_and_its_own_first(shape, count):
 
 
 def array(task, count, first=0, **more):
-    """What Slurm sets in one job of an array."""
+    """Return the variables that Slurm sets in one job of an array."""
     named = {"ID": task, "COUNT": count, "MIN": first, **more}
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in named.items()}
 
 
 def srun(task, tasks):
-    """What ``srun`` sets in one task, inside a batch script that asked for several."""
+    """Return the variables of one task of ``srun``, inside a batch script that asked for several."""
     names = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
     return dict(zip(names, map(str, (36, task, tasks, tasks)), strict=True))
 
@@ -88,20 +88,20 @@ def test_ranks_come_from_torchrun_then_from_slurm(environment, shard, variables)
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"SLURM_PROCID": "1"}, "SLURM_PROCID and SLURM_NTASKS go together, got SLURM_PROCID='1' alone: .*srun"),
-        ({"SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS go together, got SLURM_NTASKS='4' alone: .*srun"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID and SLURM_NTASKS go together, got only SLURM_PROCID='1': .*srun"),
+        ({"SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS go together, got only SLURM_NTASKS='4': .*srun"),
         ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "got SLURM_PROCID 4 of SLURM_NTASKS 4"),
         ({"SLURM_PROCID": "-1", "SLURM_NTASKS": "4"}, "SLURM_PROCID must be 0 to"),
         ({"SLURM_PROCID": "one", "SLURM_NTASKS": "4"}, "SLURM_PROCID and SLURM_NTASKS must be whole numbers"),
         ({**SCRIPT, "SLURM_NTASKS": "4"}, "SLURM_NTASKS is 4, but this is the batch script.*srun"),
-        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_ID='1' alone"),
-        ({"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0"}, "SLURM_ARRAY_TASK_MIN='0' alone"),
+        ({"SLURM_ARRAY_TASK_ID": "1"}, "got only SLURM_ARRAY_TASK_ID='1'"),
+        ({"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0"}, "got only .*SLURM_ARRAY_TASK_MIN='0'"),
         (array("two", 4), "SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT and SLURM_ARRAY_TASK_MIN must be whole"),
         (array(2, 4, STEP="x"), "SLURM_ARRAY_TASK_STEP must be a whole number, got SLURM_ARRAY_TASK_STEP='x'"),
         (array(2, 4, STEP=0), "must be at least 1, got 4 and 0"),
         (array(0, 0), "must be at least 1, got 0 and 1"),
         (array(7, 3, 1), "SLURM_ARRAY_TASK_ID 7 has no rank.*--array=0-2"),  # --array=1,3,7
-        (array(1, 3, 1, STEP=1, MAX=7), "without holes"),  # its first job, which Slurm's last index tells
+        (array(1, 3, 1, STEP=1, MAX=7), "without holes"),  # the first job; Slurm's last index shows holes
         (array(2, 4, 1, STEP=2, MAX=7), "without holes"),
         (array(0, 3, 1), "without holes"),
         ({**srun(2, 2), **array(0, 3)}, "got SLURM_PROCID 2 of SLURM_NTASKS 2"),

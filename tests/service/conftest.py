@@ -1,4 +1,4 @@
-"""A tiny pipeline, and a server of it."""
+"""Fixtures: a tiny pipeline, and a server of it."""
 
 import pytest
 from live_server import serving
@@ -9,7 +9,7 @@ from lidar_sampling.runs import Job
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """The folder of a tiny pipeline that draws 16 x 16 pictures."""
+    """Return the folder of a tiny pipeline that draws 16 x 16 pictures."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     testing.tiny_stable_diffusion().save_pretrained(folder)
     return str(folder)

@@ -8,7 +8,7 @@ from lidar_sampling.service import Desk
 
 @contextmanager
 def serving(folder, tiny, base, *, tokens=(), rewards=None, models=None, limits=None, warm=True, **desk_options):
-    """Yield (url, desk, app) of a server that runs while the block does."""
+    """Yield (url, desk, app) of a server that runs within the block."""
     from lidar_sampling._http import listen, run_in_thread, server_of, url_of
     from lidar_sampling.service.app import make_app
     from lidar_sampling.service.catalog import Catalog

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 @contextmanager
 def running(tiny, folder, *more):
-    """Yield (process, client) of a server that is ready; it is killed at the end, if it still runs."""
+    """Yield (process, client) of a ready server; kill it at the end if it still runs."""
     command = [sys.executable, "-m", "lidar_sampling", "serve", "--model", f"tiny={tiny}", "--port", "0"]
     how = ["--reward", "sleeps=slow_reward:sleeps", "--n", "2", "--steps", "2", "--folder", str(folder), *more]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "LIDAR_TOKEN": ""}
@@ -75,7 +75,7 @@ def test_what_was_accepted_is_finished_or_told_as_lost(tiny, tmp_path):
         assert answers["a cat that runs"].status_code == 200
         assert len(answers["a cat that runs"].json()["data"]) == 1
         assert answers["a cat that waits"].status_code == 503
-        assert "before its turn came: ask again" in answers["a cat that waits"].json()["error"]["message"]
+        assert "before this order's turn: ask again" in answers["a cat that waits"].json()["error"]["message"]
         assert process.wait(20) == 0
     states = [json.loads(file.read_text())["state"] for file in sorted(tmp_path.glob("jobs/*/end.json"))]
     assert states[-2:] == ["done", "lost"]
@@ -83,7 +83,7 @@ def test_what_was_accepted_is_finished_or_told_as_lost(tiny, tmp_path):
 
 @pytest.fixture
 def lidar(capsys, monkeypatch):
-    """Run the command in this process; returns (status, the last line of stderr)."""
+    """Run the command in this process; return (status, last line of stderr)."""
     monkeypatch.setenv("LIDAR_TOKEN", "")
 
     def run(*arguments):
@@ -126,7 +126,7 @@ def test_nothing_of_http_is_imported_before_it_is_served():
 
 
 def test_answers_are_sent_at_once():
-    """On a socket without a named protocol asyncio leaves Nagle's delay of 40 ms in every answer but the first."""
+    """On a socket without a named protocol, asyncio keeps Nagle's delay of 40 ms in every answer but the first."""
     with listen("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
 

@@ -1,4 +1,4 @@
-"""The desk without HTTP: turns, orders drawn together, banks by bytes, and what a restart says."""
+"""The desk without HTTP: turns, orders drawn together, limits of bytes for banks, and restarts."""
 
 import json
 from dataclasses import replace
@@ -144,7 +144,7 @@ def test_a_restart_says_what_became_of_each_order(tmp_path, job):
         again, lost = desk.orders.values()
         assert (again.id, again.state, again.bank.id) == (done.id, "done", done.bank.id)
         assert len(pixels(again)) == 1
-        assert (lost.state, lost.problem) == ("lost", "the process that drew it ended before it did: ask again")
+        assert (lost.state, lost.problem) == ("lost", "its process ended before it was done: ask again")
         assert desk.submit(asking(job)).id.startswith("000003-")
 
 
@@ -156,7 +156,7 @@ def test_what_waits_when_it_closes_is_told_as_lost(tmp_path, job):
     while desk.running is not first:
         first.wait(first.version, timeout=1)
     desk.stop()
-    assert (second.state, second.problem) == ("lost", "the server was stopped before its turn came: ask again")
+    assert (second.state, second.problem) == ("lost", "the server was stopped before this order's turn: ask again")
     with pytest.raises(FullError, match="closing"):
         desk.submit(asking(job))
     slow_reward.opened.set()

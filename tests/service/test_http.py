@@ -40,7 +40,7 @@ def until(true, seconds=10):
 
 
 def order_of(desk, prompt):
-    """Wait until the order of a prompt runs: one before it may still be at the desk, drawn and told as done."""
+    """Wait until the order of a prompt runs; an earlier one, reported as done, may still be at the desk."""
     until(lambda: (found := desk.running) is not None and prompt in str(found.job.prompts))
     return desk.running
 
@@ -121,7 +121,9 @@ class TestBanksAndJobs:
         name = bank(client)
         answer = client.post("/v1/images/generations", json={"prompt": "a dog", "bank_id": name})
         assert answer.status_code == 422
-        assert answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw one of it"
+        assert (
+            answer.json()["error"]["message"] == "the bank is of 'a cat', not of 'a dog': draw a bank of that prompt"
+        )
 
     def test_a_bank_of_what_is_not_served_any_more_is_refused(self, client, served, monkeypatch):
         name, desk = bank(client), served[1]
@@ -129,7 +131,7 @@ class TestBanksAndJobs:
         monkeypatch.setattr(desk.banks, "job", lambda name: replace(job, model="/another/model"))
         answer = client.post("/v1/images", json={"bank": name})
         assert answer.status_code == 404
-        assert "is of a model or reward that is not served any more" in answer.json()["error"]["message"]
+        assert "is of a model or reward that is no longer served" in answer.json()["error"]["message"]
 
     def test_health_and_numbers(self, client):
         assert client.get("/healthz").json() == {"status": "ok"}
@@ -141,13 +143,13 @@ class TestBanksAndJobs:
 
     def test_a_page_in_a_browser_cannot_take_this_address(self, client):
         assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
-        text = {"content-type": "text/plain"}  # which a browser sends anywhere without asking
+        text = {"content-type": "text/plain"}  # browsers send such requests anywhere without asking
         assert client.post("/v1/banks", content=b'{"prompt": "x"}', headers=text).status_code == 400
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, tiny, base):
-    """A server whose reward waits until a test opens it; two jobs may wait."""
+    """Start a server whose reward waits until a test releases it; two jobs may wait."""
     rewards = {"waits": "slow_reward:waits", "fails": "slow_reward:fails", "sleeps": "slow_reward:sleeps"}
     limits = Limits(places=2, each=2)
     folder = tmp_path_factory.mktemp("slow")

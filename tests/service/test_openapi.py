@@ -1,4 +1,4 @@
-"""What OpenAPI says is what the server does: schemathesis asks it all kinds of things."""
+"""The server does what its OpenAPI document says: schemathesis sends many kinds of requests."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def test_schemathesis_finds_nothing(tmp_path, tiny, base, monkeypatch):
-    for reader in ("_lookahead", "runs._identity"):  # what takes most of the time of a tiny pipeline
+    for reader in ("_lookahead", "runs._identity"):  # this takes most of the time with a tiny pipeline
         monkeypatch.setattr(f"lidar_sampling.{reader}.pipeline_contents", lambda pipe: {})
     limits, token = Limits(images=2, n=2, steps=2, pixels=1024, prompt=200, places=4), "schema-secret"
     with serving(tmp_path / "desk", tiny, base, limits=limits, places=4, tokens=[token]) as (url, desk, _):

@@ -1,4 +1,4 @@
-"""The same app on Ray Serve, where it is installed."""
+"""The same app on Ray Serve, if that is installed."""
 
 import socket
 import sys

@@ -23,15 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("stage", choices=(*STAGES, "all"), help="all runs every stage in this order")
     parser.add_argument("--out", type=Path, default=OUT, help="default: training/glyph/out")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--steps", type=int, help="training steps, instead of those of the shipped weights")
-    parser.add_argument("--smoke", action="store_true", help="a few steps on a few pictures, to try the road")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument("--steps", type=int, help="number of training steps, instead of that of the shipped weights")
+    parser.add_argument("--smoke", action="store_true", help="a few steps on a few pictures, to try all stages")
     args = parser.parse_args(arguments)
     if args.steps is not None and (args.steps < 1 or args.stage not in (*TRAINED, "all")):
         parser.error(f"--steps takes 1 or more, and a stage that trains: {', '.join(TRAINED)} or all")
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    from .output import MissingError  # torch and diffusers are loaded only when there is something to do
+    from .output import MissingError  # load torch and diffusers only when there is something to do
 
     for stage in STAGES if args.stage == "all" else [args.stage]:
         start = time.perf_counter()
@@ -46,11 +46,11 @@ def run(stage: str, out: Path, *, device: str | None = None, smoke: bool = False
     """Run one of STAGES.
 
     Args:
-        stage: its name.
-        out: folder of what the stages make.
-        device: where to train; cuda by default where there is one.
+        stage: name of the stage.
+        out: folder for the output of the stages.
+        device: where to train; by default cuda if there is one.
         smoke: make everything tiny.
-        steps: training steps, instead of the recipe's.
+        steps: number of training steps, instead of the recipe's.
     """
     import torch
 
@@ -73,7 +73,7 @@ def run(stage: str, out: Path, *, device: str | None = None, smoke: bool = False
     }[stage]
     if smoke:
         settings = settings.smoke()
-        torch.set_num_threads(1)  # batches this small gain nothing from threads, and lose on a busy machine
+        torch.set_num_threads(1)  # such small batches gain nothing from threads, and lose on a busy machine
     if steps is not None and stage in TRAINED:
         settings = replace(settings, schedule=replace(settings.schedule, steps=steps))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

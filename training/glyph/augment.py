@@ -1,4 +1,4 @@
-"""Small changes to pictures that do not change what they show."""
+"""Small changes of pictures that do not change what they show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .draws import Draws
 
 
 def augment(images: Tensor, strength: float, draws: Draws) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] with contrast, tint, zoom and place changed a little, each its own way.
+    """Return images (B, 3, H, W) in [0, 1] with small random changes of contrast, tint, zoom and place.
 
     At ``strength`` 1: contrast by 30%, tint by 0.06, zoom by 6%, place by 2% of the picture.
     """

@@ -27,7 +27,7 @@ from transformers import CLIPTokenizer
 from lidar_sampling import glyph
 from lidar_sampling._geneval import CLASSES, COLORS, NUMBERS, RELATIONS, caption, with_article
 
-LENGTH = 24  # tokens a caption, padded
+LENGTH = 24  # tokens per caption, padded
 _N, _C = len(CLASSES), len(COLORS)
 _COUNTS = tuple(NUMBERS.values())
 _SHAPES = {
@@ -39,7 +39,7 @@ _SHAPES = {
     "color_attr": (_N, _N, _C, _C),
 }
 TAGS = tuple(_SHAPES)
-UNCAPTIONED = len(TAGS)  # the tag of a scene that no template describes
+UNCAPTIONED = len(TAGS)  # the tag of scenes that no template describes
 _ENDS = tuple(accumulate(map(math.prod, _SHAPES.values())))
 _STARTS = dict(zip(TAGS, (0, *_ENDS), strict=False))
 EMPTY = _ENDS[-1]
@@ -47,7 +47,7 @@ SIZE = EMPTY + 1
 
 
 class Attributes(NamedTuple):
-    """What a caption says, one row a scene: (B,) int64 each; a template reads only the parts it names."""
+    """The contents of captions, one row per scene: (B,) int64 each; a template reads only the parts it names."""
 
     tag: Tensor
     """Index into TAGS, or UNCAPTIONED."""
@@ -56,12 +56,12 @@ class Attributes(NamedTuple):
     first_color: Tensor
     second_color: Tensor
     relation: Tensor
-    """Index into RELATIONS: where the first object lies relative to the second."""
+    """Index into RELATIONS: where the first object is relative to the second."""
     number: Tensor
-    """How many of the first: index into 2, 3, 4."""
+    """Number of the first object: index into 2, 3, 4."""
 
     def captions(self) -> Tensor:
-        """Caption indices (B,)."""
+        """Return caption indices (B,)."""
         _, a, b, c, d, r, n = self
         by_tag = [
             index("single_object", a),
@@ -76,7 +76,7 @@ class Attributes(NamedTuple):
 
 
 def index(tag: str, *parts: Any) -> Any:
-    """Caption index of a template's parts, integers or int64 tensors alike.
+    """Return the caption index of a template's parts, given as integers or int64 tensors.
 
     >>> index("colors", 16, 0), text(240)
     (240, 'a photo of a red dog')
@@ -88,7 +88,7 @@ def index(tag: str, *parts: Any) -> Any:
 
 
 def metadata(index: int) -> dict[str, Any] | None:
-    """GenEval's metadata of a caption, as ``_geneval.parse`` gives it; None for the empty caption."""
+    """Return GenEval's metadata of a caption, as ``_geneval.parse`` does; None for the empty caption."""
     if index == EMPTY:
         return None
     tag = next(t for t, end in zip(TAGS, _ENDS, strict=True) if index < end)
@@ -110,7 +110,7 @@ def metadata(index: int) -> dict[str, Any] | None:
 
 
 def text(index: int) -> str:
-    """The caption itself.
+    """Return the caption.
 
     >>> text(EMPTY - 1), text(EMPTY)
     ('a photo of a white toothbrush and a white toothbrush', '')
@@ -120,7 +120,7 @@ def text(index: int) -> str:
 
 
 def token_table(tokenizer: CLIPTokenizer) -> Tensor:
-    """Token ids (SIZE, LENGTH) int16 of every caption, as the tokenizer gives them with padding.
+    """Return token ids (SIZE, LENGTH) int16 of every caption, as the tokenizer gives them with padding.
 
     The 670,000 captions of two objects are joined from their halves, which takes a fraction of a second.
     """
@@ -131,7 +131,7 @@ def token_table(tokenizer: CLIPTokenizer) -> Tensor:
         _pad(tokenizer, [text(i) for i in range(_STARTS["two_object"])]),
         _join(tokenizer, plain, [f"and {noun}" for noun in plain]),
         _join(tokenizer, plain, related),
-        # Heads vary with (a, c) and tails with (b, d), while the caption space goes by (a, b, c, d).
+        # Heads vary with (a, c) and tails with (b, d), while captions are ordered by (a, b, c, d).
         _join(tokenizer, tinted, [f"and {noun}" for noun in tinted])
         .reshape(_N, _C, _N, _C, LENGTH)
         .transpose(0, 2, 1, 3, 4),
@@ -141,7 +141,7 @@ def token_table(tokenizer: CLIPTokenizer) -> Tensor:
 
 
 def held_out() -> Tensor:
-    """(80, 80) bool: class pairs that no training caption names together, symmetric."""
+    """Return (80, 80) bool, symmetric: class pairs that no training caption names together."""
     together = torch.zeros(_N, _N, dtype=torch.bool)
     for pair in glyph.held_out_pairs():
         a, b = map(CLASSES.index, pair)
@@ -150,17 +150,17 @@ def held_out() -> Tensor:
 
 
 def all_pairs() -> Tensor:
-    """Ordered pairs (P, 2) of two different classes."""
+    """Return the ordered pairs (P, 2) of two different classes."""
     return (~torch.eye(_N, dtype=torch.bool)).nonzero()
 
 
 def training_pairs() -> Tensor:
-    """:func:`all_pairs` without those that are held out."""
+    """Return :func:`all_pairs` without the held-out pairs."""
     return (~torch.eye(_N, dtype=torch.bool) & ~held_out()).nonzero()
 
 
 def held_out_pairs() -> Tensor:
-    """The ordered pairs (P, 2) that are held out."""
+    """Return the held-out ordered pairs (P, 2)."""
     return held_out().nonzero()
 
 
@@ -173,7 +173,7 @@ def _pad(tokenizer: CLIPTokenizer, texts: list[str]) -> np.ndarray:
 
 
 def _join(tokenizer: CLIPTokenizer, nouns: list[str], tails: list[str]) -> np.ndarray:
-    """Tokens (H, T, LENGTH) of "a photo of" each noun, followed by each tail."""
+    """Return tokens (H, T, LENGTH) of "a photo of" each noun, followed by each tail."""
     ends = _pad(tokenizer, tails)[:, 1:]
     joined = np.empty((len(nouns), len(tails), LENGTH), np.int16)
     for row, noun in zip(joined, nouns, strict=True):

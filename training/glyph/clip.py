@@ -1,4 +1,4 @@
-"""Stages ``reward-clip`` and ``heldout-clip``: two CLIP models, one to guide and one only to judge.
+"""Stages ``reward-clip`` and ``heldout-clip``: two CLIP models, one that guides and one that only judges.
 
 They differ in size, seed, learning rate and augmentation; :mod:`.contrastive` has their objective.
 """
@@ -25,7 +25,7 @@ from .pool import Pictures
 from .render import Renderer, load_sprites
 from .world import World
 
-_LONGEST = 16  # tokens: no caption is longer, so the padding beyond is left out of training
+_LONGEST = 16  # tokens: no caption is longer, so training leaves out the padding beyond
 _PREPROCESSOR = {
     "image_processor_type": "CLIPImageProcessor",
     "processor_class": "CLIPProcessor",
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a CLIP was trained with; widths and layers first of the images, then of the text."""
+    """Settings of a CLIP; widths and layers are first for the images, then for the text."""
 
     name: str
     seed: int
@@ -62,12 +62,12 @@ class Settings:
     negatives: int = 6
     pool: int = 80_000
     fresh: int = 64
-    """New pictures a step, drawn every fourth."""
+    """New pictures per step, drawn every fourth step."""
     ema: float = 0.998
     evaluated: int = 2048
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         schedule = replace(self.schedule, steps=3, batch=4)
         return replace(self, schedule=schedule, pool=16, fresh=1, evaluated=16)
 
@@ -99,7 +99,7 @@ HELD_OUT = Settings(
 
 
 def build(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The model, untrained: about four million parameters."""
+    """Return the untrained model: about four million parameters."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.text_width,
@@ -132,8 +132,8 @@ def build(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def run(output: Output, device: torch.device, settings: Settings) -> None:
-    """Train one CLIP, measure it on training and on held-out pairs, and write it."""
-    torch.manual_seed(settings.seed)  # of the first weights
+    """Train one CLIP, measure it on training and held-out pairs, and write it."""
+    torch.manual_seed(settings.seed)  # seed of the initial weights
     tokenizer = CLIPTokenizer.from_pretrained(output.need(output.tokenizer, "tokenizer"))
     model = build(settings, tokenizer).to(device).train()
     log.info("%s: %.2f million parameters", settings.name, size(model))

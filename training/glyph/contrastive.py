@@ -1,7 +1,7 @@
-"""The objective of the CLIPs, and what they are measured by.
+"""The objective of the CLIPs, and their measures.
 
-It is CLIP's (https://arxiv.org/abs/2103.00020), with each image's own hard negatives beside the captions
-of the batch as in NegCLIP (https://arxiv.org/abs/2210.01936), and one more term that weighs these alone.
+The objective is CLIP's (https://arxiv.org/abs/2103.00020), with each image's own hard negatives beside the captions
+of the batch as in NegCLIP (https://arxiv.org/abs/2210.01936), and one more term on the hard negatives alone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NEVER = -1e4  # logit of a caption that must not count as wrong
 
 
 def similarities(model: CLIPModel, batch: Batch, negatives: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of each image with every caption of the batch (B, B), and with its own negatives (B, K).
+    """Return logits of each image with every caption of the batch (B, B), and with its own negatives (B, K).
 
-    A caption that is another's equal, or a negative that is the image's own caption, is ruled out.
+    Equal captions of other images, and negatives equal to the image's own caption, are excluded.
     """
     captions = batch.attributes.captions()
     n = len(captions)
@@ -39,7 +39,7 @@ def similarities(model: CLIPModel, batch: Batch, negatives: Tensor, tokens: Tens
 
 
 def contrastive_loss(among: Tensor, beside: Tensor) -> Tensor:
-    """Image to text with hard negatives, half of text to image, half of the hard negatives alone."""
+    """Sum image to text with hard negatives, half of text to image, and half of the hard negatives alone."""
     own = torch.arange(len(among), device=among.device)
     hard = torch.cat([among.diagonal()[:, None], beside], 1)
     image_to_text = F.cross_entropy(torch.cat([among, beside], 1), own)
@@ -47,7 +47,7 @@ def contrastive_loss(among: Tensor, beside: Tensor) -> Tensor:
 
 
 def beats(among: Tensor, beside: Tensor) -> Tensor:
-    """(B,) bool: the image is nearer to its caption than to any of its hard negatives."""
+    """Return (B,) bool: whether the image is nearer to its caption than to any of its hard negatives."""
     return beside.amax(1) < among.diagonal()
 
 
@@ -55,7 +55,7 @@ def beats(among: Tensor, beside: Tensor) -> Tensor:
 def hard_negative_accuracy(
     model: CLIPModel, pictures: Pictures, draws: Draws, tokens: Tensor
 ) -> dict[str, float | None]:
-    """Share of pictures, a tag, whose caption beats eight hard negatives; None for a tag without pictures."""
+    """Return the share of pictures per tag whose caption beats eight hard negatives; None without pictures."""
     tags, won = [], []
     for batch in pictures.batches():
         negatives = hard_negatives(batch.attributes, draws, 8)

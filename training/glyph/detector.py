@@ -28,25 +28,25 @@ from .pool import Batch, Pictures
 from .render import Renderer, load_sprites
 from .world import SLOTS, World
 
-_STRIDE = 4  # pixels a cell
-_SPREAD = 1.3  # of a centre on the heat map, in cells
+_STRIDE = 4  # pixels per cell
+_SPREAD = 1.3  # deviation of a centre on the heat map, in cells
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the detector was trained with."""
+    """Settings of the detector."""
 
     schedule: Schedule
     uncaptioned: float = 0.4
     pool: int = 80_000
     fresh: int = 64
-    """New pictures a step, drawn every fourth."""
+    """New pictures per step, drawn every fourth step."""
     evaluated: int = 6144
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         return replace(self, schedule=replace(self.schedule, steps=3, batch=4), pool=16, fresh=1, evaluated=16)
 
 
@@ -55,7 +55,7 @@ RECIPE = Settings(Schedule(steps=685, batch=256, learning_rate=2e-3, warmup=300,
 
 def run(output: Output, device: torch.device, settings: Settings) -> None:
     """Train the detector, choose its threshold, measure it and write it."""
-    torch.manual_seed(5)  # of the first weights
+    torch.manual_seed(5)  # seed of the initial weights
     model = Detector(CLASSES).to(device, memory_format=torch.channels_last).train()
     log.info("detector: %.2f million parameters", size(model))
     vae = autoencoder.load(output, device)
@@ -91,7 +91,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
 
 
 def detection_loss(model: Detector, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Focal loss + 0.5 (L1 of log size + L1 of offset + cross-entropy of colour), an object."""
+    """Return focal loss + 0.5 (L1 of log size + L1 of offset + cross-entropy of colour), per object."""
     logits, boxes, colors = (head.float() for head in model(_channels_last(batch.images)))
     corners = batch.boxes / _STRIDE
     centers = (corners[..., :2] + corners[..., 2:]) / 2
@@ -118,7 +118,7 @@ def detection_loss(model: Detector, batch: Batch) -> tuple[Tensor, dict[str, Ten
 
 
 def heat_maps(like: Tensor, cells: Tensor, classes: Tensor, shown: Tensor) -> Tensor:
-    """Targets (B, 80, 32, 32): a Gaussian about each shown object's cell (B, 4, 2), 1 at the cell itself."""
+    """Return targets (B, 80, 32, 32): a Gaussian around each shown object's cell (B, 4, 2), 1 at the cell itself."""
     heat = torch.zeros_like(like)
     line = torch.arange(like.shape[-1], device=like.device)
     for slot in range(SLOTS):  # one at a time: two objects of a class share a map
@@ -131,7 +131,7 @@ def heat_maps(like: Tensor, cells: Tensor, classes: Tensor, shown: Tensor) -> Te
 
 
 def detect(model: Detector, pictures: Pictures) -> tuple[list[list[Detection]], list[dict[str, Any]]]:
-    """What the detector finds in each picture, and the metadata of its caption."""
+    """Return what the detector finds in each picture, and the metadata of its caption."""
     found, captions = [], []
     for batch in pictures.batches():
         found += model.detect(_channels_last(batch.images))

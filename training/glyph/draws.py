@@ -14,17 +14,17 @@ class Draws:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Float32 of ``shape``, uniform in [low, high)."""
+        """Return float32 of ``shape``, uniform in [low, high)."""
         return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
 
     def normal(self, *shape: int) -> Tensor:
-        """Float32 of ``shape``, standard normal."""
+        """Return float32 of ``shape``, standard normal."""
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     def integers(self, bound: int, *shape: int) -> Tensor:
-        """Int64 of ``shape``, uniform in [0, bound)."""
+        """Return int64 of ``shape``, uniform in [0, bound)."""
         return torch.randint(0, bound, shape, generator=self.generator, device=self.device)
 
     def choice(self, weights: Tensor, n: int) -> Tensor:
-        """(n,) int64 indices into ``weights`` (K,), with replacement, in proportion to them."""
+        """Return (n,) int64 indices into ``weights`` (K,), drawn with replacement in proportion to them."""
         return torch.multinomial(weights, n, replacement=True, generator=self.generator)

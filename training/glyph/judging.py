@@ -1,4 +1,4 @@
-"""How well a detector judges pictures whose captions are known."""
+"""Measures of how well a detector judges pictures with known captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 
 
 def best_threshold(found: list[list[Detection]], wanted: list[dict[str, Any]]) -> float:
-    """The threshold at which most pictures are judged right, exact counts included."""
+    """Return the threshold at which most pictures are judged right, exact counts included."""
 
     def right(threshold: float) -> int:
         return sum(exact(f, w, threshold) for f, w in zip(found, wanted, strict=True))
@@ -22,7 +22,7 @@ def best_threshold(found: list[list[Detection]], wanted: list[dict[str, Any]]) -
 
 
 def judge(found: list[list[Detection]], wanted: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
-    """Accuracy by tag, the same with exact counts, and the share of wrong captions that are accepted."""
+    """Return accuracy by tag, the same with exact counts, and the share of wrong captions that are accepted."""
     pairs = list(zip(found, wanted, strict=True))
     wrong = [_judge(f, _spoilt(w), threshold) for f, w in pairs]
     return {
@@ -33,14 +33,14 @@ def judge(found: list[list[Detection]], wanted: list[dict[str, Any]], threshold:
 
 
 def by_tag(right: list[bool], wanted: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each tag that occurs, ``overall`` the mean of these, ``mean_image`` that of all pictures."""
+    """Return the mean of each tag, ``overall`` as the mean of these, and ``mean_image`` over all pictures."""
     marks = {tag: [r for r, w in zip(right, wanted, strict=True) if w["tag"] == tag] for tag in TAGS}
     means = {tag: sum(mark) / len(mark) for tag, mark in marks.items() if mark}
     return {**means, "overall": sum(means.values()) / len(means), "mean_image": sum(right) / len(right)}
 
 
 def exact(found: list[Detection], wanted: dict[str, Any], threshold: float) -> bool:
-    """GenEval's verdict, and no more of a named class than asked for."""
+    """Return GenEval's verdict, with no more of a named class than asked for."""
     names = [d.label for d in found if d.score > threshold]
     counted = all(names.count(w["class"]) == w["count"] for w in wanted["include"])
     return counted and _judge(found, wanted, threshold)
@@ -51,7 +51,7 @@ def _judge(found: list[Detection], wanted: dict[str, Any], threshold: float) -> 
 
 
 def _spoilt(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Metadata that is wrong about the last object: its number, relation, colour or class."""
+    """Return metadata that is wrong about the last object: its number, relation, colour or class."""
     wanted = copy.deepcopy(wanted)
     last = wanted["include"][-1]
     if wanted["tag"] == "counting":

@@ -1,4 +1,4 @@
-"""Stage ``measure``: what the finished stack draws without guidance, by the detector and by both CLIPs."""
+"""Stage ``measure``: judge what the finished model draws without guidance, by the detector and both CLIPs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is drawn: every ``every``-th prompt of the shipped set, DDPM-like (DDIM with eta 1)."""
+    """Settings: every ``every``-th prompt of the shipped set, DDPM-like (DDIM with eta 1)."""
 
     every: int = 4
     steps: int = 50
@@ -29,7 +29,7 @@ class Settings:
     batch: int = 16
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         return replace(self, every=100, steps=2)
 
 

@@ -1,6 +1,6 @@
 """Hard negatives: captions that are wrong about a picture in one attribute, or in what they leave out.
 
-They teach the CLIPs what random captions do not: which object has which colour, and which is on the left.
+They teach the CLIPs what random captions cannot: which object has which colour, and which is on the left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .draws import Draws
 
 
 def hard_negatives(attributes: Attributes, draws: Draws, k: int) -> Tensor:
-    """``k`` wrong captions (B, k) a scene, as indices; the empty caption for a scene without caption."""
+    """Return ``k`` wrong captions (B, k) per scene, as indices; the empty caption for a scene without caption."""
     return torch.stack([_one(attributes, draws) for _ in range(k)], 1)
 
 
@@ -27,7 +27,7 @@ def _one(attributes: Attributes, draws: Draws) -> Tensor:
     other_c, other_d = (_another(color, len(COLORS), draws) for color in (c, d))
     other_n = _another(n, len(NUMBERS), draws)
     other_r = _another(r, len(RELATIONS), draws)
-    opposite = r ^ 1  # RELATIONS pairs each with its opposite
+    opposite = r ^ 1  # in RELATIONS each is next to its opposite
     u = draws.uniform(rows)
 
     def attr(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _one(attributes: Attributes, draws: Draws) -> Tensor:
 
 
 def _choose(u: Tensor, *choices: tuple[float | Tensor, Tensor]) -> Tensor:
-    """Of (bound, value) pairs, the value of the first whose bound is above ``u`` (B,), else of the last."""
+    """Return the value of the first (bound, value) pair whose bound is above ``u`` (B,), else of the last."""
     chosen = choices[-1][1]
     for bound, value in reversed(choices[:-1]):
         chosen = torch.where(u < bound, value, chosen)
@@ -89,12 +89,12 @@ def _choose(u: Tensor, *choices: tuple[float | Tensor, Tensor]) -> Tensor:
 
 
 def _another(value: Tensor, bound: int, draws: Draws) -> Tensor:
-    """An integer of [0, bound) that is not ``value``."""
+    """Return an integer in [0, bound) that is not ``value``."""
     return (value + 1 + draws.integers(bound - 1, len(value))) % bound
 
 
 def _another_class(mine: Tensor, partner: Tensor, draws: Draws) -> Tensor:
-    """A class that is neither of the two in the picture."""
+    """Return a class that is neither of the two in the picture."""
     other = _another(mine, len(CLASSES), draws)
     other = torch.where(other == partner, (partner + 1) % len(CLASSES), other)
     return torch.where(other == mine, (mine + 1) % len(CLASSES), other)

@@ -1,4 +1,4 @@
-"""What the training loops share: learning rate, optimiser, loop, moving average of the weights."""
+"""Shared parts of the training loops: learning rate, optimiser, loop, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """The schedule of training: steps and learning rate.
 
-    ``floor`` is the last learning rate as a share of the first, ``max_norm`` that of the gradient.
+    ``floor`` is the last learning rate as a share of the first; ``max_norm`` is the largest norm of the gradient.
     """
 
     steps: int
@@ -32,14 +32,14 @@ class Schedule:
     log_every: int = 100
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up times a half cosine down to ``floor``."""
+        """Return the learning rate of a step: linear warm-up times a half cosine down to ``floor``."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         warm = min(1.0, (step + 1) / self.warmup)
         return self.learning_rate * warm * (self.floor + (1 - self.floor) * cosine)
 
 
 class Average(Generic[M]):
-    """An exponential moving average of a model's weights, in ``model``; young averages forget faster."""
+    """An exponential moving average of a model's weights, in ``model``; at the beginning it forgets faster."""
 
     def __init__(self, model: M, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
@@ -47,7 +47,7 @@ class Average(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: M, step: int) -> None:
-        """Take in the weights of ``model`` after ``step``."""
+        """Add the weights of ``model`` after ``step``."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for mine, current in zip(self.model.parameters(), model.parameters(), strict=True):
             mine.lerp_(current, weight)
@@ -62,9 +62,9 @@ def train(
     log: logging.Logger,
     after: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Minimise ``loss``, a function of the step that returns its value and figures to log.
+    """Minimise ``loss``, a function of the step that returns a value and figures to log.
 
-    On a GPU the loss runs in bfloat16 where autocast sees fit. ``after`` is called when a step is done.
+    On a GPU the loss runs under autocast in bfloat16. ``after`` is called after each step.
 
     Returns:
         Seconds.
@@ -97,7 +97,7 @@ def adamw(
     device: torch.device,
     decay_vectors: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW, fused on a GPU; biases and other vectors are spared the decay unless ``decay_vectors``."""
+    """Return AdamW, fused on a GPU; biases and other vectors do not decay unless ``decay_vectors``."""
     every = list(parameters)
     groups = [
         {"params": [p for p in every if decay_vectors or p.ndim > 1], "weight_decay": weight_decay},

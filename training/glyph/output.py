@@ -1,8 +1,8 @@
-"""Where each stage writes, what it needs from an earlier one, and how weights are stored.
+"""The output of each stage, its inputs from earlier stages, and the storage of weights.
 
-The folder has the layout of ``lidar_sampling.glyph.DATA``. Weights are stored in half precision, for their
-size, but every configuration says float32: transformers loads in the precision that it names, and a text
-encoder in half precision beside a UNet in float32 fails.
+The folder has the layout of ``lidar_sampling.glyph.DATA``. Weights are stored in half precision to save space, but
+every configuration says float32: transformers loads in the precision of the configuration, and a text encoder in half
+precision fails beside a UNet in float32.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import nn
 
 
 class MissingError(RuntimeError):
-    """Something must exist first and does not; the message says how to make it."""
+    """A needed file does not exist; the message says how to make it."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The folder that holds what the stages make."""
+    """The folder for the output of the stages."""
 
     root: Path
 
     @property
     def sprites(self) -> Path:
-        """Glyphs of the 80 classes."""
+        """The file of the glyphs of the 80 classes."""
         return self.root / "sprites.npz"
 
     @property
@@ -50,23 +50,23 @@ class Output:
 
     @property
     def tiny_decoder(self) -> Path:
-        """The small decoder that stands in for the autoencoder's."""
+        """The small decoder that can replace the autoencoder's."""
         return self.root / "tiny-decoder"
 
     @property
     def detector(self) -> Path:
-        """The detector that plays GenEval's judge."""
+        """The detector in the role of GenEval's judge."""
         return self.root / "detector"
 
     def clip(self, name: str) -> Path:
-        """A CLIP model: ``reward-clip`` or ``heldout-clip``."""
+        """Return the folder of a CLIP model: ``reward-clip`` or ``heldout-clip``."""
         return self.root / name
 
     def need(self, path: Path, stage: str) -> Path:
-        """``path``, which ``stage`` makes.
+        """Return ``path``, which ``stage`` makes.
 
         Raises:
-            MissingError: it has not yet.
+            MissingError: it does not exist yet.
         """
         if not path.exists():
             raise MissingError(
@@ -76,7 +76,7 @@ class Output:
 
 
 def save_transformers(model: Any, directory: Path) -> None:
-    """Write a transformers model: half weights, a configuration that says float32."""
+    """Write a transformers model: weights in half precision, a configuration that says float32."""
     state = {name: tensor.half() for name, tensor in model.float().state_dict().items()}
     model.save_pretrained(directory, state_dict=state)
 
@@ -99,5 +99,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def size(model: nn.Module) -> float:
-    """Parameters, in millions."""
+    """Return the number of parameters in millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6

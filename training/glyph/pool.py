@@ -1,8 +1,7 @@
 """Pools of training data: drawn once, refreshed a little while training goes on, sampled at random.
 
-The pictures that judges learn from are not only rendered. Most have been through the autoencoder, with noise
-on their latents, because what judges will see comes out of its decoder; some have a little noise on their
-pixels.
+The pictures for training judges are not only rendered. Most have gone through the autoencoder, with noise on their
+latents, because judges will see pictures from its decoder; some have a little noise on their pixels.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from .draws import Draws
 from .render import Renderer
 from .world import World
 
-_CHUNK = 256  # pictures drawn at once
+_CHUNK = 256  # pictures drawn at a time
 
 
 class Ring:
-    """Rows of several tensors that belong together; new rows replace the oldest."""
+    """A ring buffer of rows of several tensors; new rows replace the oldest."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -40,7 +39,7 @@ class Ring:
         self._next = (self._next + len(rows)) % self.size
 
     def rows(self, indices: Tensor | slice) -> list[Tensor]:
-        """Rows of each column."""
+        """Return the rows of each column."""
         return [column[indices] for column in self._columns]
 
 
@@ -51,7 +50,7 @@ class Batch(NamedTuple):
     """(B, 3, 128, 128) in [0, 1]."""
     attributes: Attributes
     classes: Tensor
-    """(B, 4), and so on as in Scenes."""
+    """(B, 4), and the others as in Scenes."""
     colors: Tensor
     present: Tensor
     boxes: Tensor
@@ -62,13 +61,13 @@ class Pictures:
     """A pool of ``size`` pictures.
 
     Args:
-        world: where the scenes come from.
+        world: source of the scenes.
         renderer: draws them.
         vae: the trained autoencoder.
-        draws: randomness of all but the scenes.
-        size: pictures held; stored in 8 bits.
+        draws: randomness of everything but the scenes.
+        size: number of pictures, stored in 8 bits.
         reconstructed: share that goes through the autoencoder.
-        latent_noise: most noise on their latents, in their standard deviations.
+        latent_noise: largest noise on their latents, in standard deviations.
         uncaptioned: share of scenes without caption.
     """
 
@@ -114,11 +113,11 @@ class Pictures:
         )
 
     def sample(self, n: int) -> Batch:
-        """``n`` pictures at random."""
+        """Return ``n`` random pictures."""
         return self._batch(self._draws.integers(len(self), n))
 
     def batches(self, n: int = 256) -> list[Batch]:
-        """All of them in order, ``n`` at a time."""
+        """Yield all pictures in order, ``n`` at a time."""
         return [self._batch(slice(start, start + n)) for start in range(0, len(self), n)]
 
     def _batch(self, indices: Tensor | slice) -> Batch:
@@ -126,7 +125,7 @@ class Pictures:
         return Batch(images.float() / 255, Attributes(*attributes.unbind(1)), *scenes)
 
     def _through_autoencoder(self, images: Tensor) -> Tensor:
-        """Reconstructions (K, 3, 128, 128); the noise on the latents is fine-grained or smooth, or none."""
+        """Return reconstructions (K, 3, 128, 128); the noise on the latents is fine-grained, smooth or absent."""
         vae, draws, k = self._vae, self._draws, len(images)
         posterior = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist
         latents = posterior.sample(generator=draws.generator).float()

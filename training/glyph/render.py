@@ -1,6 +1,6 @@
 """Pictures of scenes: tinted sprites, tilted and scaled over a plain or graded background, in batches.
 
-A tint keeps a glyph's shading: its luminance, stretched to [0, 1], walks a ramp from dark to light.
+A tint keeps a glyph's shading: its luminance, stretched to [0, 1], is mapped to a ramp from dark to light.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lidar_sampling._geneval import COLORS
 
 from .world import CANVAS, SLOTS, Scenes
 
-SPRITE = 96  # pixels a side
+SPRITE = 96  # pixels per side
 GLYPH = 88  # the longest side of the glyph in its sprite
 SMALL = 58  # objects up to this size are drawn from a blurred sprite, so that shrinking does not alias
 _VISIBLE = 0.35  # alpha above which a pixel belongs to an object's box
@@ -35,12 +35,12 @@ _RAMPS = {
 
 
 def load_sprites(path: Path) -> Tensor:
-    """What :mod:`.sprites` wrote, as (80, 4, 96, 96) premultiplied RGBA in [0, 1]."""
+    """Load the file of :mod:`.sprites` as (80, 4, 96, 96) premultiplied RGBA in [0, 1]."""
     return torch.from_numpy(np.load(path)["sprites"]).float().permute(0, 3, 1, 2) / 255
 
 
 def tints(sprites: Tensor) -> Tensor:
-    """Sprites (80, 4, 96, 96), premultiplied, to (80, 11, 4, 96, 96): natural, then GenEval's colours."""
+    """Tint premultiplied sprites (80, 4, 96, 96); return (80, 11, 4, 96, 96): natural, then GenEval's colours."""
     alpha = sprites[:, 3:]
     shade = _shading(sprites)
     tinted = [sprites]
@@ -53,7 +53,7 @@ def tints(sprites: Tensor) -> Tensor:
 
 
 def _shading(sprites: Tensor) -> Tensor:
-    """Luminance (80, 1, 96, 96) of each glyph, stretched about its own middle to [0, 1]."""
+    """Return the luminance (80, 1, 96, 96) of each glyph, stretched around its middle to [0, 1]."""
     rgb = sprites[:, :3] / sprites[:, 3:].clamp_min(1 / 255)
     luminance = (rgb * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)
     shades = torch.zeros_like(luminance)
@@ -67,11 +67,11 @@ def _shading(sprites: Tensor) -> Tensor:
 
 
 class Renderer:
-    """Draws scenes; half precision on a GPU.
+    """A renderer of scenes; in half precision on a GPU.
 
     Args:
         sprites: (80, 4, 96, 96) premultiplied RGBA in [0, 1].
-        device: where the pictures are wanted.
+        device: device of the pictures.
     """
 
     def __init__(self, sprites: Tensor, device: torch.device) -> None:
@@ -86,7 +86,7 @@ class Renderer:
 
     @torch.no_grad()
     def __call__(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, 128, 128) in [0, 1] and boxes (B, 4, 4), x1 y1 x2 y2 in pixels, zero where absent.
+        """Return images (B, 3, 128, 128) in [0, 1] and boxes (B, 4, 4), x1 y1 x2 y2 in pixels, zero if absent.
 
         A box bounds the object as drawn, hidden parts included. Later objects cover earlier ones.
         """
@@ -103,7 +103,7 @@ class Renderer:
         return images.clamp(0, 1).float(), boxes
 
     def _object(self, scenes: Scenes, rows: Tensor, slot: int) -> Tensor:
-        """The objects of one slot alone on the canvas: (R, 4, 128, 128) premultiplied RGBA."""
+        """Return the objects of one slot alone on the canvas: (R, 4, 128, 128) premultiplied RGBA."""
         size, angle = scenes.sizes[rows, slot], scenes.angles[rows, slot]
         blurred = (size <= SMALL).long()
         sprites = self._sprites[blurred, scenes.classes[rows, slot], scenes.colors[rows, slot]]
@@ -119,7 +119,7 @@ class Renderer:
 
 
 def _bounds(mask: Tensor) -> Tensor:
-    """Boxes (R, 4) of the true pixels of masks (R, H, W)."""
+    """Return boxes (R, 4) around the true pixels of masks (R, H, W)."""
     sides = []
     for line in (mask.any(1).float(), mask.any(2).float()):
         sides.append((line.argmax(1), line.shape[1] - line.flip(1).argmax(1)))

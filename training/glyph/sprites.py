@@ -1,4 +1,4 @@
-"""Stage ``sprites``: one 96 x 96 glyph a class, from Noto Color Emoji (SIL OFL 1.1)."""
+"""Stage ``sprites``: one 96 x 96 glyph per class, from Noto Color Emoji (SIL OFL 1.1)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .output import MissingError, Output
 from .render import GLYPH, SPRITE
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-_STRIKE = 109  # the one size of the font's bitmaps
-_CANVAS, _PEN = (180, 180), (20, 20)  # roomy enough for every glyph of that size
+_STRIKE = 109  # the only size of the font's bitmaps
+_CANVAS, _PEN = (180, 180), (20, 20)  # large enough for every glyph of that size
 
 log = logging.getLogger(__name__)
 
 
 def make(output: Output) -> None:
-    """Write ``sprites.npz``, which holds ``sprites`` (80, 96, 96, 4) uint8."""
+    """Write ``sprites.npz`` with ``sprites`` (80, 96, 96, 4) uint8."""
     sprites = render()
     output.root.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(output.sprites, sprites=sprites)
@@ -30,7 +30,7 @@ def make(output: Output) -> None:
 
 
 def render(font: Path = FONT) -> np.ndarray:
-    """The sprites (80, 96, 96, 4) uint8, premultiplied RGBA, of the characters in ``classes.json``.
+    """Return the sprites (80, 96, 96, 4) uint8, premultiplied RGBA, of the characters in ``classes.json``.
 
     Raises:
         MissingError: the font is not installed.
@@ -50,7 +50,7 @@ def _sprite(character: str, face: ImageFont.FreeTypeFont) -> np.ndarray:
         raise MissingError(f"{FONT} has no glyph {character!r}; install a newer fonts-noto-color-emoji")
     glyph = glyph.crop(box)
     pixels = np.asarray(glyph).astype(np.float32) / 255
-    pixels[..., :3] *= pixels[..., 3:]  # premultiplied, lest the edges take the colour of what is invisible
+    pixels[..., :3] *= pixels[..., 3:]  # premultiplied, so that edges do not take the colour of invisible pixels
     scale = GLYPH / max(glyph.size)
     size = (max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale)))
     channels = [Image.fromarray(pixels[..., c]).resize(size, Image.Resampling.LANCZOS) for c in range(4)]

@@ -1,4 +1,4 @@
-"""What the recipe must keep: tokens, scenes that obey their captions, wrong negatives, stored precision."""
+"""Properties of the recipe: tokens, scenes that match their captions, wrong negatives, stored precision."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def shipped() -> CLIPTokenizer:
-    """The tokenizer that ships in the package."""
+    """Return the tokenizer that ships in the package."""
     return CLIPTokenizer.from_pretrained(DATA / "sd-glyph" / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def glyphs() -> torch.Tensor:
-    """Sprites (80, 4, 96, 96), where the font is installed."""
+    """Return sprites (80, 4, 96, 96), if the font is installed."""
     if not sprites.FONT.exists():
         pytest.skip("needs fonts-noto-color-emoji")
     return torch.from_numpy(sprites.render()).float().permute(0, 3, 1, 2) / 255
 
 
 def scenes(n: int, *, uncaptioned: float = 0.0, seed: int = 0) -> Scenes:
-    """Scenes of the training pairs."""
+    """Return scenes of the training pairs."""
     return World(captions.training_pairs(), Draws(seed, CPU)).scenes(n, uncaptioned=uncaptioned)
 
 
 def some_indices(n: int) -> list[int]:
-    """Caption indices at random, and the first and last of each template."""
+    """Return random caption indices, and the first and last of each template."""
     edges = [captions.index(tag, *parts) for tag, parts in _EDGES.items()]
     return [*edges, captions.EMPTY - 1, *Draws(0, CPU).integers(captions.EMPTY, n).tolist()]
 
@@ -214,7 +214,7 @@ def test_tiny_decoder_stage_runs(tmp_path: Path) -> None:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
     model = AutoencoderTiny.from_pretrained(written)
     assert "block_out_channels" not in json.loads((written / "config.json").read_text())
-    assert len(model.config.block_out_channels) == 4  # from which a pipeline has the scale of its pictures
+    assert len(model.config.block_out_channels) == 4  # a pipeline reads the scale of its pictures from it
     assert model.config.scaling_factor == 1.0  # latents as the scheduler has them
     assert json.loads((written / "train_info.json").read_text())["steps"] == 3
 

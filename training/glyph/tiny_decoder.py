@@ -1,7 +1,7 @@
-"""Stage ``tiny-decoder``: a small decoder that draws what the autoencoder's draws, for pictures that are only scored.
+"""Stage ``tiny-decoder``: a small decoder that imitates the autoencoder's, for pictures that are only scored.
 
-As TAESD is to Stable Diffusion (https://github.com/madebyollin/taesd): distilled from latents to the pictures that
-the full decoder makes of them, of rendered scenes and of few-step samples, which are what banks hold.
+It is to glyph what TAESD is to Stable Diffusion (https://github.com/madebyollin/taesd). It is trained to reproduce
+the full decoder's pictures from latents of rendered scenes and of few-step samples, which banks hold.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from .render import Renderer, load_sprites
 from .vae import SCALE, picture_loss
 from .world import World
 
-_CHUNK = 32  # pictures at once while the data is made
+_CHUNK = 32  # pictures at a time while the data is made
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the decoder was distilled with."""
+    """Settings of the distillation."""
 
     schedule: Schedule
     rendered: int = 1536
-    """Latents of rendered scenes."""
+    """Number of latents of rendered scenes."""
     sampled: int = 768
-    """Few-step samples, as many as captions."""
+    """Number of few-step samples, one per caption."""
     evaluated: int = 64
-    """Further ones of each, never trained on."""
+    """Number of further ones of each, for measuring only."""
     solver: str = "dpm:5"
     guidance_scale: float = 3.0
     ema: float = 0.995
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         schedule = replace(self.schedule, steps=3, batch=4)
         return replace(self, schedule=schedule, rendered=8, sampled=4, evaluated=4, solver="dpm:2")
 
@@ -56,10 +56,10 @@ RECIPE = Settings(Schedule(steps=20000, batch=8, learning_rate=4e-3, warmup=50, 
 
 
 def build() -> AutoencoderTiny:
-    """The decoder, untrained, and an encoder that stays so: the class cannot do without one.
+    """Return the untrained decoder, with an encoder that stays untrained, since the class requires one.
 
-    It takes latents as the scheduler has them. Its blocks work at 16 x 16 to 64 x 64, where they are cheap; at full
-    size there is none.
+    It takes latents as the scheduler has them. Its blocks work at 16 x 16 to 64 x 64, where they are cheap; none
+    works at full size.
     """
     return AutoencoderTiny(
         encoder_block_out_channels=(1,) * 4,
@@ -72,7 +72,7 @@ def build() -> AutoencoderTiny:
 
 def run(output: Output, device: torch.device, settings: Settings) -> None:
     """Distil the decoder, measure it on latents it was not trained on, and write it."""
-    torch.manual_seed(6)  # of the first weights
+    torch.manual_seed(6)  # seed of the initial weights
     model = build().to(device, memory_format=torch.channels_last)
     log.info("tiny decoder: %.3f million parameters", size(model.decoder))
     vae = autoencoder.load(output, device)
@@ -91,7 +91,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rows = noise.integers(len(latents), schedule.batch)
         wanted = targets[rows].float() / 127.5 - 1
-        with torch.autocast(device.type, dtype=torch.bfloat16):  # on a CPU too: a third faster where it has bfloat16
+        with torch.autocast(device.type, dtype=torch.bfloat16):  # on a CPU too: a third faster if it has bfloat16
             decoded = model.decoder(latents[rows])
         return picture_loss(decoded.float(), wanted)
 
@@ -104,14 +104,14 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
         log.info("%.2f dB on %s latents", info[f"psnr_{name}"], name)
     save_diffusers(trained, output.tiny_decoder)
     config = json.loads((output.tiny_decoder / "config.json").read_text())
-    del config["block_out_channels"]  # the class derives it, and warns when it reads it back
+    del config["block_out_channels"]  # the class derives it, and would warn on reading it
     write_json(output.tiny_decoder / "config.json", config)
     write_json(output.tiny_decoder / "train_info.json", info)
 
 
 @torch.no_grad()
 def render_latents(world: World, renderer: Renderer, vae: AutoencoderKL, noise: Draws, n: int) -> Tensor:
-    """Latents (n, 4, 16, 16) of rendered scenes, as the scheduler has them."""
+    """Return latents (n, 4, 16, 16) of rendered scenes, as the scheduler has them."""
     latents = []
     for start in range(0, n, _CHUNK):
         images, _ = renderer(world.scenes(min(_CHUNK, n - start)))
@@ -121,9 +121,9 @@ def render_latents(world: World, renderer: Renderer, vae: AutoencoderKL, noise: 
 
 
 def sample_latents(output: Output, world: World, settings: Settings, device: torch.device) -> Tensor:
-    """Few-step samples (n, 4, 16, 16) of as many captions, as the scheduler has them.
+    """Return few-step samples (n, 4, 16, 16), one per caption, as the scheduler has them.
 
-    Captions are those of training scenes, so without held-out pairs, and without any prompt of the shipped sets.
+    Captions are those of training scenes, so they contain no held-out pair and no prompt of the shipped sets.
     """
     pipe = StableDiffusionPipeline.from_pretrained(output.need(output.pipeline / "unet", "unet").parent)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -146,7 +146,7 @@ def sample_latents(output: Output, world: World, settings: Settings, device: tor
 
 
 def other_captions(world: World, n: int) -> list[str]:
-    """``n`` captions of training scenes that are not among the shipped prompts."""
+    """Return ``n`` captions of training scenes that are not among the shipped prompts."""
     shipped = {line["prompt"] for split in ("geneval", "hard") for line in prompts(split)}
     found: list[str] = []
     while len(found) < n:
@@ -157,11 +157,11 @@ def other_captions(world: World, n: int) -> list[str]:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
-    """Pictures (n, 3, 128, 128) in [0, 1] of latents in the autoencoder's own scale."""
+    """Return pictures (n, 3, 128, 128) in [0, 1] of latents in the autoencoder's own scale."""
     decoded = [vae.decode(part.to(vae.dtype)).sample.float() for part in latents.split(_CHUNK)]
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
 
 
 def psnr(pictures: Tensor, references: Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB; pixels span 1."""
+    """Return the mean over pictures of the peak signal-to-noise ratio in dB; pixels span 1."""
     return float((-10 * torch.log10((pictures - references).square().mean((1, 2, 3)))).mean())

@@ -38,13 +38,13 @@ def make(output: Output) -> None:
 
 
 def words() -> list[str]:
-    """Every word of a caption, and some that people add to prompts, sorted."""
+    """Return every word of the captions, and some that people add to prompts, sorted."""
     nouns = [*CLASSES, *map(plural, CLASSES), *COLORS, *RELATIONS, *NUMBERS]
     return sorted(set(" ".join(["a photo of an and", _EXTRA, *nouns]).split()))
 
 
 def learn(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Vocabulary and merges of byte pair encoding, learnt until each word is one symbol.
+    """Learn vocabulary and merges of byte pair encoding until each word is one symbol.
 
     The vocabulary starts with the 256 bytes, and the same 256 as a word's end.
     """
@@ -63,7 +63,7 @@ def learn(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def byte_symbols() -> list[str]:
-    """CLIP's printable stand-ins of the 256 bytes: printable bytes first, as themselves, then the others."""
+    """Return CLIP's printable characters for the 256 bytes: printable bytes first, as themselves, then the others."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = 256 - len(printable)
     return [chr(code) for code in [*printable, *range(256, 256 + others)]]

@@ -26,7 +26,7 @@ from .pool import Ring
 from .render import Renderer, load_sprites
 from .world import World
 
-_WIDTH = 192  # of the text encoder and of cross-attention
+_WIDTH = 192  # width of the text encoder and of cross-attention
 _NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the denoiser was trained with."""
+    """Settings of the denoiser."""
 
     schedule: Schedule
     pool: int = 400_000
     fresh: int = 128
-    """New latents a step, drawn every fourth."""
+    """New latents per step, drawn every fourth step."""
     dropped: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     ema: float = 0.9995
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         return replace(self, schedule=replace(self.schedule, steps=3, batch=4), pool=16, fresh=1)
 
 
@@ -60,7 +60,7 @@ RECIPE = Settings(Schedule(steps=6007, batch=512, learning_rate=6e-4, warmup=500
 
 
 def build(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Denoiser and text encoder, untrained: 13.31 and 1.53 million parameters."""
+    """Return the untrained denoiser and text encoder: 13.31 and 1.53 million parameters."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -89,7 +89,7 @@ def build(tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel
 
 def run(output: Output, device: torch.device, settings: Settings) -> None:
     """Train denoiser and text encoder, and write the pipeline around them."""
-    torch.manual_seed(1)  # of the first weights
+    torch.manual_seed(1)  # seed of the initial weights
     tokenizer = CLIPTokenizer.from_pretrained(output.need(output.tokenizer, "tokenizer"))
     models = nn.ModuleList(build(tokenizer)).to(device).train()
     models[0].to(memory_format=torch.channels_last)
@@ -139,7 +139,7 @@ class Latents:
 
     @torch.no_grad()
     def refresh(self, n: int) -> None:
-        """Replace the oldest ``n``."""
+        """Replace the oldest ``n`` latents."""
         scenes = self._world.scenes(n)
         images = self._renderer(scenes)[0] * 2 - 1
         posterior = self._vae.encode(images.to(self._vae.dtype)).latent_dist
@@ -149,13 +149,13 @@ class Latents:
         self._ring.write(latents.half(), scenes.attributes.captions())
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
-        """Latents (n, 4, 16, 16) float32 and caption indices (n,)."""
+        """Return latents (n, 4, 16, 16) float32 and caption indices (n,)."""
         latents, captions = self._ring.rows(self._noise.integers(self._ring.size, n))
         return latents.float(), captions
 
 
 def save(output: Output, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Write what the pipeline still lacks; the tokenizer and the autoencoder are there."""
+    """Write the missing parts of the pipeline; the tokenizer and the autoencoder are already there."""
     scheduler = PNDMScheduler(**_NOISE, skip_prk_steps=True)
     # Without it a DDIM scheduler made from this configuration clips the latents and draws blobs.
     scheduler.register_to_config(clip_sample=False)

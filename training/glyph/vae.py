@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the autoencoder was trained with."""
+    """Settings of the autoencoder."""
 
     schedule: Schedule
     kl_weight: float = 2e-4
@@ -34,7 +34,7 @@ class Settings:
     evaluated: int = 2048
 
     def smoke(self) -> Settings:
-        """The same, tiny."""
+        """Return tiny settings."""
         return replace(self, schedule=replace(self.schedule, steps=3, batch=4), evaluated=8)
 
 
@@ -42,7 +42,7 @@ RECIPE = Settings(Schedule(steps=2347, batch=128, learning_rate=8e-4, warmup=200
 
 
 def build() -> AutoencoderKL:
-    """The autoencoder, untrained: 2.73 million parameters."""
+    """Return the untrained autoencoder: 2.73 million parameters."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -58,7 +58,7 @@ def build() -> AutoencoderKL:
 
 
 def load(output: Output, device: torch.device) -> AutoencoderKL:
-    """The trained autoencoder, frozen; in bfloat16 on a GPU."""
+    """Return the trained autoencoder, frozen; in bfloat16 on a GPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vae = AutoencoderKL.from_pretrained(output.need(output.vae, "vae"), dtype=dtype)
     return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -66,7 +66,7 @@ def load(output: Output, device: torch.device) -> AutoencoderKL:
 
 def run(output: Output, device: torch.device, settings: Settings) -> None:
     """Train the autoencoder and write it."""
-    torch.manual_seed(0)  # of the first weights
+    torch.manual_seed(0)  # seed of the initial weights
     vae = build().to(device, memory_format=torch.channels_last)
     log.info("autoencoder: %.2f million parameters", size(vae))
     noise = Draws(0, device)
@@ -106,7 +106,7 @@ def run(output: Output, device: torch.device, settings: Settings) -> None:
 def reconstruction_loss(
     vae: AutoencoderKL, images: Tensor, noise: Draws, kl_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """:func:`picture_loss` of the reconstruction + weighted KL; images are (B, 3, 128, 128) in [-1, 1]."""
+    """Return :func:`picture_loss` of the reconstruction + weighted KL; images are (B, 3, 128, 128) in [-1, 1]."""
     mean, log_variance = vae.quant_conv(vae.encoder(images)).float().chunk(2, 1)
     log_variance = log_variance.clamp(-20, 6)
     latents = mean + (0.5 * log_variance).exp() * noise.normal(*mean.shape)
@@ -117,7 +117,7 @@ def reconstruction_loss(
 
 
 def picture_loss(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """L1 + 2 MSE + 0.7 L1 of image gradients + 0.5 L1 of 4 x 4 means, of pictures (B, 3, H, W) in [-1, 1].
+    """Return L1 + 2 MSE + 0.7 L1 of image gradients + 0.5 L1 of 4 x 4 means, for pictures (B, 3, H, W) in [-1, 1].
 
     The gradients keep edges sharp without a perceptual network.
     """
@@ -129,7 +129,7 @@ def picture_loss(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Ten
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, fresh: Callable[[int], Tensor], noise: Draws, n: int) -> tuple[Tensor, Tensor, float]:
-    """Mean and deviation (4,) of sampled latents, and the mean PSNR in dB, over ``n`` fresh images."""
+    """Return mean and deviation (4,) of sampled latents, and the mean PSNR in dB, over ``n`` fresh images."""
     latents, errors = [], []
     for start in range(0, n, 256):
         images = fresh(min(256, n - start))
@@ -144,8 +144,8 @@ def measure(vae: AutoencoderKL, fresh: Callable[[int], Tensor], noise: Draws, n:
 def whiten(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """Fold an affine map of the latents into the autoencoder's inner convolutions, exactly.
 
-    After it ``SCALE`` times a latent has zero mean and unit deviation in each of the four channels, as the
-    UNet wants it, and a stock pipeline needs nothing but Stable Diffusion's scaling factor.
+    Afterwards ``SCALE`` times a latent has zero mean and unit deviation in each of the four channels, as the UNet
+    needs, and a stock pipeline needs only Stable Diffusion's scaling factor.
     """
     scale = 1 / (std * SCALE)
     inward, outward = vae.quant_conv, vae.post_quant_conv

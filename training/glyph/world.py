@@ -1,6 +1,6 @@
-"""Scenes: what a picture shows and where, laid out on 128 x 128 pixels so that its caption holds.
+"""Scenes: what a picture shows and where, laid out on 128 x 128 pixels so that its caption is true.
 
-One or two objects lie anywhere without overlap, three and four one to a quadrant, and a *position* pair apart
+One or two objects are anywhere without overlap; three or four are in a quadrant each; and a *position* pair is apart
 along the axis of its relation, with a sideways shift of at most 0.3 of the distance.
 """
 
@@ -19,7 +19,7 @@ from .draws import Draws
 
 CANVAS = 128.0
 SLOTS = 4
-# More of what is hard to learn: colours, counts, positions.
+# More scenes of what is hard to learn: colours, counts, positions.
 _TAG_WEIGHTS = {
     "single_object": 0.08,
     "colors": 0.17,
@@ -55,11 +55,11 @@ class Scenes(NamedTuple):
 
 
 class World:
-    """Draws scenes.
+    """A source of scenes.
 
     Args:
         pairs: (P, 2) the ordered class pairs that scenes of two objects may show.
-        draws: where the randomness comes from.
+        draws: source of randomness.
     """
 
     def __init__(self, pairs: Tensor, draws: Draws) -> None:
@@ -67,11 +67,11 @@ class World:
         self.pairs = pairs.to(draws.device)
 
     def scenes(self, n: int, *, uncaptioned: float = 0.0) -> Scenes:
-        """``n`` scenes, a share of them with random objects that no template describes."""
+        """Return ``n`` scenes, a share of them with random objects that no template describes."""
         return self.lay_out(self._attributes(n, uncaptioned))
 
     def lay_out(self, attributes: Attributes) -> Scenes:
-        """Scenes that show what ``attributes`` say."""
+        """Return scenes that show what ``attributes`` say."""
         draws, tag = self.draws, attributes.tag
         n = len(tag)
         classes, colors, count = self._objects(attributes)
@@ -109,7 +109,7 @@ class World:
         return Attributes(tag, first, second, *(draws.integers(bound, n) for bound in bounds))
 
     def _objects(self, attributes: Attributes) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes (B, 4), colours (B, 4) and how many there are (B,)."""
+        """Return classes (B, 4), colours (B, 4) and their number (B,)."""
         draws, n = self.draws, len(attributes.tag)
         tag, a, b, c, d, _, number = (part[:, None] for part in attributes)
         second = torch.arange(SLOTS, device=draws.device) == 1
@@ -131,9 +131,9 @@ class World:
         return classes, colors, count
 
     def _scatter(self, sizes: Tensor, count: Tensor, loosely: Tensor) -> Tensor:
-        """Centres (B, 4, 2) anywhere: of 24 candidates the first where objects 0 and 1 do not overlap.
+        """Return centres (B, 4, 2) anywhere: the first of 24 candidates in which objects 0 and 1 do not overlap.
 
-        ``loosely`` (B,) lets them overlap a little. Where every candidate fails, two objects go to the edges.
+        ``loosely`` (B,) lets them overlap a little. If every candidate fails, two objects go to the edges.
         """
         n = len(sizes)
         reach = sizes / 2 + 1  # half the object, and a pixel of margin
@@ -151,7 +151,7 @@ class World:
         return centers
 
     def _in_quadrants(self, sizes: Tensor) -> Tensor:
-        """Centres (B, 4, 2), one a quadrant in random order, jittered within it."""
+        """Return centres (B, 4, 2), one per quadrant in random order, jittered within it."""
         n = len(sizes)
         order = self.draws.uniform(n, SLOTS).argsort(1)
         corners = torch.stack([32 + 64.0 * (order % 2), 32 + 64.0 * (order // 2)], -1)
@@ -159,7 +159,7 @@ class World:
         return corners + self.draws.uniform(n, SLOTS, 2, low=-1, high=1) * slack
 
     def _relate(self, sizes: Tensor, relation: Tensor) -> Tensor:
-        """Centres (B, 2, 2) of two objects, the first ``relation`` (B,) the second."""
+        """Return centres (B, 2, 2) of two objects, the first ``relation`` (B,) the second."""
         n, draws = len(sizes), self.draws
         first, second = sizes[:, 0], sizes[:, 1]
         least, most = (first + second) / 2 + 1, CANVAS - 2 - (first + second) / 2

@@ -14,7 +14,7 @@ from lidar_sampling.discrete.molecules import encode, parse, smiles_tokenizer
 
 
 def canonical_smiles() -> list[str]:
-    """The molecules of QM9, RDKit's canonical SMILES, each once, in the order of the data set.
+    """Return the molecules of QM9 as RDKit's canonical SMILES, each once, in the order of the data set.
 
     Raises:
         importlib.metadata.PackageNotFoundError: ``qm9pack`` is not installed.
@@ -30,10 +30,10 @@ def canonical_smiles() -> list[str]:
 
 
 def tokens(smiles: list[str]) -> Tensor:
-    """Tokens (N, 32) uint8; all of QM9 can be written so."""
+    """Return tokens (N, 32) uint8; all of QM9 can be written in this way."""
     return encode(smiles_tokenizer(), smiles).to(torch.uint8)
 
 
 def _tables() -> list[Path]:
-    """The three parts of the data set; the package itself is not imported, since it needs ``pkg_resources``."""
+    """Return the three parts of the data set, without importing the package, which needs ``pkg_resources``."""
     return sorted(Path(str(p.locate())) for p in files("qm9pack") or [] if "qm9_part" in p.name)

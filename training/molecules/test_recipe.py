@@ -1,4 +1,4 @@
-"""What the recipe must keep: a road that runs, a loss that is the posterior's, and stored weights that load."""
+"""Properties of the recipe: all stages run, the loss is the posterior's, and stored weights load."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from training.molecules.__main__ import main
 from training.molecules.train import cross_entropy
 
 
-@pytest.mark.filterwarnings("error::UserWarning")  # torch's word on kernels that bfloat16 does not fit
+@pytest.mark.filterwarnings("error::UserWarning")  # torch's warning on kernels without bfloat16
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9, for its Muon")
 def test_the_road_runs_and_what_it_writes_loads(tmp_path: Path) -> None:
-    """The whole command, tiny."""
+    """Run the whole command, tiny."""
     main(["--smoke", "--threads", "1", "--out", str(tmp_path)])
     model = Denoiser.from_pretrained(tmp_path)
     assert model(torch.zeros(1, 32, dtype=torch.long), torch.ones(1)).logits.shape == (1, 32, 35)
@@ -40,7 +40,7 @@ def test_a_torch_that_is_too_old_is_named_before_anything_is_written(
 
 
 def test_a_network_that_knows_nothing_pays_the_entropy_of_what_noise_leaves() -> None:
-    """All logits 0: the posterior is then that of a uniform law under the kernel, by hand."""
+    """With all logits 0, the posterior is that of a uniform law under the kernel, computed by hand."""
     model = Denoiser(DenoiserConfig(vocab_size=4, length=8, hidden_size=8, layers=1, heads=1))
     x0 = torch.randint(4, (4096, 8))
     got = cross_entropy(model, x0, torch.Generator().manual_seed(0)).item()

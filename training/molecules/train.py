@@ -1,9 +1,10 @@
 """Stage ``denoiser``: cross entropy of clean tokens, noised at random times.
 
-The network predicts each clean token from all noisy ones but its own; with what its own adds, by the kernel, that is
-the posterior that cross entropy fits. UDLM's negative ELBO weighs times otherwise and has the same minimiser. Noise
-levels of a batch are stratified. Matrices inside the blocks are trained by Muon (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon), the rest by AdamW, and a moving average of the weights is kept.
+The network predicts each clean token from all noisy tokens but its own. Together with the token's own information,
+which the kernel gives, this is the posterior, to which cross entropy is applied. UDLM's negative ELBO weighs times
+differently and has the same minimiser. Noise levels of a batch are stratified. Matrices inside the blocks are trained
+by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), the rest by AdamW, and a moving average of
+the weights is kept.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is trained with.
+    """The settings of training.
 
     Attributes:
         schedule: steps, batch and learning rate.
-        decay: of the moving average.
-        held_out: every such molecule is kept from training, to watch the loss on.
+        decay: decay of the moving average.
+        held_out: every ``held_out``-th molecule is kept from training, to measure the loss.
     """
 
     schedule: Schedule
@@ -41,7 +42,7 @@ class Recipe:
     config: DenoiserConfig = field(default_factory=DenoiserConfig)
 
     def smoke(self) -> Recipe:
-        """The same, tiny."""
+        """Return tiny settings."""
         small = DenoiserConfig(hidden_size=16, layers=1, heads=2)
         return replace(self, schedule=replace(self.schedule, steps=3, batch=8), config=small)
 
@@ -50,7 +51,7 @@ RECIPE = Recipe(Schedule(steps=8000, batch=128, learning_rate=2e-3, warmup=100, 
 
 
 def train(data: Tensor, recipe: Recipe, out: Path, *, device: torch.device) -> Denoiser:
-    """Train on tokens (N, L), write weights (half precision) and ``curve.json`` to ``out``; returns the average."""
+    """Train on tokens (N, L), write weights (half precision) and ``curve.json`` to ``out``; return the average."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     schedule = recipe.schedule
@@ -90,7 +91,7 @@ def train(data: Tensor, recipe: Recipe, out: Path, *, device: torch.device) -> D
 
 
 def cross_entropy(model: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean over tokens (B, L), each sequence noised at a time of its own; the times cover [0, 1] evenly."""
+    """Return the mean over tokens (B, L), each sequence noised at its own time; the times cover [0, 1] evenly."""
     config = model.config
     kernel = kernel_of(config.noise, config.vocab_size, config.mask_id)
     t = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)

@@ -1,4 +1,4 @@
-"""What the controls of the page ask for, as a Job; and a Job, or a picture, as values of the controls."""
+"""The controls of the page: their values as a Job, and a Job, or a picture's settings, as their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..runs import Job
 
-_NO_BANK = ("n", "scale", "reward_scale", "lookahead", "window", "ess")  # settings that plain samples leave unread
+_NO_BANK = ("n", "scale", "reward_scale", "lookahead", "window", "ess")  # settings that plain samples do not use
 _OPTIONS = {"n": "--n", "scale": "--scale", "reward_scale": "--reward-scale", "steps": "--steps"}
 _FLAGS = {"lookahead": "--lookahead", "guidance_scale": "--guidance-scale", "noise": "--noise", "window": "--window"}
 _TEXTS = ("model", "variant", "preset", "scheduler", "dtype", "fast", "device")
@@ -21,18 +21,18 @@ class Controls:
 
     Attributes:
         prompt: what to draw.
-        reward: a name, a mixture, or package.module:function of one's own.
-        method: of ``lidar methods``.
-        images: samples.
-        seed: of the samples' noise.
-        bank_seed: of the bank's, so that another seed of the samples needs no other bank.
-        only: places of the samples to draw alone, comma separated, from 0; empty for all.
-        n: lookahead samples.
+        reward: a name, a mixture, or the user's package.module:function.
+        method: a method of ``lidar methods``.
+        images: number of samples.
+        seed: seed of the samples' noise.
+        bank_seed: seed of the bank's noise, so that a new seed of the samples needs no new bank.
+        only: indices of the only samples to draw, comma separated, from 0; empty for all.
+        n: number of lookahead samples.
         scale: strength of the shift.
-        auto: whether lambda follows from the bank.
-        strength: lambda, where it does not.
+        auto: whether lambda is fitted to the bank.
+        strength: lambda, if it is not fitted.
         steps: denoising steps.
-        beside: also draw without guidance.
+        beside: whether to draw also without guidance.
     """
 
     prompt: str
@@ -50,10 +50,10 @@ class Controls:
     beside: bool
 
     def job(self, base: Job) -> Job:
-        """Return the Job that draws this, with what ``base`` says of the model.
+        """Return the Job with these values, and the model of ``base``.
 
         Raises:
-            ValueError: a value is not one that anything can be drawn with; the message names it.
+            ValueError: nothing can be drawn with a value; the message names it.
         """
         if not self.prompt.strip():
             raise ValueError("write a prompt first")
@@ -73,18 +73,18 @@ class Controls:
 
 
 def plain(job: Job) -> Job:
-    """Return the Job of the same samples without guidance, whatever the bank and its strength are."""
+    """Return the Job of the same samples without guidance; it does not depend on the bank and its strength."""
     settings = {name: value for name, value in job.settings.items() if name not in _NO_BANK}
     return replace(job, methods=["vanilla"], settings=settings, bank_seed=None)
 
 
 def restore(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the controls that the Job inside a picture, or of an order, sets; others stay as they are.
+    """Return the values of the controls that a Job from a picture or an order sets; others are not included.
 
-    Nothing of it is checked or imported here: drawing does so.
+    Nothing is checked or imported here; that happens on drawing.
 
     Raises:
-        ValueError: it names no prompt.
+        ValueError: the Job names no prompt.
     """
     prompts = said.get("prompts") or [""]
     prompt = prompts[0]["prompt"] if isinstance(prompts[0], Mapping) else prompts[0]
@@ -111,7 +111,7 @@ def as_command(job: Job) -> str:
     lidar generate "a cat's hat" --images 2 --seed 3 --n 8 --out out/
     """
     prompt = _quote(job.text(0))
-    option = job.text(0).startswith("-")  # or rather it is not, and has to be told apart from one
+    option = job.text(0).startswith("-")  # such a text needs a form that cannot be mistaken for an option
     words = ["lidar", "generate", *([] if option else [prompt])]
     usual = Job(prompts=["-"])
     for name in _TEXTS:
@@ -133,7 +133,7 @@ def as_command(job: Job) -> str:
 
 
 def as_python(job: Job) -> str:
-    """Return the Python that draws a Job.
+    """Return the Python code that draws a Job.
 
     >>> exec(as_python(Job(prompts=["a cat"], images=2)).split("run(")[0])
     """
@@ -143,17 +143,17 @@ def as_python(job: Job) -> str:
 
 
 def _one_word(reward: str | Mapping[str, float]) -> str:
-    """Return a reward, or a mixture, as ``--reward`` takes it."""
+    """Return a reward, or a mixture, in the form of ``--reward``."""
     return reward if isinstance(reward, str) else "+".join(f"{name}:{weight}" for name, weight in reward.items())
 
 
 def _places(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in str(text).split(",") if part.strip()]
     if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ValueError(f"the pictures to draw alone must be numbers from 0, comma separated, got {text!r}")
+        raise ValueError(f"the only pictures to draw must be numbers from 0, comma separated, got {text!r}")
     return tuple(map(int, parts))
 
 
 def _quote(text: str) -> str:
-    """Return a text in double quotes where a shell reads it as it stands, else as shlex quotes it."""
+    """Return a text in double quotes if a shell reads it unchanged there, else quoted by shlex."""
     return f'"{text}"' if not any(letter in text for letter in '"$`\\!\n') else shlex.quote(text)

@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens when something is clicked."""
+"""The page: its layout, and what its buttons do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .controls import Controls, plain, restore
 
 TITLE = "LiDAR: guidance by lookahead samples"
 _PLAIN = "Without guidance, from the same noise"
-_WAIT = 0.5  # seconds between two looks at an order
+_WAIT = 0.5  # seconds between two checks of an order
 
 CSS = """
 .status { font-weight: 600; margin: .2rem 0; }
@@ -48,7 +48,7 @@ h3 { margin: .8rem 0 .3rem; font-weight: 600; }
 
 
 def theme() -> gr.themes.Base:
-    """Return the look of the page, with the fonts of the device: nothing is fetched from elsewhere."""
+    """Return the look of the page, with the device's own fonts, so that nothing is fetched from elsewhere."""
     return gr.themes.Soft(
         font=["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"],
@@ -59,9 +59,9 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
     """Return the page.
 
     Args:
-        desk: draws.
-        base: what every Job of the page says of the model.
-        usual: what the controls show at first.
+        desk: the desk that draws.
+        base: a Job with the model and the settings that all Jobs of the page share.
+        usual: the first values of the controls.
     """
     plain_orders: dict[str, str] = {}  # the Job of plain samples, and the order that drew it
 
@@ -192,7 +192,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
             yield {**all_of(order, other), history: choices(order.id)}
 
         def watch(order: Order) -> Iterator[dict[Any, Any]]:
-            """Yield what is new of an order, until it ended."""
+            """Yield news of an order until it ends."""
             version, seen, looked_at = -1, None, False
             while not order.ended:
                 version = order.wait(version, _WAIT)
@@ -213,7 +213,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
                 job = read_controls(values).job(base)
                 lidar, method_asked = desk.sampler(job), methods.load(job.methods[-1])
                 if lidar is None:
-                    return "What it costs is known when its reward is loaded, with the first picture."
+                    return "The cost is known once the reward is loaded, with the first picture."
                 count = len(job.only) or job.images
                 whole = method_asked.cost(lidar, images=count)
                 left = None
@@ -238,7 +238,7 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
 
         def recalls(name: str | None) -> dict[Any, Any]:
             if (order := desk.orders.get(name or "")) is None:
-                return {state: words.refusal("this order is not kept any more")}
+                return {state: words.refusal("this order is no longer kept")}
             found = restore(order.job.to_json(brief=True))
             return {
                 **all_of(order, plain_of(plain(order.job))),
@@ -251,7 +251,9 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
         draw.click(draws, **drawing, api_name="draw", show_progress="hidden").then(*pricing, **told)
         prompt.submit(draws, **drawing, show_progress="hidden", api_visibility="private").then(*pricing, **told)
         down = "() => { if (innerWidth < 768) document.querySelector('#state').scrollIntoView({behavior: 'smooth'}) }"
-        draw.click(None, None, None, js=down, api_visibility="private")  # results are below the controls there
+        draw.click(
+            None, None, None, js=down, api_visibility="private"
+        )  # on a narrow screen results are below the controls
         cancel.click(stop, [current], None, queue=False, api_visibility="private")
         dropped.change(restores, [dropped], [*inputs.values(), state], queue=False, api_visibility="private")
         history.input(recalls, [history], [*everything, *inputs.values()], queue=False, api_visibility="private")
@@ -263,13 +265,13 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
 
 
 def has_bank(desk: Desk, job: Job) -> bool:
-    """Return whether an order of this desk left the bank that a Job would draw."""
+    """Return whether an order of this desk has already drawn the bank of a Job."""
     asks = _of_bank(job)
     return any(order.bank is not None and _of_bank(order.job) == asks for order in desk.orders.values())
 
 
 def _of_bank(job: Job) -> dict[str, Any]:
-    """Return what decides the bank of a Job."""
+    """Return everything that determines the bank of a Job."""
     settings = {
         name: value for name, value in job.settings.items() if name not in ("scale", "reward_scale", "ess", "steps")
     }
@@ -282,16 +284,16 @@ def _title(order: Order) -> str:
 
 
 def key_of(job: Job) -> str:
-    """Return a text that tells a Job from any other."""
+    """Return a text that identifies a Job."""
     return repr(job.to_json())
 
 
 def usual_controls(lidar: Any, job: Job) -> Controls:
-    """Return what the controls show at first: the settings of the model.
+    """Return the first values of the controls: the settings of the model.
 
     Args:
         lidar: the sampler of the Job.
-        job: what the page starts from.
+        job: the Job that the page starts from.
     """
     settings = lidar.settings
     auto = not accepts(float, settings.reward_scale)

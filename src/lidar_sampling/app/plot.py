@@ -1,6 +1,7 @@
-"""The trace as a picture: effective sample size and size of the shift, over the guided steps, as SVG.
+"""The trace as an SVG: effective sample size and size of the shift over the guided steps.
 
-Colours are those of the page, by ``currentColor`` and two custom properties, so that it is right in light and dark.
+It uses the colours of the page, by ``currentColor`` and two custom properties, so that it suits light and dark
+themes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 130, 64, 20
 
 
 def trace_svg(trace: Sequence[Mapping[str, Any]]) -> str:
-    """Return an SVG of two panels: of each guided step the mean over samples, with their range as a band.
+    """Return an SVG of two panels: for each guided step the mean over samples, with their range as a band.
 
     Args:
         trace: the guided steps, rows of ``Trace.rows()``.

@@ -1,4 +1,4 @@
-"""An order as the page shows it: pictures with captions, the bank by reward, the trace, what to copy and download."""
+"""An order on the page: pictures with captions, the bank by reward, the trace, what to copy and download."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from . import words
 from .controls import as_command, as_python
 from .plot import trace_svg
 
-_MOST_UNDER_WAY, _THUMB = 8, 256  # pictures, and pixels, of samples under way
+_MOST_UNDER_WAY, _THUMB = 8, 256  # most pictures of unfinished samples, and their pixels
 
 
 def under_way(order: Order) -> str:
-    """Return the samples under way, as the model foresees them, as HTML."""
+    """Return the unfinished samples as HTML, as the model predicts them."""
     if (glimpse := order.glimpse) is None:
         return ""
     unit = "samples" if glimpse.phase == "lookahead" else "steps"
@@ -33,7 +33,7 @@ def under_way(order: Order) -> str:
 
 
 def pictures(order: Order, title: str) -> str:
-    """Return the pictures of an order that is done, each with its rewards and the seed of its noise, as HTML."""
+    """Return the pictures of a finished order as HTML, each with its rewards and the seed of its noise."""
     if order.state != "done":
         return ""
     entry, method = order.result(), order.job.methods[-1]
@@ -50,7 +50,7 @@ def pictures(order: Order, title: str) -> str:
 
 
 def bank(order: Order) -> str:
-    """Return the members of the bank, best first by the guiding reward, as HTML."""
+    """Return the members of the bank as HTML, best first by the guiding reward."""
     if order.bank is None:
         return ""
     rewards = order.bank.rewards
@@ -71,7 +71,7 @@ def _section(title: str, figures: list[str], *, small: bool = False) -> str:
 
 
 def _figure(source: str, name: str, lines: Sequence[str] = ()) -> str:
-    """Return a picture that a click, or the space bar, shows large."""
+    """Return the HTML of a picture that a click or the space bar enlarges."""
     said = html.escape(" ".join([name, *lines]))
     below = "".join(f"<span>{html.escape(line)}</span>" for line in lines)
     caption = f"<figcaption><b>{html.escape(name)}</b>{below}</figcaption>" if name else ""
@@ -87,7 +87,7 @@ def _url(file: Path) -> str:
 
 def _as_data(image: Any) -> str:
     if image.dim() == 2:
-        return "data:,"  # there is no picture of a sound
+        return "data:,"  # audio has no picture
     picture = to_pil(image[0] if image.dim() == 4 else image)
     picture.thumbnail((_THUMB, _THUMB))
     content = io.BytesIO()
@@ -96,7 +96,7 @@ def _as_data(image: Any) -> str:
 
 
 def trace(order: Order) -> str:
-    """Return the plot of the trace and the sentence that reads it, as HTML."""
+    """Return the plot of the trace and a sentence that explains it, as HTML."""
     if order.state != "done":
         return ""
     entry = order.result()
@@ -108,7 +108,7 @@ def trace(order: Order) -> str:
 
 
 def label(order: Order) -> str:
-    """Return a line that tells an order from others."""
+    """Return a line that identifies an order."""
     job = order.job
     how = job.methods[-1] + "".join(
         f", {name} {value:g}" if isinstance(value, int | float) else f", {name} {value}"
@@ -126,7 +126,7 @@ def texts(order: Order) -> tuple[str, str, str]:
 
 
 def archive(order: Order) -> str | None:
-    """Return a ZIP with pictures, numbers and bank of an order that is done."""
+    """Return a ZIP with pictures, numbers and bank of a finished order."""
     if order.state != "done":
         return None
     path = order.folder / f"lidar-{order.id}.zip"
@@ -141,10 +141,10 @@ def archive(order: Order) -> str | None:
 
 
 def said_by(file: str | Path) -> dict[str, Any]:
-    """Return the Job that a picture says drew it.
+    """Return the Job that is embedded in a picture.
 
     Raises:
-        ValueError: it says nothing of lidar.
+        ValueError: it holds no Job.
     """
     said = read_embedded(file)
     if said is None:

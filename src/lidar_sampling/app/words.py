@@ -1,4 +1,4 @@
-"""What the page says: costs, progress and captions."""
+"""Texts of the page: costs, progress and captions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..service import Desk, Order
 
 
 def cost_line(cost: Cost, rates: Rates | None, found: Cost | None) -> str:
-    """Return what drawing will cost, and how much of it a bank that is there already spares.
+    """Return a line on what drawing will cost, and what is left to pay if the bank is already there.
 
     Args:
-        cost: of the whole.
-        rates: how long things take here; None if that is not measured yet.
-        found: cost of what is left to draw with a bank that is there; None if none is.
+        cost: cost of the whole.
+        rates: speed of this machine; None if not measured yet.
+        found: cost of the rest, if the bank is already there; else None.
 
     >>> cost_line(Cost(network_evaluations=900, reward_calls=50), None, Cost(network_evaluations=400))
     '**900 network evaluations, 50 reward calls.** The bank is there already: 400 network evaluations are left.'
@@ -37,7 +37,7 @@ _PHASES = {"loading": "loading the model", "lookahead": "looking ahead", "sampli
 
 
 def status(desk: Desk, order: Order) -> str:
-    """Return where an order is, as HTML with a bar."""
+    """Return the state of an order as HTML with a bar."""
     if order.state == "waiting":
         before = desk.position(order)
         return _bar(f"Waiting: {before} before this one." if before else "Starting.", None)
@@ -57,12 +57,12 @@ def status(desk: Desk, order: Order) -> str:
 
 
 def refusal(problem: str) -> str:
-    """Return why there are no pictures, as HTML."""
+    """Return the reason for missing pictures as HTML."""
     return f'<p class="status failed" role="alert">{html.escape(problem)}</p>'
 
 
 def say(text: str) -> str:
-    """Return a line on what was done, as HTML."""
+    """Return a line on what was done as HTML."""
     return f'<p class="status" role="status">{html.escape(text)}</p>'
 
 
@@ -73,7 +73,7 @@ def _bar(text: str, part: float | None) -> str:
 
 
 def scores(rewards: Mapping[str, float | None]) -> list[str]:
-    """Return a line for each reward of a picture; of GenEval its verdict.
+    """Return a line for each reward of a picture; for GenEval it gives the verdict.
 
     >>> scores({"glyph": 29.4321, "geneval": 1.0, "ocr": None})
     ['glyph 29.43', 'geneval right', 'ocr -']

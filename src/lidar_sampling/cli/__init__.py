@@ -1,7 +1,7 @@
 """The command ``lidar``. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 done, 2 wrong use, 1 failure, 130 stopped by Ctrl-C. A failure is one line that names the mend; with
-``--debug`` the traceback comes with it. Once a run is saved, its status is 0 whatever becomes of what it prints
+``--debug`` the traceback comes with it. Once a run is saved, its status is 0 even if printing then fails
 (:mod:`._screen`).
 """
 
@@ -62,7 +62,7 @@ for command in (
     app.command(cls=GroupedCommand)(command)
 app.command("app", cls=GroupedCommand)(page)
 
-_WELCOME = """Make a diffusion model draw what a reward likes. Three commands to try, with the embedded model:
+_WELCOME = """Make a diffusion model draw what a reward likes. Try these three commands with the embedded model:
 
   lidar generate "a photo of a cat left of a cup" --beside-vanilla    # pictures in out/, the plain ones beside
   lidar app                                                           # a page to draw, look and compare
@@ -70,7 +70,7 @@ _WELCOME = """Make a diffusion model draw what a reward likes. Three commands to
 
 lidar --help lists all commands, lidar doctor checks the installation."""
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # typer turns Ctrl-C into this
 
 
 @app.callback(invoke_without_command=True)
@@ -95,11 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unknown_letters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    if debug:  # wherever it stands
+    if debug:  # these two may stand anywhere
         arguments.remove("--debug")
     for place in [k for k, word in enumerate(arguments) if word == "--ray"]:
         if arguments[place + 1 : place + 2] in ([], [""]) or arguments[place + 1].startswith("-"):
-            arguments[place] = "--ray=here"  # typer has no options whose value may be left out
+            arguments[place] = "--ray=here"  # typer knows no option with an optional value
     status = _run(arguments, debug)
     close_quietly()
     sys.exit(status)
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)  # where module:function of a reward may lie
+            sys.path.append(here)  # for a reward given as module:function
         status = typer.main.get_command(app).main(arguments, prog_name="lidar", standalone_mode=False) or 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong use, in typer's own words
@@ -119,9 +119,9 @@ def _run(arguments: list[str], debug: bool) -> int:
                 traceback.print_exc()
         warn(one_line(error))
         cause: BaseException | None = error
-        while type(cause).__name__ == "RewardError":  # a reward fails for a reason
+        while type(cause).__name__ == "RewardError":  # a reward's error has its cause in the chain
             cause = cause.__cause__  # type: ignore[union-attr]
         return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
     if status == _INTERRUPTED:
-        warn("stopped; what was finished stays, and --resume goes on from there where a command has it")
+        warn("stopped; finished work is kept, and commands with --resume go on from it")
     return status

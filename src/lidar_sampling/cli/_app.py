@@ -16,12 +16,14 @@ from ._screen import warn
 
 Folder = Annotated[
     Path | None,
-    typer.Option(help="Where orders and banks are kept. [default: a folder that ends with it]", show_default=False),
+    typer.Option(
+        help="Folder for jobs and banks. [default: a temporary one, deleted at the end]", show_default=False
+    ),
 ]
 Token = Annotated[
     str | None,
     typer.Option(
-        envvar="LIDAR_TOKEN", help="Password of the user 'lidar'; needed for other addresses than this machine's."
+        envvar="LIDAR_TOKEN", help="Password of the user 'lidar'; required if other machines can reach the page."
     ),
 ]
 
@@ -42,10 +44,13 @@ def app(
     port: o.Port = 7860,
     token: Token = None,
 ) -> None:
-    """Open a page to draw, look and compare, until Ctrl-C or SIGTERM."""
+    """Open a page to draw, look and compare.
+
+    It runs until Ctrl-C or SIGTERM.
+    """
     check_address(host, [token] if token else [])
     if port:
-        listen(host, port).close()  # what is taken is told before a model is loaded
+        listen(host, port).close()  # a port in use is reported before the model loads
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -87,7 +92,7 @@ def app(
             footer_links=[],
         )
         typer.echo(f"the page is at {url} (gradio {gradio.__version__}); Ctrl-C ends it", err=True)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page like Ctrl-C
         try:
             page.block_thread()
         finally:

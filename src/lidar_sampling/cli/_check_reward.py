@@ -1,4 +1,4 @@
-"""``lidar check-reward``: what a reward does with known pictures."""
+"""``lidar check-reward``: test a reward on known pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Name = Annotated[
 
 
 def check_reward(name: Name, device: o.Device = None, dtype: o.Dtype = "float32", json: o.Json = False) -> None:
-    """Ask a reward about known pictures: order, batches, precision, files, prompts, speed. Status 1 if one fails."""
+    """Check a reward on known pictures.
+
+    It checks order, batches, precision, files, prompts and speed. The exit status is 1 if a check fails.
+    """
     from .._quiet import quieten
     from ..rewards import examine
     from ..rewards import load as load_reward

@@ -1,4 +1,4 @@
-"""``lidar compare``: methods beside each other on the same prompts, with intervals and costs."""
+"""``lidar compare``: compare methods on the same prompts, with intervals and costs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from ._screen import guard_printing, print_json
 Prompts = Annotated[
     str,
     typer.Option(
-        help="glyph or glyph-hard, glyph:N for about N prompts of it, or a file: one a line, or GenEval metadata."
+        help="glyph or glyph-hard; glyph:N for about N of its prompts; or a file with one prompt per line or "
+        "GenEval metadata."
     ),
 ]
-Tags = Annotated[str | None, typer.Option(help="Only prompts of these tags, comma separated.", show_default=False)]
-Methods = Annotated[str, typer.Option(help="Methods of 'lidar methods', comma separated; the first is the baseline.")]
+Tags = Annotated[
+    str | None, typer.Option(help="Use only prompts with these tags, comma separated.", show_default=False)
+]
+Methods = Annotated[
+    str, typer.Option(help="Methods from 'lidar methods', comma separated. The first is the baseline.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="What a prompt may cost, in network evaluations or as 30s in seconds: it sets the N in best-of-N@10 or "
-        "halving-N. Methods without an N cost what they cost.",
+        help="Budget per prompt, in network evaluations, or in seconds as 30s. It sets the N in best-of-N@10 or "
+        "halving-N. It does not limit methods without an N.",
         show_default=False,
     ),
 ]
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every prompt: 0 to SEEDS - 1.")]
-Out = Annotated[Path, typer.Option(help="Folder of results; a run that is there goes on.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds per prompt: 0 to SEEDS - 1.")]
+Out = Annotated[Path, typer.Option(help="Folder of results. An unfinished run there is continued.")]
 Table = Annotated[
-    bool, typer.Option("--table", help="Draw nothing: make tables, figures and report of what is there.")
+    bool, typer.Option("--table", help="Draw nothing; make tables, figures and the report from the results in --out.")
 ]
 
 
@@ -65,10 +70,12 @@ def compare(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare methods: results-RANK.jsonl, pictures, tables (.md, .csv, .tex, .json), figures, report.html in --out.
+    """Compare methods on the same prompts, at stated cost.
 
-    With RANK and WORLD_SIZE set, as torchrun does, or in a job array or step of SLURM, each process takes its share
-    of the prompts first, and then what the others have not drawn yet. The last to finish makes the tables.
+    Writes results-RANK.jsonl, pictures, tables (.md, .csv, .tex, .json), figures and report.html into --out.
+
+    With RANK and WORLD_SIZE set, as torchrun does, or in a job array or step of SLURM, each process draws its share
+    of the prompts first, and then prompts that no other has drawn yet. The last to finish makes the tables.
     """
     from ..methods import split
     from ..runs import Job
@@ -105,7 +112,7 @@ def compare(
 
 
 def _command() -> str | None:
-    """What was typed, if this is the command and not a call from Python."""
+    """Return what was typed, or None if Python called this rather than the command line."""
     if "compare" not in sys.argv:
         return None
     typed = sys.argv[sys.argv.index("compare") :]
@@ -125,7 +132,7 @@ def methods(json: o.Json = False) -> None:
 
 
 def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
-    """The prompts that the options name, as GenEval metadata."""
+    """Return the prompts that the options name, as GenEval metadata."""
     from .. import glyph
 
     name, _, count = prompts.partition(":")
@@ -143,7 +150,7 @@ def _metadata(prompts: str, tags: str | None) -> list[dict[str, Any]]:
         return found
     kinds = len({line["tag"] for line in found})
     if not count.isdecimal() or int(count) < kinds:
-        raise typer.BadParameter(f"--prompts {name}:N takes at least {kinds} prompts, one a tag; got {prompts!r}")
+        raise typer.BadParameter(f"--prompts {name}:N takes at least {kinds} prompts, one per tag; got {prompts!r}")
     return glyph.spread(found, int(count) // kinds)
 
 

@@ -1,4 +1,4 @@
-"""``lidar doctor``: checks whether this installation works."""
+"""``lidar doctor``: check whether this installation works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ._screen import echo, guard_printing, print_json
 
 
 def doctor(json: o.Json = False) -> None:
-    """Check the installation: versions, device, mathematics, attachment and the embedded model."""
+    """Check this installation.
+
+    It checks versions, the device, the mathematics, attachment and the embedded model.
+    """
     rows = [{"check": name, **_outcome(check)} for name, check in _CHECKS.items()]
     with guard_printing(saved=False):
         if json:

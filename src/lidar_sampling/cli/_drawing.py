@@ -1,4 +1,4 @@
-"""Molecules as a picture, a grid of structures with their rewards."""
+"""Pictures of molecules: a grid of structures with their rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rdkit.Chem import Draw
 
 
 def draw_molecules(molecules: Sequence[tuple[str, float]], name: str) -> tuple[str, bytes]:
-    """SMILES with their rewards, which are called ``name``, to SVG and PNG, eight a row."""
+    """Draw SMILES with their rewards, labelled ``name``, as SVG and PNG, eight per row."""
     drawn = [Chem.MolFromSmiles(smiles) for smiles, _ in molecules]
     legends = [f"{name} {reward:g}" if i == 0 else f"{reward:.3g}" for i, (_, reward) in enumerate(molecules)]
     how = {"molsPerRow": 8, "subImgSize": (180, 160), "legends": legends}

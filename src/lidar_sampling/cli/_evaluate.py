@@ -1,4 +1,4 @@
-"""``lidar evaluate``: GenEval's verdict on a folder in its layout."""
+"""``lidar evaluate``: judge a folder of pictures by GenEval's rules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from . import _options as o
 from ._score import check_once, inside, metadata_line, metadata_of, read_picture
 from ._screen import echo, guard_printing, print_json
 
-Place = Annotated[Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and samples/*.png.")]
+Place = Annotated[
+    Path, typer.Argument(help="A folder in GenEval's layout: NUMBER/metadata.jsonl and NUMBER/samples/*.png.")
+]
 JudgeName = Annotated[
     str,
     typer.Option(
-        help="glyph: the embedded model's detector, for its emoji scenes of 128 x 128 alone; "
+        help="glyph: the embedded model's detector, only for its emoji scenes of 128 x 128; "
         "mask2former: Mask2Former and CLIP, for photographs of any size (2 GB, downloaded once)."
     ),
 ]
@@ -26,9 +28,9 @@ JudgeName = Annotated[
 def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None, json: o.Json = False) -> None:
     """Judge pictures by GenEval's rules.
 
-    Right is counted over all pictures of a tag; overall is the mean of the tags, as in GenEval. Intervals are 95 %
-    bootstrap intervals over prompts. What a picture should show is what its metadata.jsonl includes and excludes, or
-    else its prompt, if that is in GenEval's templates.
+    Each tag's figure is the share of its pictures that are right; overall is the mean over the tags, as in GenEval.
+    Intervals are 95 % bootstrap intervals over prompts. What a picture should show is read from its metadata.jsonl
+    (include, exclude), or else from its prompt, if that follows a GenEval template.
     """
     from .. import glyph, rewards
     from ..evaluation.statistics import bootstrap, interval
@@ -87,10 +89,10 @@ def evaluate(folder: Place, judge: JudgeName = "glyph", device: o.Device = None,
 
 
 def _metadata(picture: Path) -> dict[str, Any]:
-    """What ``picture`` should show, if it can be judged.
+    """Return what ``picture`` should show.
 
     Raises:
-        ValueError: it cannot; the message names the file.
+        ValueError: it cannot be judged; the message names the file.
     """
     line, path = metadata_line(picture), metadata_of(picture)
     if "tag" not in line:
@@ -100,5 +102,5 @@ def _metadata(picture: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if wanted is None:
-        raise ValueError(f"{path} includes no objects, and its prompt is none of GenEval's")
+        raise ValueError(f"{path} includes no objects, and its prompt follows no template of GenEval")
     return line

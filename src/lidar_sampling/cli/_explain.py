@@ -16,13 +16,15 @@ from ._screen import echo, guard_printing, print_json
 
 Place = Annotated[Path, typer.Argument(help="The folder of a run, or its result.json.")]
 
-_MOVED = 0.01  # of the largest shift of a run, below which a step counts as not moved
+_MOVED = 0.01  # a step counts as moved above this share of the run's largest shift
 
 
 def explain(run: Place, json: o.Json = False) -> None:
-    """Say what guidance did in a run: how much it moved, whether it collapsed, and whether other rewards agree.
+    """Say what guidance did in a run.
 
-    Whether they agree is told against plain samples of the same noise, so draw with --beside-vanilla.
+    It tells how much guidance moved the samples, whether its bank collapsed, and whether other rewards agree.
+
+    To learn about other rewards, draw with --beside-vanilla: it adds plain samples of the same noise.
     """
     from ..runs import read_json
 
@@ -39,7 +41,7 @@ def explain(run: Place, json: o.Json = False) -> None:
 
 
 def sentences(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what guidance did, from the entries of guided prompts in a ``result.json``.
+    """Return sentences on what guidance did, from the entries of guided prompts in a ``result.json``.
 
     >>> trace = [{"ess_tilted": [3.0], "shift_norm": [2.0]}, {"ess_tilted": [1.0], "shift_norm": [0.0]}]
     >>> bank, plain = {"clip": [20.0, 24.0]}, {"rewards": {"clip": [21.0], "heldout": [5.0]}}
@@ -74,7 +76,7 @@ def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:
         best = mean(max(entry["bank"][guides[0]]) for entry in entries)
         return (
             f"By {guides[0]} its pictures have {ours:.4g}, the bank {banks:.4g} and the best of the bank {best:.4g}; "
-            "--beside-vanilla tells more."
+            "draw with --beside-vanilla to learn more."
         )
     gains = {
         name: mean(_mean(entry["lidar"], name) - _mean(entry["vanilla"], name) for entry in entries)
@@ -87,7 +89,7 @@ def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:
     ]
     others = {name: gain for name, gain in gains.items() if name not in guides}
     if not others:
-        verdict = "no other reward was asked, so look at the pictures"
+        verdict = "no other reward was computed, so look at the pictures"
     elif min(others.values()) >= 0:
         verdict = "they agree"
     else:

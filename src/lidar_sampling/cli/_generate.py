@@ -10,14 +10,12 @@ import typer
 from . import _options as o
 from ._run import carry_out
 
-Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")]
-BesideVanilla = Annotated[
-    bool, typer.Option("--beside-vanilla", help="Also draw what the model gives without guidance.")
-]
+Out = Annotated[Path, typer.Option(help="Folder for the pictures; it must be empty or absent.")]
+BesideVanilla = Annotated[bool, typer.Option("--beside-vanilla", help="Also draw the same seeds without guidance.")]
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="How to draw, of 'lidar methods': lidar, best-of-12@10, steered-12@10, lidar:scale=3, ..."
+        "--method", help="A method from 'lidar methods': lidar, best-of-12@10, steered-12@10, lidar:scale=3, ..."
     ),
 ]
 Only = Annotated[
@@ -25,7 +23,8 @@ Only = Annotated[
     typer.Option(
         "--only",
         min=0,
-        help="Draw this sample of --images alone, as it is among all of them: --only 2 draws the third again. Repeat "
+        help="Draw only this one of the --images samples, counted from 0; it comes out as it would among all. "
+        "--only 2 draws the third. Repeat "
         "for more.",
         show_default=False,
     ),
@@ -33,12 +32,17 @@ Only = Annotated[
 BankSeed = Annotated[
     int | None,
     typer.Option(
-        help="Seed of the banks' noise, so that samples of another --seed find the same bank. [default: --seed]",
+        help="Seed of the banks' noise; set it to use one bank with several values of --seed. [default: --seed]",
         show_default=False,
     ),
 ]
-Store = Annotated[Path | None, typer.Option("--banks", help="Folder where banks are found and kept for other runs.")]
-Banks = Annotated[list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files.")]
+Store = Annotated[
+    Path | None,
+    typer.Option("--banks", help="Folder that keeps banks between runs; a bank found there is not drawn again."),
+]
+Banks = Annotated[
+    list[Path], typer.Option("--banks", help="Folder of banks from 'lidar look', or bank files. Repeat for more.")
+]
 
 
 def generate(
@@ -78,10 +82,11 @@ def generate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw guided images: look ahead, score, guide; or draw by another method.
+    """Draw guided images of prompts.
 
-    Guidance costs n few-step samples and n reward calls per prompt, then what plain sampling costs. What the others
-    cost stands in docs/methods.md, and which to pick in docs/choosing.md.
+    LiDAR looks ahead, scores, and guides; --method selects another method. LiDAR costs n few-step samples and n
+    reward calls per prompt, plus plain sampling. The costs of other methods are in docs/methods.md; docs/choosing.md
+    helps to pick one.
     """
     from ..runs import Job
 
@@ -159,7 +164,10 @@ def guide(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw guided images from banks that 'lidar look' made: phase 2 alone."""
+    """Draw guided images from banks of 'lidar look'.
+
+    This is phase 2 alone: it costs as much as plain sampling.
+    """
     from ..runs import Job
 
     job = Job(

@@ -1,4 +1,4 @@
-"""``lidar models``, ``lidar rewards`` and ``lidar solvers``: what is known, with its source."""
+"""``lidar models``, ``lidar rewards`` and ``lidar solvers``: lists of what the library knows, with sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ._screen import guard_printing, print_json
 
 
 def models(json: o.Json = False) -> None:
-    """List the models with defaults of their own, and the presets; other pipelines work with cautious defaults."""
+    """List models with their defaults, and presets.
+
+    Other pipelines get cautious defaults.
+    """
     from .._settings import DEFAULTS, GLYPH, PRESETS
 
     rows = {name: asdict(row) for name, row in {"glyph": GLYPH, **DEFAULTS, **PRESETS}.items()}
@@ -25,7 +28,10 @@ def models(json: o.Json = False) -> None:
 
 
 def rewards(json: o.Json = False) -> None:
-    """List the rewards known by name; in Python any function is a reward."""
+    """List the rewards known by name.
+
+    Your own function is a reward, too: give it as package.module:function.
+    """
     from ..rewards import REGISTRY
 
     with guard_printing(saved=False):
@@ -43,7 +49,10 @@ def rewards(json: o.Json = False) -> None:
 
 
 def solvers(json: o.Json = False) -> None:
-    """List the few-step solvers of phase 1, with their weights and licences."""
+    """List few-step solvers, with licences.
+
+    They draw the lookahead samples of phase 1; the list has their weights and licences.
+    """
     from ..solvers import PRESETS
 
     rows = [

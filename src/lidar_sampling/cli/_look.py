@@ -1,4 +1,4 @@
-"""``lidar look``: banks of prompts, in a folder."""
+"""``lidar look``: draw banks of prompts into a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from . import _options as o
 from ._run import carry_out
 
-Out = Annotated[Path, typer.Option(help="Folder of banks; those that it has already are not drawn again.")]
+Out = Annotated[Path, typer.Option(help="Folder of banks; a bank that is already there is not drawn again.")]
 
 
 def look(
@@ -35,7 +35,10 @@ def look(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw and score banks of lookahead samples: phase 1 alone, to be used by 'lidar guide'."""
+    """Draw and score banks for 'lidar guide'.
+
+    A bank is the scored lookahead samples of one prompt; drawing it is phase 1.
+    """
     from ..runs import Job
 
     job = Job(

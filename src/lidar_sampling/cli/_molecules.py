@@ -1,4 +1,4 @@
-"""``lidar molecules``: molecules that a reward likes, from the embedded model."""
+"""``lidar molecules``: draw molecules that a reward likes, with the embedded model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BankFile = Annotated[
     Path | None,
     typer.Option(
         "--bank",
-        help="The bank.safetensors of an earlier run with the same --reward and --invalid: all of it guides, by the "
-        "rewards it holds, and none is drawn. --n and --lookahead-steps are then the bank's; others are refused.",
+        help="The bank.safetensors of an earlier run with the same --reward and --invalid. It guides as it is, "
+        "and no bank is drawn. Leave out --n and --lookahead-steps, or give those of the bank.",
     ),
 ]
 Form = Annotated[str, typer.Option(help="Form of guidance: single-site, token-independent or joint.")]
@@ -41,17 +41,15 @@ def molecules(
     bank: BankFile = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Lookahead samples. [default: 1024]")] = None,
     lookahead_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a lookahead sample. [default: 8]")
+        int | None, typer.Option(min=1, help="Steps per lookahead sample. [default: 8]")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a sample.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per sample.")] = 32,
     reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward.")] = 1.5,
     scale: Annotated[float, typer.Option(help="Strength of guidance, s.")] = 1.0,
-    floor: Annotated[
-        float, typer.Option(help="Least share of noise that the bank is asked about, in [0, 1).")
-    ] = 0.02,
+    floor: Annotated[float, typer.Option(help="Least share of noise at which the bank guides, in [0, 1).")] = 0.02,
     form: Form = "single-site",
-    candidates: Annotated[int, typer.Option(min=1, help="Of the joint form, a sequence and step.")] = 8,
-    invalid: Annotated[float, typer.Option(help="Reward of a string that is no molecule.")] = -1.0,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates per sequence and step, for --form joint.")] = 8,
+    invalid: Annotated[float, typer.Option(help="Reward of a string that is not a molecule.")] = -1.0,
     out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")] = False,
     seed: o.Seed = 0,
@@ -60,10 +58,12 @@ def molecules(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw molecules, guided by any function of them: samples.smi, grid.svg, grid.png, bank, result.json.
+    """Draw molecules guided by any function of them.
 
-    Costs n few-step samples and n rewards, unless --bank has them, then what plain sampling costs, which is drawn
-    beside it to compare.
+    In --out it writes samples.smi, grid.svg, grid.png, the bank and result.json.
+
+    Guidance costs n few-step samples and n rewards, unless --bank has them, plus plain sampling. Plain samples are
+    drawn too, for comparison.
     """
     arguments: dict[str, Any] = {
         "reward": reward,
@@ -164,10 +164,10 @@ def molecules(
 
 
 def _read_bank(path: Path, lidar: TokenLiDAR, n: int | None, lookahead_steps: int | None) -> LookaheadBank:
-    """The bank in ``path``, if it may guide ``lidar`` and was drawn with ``n`` and ``lookahead_steps``; None is any.
+    """Return the bank in ``path``, if it fits ``lidar``, ``n`` and ``lookahead_steps``; None fits any value.
 
     Raises:
-        ValueError: it is of other sequences, of another reward, or drawn otherwise.
+        ValueError: it holds other sequences or another reward, or was drawn with other settings.
         OSError: it cannot be read.
     """
     from .._bank import BankError, LookaheadBank

@@ -1,4 +1,4 @@
-"""Help in groups: a command with many options shows them by what they are about."""
+"""Help in groups: a command with many options shows them by topic."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PANELS = {
     "Output": "dry-run table json quiet help",
 }
 PANEL_OF = {f"--{name}": panel for panel, names in _PANELS.items() for name in names.split()}
-_MANY = 12  # options, above which one list is too long
+_MANY = 12  # with more options than this, one list is too long
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose options are shown in groups where they are many."""
+    """A command that shows its options in groups when there are many."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options of each group, in the order of the groups."""

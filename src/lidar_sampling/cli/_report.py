@@ -1,4 +1,4 @@
-"""What a run shows on the screen when it is done."""
+"""Tables that a finished run prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_PROMPTS = 10
 
 
 def print_table(whole: dict[str, Any]) -> None:
-    """Print vanilla beside the method: a row of each per prompt (the first few), and for the mean."""
+    """Print vanilla beside the method: a row of each for the first few prompts, and for the mean."""
     from rich.table import Table
 
     first = whole["prompts"][0]
@@ -50,7 +50,7 @@ def print_profile(profile: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("phase", "part", "s", "%", "rows", "ms a row", "at best"):
+    for name in ("phase", "part", "s", "%", "rows", "ms per row", "at best"):
         table.add_column(name, justify="left" if name in ("phase", "part") else "right")
     for part in profile["parts"]:
         seconds, rows, best = part["seconds"], part["rows"], part["best"]
@@ -71,7 +71,7 @@ def print_profile(profile: dict[str, Any]) -> None:
 
 
 def print_banks(records: Sequence[dict[str, Any]], *, json: bool) -> None:
-    """Print what each bank holds, a row per reward, and which file it is."""
+    """Print what each bank holds, one row per reward, and its file."""
     rows = [
         {"prompt": each["prompt"], "n": each["n"], "reward": name, **values, "file": each["file"]}
         for each in records

@@ -1,4 +1,4 @@
-"""``lidar reproduce``: the paper's tables on real weights, planned, drawn and judged by one command."""
+"""``lidar reproduce``: plan, draw and judge the paper's tables on real weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from ..evaluation.reproduce import Plan, Target
     from ..evaluation.verdicts import Findings
     from ..runs import Job
+    from ..runs.local import Tell
 
 TableName = Annotated[
-    str | None, typer.Argument(metavar="TABLE", help="Of the paper, such as table2; without one they are listed.")
+    str | None,
+    typer.Argument(metavar="TABLE", help="A table of the paper, such as table2. Without one, the tables are listed."),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="sd15, sd15-dpo, sdxl or flux; a path or hub id of one of their classes; or both, sd15=PATH. "
-        "[default: the table's first]",
+        help="sd15, sd15-dpo, sdxl or flux; a path or hub id of such a model; or both, as sd15=PATH. [default: "
+        "the first of the table]",
         show_default=False,
     ),
 ]
@@ -38,47 +40,50 @@ GenEval = Annotated[
     Path | None,
     typer.Option(
         envvar="GENEVAL_METADATA",
-        help="GenEval's prompts with their metadata: prompts/evaluation_metadata.jsonl of djghosh13/geneval.",
+        help="GenEval's prompts: the file prompts/evaluation_metadata.jsonl of djghosh13/geneval.",
         show_default=False,
     ),
 ]
-Gpus = Annotated[int, typer.Option(min=1, help="GPUs that draw side by side; more than one by Ray.")]
+Gpus = Annotated[int, typer.Option(min=1, help="GPUs that draw side by side; more than one needs Ray.")]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="How long it may take, as 90min or 2h: so many prompts are drawn, the first of a fixed random order. "
-        "[default: all prompts]",
+        help="Time limit, as 90min or 2h: as many prompts as fit are drawn, in a fixed random order. [default: "
+        "all prompts]",
         show_default=False,
     ),
 ]
 As = Annotated[
     str,
     typer.Option(
-        "--as", help="Where the paper and released code differ: paper or official (docs/reproduce.md lists it all)."
+        "--as",
+        help="Which to follow where the paper and its released code differ: paper or official (docs/reproduce.md).",
     ),
 ]
 Without = Annotated[
     str,
     typer.Option(
-        help="Rows to leave out, comma separated, by the names that --dry-run prints; ours for all that are not the "
-        "paper's."
+        help="Rows to leave out, comma separated, by the names that --dry-run prints; 'ours' leaves out all "
+        "rows that the paper lacks."
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision of the pipeline. [default: the paper's float16, of FLUX bfloat16; on a CPU float32]",
+        help="Precision of the pipeline. [default: as in the paper, float16, and bfloat16 for FLUX; on a CPU "
+        "float32]",
         show_default=False,
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of results; a run that is there goes on. [default: reproduce/TABLE-MODEL]", show_default=False
+        help="Folder of results. An unfinished run there is continued. [default: reproduce/TABLE-MODEL]",
+        show_default=False,
     ),
 ]
-Pictures = Annotated[int, typer.Option(min=0, help="Prompts whose pictures are kept, of every row.")]
-Collect = Annotated[bool, typer.Option("--collect", help="Draw nothing: write the tables of what is there.")]
+Pictures = Annotated[int, typer.Option(min=0, help="Number of prompts per row whose pictures are kept.")]
+Collect = Annotated[bool, typer.Option("--collect", help="Draw nothing; write the tables from the results in --out.")]
 
 
 def reproduce(
@@ -101,12 +106,14 @@ def reproduce(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw a table of the LiDAR paper with its settings; write its figures beside yours, and which claims hold.
+    """Draw a table of the LiDAR paper with its settings.
 
-    The first minute measures how fast this machine is; then it says what the rest will take. Ours at LiDAR's cost
-    come beside the paper's rows. In --out: reproduce.md and reproduce.json, and a folder per run as of lidar compare.
-    The same command goes on where it stopped; a larger --budget goes on from there. With RANK and WORLD_SIZE set,
-    each process takes its share.
+    The report sets the paper's figures beside yours and says which claims hold.
+
+    The first minute measures how fast this machine is; then the command says how long the rest will take. Rows of
+    this library, at LiDAR's cost, are added to the paper's rows. In --out it writes reproduce.md, reproduce.json, and
+    one folder per run as lidar compare does. The same command continues where it stopped, also with a larger
+    --budget. With RANK and WORLD_SIZE set, each process takes its share.
     """
     from .. import runs
     from ..evaluation import reproduce as room
@@ -172,11 +179,14 @@ def reproduce(
                 publish(job, out / name, command=None)
         _show(what, made, out, manner, json=json)
     else:
-        warn("this share is done, others are still drawing: the last to finish writes the tables, or --collect does")
+        warn(
+            "this share is done, others are still drawing; the last to finish writes the tables, or run this "
+            "with --collect"
+        )
 
 
 class _Loader:
-    """Loads what draws each Job; the model and each reward once."""
+    """A loader of samplers for Jobs, which loads the model and each reward once."""
 
     def __init__(self) -> None:
         self._pipe: Any = None
@@ -192,7 +202,7 @@ class _Loader:
         return lidar
 
     def forget(self) -> None:
-        """Let go of the model, so that other processes find its memory free."""
+        """Free the memory of the model for other processes."""
         import torch
 
         self._pipe, self._judges = None, {}
@@ -211,7 +221,7 @@ def _plan(
     budget: float | None,
     **fields: Any,
 ) -> tuple[Plan, dict[str, LiDAR]]:
-    """Measure, and return what will be drawn; keep it in ``out``."""
+    """Measure this machine, and return the plan; write it into ``out``."""
     from .._files import check_writable
     from ..evaluation import reproduce as room
 
@@ -236,7 +246,7 @@ def _announce(what: Target, made: Plan, crew: int) -> None:
     )
     for name, rows in made.methods.items():
         warn(f"{name}: {'; '.join(f'{key} = {method}' for key, method in rows.items())}")
-    warn(f"a prompt is {each.pictures} pictures, {spell_counts(each.cost)}, about {spell_seconds(each.seconds)}")
+    warn(f"one prompt takes {each.pictures} pictures, {spell_counts(each.cost)}, about {spell_seconds(each.seconds)}")
     total = made.prompts * each.cost.network_evaluations
     begin, end = f"all {made.of} prompts", ""
     if made.prompts < made.of:
@@ -247,13 +257,13 @@ def _announce(what: Target, made: Plan, crew: int) -> None:
         f"{spell_seconds(made.seconds / crew)}{end}"
     )
     if made.prompts < LEAST:
-        warn(f"with fewer than {LEAST} prompts no claim can be told: give a larger --budget, or leave rows out")
+        warn(f"with fewer than {LEAST} prompts no claim can be decided: give a larger --budget, or leave rows out")
 
 
 def _draw(
     made: Plan, samplers: dict[str, LiDAR], load: _Loader, out: Path, *, ray: str | None, gpus: int, quiet: bool
 ) -> bool:
-    """Draw what is not there yet; return whether all is, whoever drew it."""
+    """Draw what is not there yet; return whether all of it is there now, including what others drew."""
     from .. import runs
     from ..evaluation.reproduce import complete
 
@@ -264,15 +274,22 @@ def _draw(
         load.forget()
         address = None if ray in (None, "here") else ray
         with show_progress(quiet=quiet) as tell:
-            for name, job in made.jobs.items():
-                cluster.run(job, out / name, address=address, workers=gpus, tell=tell)
+            for number, (name, job) in enumerate(made.jobs.items(), 1):
+                cluster.run(job, out / name, address=address, workers=gpus, tell=_of_run(tell, number, made))
         return complete(made, out)
     shard = runs.from_environment(os.environ)
     with show_progress(quiet=quiet) as tell:
-        for name, job in made.jobs.items():
+        for number, (name, job) in enumerate(made.jobs.items(), 1):
             lidar = samplers[name] if name in samplers else load(job)
-            runs.run(job, out / name, shard=shard, lidar=lidar, tell=tell)
+            runs.run(job, out / name, shard=shard, lidar=lidar, tell=_of_run(tell, number, made))
     return complete(made, out)
+
+
+def _of_run(tell: Tell | None, number: int, made: Plan) -> Tell | None:
+    """Return a callback that says which run of the plan the progress and the time left belong to."""
+    if tell is None or len(made.jobs) == 1:
+        return tell
+    return lambda now: tell(replace(now, what=f"run {number} of {len(made.jobs)}, {now.what}"))
 
 
 def _show(what: Target, made: Plan, out: Path, manner: str, *, json: bool) -> None:
@@ -301,7 +318,7 @@ _PAPER = "https://arxiv.org/abs/2602.03211"
 
 
 def _title(what: Target, made: Plan, found: Findings, manner: str) -> str:
-    """Return the lines above the tables: of what, on how many prompts, and how many claims hold."""
+    """Return the lines above the tables: what was drawn, on how many prompts, and how many claims hold."""
     from ..evaluation.published import PROMPTS, TABLES
     from ..evaluation.verdicts import FAILS, HOLDS
 
@@ -317,10 +334,10 @@ def _title(what: Target, made: Plan, found: Findings, manner: str) -> str:
 
 
 def _prompts(file: Path | None) -> list[dict[str, Any]]:
-    """Return GenEval's prompts of a file, or refuse one that holds others.
+    """Return GenEval's prompts from a file; refuse a file of other prompts.
 
     Raises:
-        BadParameter: none was given, or a line is not GenEval's metadata.
+        BadParameter: no file was given, or a line is not GenEval's metadata.
     """
     from ..evaluation.published import PROMPTS, PROMPTS_MD5
 
@@ -341,7 +358,7 @@ def _prompts(file: Path | None) -> list[dict[str, Any]]:
 
 
 def _dtype(what: Target, manner: str, device: str | None) -> str:
-    """Return the precision that the paper drew in, or on a CPU, which is slow in it, float32."""
+    """Return the precision of the paper, or float32 on a CPU, where the paper's is slow."""
     from ..evaluation.published import MODELS
     from ..runs import device_of
 
@@ -349,7 +366,7 @@ def _dtype(what: Target, manner: str, device: str | None) -> str:
 
 
 def _list(*, json: bool) -> None:
-    """Print the tables, and how long their rows took the paper's authors."""
+    """Print the tables, and how long the paper's authors took for their rows."""
     from ..evaluation.published import ELSEWHERE, MODELS, PROMPTS, TABLES
     from ..evaluation.reproduce import paper_seconds
 

@@ -1,4 +1,4 @@
-"""``lidar run``, and what all commands that draw share: a Job is checked, carried out, and its result shown."""
+"""``lidar run``, and what all commands that draw share: check a Job, carry it out, show its result."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from ..runs import Job
 
 JobFile = Annotated[
-    Path, typer.Argument(help="A Job as JSON (--dry-run prints one), or the result.json of a run, to make it again.")
+    Path, typer.Argument(help="A Job as JSON, as --dry-run prints it, or the result.json of a run to repeat.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent, or hold the same run.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="With --ray: processes that draw. [default: one per GPU]", show_default=False),
+    typer.Option(min=1, help="With --ray: number of processes that draw. [default: one per GPU]", show_default=False),
 ]
 Gpus = Annotated[
     float | None,
-    typer.Option(min=0, help="With --ray: GPUs of each worker, also a fraction. [default: 1]", show_default=False),
+    typer.Option(min=0, help="With --ray: GPUs per worker; a fraction is allowed. [default: 1]", show_default=False),
 ]
 JudgeGpus = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="With --ray: let processes of their own compute the rewards that the Job names, one per host, each on "
-        "so much of a GPU; 0 takes the CPU. [default: in the workers]",
+        help="With --ray: compute the rewards in separate processes, one per host, each with this share of a "
+        "GPU; 0 is the CPU. [default: in the workers]",
         show_default=False,
     ),
 ]
 Collect = Annotated[
     bool,
-    typer.Option("--collect", help="Draw nothing: write result.json, the grid and the tables of what is there."),
+    typer.Option("--collect", help="Draw nothing; write result.json, the grid and the tables from what is in --out."),
 ]
 
 
@@ -51,7 +51,8 @@ def run(
     job: JobFile,
     out: Out = Path("out"),
     batch_size: Annotated[
-        int | None, typer.Option(min=0, help="Samples at a time, instead of the Job's.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Samples at a time, instead of the Job's batch size.", show_default=False),
     ] = None,
     device: o.Device = None,
     collect: Collect = False,
@@ -65,11 +66,13 @@ def run(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Carry out a Job that was written down: draw again what a result.json holds, or a share of a large run.
+    """Carry out a Job from a file.
 
-    A run that is in --out goes on, if it is the same. With RANK and WORLD_SIZE set, as torchrun does, or in a job
-    array or step of SLURM, each process takes its share of the prompts. The last to finish writes result.json, the
-    grid and the tables.
+    Use it to repeat the run of a result.json, or to draw a share of a large run.
+
+    If --out holds an unfinished run of the same Job, it is continued. With RANK and WORLD_SIZE set, as torchrun does,
+    or in a job array or step of SLURM, each process takes its share of the prompts. The last to finish writes
+    result.json, the grid and the tables.
     """
     from ..runs import Job
 
@@ -107,7 +110,7 @@ def carry_out(
     quiet: bool = False,
     command: str | None = None,
 ) -> None:
-    """Draw a Job into ``out`` as one process of one or several, and show what came of it.
+    """Draw a Job into ``out``, as the only process or as one of several, and show its result.
 
     Args:
         job: what to draw.
@@ -159,7 +162,7 @@ def carry_out(
 
 
 def _say_share(job: Job, out: Path, shard: tuple[int, int], *, complete: bool, command: str | None) -> None:
-    """Say on stderr that a share is done; of the last one also make the tables."""
+    """Say on stderr that a share is done; if it was the last one, also make the tables."""
     rank, number = shard
     if complete and job.task == "compare":
         with after_drawing(out):
@@ -169,7 +172,7 @@ def _say_share(job: Job, out: Path, shard: tuple[int, int], *, complete: bool, c
 
 
 def _collect(job: Job, out: Path, *, json: bool) -> None:
-    """Write and show what a run came to whose units are all there."""
+    """Write and show the result of a run whose units are all there."""
     from ..runs import task_of
 
     if job.task == "look":
@@ -189,7 +192,7 @@ def tabulate(job: Job, out: Path, *, json: bool, command: str | None = None) -> 
 
 
 def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, json: bool) -> None:
-    """Print what a run came to, and where it is."""
+    """Print the result of a run, and where it is."""
     from ._report import print_banks, print_profile, print_table
 
     if job.task == "compare":
@@ -203,6 +206,8 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
                 print_json(records(rows))
             else:
                 typer.echo((out / "table.md").read_text(encoding="utf-8"))
+                names = [name for name in ("table.md", "report.html", "pictures") if (out / name).exists()]
+                warn(f"{_joined(names)} are in {out}")
         return
     with guard_printing():
         if job.task == "look":
@@ -214,11 +219,15 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             if "profile" in result:
                 print_profile(result["profile"])
             written = ["images", *(["grid.png"] if (out / "grid.png").exists() else []), "result.json"]
-            echo(f"{', '.join(written[:-1])} and {written[-1]} are in {out}")
+            echo(f"{_joined(written)} are in {out}")
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def publish(job: Job, out: Path, *, command: str | None) -> list[Row]:
-    """Write tables, figures and the report of the lines that a comparison asked for."""
+    """Write tables, figures and the report of a comparison from its lines."""
     from .. import evaluation
     from ..evaluation.comparison import lines_of
 
@@ -241,7 +250,7 @@ def _rehearse(job: Job) -> None:
 
 
 def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
-    """Return a line per method on what it will cost."""
+    """Return one line per method that says what it will cost."""
     from .._cost import spell_counts
     from .._forecast import Rates
     from ..methods import load as load_method

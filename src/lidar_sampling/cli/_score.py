@@ -1,4 +1,4 @@
-"""``lidar score``: rewards of any pictures."""
+"""``lidar score``: score any pictures with rewards."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from ._screen import console, guard_printing, print_json
 Images = Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", show_default=False)]
 Prompt = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="One for all pictures, or one for each in order.", show_default=False),
+    typer.Option("--prompt", help="The prompt of all pictures, or one per picture in order.", show_default=False),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time; halved when memory runs out.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time, halved when memory runs out.")]
 Diversity = Annotated[
     bool,
     typer.Option(
-        "--diversity", help="Also say how different the pictures of a prompt are, by a reward with features."
+        "--diversity",
+        help="Also show how different the pictures of a prompt are; needs a reward with features, such as clip.",
     ),
 ]
-RewardNames = Annotated[list[str], typer.Option("--reward", help="A reward of 'lidar rewards'; repeat for more.")]
+RewardNames = Annotated[list[str], typer.Option("--reward", help="A reward from 'lidar rewards'. Repeat for more.")]
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -48,10 +49,10 @@ def score(
 ) -> None:
     """Score pictures with one or more rewards.
 
-    Several prompts belong to the pictures in order: files as they are named, those of a folder by the numbers in
-    their names, so that 2.png comes before 10.png. Without a prompt, those of GenEval's layout are taken:
-    metadata.jsonl beside the folder of a picture. Of a run in that layout, such as that of 'lidar generate', the
-    samples are scored, not its grid or what lies in vanilla/.
+    Several prompts are matched to the pictures in order: files as you give them, and the files of a folder by the
+    numbers in their names, so that 2.png comes before 10.png. Without a prompt, each picture's prompt is read from
+    the metadata.jsonl beside its folder (GenEval's layout). In a folder of that layout, such as one from 'lidar
+    generate', only the samples are scored, not the grid or vanilla/.
     """
     import torch
 
@@ -98,7 +99,7 @@ def score(
 
 
 def _pictures(places: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The pictures of each place; a picture is a place of its own."""
+    """Return the pictures of each place; a picture is a place of its own."""
     found: dict[Path, list[Path]] = {}
     for place in places:
         if not place.exists():
@@ -113,7 +114,7 @@ def _pictures(places: Sequence[Path]) -> dict[Path, list[Path]]:
 
 
 def check_once(files: Sequence[Path]) -> None:
-    """Refuse a picture that is there twice, by a link or by two of the places."""
+    """Refuse a picture that appears twice, through a link or in two places."""
     seen: dict[Path, Path] = {}
     for file in files:
         other = seen.setdefault(file.resolve(), file)
@@ -124,8 +125,8 @@ def check_once(files: Sequence[Path]) -> None:
 def inside(folder: Path) -> list[Path]:
     """Return the pictures in ``folder``, by the numbers in their names.
 
-    They are the samples of runs in GenEval's layout if there are any, whether or not each has its metadata, or else
-    all pictures, however deep. What begins with a dot, or lies in what does, is not looked at.
+    If the folder holds samples in GenEval's layout, with or without metadata, only these are returned; else all
+    pictures at any depth. Hidden files and folders, whose names begin with a dot, are left out.
     """
     pictures = [
         file
@@ -141,7 +142,7 @@ def inside(folder: Path) -> list[Path]:
 
 
 def metadata_of(picture: Path) -> Path:
-    """Where GenEval's layout says what ``picture`` should show."""
+    """Return the file that says what ``picture`` should show, in GenEval's layout."""
     folder = picture.parent if picture.parent.name else picture.parent.absolute()
     return folder.parent / "metadata.jsonl"
 
@@ -150,18 +151,18 @@ def metadata_line(picture: Path) -> dict[str, Any]:
     """Return what GenEval's layout says that ``picture`` should show.
 
     Raises:
-        ValueError: the file says it not at all, twice, or otherwise than as a JSON object with a prompt.
+        ValueError: the file does not hold exactly one JSON object with a prompt.
     """
     path = metadata_of(picture)
     lines = read_lines(path)
     if len(lines) != 1:
         problem = f"has {len(lines)} prompts" if lines else "is empty"
-        raise ValueError(f"{path} {problem}: it must have one, of what {picture.name} should show")
+        raise ValueError(f"{path} {problem}: it must have one, for {picture.name}")
     return lines[0]
 
 
 def _prompts(places: dict[Path, list[Path]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The prompt of each picture: one for all, one for each, or that of the folder it lies in."""
+    """Return the prompt of each picture: the one for all, its own, or that of its folder."""
     files = [file for found in places.values() for file in found]
     if len(given) == 1:
         return given * len(files)
@@ -179,7 +180,7 @@ def _prompts(places: dict[Path, list[Path]], given: list[dict[str, Any]]) -> lis
 
 
 def _check_order(places: dict[Path, list[Path]]) -> None:
-    """Refuse pictures whose order, by which prompts belong to them, may be another than the user means."""
+    """Refuse pictures whose order may differ from what the user means, since prompts are matched by it."""
     for place, found in places.items():
         folders = list(dict.fromkeys(file.parent for file in found))
         if len(folders) > 1:
@@ -214,7 +215,7 @@ _DECIMAL = re.compile(r"((?:(?<![^_=\s])-)?[0-9]+(?:\.[0-9]+)?)")
 
 
 def _decimal_order(stem: str) -> tuple[str | Decimal, ...]:
-    """The key of :func:`natural_order`, but that a number may have a minus sign and a point."""
+    """Return the key of :func:`natural_order`, except that a number may have a minus sign and a point."""
     return tuple(Decimal(part) if k % 2 else part for k, part in enumerate(_DECIMAL.split(stem)))
 
 

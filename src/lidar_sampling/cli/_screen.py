@@ -1,7 +1,7 @@
-"""What the commands print: text as it stands, and no failure to print that undoes a finished run.
+"""Printing for all commands: text as it is, and a finished run stays finished if printing fails.
 
-Prompts, paths and names come from the user, so nothing in them is markup. A run is saved before anything is printed;
-from there on a screen that cannot show a letter, a reader that went away or a picture that cannot be drawn costs a
+Prompts, paths and names come from the user, so nothing in them is read as markup. A run is saved before anything is
+printed. After that, a letter that the screen cannot show, a closed pipe or a picture that cannot be drawn costs one
 line on stderr and nothing else.
 """
 
@@ -24,15 +24,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Of ASCII and of Latin 1, and those that turn the direction of what follows.
+# Control characters of ASCII and Latin 1, and those that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LEAST_WIDTH, _UNKNOWN_WIDTH = 40, 80
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that prints text as it stands: brackets, colons and numbers mean nothing to it.
+    """Return a console that prints text as it is: brackets, colons and numbers have no special meaning.
 
-    Control characters are shown as escapes. A width that holds no table, such as COLUMNS=0 says, counts as unknown.
+    Control characters are shown as escapes. A width too small for a table, such as COLUMNS=0, counts as unknown.
     """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -46,7 +46,7 @@ def console(*, stderr: bool = False) -> Console:
             return super().render_str(visible(text), **options)
 
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-            for segment in super().render(renderable, options):  # what is no string, such as the bar's description
+            for segment in super().render(renderable, options):  # not a string, such as the bar's description
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     plain = Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -56,7 +56,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def visible(text: str) -> str:
-    r"""Return ``text`` with its control characters as escapes, so that a terminal does nothing but show it.
+    r"""Return ``text`` with its control characters as escapes, so that a terminal only shows it.
 
     Line ends and tabs stay.
 
@@ -67,12 +67,12 @@ def visible(text: str) -> str:
 
 
 def echo(text: str) -> None:
-    """Print a line of plain text, which a prompt or a name may be part of, on stdout."""
+    """Print a line of plain text on stdout; a prompt or a name may be part of it."""
     typer.echo(visible(text))
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as JSON in ASCII, which every encoding holds; a number that is not finite is null."""
+    """Print ``value`` as JSON in ASCII, which every encoding can write; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(value), allow_nan=False))
 
 
@@ -86,17 +86,17 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def guard_printing(*, saved: bool = True) -> Iterator[None]:
-    """Print within this block: what goes wrong there is a line on stderr and does not change the exit status.
+    """Turn errors of printing within this block into a line on stderr; the exit status stays the same.
 
     Args:
-        saved: whether files hold what is printed. Where they do not, only a reader that went away (``| head``) is
-            forgiven: a list that a full disk cut off is not done, nor one for which there is no stdout.
+        saved: whether files hold what is printed. If not, only a closed pipe (``| head``) is forgiven; a full disk or
+            a missing stdout is an error.
 
     Raises:
         OSError: nothing is saved, and stdout is full or closed.
     """
     try:
-        if sys.stdout is None and not saved:  # closed before Python started, which then prints nothing
+        if sys.stdout is None and not saved:  # stdout was closed before Python started
             raise OSError(errno.EBADF, "stdout is closed, so nothing can be printed: open it, or use > FILE")
         yield
         if sys.stdout is not None:
@@ -113,7 +113,7 @@ def guard_printing(*, saved: bool = True) -> Iterator[None]:
 
 @contextmanager
 def attempt(what: str) -> Iterator[None]:
-    """Make ``what`` within this block, such as ``grid.png``; if that fails, say so on stderr and go on without it."""
+    """Go on without ``what``, such as ``grid.png``, if this block fails to make it; say so on stderr."""
     try:
         yield
     except Exception as error:
@@ -122,7 +122,7 @@ def attempt(what: str) -> Iterator[None]:
 
 @contextmanager
 def after_drawing(out: Path) -> Iterator[None]:
-    """Report what fails within this block as a failure, not as wrong use: what the user asked for has been drawn.
+    """Report an error within this block as a failure, not as wrong use, since the drawing is already done.
 
     Raises:
         RuntimeError: in place of an error that :func:`lidar_sampling.cli.main` would take for the user's.
@@ -142,14 +142,14 @@ def warn(text: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Return what ``error`` says, in one line; of a file that could not be read or written, its name first."""
+    """Return the message of ``error`` in one line; for an error of a file, its name comes first."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def show_usage(error: Any) -> None:
-    """Print, in typer's own words, how a command is used and what was wrong, if stderr can be written."""
+    """Print typer's message on how a command is used and what was wrong, if stderr can be written."""
     text = io.StringIO()
     error.show(file=text)
     with suppress(OSError, ValueError):
@@ -157,7 +157,7 @@ def show_usage(error: Any) -> None:
 
 
 def escape_unknown_letters() -> None:
-    """Let stdout and stderr print letters that their encoding lacks as backslash escapes, and not raise."""
+    """Let stdout and stderr print letters that their encoding lacks as backslash escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             with suppress(OSError, ValueError):
@@ -165,7 +165,7 @@ def escape_unknown_letters() -> None:
 
 
 def close_quietly() -> None:
-    """Flush stdout and stderr; what can no longer be written is dropped, so that Python does not fail over it."""
+    """Flush stdout and stderr; drop what can no longer be written, so that Python does not fail at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # as under pythonw
@@ -175,12 +175,12 @@ def close_quietly() -> None:
 
 
 def _reader_is_gone(error: Exception) -> bool:
-    """Whether ``error`` is that of a closed pipe, which Windows calls an invalid argument."""
+    """Return whether ``error`` means a closed pipe, which Windows calls an invalid argument."""
     return isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.EINVAL)
 
 
 def _silence(stream: TextIO) -> None:
-    """Send what ``stream`` still holds, and all that follows, nowhere."""
+    """Discard what ``stream`` still holds, and all that follows."""
     with suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor has no pipe to break
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:

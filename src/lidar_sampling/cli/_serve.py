@@ -1,4 +1,4 @@
-"""``lidar serve``: pictures over HTTP; and ``lidar serve-rewards``: rewards, for samplers in other processes."""
+"""``lidar serve``: serve pictures over HTTP; ``lidar serve-rewards``: serve rewards to samplers elsewhere."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import typer
 from . import _options as o
 from ._screen import warn
 
-Names = Annotated[list[str], typer.Argument(help="Rewards of 'lidar rewards'.", show_default=False)]
+Names = Annotated[list[str], typer.Argument(help="Rewards from 'lidar rewards'.", show_default=False)]
 Token = Annotated[
     list[str] | None,
     typer.Option(
         "--token",
         help="What clients must send as Authorization: Bearer TOKEN. Repeat for several clients, who are then "
-        "served by turns; LIDAR_TOKEN holds them with commas between, out of sight of other users.",
+        "served in turn. To hide tokens from other users, set LIDAR_TOKEN instead, with commas between them.",
         show_default=False,
     ),
 ]
@@ -32,13 +32,15 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="A model to serve: glyph, a path or a hub id. Repeat for more. [default: glyph]"
+            "--model",
+            help="A model to serve: glyph, a path or a hub id, or NAME=ONE of these. Repeat for "
+            "more. [default: glyph]",
         ),
     ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            "--reward", help="A reward to serve, as of lidar generate. Repeat for more. [default: the model's]"
+            "--reward", help="A reward to serve, as for 'lidar generate'. Repeat for more. [default: the model's]"
         ),
     ] = None,
     method: Annotated[
@@ -50,16 +52,21 @@ def serve(
     token: Token = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="Where jobs and banks are kept, also for a restart. [default: one that goes at the end]"),
+        typer.Option(
+            help="Folder for jobs and banks, used again after a restart. [default: a temporary one, "
+            "deleted at the end]"
+        ),
     ] = None,
-    places: Annotated[int, typer.Option(min=1, help="Jobs that may wait; more are refused with 429.")] = 16,
-    each: Annotated[int, typer.Option(min=1, help="Jobs of one client that may wait.")] = 8,
-    seconds: Annotated[int, typer.Option(min=1, help="That a job may be drawn.")] = 600,
-    most_images: Annotated[int, typer.Option(min=1, help="Images that a request may ask for.")] = 8,
-    most_steps: Annotated[int, typer.Option(min=1, help="Steps that a request may ask for.")] = 100,
-    most_n: Annotated[int, typer.Option(min=1, help="Lookahead samples that a request may ask for.")] = 64,
-    most_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image that a request may ask for.")] = 1 << 20,
-    most_megabytes: Annotated[float, typer.Option(min=1, help="Of banks that are kept.")] = 4096.0,
+    places: Annotated[
+        int, typer.Option(min=1, help="Most jobs that may wait; more are refused with status 429.")
+    ] = 16,
+    each: Annotated[int, typer.Option(min=1, help="Most jobs of one client that may wait.")] = 8,
+    seconds: Annotated[int, typer.Option(min=1, help="Most seconds that drawing a job may take.")] = 600,
+    most_images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 8,
+    most_steps: Annotated[int, typer.Option(min=1, help="Most steps per request.")] = 100,
+    most_n: Annotated[int, typer.Option(min=1, help="Most lookahead samples per request.")] = 64,
+    most_pixels: Annotated[int, typer.Option(min=1, help="Most pixels per image.")] = 1 << 20,
+    most_megabytes: Annotated[float, typer.Option(min=1, help="Most megabytes of banks that are kept.")] = 4096.0,
     n: o.N = None,
     steps: o.Steps = None,
     call: o.Call = None,
@@ -69,10 +76,11 @@ def serve(
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
 ) -> None:
-    """Serve pictures over HTTP until Ctrl-C or SIGTERM, which finish what runs; docs/serving.md has its pages.
+    """Serve pictures over HTTP.
 
-    It speaks OpenAI's POST /v1/images/generations, and has banks and jobs of its own. Give --model and --reward as
-    NAME=WHAT to let clients call them by a name of yours.
+    It runs until Ctrl-C or SIGTERM, and then finishes the running job first. It speaks OpenAI's POST
+    /v1/images/generations, and adds banks and jobs (docs/serving.md). Give --model and --reward as NAME=WHAT to let
+    clients use names of your choice.
     """
     if words:
         raise typer.BadParameter(
@@ -155,7 +163,10 @@ def serve_rewards(
     device: o.Device = None,
     dtype: o.Dtype = "float32",
 ) -> None:
-    """Serve rewards until Ctrl-C or SIGTERM; use one elsewhere as --reward http://HOST:PORT/NAME."""
+    """Serve rewards over HTTP.
+
+    It runs until Ctrl-C or SIGTERM. Use a reward elsewhere as --reward http://HOST:PORT/NAME.
+    """
     from .._http import check_address, listen, need_extra, server_of, url_of
     from .._quiet import quieten
     from ..rewards import load as load_reward
@@ -173,8 +184,8 @@ def serve_rewards(
 
 
 def _run_until_stopped(server: Any, listening: Any) -> None:
-    """Run a server until SIGTERM, after which the command goes on, or Ctrl-C, which is raised again."""
-    sys.setswitchinterval(0.001)  # or a request waits 5 ms each time that it wants a turn beside what draws
+    """Run a server until SIGTERM or Ctrl-C; the latter is raised again."""
+    sys.setswitchinterval(0.001)  # otherwise a request waits 5 ms for each turn beside the drawing thread
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has stopped
     try:
         server.run(sockets=[listening])
@@ -187,7 +198,7 @@ def _tokens(given: Sequence[str] | None) -> list[str]:
 
 
 def _read_named(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """Return names and what they stand for, of texts ``NAME=WHAT`` or ``WHAT``.
+    """Return names and what they stand for, from texts ``NAME=WHAT`` or ``WHAT``.
 
     >>> _read_named("--model", ["glyph", "sd=/models/sd-1.5"])
     {'glyph': 'glyph', 'sd': '/models/sd-1.5'}

@@ -1,4 +1,4 @@
-"""Comparing methods on the same prompts and seeds, at stated cost, with intervals over prompts."""
+"""Comparisons of methods on the same prompts and seeds, at stated cost, with intervals over prompts."""
 
 from .comparison import compare as compare
 from .publishing import publish as publish

@@ -1,7 +1,7 @@
-"""Equal compute: a method's number, found so that a prompt costs what the budget allows.
+"""Equal compute: find the number in a method's name with which a prompt costs what the budget allows.
 
-A name may hold a capital N where a number would stand: ``best-of-N@10``, ``halving-N``, ``vanilla@N``. Methods say
-what a prompt costs, and it rises with N, so the largest N within the budget is found without drawing.
+A name may hold a capital N in place of a number: ``best-of-N@10``, ``halving-N``, ``vanilla@N``. Each method states
+its cost per prompt, which rises with N, so the largest N within the budget is found without drawing.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ..methods import with_number
 from ..runs import Job, read_json
 from ..runs.job import read_budget
 
-_N = r"\bN\b"  # where a number stands in a name
+_N = r"\bN\b"  # a number in a name
 
 
 def settle(job: Job, out: Path | None, lidar: LiDAR | None) -> Job:
-    """Return the Job with the numbers that its budget allows; the same Job if it has no budget.
+    """Return the Job with the numbers that its budget allows, or the same Job if it has no budget.
 
-    The numbers are kept in ``out``, so that every process of a run, and a run that goes on, draws the same methods.
+    The numbers are kept in ``out``, so that every process of a run, and a resumed run, draws the same methods.
 
     Args:
         job: a comparison.
-        out: its folder; None keeps the numbers nowhere.
-        lidar: what the methods draw with, to find numbers that ``out`` does not hold yet; None if it must hold all.
+        out: its folder; None does not keep the numbers.
+        lidar: the sampler of the methods, used to find numbers that ``out`` does not hold yet; None if it holds all.
 
     Raises:
-        ValueError: ``out`` is of another budget, or damaged; or the budget is too small for a method.
+        ValueError: ``out`` has another budget or is damaged, or the budget is too small for a method.
     """
     if job.budget is None:
         return job
@@ -60,33 +60,33 @@ def settle(job: Job, out: Path | None, lidar: LiDAR | None) -> Job:
 
 
 def with_numbers(file: Path, budget: str, names: Sequence[str], find: Callable[[str], str]) -> list[str]:
-    """Return ``names`` with their numbers: those that are known of this budget, and what ``find`` gives for others.
+    """Return ``names`` with their numbers: those that ``file`` holds, and what ``find`` returns for the others.
 
-    The first process to find a number writes it, and all others take it, even where seconds decide and each would
-    find another. Numbers that are found later go to files beside ``file``: ``budget-1.json``, ...
+    The first process to find a number writes it, and all others use it. This matters for budgets in seconds, where
+    each process would find another number. Numbers found later go to files beside ``file``: ``budget-1.json``, ...
 
     Raises:
-        ValueError: ``file`` is of another budget, or damaged.
+        ValueError: ``file`` has another budget, or is damaged.
     """
     while True:
         known: dict[str, str] = {}
         seen = [file, *sorted(file.parent.glob(f"{file.stem}-*{file.suffix}"), key=natural_order)]
         seen = [there for there in seen if there.exists()]
         for there in seen:
-            known = {**_read_numbers(there, budget), **known}  # what was found first stands
+            known = {**_read_numbers(there, budget), **known}  # the number found first is used
         missing = [name for name in names if name not in known]
         if not missing:
             return [known[name] for name in names]
         found = {name: find(name) for name in missing}
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Not beside a file that another process wrote meanwhile: that one is read first.
+        # If another process has written a file meanwhile, read that one first.
         places = (file, *(file.with_name(f"{file.stem}-{k}{file.suffix}") for k in range(1, len(seen) + 1)))
         place = next(place for place in places if place not in seen)
         write_once(place, (json.dumps({"budget": budget, "names": found}, indent=1) + "\n").encode())
 
 
 def _read_numbers(file: Path, budget: str) -> dict[str, str]:
-    """Return the numbers in ``file``, if it is of this budget and each name in it is one with a number for its N."""
+    """Return the numbers in ``file``; refuse a file of another budget, or with a name whose N has no number."""
     mend = "remove it, and the numbers are found again"
     known = read_json(file, {"budget": str, "names": dict}, mend=mend)
     for name, found in known["names"].items():
@@ -101,18 +101,18 @@ def _read_numbers(file: Path, budget: str) -> dict[str, str]:
 def within(
     lidar: LiDAR, name: str, budget: float, *, prompt: str, images: int, unit: str, rates: Rates | None = None
 ) -> str:
-    """``name`` with the largest number for its N that a prompt may cost; the name itself if it has none.
+    """Return ``name`` with the largest number for its N that the budget allows; a name without N as it is.
 
-    Counts are what the method says it costs, so nothing is drawn; for seconds one small batch is measured.
+    Counts come from the cost that the method states, so nothing is drawn. For seconds, one small batch is measured.
 
     Args:
-        lidar: what the method is to draw with.
-        name: of a method, as :func:`lidar_sampling.methods.load` knows it.
-        budget: what ``images`` samples of a prompt may cost.
-        prompt: of the batch that is measured.
-        images: samples a prompt.
+        lidar: the sampler that the method draws with.
+        name: a method's name, as for :func:`lidar_sampling.methods.load`.
+        budget: the most that ``images`` samples of a prompt may cost.
+        prompt: prompt of the batch that is measured.
+        images: samples per prompt.
         unit: the field of :class:`lidar_sampling.Cost` that counts, such as ``network_evaluations`` or ``seconds``.
-        rates: of this machine, if they were measured already.
+        rates: rates of this machine, if they are measured already.
 
     Raises:
         ValueError: not even the smallest number is within the budget, or the budget is not finite.
@@ -137,28 +137,29 @@ def within(
     def fits(n: int) -> bool:
         try:
             return cost(n) <= budget
-        except ValueError:  # more than the method can take, as more steps than the scheduler has
+        except ValueError:  # too large for the method, such as more steps than the scheduler has
             return False
 
     least = _least(cost, max(8 * images, 64))
-    step = _least(lambda k: cost(least + k), 64)  # some methods take multiples alone
+    step = _least(lambda k: cost(least + k), 64)  # some methods take only multiples
     more = least + step * math.ceil(max(8 * images - least, least) / step)
     low, high = cost(least), cost(more)
     if not high > low:
         raise ValueError(f"{name} does not cost more {unit} with a larger N ({low:g} and {high:g})")
     if low > budget:
         raise ValueError(
-            f"a budget of {budget:g} {unit} a prompt is too small for {name}: {low:g} for N = {least}, the smallest "
+            f"a budget of {budget:g} {unit} per prompt is too small for {name}: {low:g} for N = {least}, the "
+            f"smallest "
             f"that gives images={images}"
         )
     return with_number(name, least + step * (_largest(lambda k: fits(least + step * (k - 1)), 1) - 1))
 
 
 def _least(cost: Callable[[int], float], most: int) -> int:
-    """Return the smallest number that the method takes, such as one as large as the images that are wanted.
+    """Return the smallest number that the method accepts; it may have to be at least the number of images.
 
     Raises:
-        ValueError: it takes none up to ``most``.
+        ValueError: it accepts no number up to ``most``.
     """
     for n in range(1, most):
         try:
@@ -171,7 +172,9 @@ def _least(cost: Callable[[int], float], most: int) -> int:
 
 
 def _largest(fits: Callable[[int], bool], low: int) -> int:
-    """Return the largest number that fits, by doubling and bisection; ``low`` fits, and all below the largest do.
+    """Return the largest number that fits, by doubling and bisection.
+
+    ``low`` must fit, and so must every number below the largest.
 
     >>> _largest(lambda n: 3 * n <= 100, 1)
     33

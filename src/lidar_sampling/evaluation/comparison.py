@@ -1,4 +1,4 @@
-"""Running methods on prompts and seeds from Python: one line of JSON per prompt, seed and method."""
+"""Comparisons from Python: one line of JSON per prompt, seed and method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runs._lines import read as read
 
 
 def lines_of(job: Job, out: Path) -> list[Line]:
-    """Return the lines in ``out`` that a comparison asked for, by its methods, tagged as its prompts are today.
+    """Return the lines in ``out`` of a comparison's prompts and methods, with the tags that its prompts have now.
 
     Raises:
         ValueError: a line is damaged; the message names it.
@@ -43,24 +43,24 @@ def compare(
     pictures: int = 12,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Line]:
-    """Draw and judge what ``out`` does not hold yet; yields every line of this shard, first those that are there.
+    """Draw and judge what ``out`` does not hold yet; yield every line of this shard, those already there first.
 
     Args:
         lidar: pipeline, guiding reward, judges (its metrics) and settings of every method.
-        prompts: GenEval metadata: ``prompt``, and what else there is for judges that read it.
-        methods: by the names that results call them.
+        prompts: GenEval metadata: ``prompt``, and further keys for judges that read them.
+        methods: methods by the names that they have in the results.
         out: folder of ``results-RANK.jsonl`` and of pictures.
         images: samples per prompt that every method returns.
-        seeds: of all noise.
+        seeds: seeds of all noise.
         shard: (rank, number): this run takes the prompts ``rank``, ``rank + number``, ...
-        help_others: go on with what other shards have not drawn yet, when its own share is done.
-        pictures: prompts of the first seed whose samples are kept as files.
-        progress: called with (lines done, lines in all, what is under way).
+        help_others: when this share is done, draw prompts that other shards have not drawn yet.
+        pictures: number of prompts whose samples of the first seed are kept as files.
+        progress: called with (lines done, lines in all, current work).
 
     Raises:
-        ValueError: a rank out of range, prompts that a judge cannot read, a tag that is not text, or ``out`` is
-            damaged or was drawn otherwise.
-        RewardError: a reward failed; the lines of the others are there.
+        ValueError: a rank is out of range, a judge cannot read a prompt, a tag is not text, or ``out`` is damaged or
+            was drawn with other settings.
+        RewardError: a reward failed; the lines of the other prompts are kept.
     """
     rank, number = shard
     check_shard(rank, number)

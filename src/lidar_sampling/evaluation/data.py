@@ -1,7 +1,7 @@
 """The rows of a comparison as numbers to compute with: CSV and JSON.
 
-CSV is tidy, a line a number (method, statistic, judge, tag, estimate, low, high): every statistic has its interval
-and most a judge, which side by side would be a hundred columns that no plotting library wants.
+The CSV is tidy, one number per line (method, statistic, judge, tag, estimate, low, high). Every statistic has an
+interval and most have a judge; side by side these would be a hundred columns, which no plotting library wants.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _BY_JUDGE = ("mean", "best", "gain", "best_gain", "best_lead", "effect", "win", 
 
 
 def tidy(rows: Sequence[Row]) -> str:
-    """The rows as CSV, a line a number at full precision; what is unknown is empty."""
+    """Return the rows as CSV, one number per line at full precision; an unknown number is empty."""
     lines: list[str] = []
-    # Only what stands in the line's end is quoted, so it must hold the carriage return that a name may hold.
+    # csv quotes only characters of the line's end. A name may hold a carriage return, so it must be among them.
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow(["method", "statistic", "judge", "tag", *Interval._fields])
     for r in rows:
@@ -37,7 +37,7 @@ def tidy(rows: Sequence[Row]) -> str:
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON values: intervals as objects, null for what is unknown."""
+    """Return the rows as JSON values: intervals as objects, null for unknown numbers."""
     return [{key: _json(value) for key, value in vars(row).items()} for row in rows]
 
 
@@ -50,5 +50,5 @@ def _json(value: Any) -> Any:
 
 
 def _none_for_nan(value: Any) -> Any:
-    """None for NaN."""
+    """Return the value, or None for NaN."""
     return None if value != value else value

@@ -1,7 +1,7 @@
 """Methods that differ in one number: series over that number, to draw as curves.
 
-Names tell: ``best-of-4@10`` and ``best-of-8@10`` are ``best-of-*@10``, and ``lidar:n=9,scale=3`` and
-``lidar:scale=3,n=27`` are ``lidar:n=*,scale=3``. What a name leaves to the model's settings is not known here, so
+Families are found by name: ``best-of-4@10`` and ``best-of-8@10`` form ``best-of-*@10``, and ``lidar:n=9,scale=3`` and
+``lidar:scale=3,n=27`` form ``lidar:n=*,scale=3``. Settings that a name leaves to the model are not known here, so
 ``lidar`` itself is on no curve.
 """
 
@@ -18,7 +18,7 @@ class Series(NamedTuple):
     """A family of methods.
 
     Attributes:
-        name: the methods' with ``*`` for the number that varies.
+        name: the name of the methods, with ``*`` for the number that varies.
         key: what varies: the name of a setting, or the words before the number.
         points: (number, method), by rising number.
     """
@@ -29,7 +29,7 @@ class Series(NamedTuple):
 
 
 def families(methods: Sequence[str]) -> list[Series]:
-    """The series of two methods and more; a method may be on several.
+    """Return the series with at least two methods; a method may be in several.
 
     >>> for series in families(["lidar", "lidar:n=3", "lidar:n=9", "best-of-4@10", "best-of-12@10"]):
     ...     print(series)
@@ -50,18 +50,18 @@ def families(methods: Sequence[str]) -> list[Series]:
 
 
 def _sort_settings(method: str) -> str:
-    """The name with its settings, which have no order, in one."""
+    """Return the name with its settings in sorted order."""
     match = re.fullmatch(r"(.*?:)(\w+=.*)", method)
     return match[1] + ",".join(sorted(match[2].split(","))) if match else method
 
 
 def _key(before: str) -> str:
-    """What the number at the end of ``before`` is called.
+    """Return the name of the number that follows ``before``.
 
     >>> [_key(before) for before in ("lidar:n=", "lidar:n=3,scale=", "best-of-", "best-of-12@", "vanilla@dpm:")]
     ['n', 'scale', 'best-of', 'steps', 'steps']
     """
     if before.endswith("="):
         return re.split(r"[:,]", before)[-1][:-1]
-    # After @ stands a number of steps, or a solver and its number of them.
+    # After @ comes a number of steps, or a solver and its number of steps.
     return "steps" if "@" in before else before.rstrip("-")

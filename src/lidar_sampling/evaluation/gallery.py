@@ -1,4 +1,4 @@
-"""The pictures of a report: a prompt below a prompt, its methods side by side, their rewards below each picture."""
+"""The pictures of a report: prompts below one another, methods side by side, rewards below each picture."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..runs._lines import Line
 from .guide import with_guide
 from .thumbnails import thumbnails
 
-MOST_IMAGES = 4  # a method and prompt
-BUDGET = 6_000_000  # characters of all pictures; prompts that come after are named in one line
+MOST_IMAGES = 4  # pictures per method and prompt
+BUDGET = 6_000_000  # characters of all pictures; prompts beyond this are counted in one line
 
 
 def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budget: int = BUDGET) -> str:
-    """HTML of the prompts whose lines know their pictures, as many as ``budget`` allows; empty if none does.
+    """Return HTML of as many prompts with pictures as ``budget`` allows; empty if no prompt has pictures.
 
     Args:
-        lines: of :func:`lidar_sampling.evaluation.compare`.
-        methods: in the order to show them in.
-        folder: what the lines' ``pictures`` are relative to.
-        budget: characters that the pictures may take.
+        lines: lines of :func:`lidar_sampling.evaluation.compare`.
+        methods: the methods, in the order to show them.
+        folder: the folder to which the lines' ``pictures`` are relative.
+        budget: most characters that the pictures may take.
     """
     by_prompt: dict[str, dict[str, Line]] = {}
     lines, _ = with_guide(lines)
@@ -53,7 +53,7 @@ def gallery(lines: Sequence[Line], methods: Sequence[str], folder: Path, *, budg
 
 
 def _card(line: Line, uris: Mapping[int, str]) -> str:
-    """A method's pictures of one prompt, by their numbers among its images."""
+    """Return the HTML of a method's pictures of one prompt; ``uris`` maps an image's number to its picture."""
     rewards = list(line["rewards"].values())
     liked = [-np.inf if value is None else value for value in rewards[0]]
     best = int(np.argmax(liked)) if any(value is not None for value in rewards[0]) else None
@@ -73,7 +73,7 @@ def _card(line: Line, uris: Mapping[int, str]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """A reward in three or four digits.
+    """Return a reward in three or four digits.
 
     >>> [_number(value) for value in (28.669, 0.5, 1.0, None)]
     ['28.7', '0.50', '1', '-']

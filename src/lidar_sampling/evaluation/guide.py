@@ -1,11 +1,11 @@
-"""What guided the methods of a comparison: one judge, or a mixture of judges, which becomes a judge of its own.
+"""The guide of a comparison: one judge, or a mixture of judges, which becomes a judge of its own.
 
-A line names its guide as ``{"name": "glyph"}``, or of a mixture as ``{"name": "mixture", "weights": {part: weight},
-"calibration": {part: [mean, std]} or null}``. Its parts are judges of the line. What the methods maximised is
+A line names its guide as ``{"name": "glyph"}``, or for a mixture as ``{"name": "mixture", "weights": {part: weight},
+"calibration": {part: [mean, std]} or null}``. Its parts are judges of the line. The methods maximised
 
     mixture(x) = sum_i w_i (r_i(x) - mean_i) / std_i
 
-and neither its first part nor any other.
+rather than its first part or any other part.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..runs._lines import Line, once, plain_guide
 
 
 class Guide(NamedTuple):
-    """What guided.
+    """The guide of a comparison.
 
     Attributes:
-        name: of the judge that guided, or of the mixture.
-        parts: the judges that a mixture sums; none for a single judge.
+        name: the judge that guided, or the mixture.
+        parts: the judges that a mixture sums; empty for a single judge.
     """
 
     name: str
@@ -31,18 +31,18 @@ class Guide(NamedTuple):
 
 
 def with_guide(lines: Sequence[Line]) -> tuple[list[Line], Guide]:
-    """Return the lines with the guide as their first judge, and the guide.
+    """Return the lines, with the guide as their first judge, and the guide.
 
-    The guide of lines that name none, which older versions wrote, is their first judge. A mixture without a
-    calibration is standardised by the mean and deviation of each part over the images of all methods at one prompt
-    and seed, so that methods are measured on one scale. A deviation of 0 counts as 1. Of two lines of one prompt,
-    seed and method the first counts.
+    Lines of older versions name no guide; theirs is their first judge. A mixture without a calibration is
+    standardised by the mean and deviation of each part over the images of all methods at one prompt and seed, so that
+    methods are measured on one scale. A deviation of 0 counts as 1. If two lines have the same prompt, seed and
+    method, the first counts.
 
     Args:
-        lines: at least one, of :func:`lidar_sampling.evaluation.compare`.
+        lines: lines of :func:`lidar_sampling.evaluation.compare`; at least one.
 
     Raises:
-        ValueError: the guides of two lines differ, a line lacks rewards, or a judge is called as the mixture is.
+        ValueError: two lines have different guides, a line lacks rewards, or a judge has the name of the mixture.
 
     Example:
         >>> line = {"prompt": "a cat", "seed": 0, "method": "lidar"}
@@ -57,7 +57,9 @@ def with_guide(lines: Sequence[Line]) -> tuple[list[Line], Guide]:
     guide = Guide(entry["name"], tuple(entry.get("weights") or ()))
     for line in lines:
         if len({len(values) for values in line["rewards"].values()}) != 1:
-            raise ValueError(f"{place(line)} has not as many rewards of each judge: remove it, and draw it again")
+            raise ValueError(
+                f"{place(line)} has different numbers of rewards by its judges: remove it, and draw it again"
+            )
         for judge in guide.parts or (guide.name,):
             if judge not in line["rewards"]:
                 raise ValueError(f"{place(line)} was guided by {judge!r} but has no rewards of it: draw it again")
@@ -93,7 +95,7 @@ def _entry(line: Line) -> dict[str, Any]:
 
 
 def _spelt(entry: Mapping[str, Any]) -> str:
-    """Return a guide as a person would name it.
+    """Return a guide in words, for a message.
 
     >>> _spelt({"name": "both", "weights": {"clip": 1.0, "hps": 2.0}, "calibration": {"clip": [0, 1], "hps": [3, 1]}})
     'both (1 clip at 0 +- 1, 2 hps at 3 +- 1)'
@@ -107,7 +109,7 @@ def _spelt(entry: Mapping[str, Any]) -> str:
 
 
 def place(line: Line) -> str:
-    """Return which line it is, for a message."""
+    """Return words that identify a line, for a message."""
     return f"the line of {line['method']}, {line['prompt']!r}, seed {line['seed']},"
 
 
@@ -122,7 +124,7 @@ def _scales(lines: Sequence[Line], parts: Sequence[str]) -> dict[tuple[str, int]
 
 
 def _scale(known: Sequence[float]) -> tuple[float, float]:
-    """Return mean and deviation; equal values, whose computed deviation need not be exactly 0, have deviation 1."""
+    """Return mean and deviation; equal values have deviation 1, though rounding may compute another."""
     if not known:
         return 0.0, 1.0
     return float(np.mean(known)), float(np.std(known)) if max(known) > min(known) else 1.0
@@ -133,7 +135,7 @@ def _mix(
     weights: Mapping[str, float],
     scale: Mapping[str, Sequence[float]],
 ) -> list[float | None]:
-    """Return the weighted sum per image; None where a part is unknown."""
+    """Return the weighted sum per image, or None where a part is unknown."""
     found: list[float | None] = []
     for values in zip(*(rewards[part] for part in weights), strict=True):
         total: float | None = 0.0

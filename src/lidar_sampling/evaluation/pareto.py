@@ -1,4 +1,4 @@
-"""The Pareto front of quality and cost: what no other method beats on both."""
+"""The Pareto front of quality and cost: the methods that no other beats on both."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, quality) that no other dominates, by rising cost.
+    """Return the indices of the (cost, quality) points that no other dominates, by rising cost.
 
-    A point dominates another if it costs no more, is no worse, and is better in one of the two; copies of a point do
-    not dominate each other. NaN is on no front.
+    A point dominates another if it costs no more, is no worse, and is better in one of the two. Copies of a point do
+    not dominate each other. A NaN is never on the front.
 
     >>> front([(1, 1.0), (2, 3.0), (3, 2.0), (2, 2.5), (4, 4.0)])
     [0, 1, 4]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .rows import PEAK, Row
 
 _GIBIBYTE = 2**30
-# An underscore within a word is no mark, and an ampersand is one only before the name of a letter.
+# An underscore within a word is not a mark; an ampersand is one only before the name of a letter.
 _MARKS = re.compile(r"[\\|<`*~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|(?<=\])\(")
 _COSTS = {
     "network_evaluations": "network evaluations",
@@ -25,7 +25,7 @@ _COSTS = {
 
 
 class Part(NamedTuple):
-    """A table of text: a head of N cells and rows of N cells, the method first."""
+    """A table of text: a head of N cells and rows of N cells, the method in the first."""
 
     title: str
     caption: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
-    """What Markdown, TeX and the report show, each narrow enough for a page."""
+    """Return the tables of Markdown, TeX and the report, each narrow enough for a page."""
     judges, base, judge = list(rows[0].mean), rows[0].method, judge_of_tags(rows)
     guide, unguided = rows[0].guide, rows[0].unguided
     others = [j for j in judges if j not in (guide, *unguided)]
@@ -50,7 +50,7 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
         ),
         Part(
             "Diversity and cost",
-            "Diversity of the images of a prompt, and what a prompt cost.",
+            "Diversity of the images of a prompt, and the cost per prompt.",
             ["method", "diversity", *counted.values()],
             [[r.method, str(r.diversity), *(cost(r, key) for key in counted)] for r in rows],
         ),
@@ -90,21 +90,21 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
 
 
 def judge_of_tags(rows: Sequence[Row]) -> str:
-    """The judge that tags are shown of: GenEval, whose tags they are, or the first that did not guide.
+    """Return the judge of the tables by tag: GenEval, or else the first judge that did not guide.
 
-    One that has no values, as GenEval has none of free prompts, is passed over.
+    A judge without values is skipped: GenEval has none for free prompts.
     """
     judges = [*(j for j in rows[0].mean if j == "geneval"), *rows[0].unguided, rows[0].guide]
     return next((j for j in judges if any(isfinite(row.mean[j].estimate) for row in rows)), judges[0])
 
 
 def costs(rows: Sequence[Row]) -> dict[str, str]:
-    """The costs that any method has, and what people call them."""
+    """Return the costs that any method has, with their titles."""
     return {key: title for key, title in _COSTS.items() if any(row.cost[key] > 0 for row in rows)}
 
 
 def cost(row: Row, key: str) -> str:
-    """A cost of a method as text; memory in GiB."""
+    """Return a cost of a method as text; memory is in GiB."""
     value = row.cost[key]
     if value != value:
         return "-"
@@ -112,7 +112,7 @@ def cost(row: Row, key: str) -> str:
 
 
 def markdown(tables: Sequence[Part]) -> str:
-    r"""The parts as Markdown.
+    r"""Return the parts as Markdown.
 
     >>> print(markdown([Part("A", "Two.", ["method", "x"], [["a|b", "1"]])]), end="")
     Two.
@@ -132,7 +132,7 @@ def markdown(tables: Sequence[Part]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return text in one line that Markdown shows as it stands, changed only where Markdown would read marks in it.
+    r"""Return text in one line that Markdown shows unchanged; escape only characters that Markdown reads as marks.
 
     >>> print(escape_markdown("best_of|two <b> of *three*"))
     best_of\|two \<b> of \*three\*
@@ -141,7 +141,7 @@ def escape_markdown(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    r"""Return text without line breaks and what else cannot be printed.
+    r"""Return text without line breaks and other characters that cannot be printed.
 
     >>> plain("two\nlines\x00")
     'two lines'

@@ -1,12 +1,12 @@
-"""The tables of the LiDAR paper as data: what was drawn, by which settings, and what came out.
+"""The tables of the LiDAR paper as data: what was drawn, with which settings, and the figures.
 
 Kim et al. 2026 (https://arxiv.org/abs/2602.03211v2): tables 2, 3, 5, 6, 7, 8 and 10; settings from its appendix B.
-The figures were read in a text extraction of its PDF, which loses curves, so no figure of a curve is here. A study is
-what a table says of one model; its runs differ in settings, and a run is one Job. Judges go by the names of
+The figures were read in a text extraction of its PDF, which loses curves, so figures of curves are missing. A study
+is the part of a table on one model. Its runs differ in settings; each run is one Job. Judges go by the names of
 :mod:`lidar_sampling.rewards`, and figures are in the paper's units: :data:`UNITS`.
 
-Where the paper and the code of its authors differ, or a rival's code does, a method holds a word in braces:
-:data:`SWITCHES` has what it becomes in either manner.
+Where a paper (this one or a rival's) and its released code differ, a method holds a word in braces: :data:`SWITCHES`
+says what it becomes in either manner.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ JUDGES = (IR, CLIP, HPS, GENEVAL)
 
 
 class Unit(NamedTuple):
-    """What a judge is called in a table, and what its values are multiplied by to be in the paper's unit."""
+    """The title of a judge in a table, and the factor that brings its values to the paper's unit."""
 
     title: str
     scale: float
@@ -28,7 +28,7 @@ class Unit(NamedTuple):
 
 UNITS = {
     IR: Unit("ImageReward", 1.0),
-    CLIP: Unit("CLIP", 0.01),  # the paper's is the cosine, ours the logit, 100 times as much
+    CLIP: Unit("CLIP", 0.01),  # the paper's is the cosine; ours is the logit, 100 times as large
     HPS: Unit("HPS v2.1", 1.0),
     GENEVAL: Unit("GenEval", 1.0),
     SECONDS: Unit("s", 1.0),
@@ -38,7 +38,7 @@ Manner = Literal["paper", "official"]
 
 
 class Switch(NamedTuple):
-    """A difference between the paper's text and released code, and how each is drawn."""
+    """A difference between the paper's text and released code, and how to draw each."""
 
     what: str
     paper: str
@@ -65,12 +65,12 @@ class Row:
     """A row of a table.
 
     Attributes:
-        key: what claims and ``--without`` call it; one name within a run.
-        label: what the table calls it.
-        method: of :mod:`lidar_sampling.methods`, perhaps with a switch in braces, or N for the number that makes it
-            cost as much as LiDAR.
-        figures: judge, or seconds for the images of a prompt -> the paper's figure. Empty for a row of ours.
-        best: whether the figure is that of the best image by the guiding reward, and not the mean of all.
+        key: its name in claims and ``--without``, unique within a run.
+        label: its name in the table.
+        method: a method of :mod:`lidar_sampling.methods`, perhaps with a switch in braces, or with N for the number
+            that makes it cost as much as LiDAR.
+        figures: judge, or seconds for the images of a prompt -> the paper's figure. Empty for a row that we added.
+        best: whether the figure is of the best image by the guiding reward instead of the mean over all.
     """
 
     key: str
@@ -90,16 +90,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """What is drawn with one set of settings, and so by one Job.
+    """The rows that share one set of settings, and so one Job.
 
     Attributes:
-        name: of its folder.
-        settings: of the Job, beside those of the model's preset.
-        rows: those of the paper.
-        ours: rows that the paper does not have; ``N`` in a name is set so that it costs what the row ``lidar`` does.
-        reward: guides; names with weights are a mixture.
+        name: name of its folder.
+        settings: settings of the Job on top of the model's preset.
+        rows: rows of the paper.
+        ours: rows that we added; ``N`` in a name is set so that the row costs as much as the row ``lidar``.
+        reward: the guiding reward; names with weights are a mixture.
         images: samples per prompt.
-        note: where this run is our reading of what the paper leaves open.
+        note: our reading of a setting that the paper leaves open.
     """
 
     name: str
@@ -112,13 +112,13 @@ class Run:
 
 
 class Claim(NamedTuple):
-    """That one row lies above another by some judges. Of seconds, that one takes more than the other.
+    """The claim that one row is above another by some judges. By seconds, it is that one row takes longer.
 
     Attributes:
         text: the claim in words.
-        above: key of a row; with ``RUN/`` before it of that run, else the claim is made of every run that has both.
-        below: the same.
-        judges: by which.
+        above: key of a row, or ``RUN/KEY`` for one run; without a run, the claim is about every run with both rows.
+        below: the same, of the lower row.
+        judges: the judges that the claim is about.
     """
 
     text: str
@@ -128,7 +128,7 @@ class Claim(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What a table says of one model."""
+    """The part of a table on one model."""
 
     runs: tuple[Run, ...]
     claims: tuple[Claim, ...]
@@ -145,11 +145,11 @@ class Model(NamedTuple):
     """A model of the paper.
 
     Attributes:
-        weights: hub id; None where none of a whole pipeline is known, so that a path must be given.
-        pipeline: class of diffusers.
-        preset: of our settings; None takes the row of the class.
+        weights: hub id; None if no whole pipeline is known on the hub, so that a path must be given.
+        pipeline: pipeline class of diffusers.
+        preset: name of a preset; None uses the defaults of the class.
         dtype: precision on an accelerator.
-        licence: of the weights.
+        licence: licence of the weights.
     """
 
     weights: str | None
@@ -182,7 +182,7 @@ MODELS = {
 
 
 def _row(key: str, label: str, method: str, *figures: float | None, seconds: float | None = None) -> Row:
-    """Return a row whose figures are ImageReward, CLIP, HPS and GenEval in this order, as far as there are any."""
+    """Return a row; its figures are ImageReward, CLIP, HPS and GenEval in this order, possibly cut short."""
     found = {judge: value for judge, value in zip(JUDGES, figures, strict=False) if value is not None}
     return Row(key, label, method, {**found, **({} if seconds is None else {SECONDS: seconds})})
 
@@ -192,19 +192,19 @@ _DDIM = {"steps": 50, "eta": 0.0}
 
 
 def _ours(bank: str, *, noise: bool) -> tuple[Row, ...]:
-    """Return what the paper does not tabulate: the best of the bank, and selection at the cost of LiDAR."""
+    """Return the rows that we add to the paper's: the best of the bank, and selection at the cost of LiDAR."""
     steered = Row("steered", "steered best-of-N, 25 steps", "steered-N@25")
     return (
         Row("best-of-bank", "best 4 of LiDAR's own bank", f"best-of-50@{bank}"),
         Row("best-of-n", "best 4 of N", "best-of-N"),
         Row("best-of-n-25", "best 4 of N, 25 steps", "best-of-N@25"),
-        *([steered] if noise else []),  # a population that is resampled needs noise to part its copies
+        *([steered] if noise else []),  # resampling makes copies, which need noise to become different
         Row("refine", "refinement of the best 4 of N", "refine-N"),
     )
 
 
 def _against_all(*, grads_lower: tuple[str, ...] = (CLIP, HPS, GENEVAL)) -> tuple[Claim, ...]:
-    """Return what tables 2 and 10 claim of LiDAR and of its rivals."""
+    """Return the claims of tables 2 and 10 about LiDAR and its rivals."""
     return (
         Claim("LiDAR is above plain sampling", "lidar", "vanilla"),
         Claim("LiDAR is above plain sampling in more steps", "lidar", "vanilla-more"),
@@ -530,8 +530,8 @@ ELSEWHERE = {
     "table4": "its molecules are drawn by 'lidar molecules'",
     "table9": "'lidar generate --profile' splits the time of a run so",
 }
-"""Tables of the paper that no Job draws, and what does."""
+"""Tables of the paper that no Job draws, and what draws them."""
 
 PROMPTS = 553
 PROMPTS_MD5 = "9a0ed515640279a48ed3380d90aec0ed"
-"""Of ``prompts/evaluation_metadata.jsonl`` in https://github.com/djghosh13/geneval."""
+"""Number of prompts in ``prompts/evaluation_metadata.jsonl`` of https://github.com/djghosh13/geneval."""

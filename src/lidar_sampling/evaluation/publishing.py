@@ -1,8 +1,8 @@
-"""What a comparison leaves in its folder beside its lines: tables, figures and a report, all from the same rows.
+"""The files that a comparison writes beside its lines: tables, figures and a report, all from the same rows.
 
-OUT/results-RANK.jsonl, OUT/run.json      the lines and how they were drawn, by :func:`compare`
+OUT/results-RANK.jsonl, OUT/run.json      the lines and their settings, by :func:`compare`
 OUT/pictures/INDEX/METHOD/0000.png        samples of the first prompts, by :func:`compare`
-OUT/table.md, .tex, .csv, .json           the tables to read, and their numbers
+OUT/table.md, .tex, .csv, .json           the tables, and their numbers
 OUT/figures/NAME.svg, .png                with matplotlib
 OUT/report.html                           all of it in one file
 """
@@ -31,13 +31,13 @@ _log = logging.getLogger(__name__)
 def publish(
     lines: Sequence[Line], out: Path, *, baseline: str | None = None, command: str | None = None
 ) -> list[Row]:
-    """Write tables, figures and the report of ``lines`` to ``out``; each file whole, over what was there.
+    """Write tables, figures and the report of ``lines`` into ``out``, replacing earlier ones atomically.
 
-    The tables come first. Then each figure and the report is made for itself: one that fails is logged and left out,
-    and the rest stands. Without matplotlib there are no figures.
+    The tables come first. Each figure and the report is then made on its own: if one fails, it is logged and left
+    out. Without matplotlib there are no figures.
 
     Args:
-        lines: of :func:`lidar_sampling.evaluation.compare`.
+        lines: lines of :func:`lidar_sampling.evaluation.compare`.
         out: their folder, with ``run.json`` and the pictures if there are any.
         baseline: as in :func:`lidar_sampling.evaluation.table`.
         command: shown in the report.
@@ -70,9 +70,9 @@ def publish(
 
 @contextmanager
 def _without(folder: Path, *names: str) -> Iterator[None]:
-    """Make these files anew in this block, or go on without them: a failure is logged, and the tables stand.
+    """Go on without these files if this block fails to make them; the failure is logged.
 
-    What an earlier run left under their names is deleted first, since it would contradict the tables.
+    Files of an earlier run with these names are deleted first, since they would contradict the tables.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def _without(folder: Path, *names: str) -> Iterator[None]:
 
 
 def _settings(manifest: Path) -> dict[str, Any]:
-    """Return how the lines were drawn, as far as the folder tells.
+    """Return the settings with which the lines were drawn; empty if the folder does not say.
 
     Raises:
         ValueError: the file is damaged.
@@ -105,5 +105,5 @@ def _settings(manifest: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write text as UTF-8; half a letter, as of a file name that is not text, as an escape."""
+    """Write text as UTF-8; lone surrogates, as in file names that are not text, become escapes."""
     write_atomically(path, text.encode("utf-8", "backslashreplace"))

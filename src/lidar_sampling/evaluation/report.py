@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing beside it: no script, no network, figures and pictures inside."""
+"""A comparison as one self-contained HTML file: no script, no network, figures and pictures inside."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def report(
     settings: Mapping[str, Any],
     command: str | None = None,
 ) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        rows: of :func:`lidar_sampling.evaluation.table`.
-        tables: what is shown of them.
-        lines: that they were made of, which know their pictures.
-        folder: of the pictures.
+        rows: rows of :func:`lidar_sampling.evaluation.table`.
+        tables: tables made of the rows.
+        lines: lines that the rows were made of; they name their pictures.
+        folder: folder of the pictures.
         figures: name -> SVG.
-        settings: how the lines were drawn, of ``run.json``.
-        command: that drew them.
+        settings: settings of the lines, from ``run.json``.
+        command: the command that drew them.
     """
     return _PAGE.substitute(
         title=f"{len(rows)} methods compared",
@@ -73,7 +73,7 @@ def report(
 
 
 def headline(rows: Sequence[Row]) -> Part:
-    """A table of what matters most: gain on the judges that did not guide, diversity and cost."""
+    """Return the table of what matters most: gain on the judges that did not guide, diversity and cost."""
     judge = judge_of_tags(rows)
     held = [j for j in rows[0].unguided if j != judge and any(r.gain[j].estimate == r.gain[j].estimate for r in rows)]
     held = held or [judge]
@@ -121,7 +121,7 @@ def _table(part: Part) -> str:
 
 
 def _cell(text: str) -> str:
-    """An interval goes below its estimate, which halves the width of a table."""
+    """Return a cell with its interval below the estimate, which halves the width of a table."""
     estimate, bracket, rest = text.partition(" [")
     return escape(estimate) + (f"<small>[{escape(rest)}</small>" if bracket else "")
 
@@ -141,7 +141,7 @@ def _figures(figures: Mapping[str, str]) -> str:
 
 
 def inline(svg: str, name: str) -> str:
-    """An SVG file of ours as an element of the page: ink in the page's colour, names of its own, no addresses."""
+    """Return an SVG file of ours as an element of the page, in its text colour, with unique ids and no URLs."""
     from .figures._style import INK, PAPER
 
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")

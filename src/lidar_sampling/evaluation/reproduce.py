@@ -1,8 +1,9 @@
-"""From a table of the paper to Jobs: which rows, on how many prompts, and what they will take.
+"""Plans to reproduce a table of the paper: which rows, on how many prompts, and how long they will take.
 
-A run of :mod:`.published` becomes one comparison. Its rows of ours get the number at which they cost what LiDAR
-costs. Prompts are taken from the front of one fixed random order, so that a larger budget goes on where a smaller one
-stopped. A plan is written down before anything is drawn: every process of a run, and a run that goes on, follows it.
+Each run of :mod:`.published` becomes one comparison. The rows that we added get the number at which they cost as much
+as LiDAR. Prompts are taken from the front of one fixed random order, so that a larger budget continues where a
+smaller one stopped. The plan is written before anything is drawn, and every process of a run, and a resumed run,
+follows it.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from .comparison import lines_of
 from .published import ELSEWHERE, IR, JUDGES, MODELS, SECONDS, TABLES, Manner, Row, Run, Study
 
 _MEND = "leave the row out with --without"
-LIDAR = "lidar"  # the row whose cost the rows of ours get
+LIDAR = "lidar"  # the row whose cost the added rows must match
 
 
 class Target(NamedTuple):
-    """What a reproduction is of.
+    """The table to reproduce, for one model and its weights.
 
     Attributes:
-        table: of :data:`~lidar_sampling.evaluation.published.TABLES`.
-        model: of :data:`~lidar_sampling.evaluation.published.MODELS`.
-        weights: path or hub id that is drawn with.
+        table: a key of :data:`~lidar_sampling.evaluation.published.TABLES`.
+        model: a key of :data:`~lidar_sampling.evaluation.published.MODELS`.
+        weights: path or hub id of the pipeline to draw with.
     """
 
     table: str
@@ -47,19 +48,19 @@ class Target(NamedTuple):
 
     @property
     def study(self) -> Study:
-        """What the table says of the model."""
+        """The part of the table on the model."""
         return TABLES[self.table].studies[self.model]
 
 
 def read_target(table: str, model: str | None) -> Target:
-    """Return which table of which model is meant, and where its weights are.
+    """Return what to reproduce: the table, its model, and where the weights are.
 
     Args:
-        table: its name.
-        model: a name, a path or hub id, or both as ``NAME=PATH``; None takes the table's first.
+        table: name of the table.
+        model: a name, a path or hub id, or both as ``NAME=PATH``; None is the first of the table.
 
     Raises:
-        ValueError: there is no such table, it is of other models, or the path does not tell.
+        ValueError: there is no such table, it has other models, or the kind of model at the path is unknown.
 
     >>> read_target("table10", None)
     Target(table='table10', model='sdxl', weights='stabilityai/stable-diffusion-xl-base-1.0')
@@ -87,7 +88,7 @@ def read_target(table: str, model: str | None) -> Target:
 
 
 def _find_model(weights: str, studies: Collection[str]) -> str:
-    """Return the model of the paper that the pipeline of a path or hub id is of, by its class."""
+    """Return the name of the paper's model at a path or hub id, by the class of its pipeline."""
     import diffusers
 
     try:
@@ -95,7 +96,7 @@ def _find_model(weights: str, studies: Collection[str]) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         first = next(iter(studies))
         raise ValueError(
-            f"what kind of model {weights!r} is cannot be read: give a name ({', '.join(MODELS)}), a path, or both, "
+            f"cannot read what kind of model {weights!r} is: give a name ({', '.join(MODELS)}), a path, or both, "
             f"--model {first}={weights}"
         ) from None
     fits = [name for name, model in MODELS.items() if model.pipeline == found]
@@ -105,9 +106,10 @@ def _find_model(weights: str, studies: Collection[str]) -> str:
 
 
 def in_order(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return prompts in the fixed random order from whose front a budget takes, each tag in its share.
+    """Return prompts in the fixed random order of reproductions, with each tag spread evenly.
 
-    The order is that of a hash of the texts, so it does not depend on the file's, nor on the machine.
+    A budget takes prompts from the front. The order comes from a hash of the texts, so it does not depend on the
+    order of the file or on the machine.
 
     >>> lines = [{"prompt": str(k), "tag": "odd" if k % 2 else "even"} for k in range(6)]
     >>> sorted(line["tag"] for line in in_order(lines)[:4])
@@ -121,13 +123,13 @@ def in_order(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def choose_rows(run: Run, without: Collection[str]) -> list[Row]:
-    """Return the rows of a run, the paper's and ours, but those ``without``; ``ours`` names all of ours."""
+    """Return the rows of a run except those in ``without``, where ``ours`` means all that we added."""
     ours = () if "ours" in without else run.ours
     return [row for row in (*run.rows, *ours) if row.key not in without]
 
 
 def check_without(study: Study, without: Collection[str]) -> None:
-    """Refuse names of rows that the study does not have, and to leave out all that it has.
+    """Refuse names of rows that the study does not have, and names that leave no row.
 
     Raises:
         ValueError: the message names the row, or says that nothing is left.
@@ -141,7 +143,7 @@ def check_without(study: Study, without: Collection[str]) -> None:
 
 
 def judges_of(study: Study) -> list[str]:
-    """Return the judges whose figures the table has."""
+    """Return the judges with figures in the table."""
     figures = {judge for run in study.runs for row in run.rows for judge in row.figures}
     return [judge for judge in JUDGES if judge in figures]
 
@@ -152,11 +154,11 @@ def job_of(
     """Return the Job of a run with the rows of the paper.
 
     Args:
-        what: of which the run is.
-        run: settings and rows.
+        what: the reproduction that the run is part of.
+        run: settings and rows of the run.
         prompts: GenEval metadata.
-        manner: as the paper says, or as released code does.
-        **changes: further fields of the Job.
+        manner: ``paper`` or ``official``: which to follow where the paper and released code differ.
+        **changes: other fields of the Job.
 
     >>> what = read_target("table2", "sd15")
     >>> job = job_of(what, what.study.runs[1], [{"prompt": "a photo of a cat", "tag": "single_object"}])
@@ -179,12 +181,12 @@ def job_of(
 
 
 class Pace(NamedTuple):
-    """How long things take here, from a first batch.
+    """The speed of this machine, measured on a first batch.
 
     Attributes:
-        rates: of drawing.
-        judging: seconds per picture of all judges together.
-        step: seconds of one denoising step of one picture.
+        rates: rates of drawing.
+        judging: seconds per picture for all judges together.
+        step: seconds per denoising step of one picture.
     """
 
     rates: Rates
@@ -193,7 +195,7 @@ class Pace(NamedTuple):
 
     @classmethod
     def measure(cls, lidar: LiDAR, line: Mapping[str, Any], images: int) -> Pace:
-        """Draw and judge small batches of one prompt, each once before to warm up."""
+        """Time small batches of one prompt, drawn and judged, each after a run to warm up."""
         images = min(images, lidar.batch_size)
         rates = Rates.measure(lidar, line["prompt"], images=images)
         drawn = Vanilla(steps=2).draw(lidar, [line["prompt"]], images=images, seed=0)
@@ -203,11 +205,11 @@ class Pace(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What one prompt takes, all runs and rows together.
+    """The cost of one prompt, for all runs and rows together.
 
     Attributes:
-        pictures: that are drawn to be kept and judged.
-        cost: counts.
+        pictures: number of pictures that are kept and judged.
+        cost: counts of calls.
         seconds: estimated, on one GPU.
     """
 
@@ -217,7 +219,7 @@ class Forecast(NamedTuple):
 
     @classmethod
     def of(cls, jobs: Mapping[str, Job], samplers: Mapping[str, LiDAR], pace: Pace) -> Forecast:
-        """Return what a prompt of these settled Jobs takes, or refuse a row that cannot be drawn.
+        """Return the cost of one prompt of these settled Jobs; refuse a row that cannot be drawn.
 
         Raises:
             TypeError, ValueError: a method cannot draw with this model; the message says how to leave it out.
@@ -233,10 +235,10 @@ class Forecast(NamedTuple):
         return cls(pictures, total, pace.rates.seconds(total) + pace.judging * pictures)
 
     def prompts_within(self, budget: float, most: int) -> int:
-        """Return how many prompts fit into so many seconds of one GPU.
+        """Return how many prompts fit into ``budget`` seconds of one GPU.
 
         Raises:
-            ValueError: not one does.
+            ValueError: not even one prompt fits.
 
         >>> Forecast(8, Cost(), 60.0).prompts_within(3600, 553)
         60
@@ -251,14 +253,14 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn.
+    """The plan of a reproduction.
 
     Attributes:
-        jobs: of each run, settled, with its prompts.
+        jobs: run -> its settled Job, with its prompts.
         methods: run -> key of a row -> the method that draws it.
-        of: number of prompts that there are.
-        forecast: per prompt.
-        step: seconds of one denoising step of one picture.
+        of: number of prompts in the file.
+        forecast: cost per prompt.
+        step: seconds per denoising step of one picture.
     """
 
     jobs: dict[str, Job]
@@ -269,12 +271,12 @@ class Plan:
 
     @property
     def prompts(self) -> int:
-        """How many prompts are drawn."""
+        """The number of prompts to draw."""
         return len(next(iter(self.jobs.values())))
 
     @property
     def seconds(self) -> float:
-        """How long it takes on one GPU."""
+        """The time on one GPU."""
         return self.prompts * self.forecast.seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -290,7 +292,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        """Return the plan that :meth:`to_json` gave."""
+        """Return the plan from the values of :meth:`to_json`."""
         each = value["per_prompt"]
         return cls(
             {name: Job.from_json(job) for name, job in value["jobs"].items()},
@@ -312,17 +314,17 @@ def plan(
     budget: float | None = None,
     **changes: Any,
 ) -> tuple[Plan, dict[str, LiDAR]]:
-    """Return what is to be drawn, and the samplers that draw it.
+    """Plan a reproduction; return what to draw, and the samplers that draw it.
 
     Args:
         what: the table and the model.
         prompts: GenEval metadata, in any order.
-        samplers: loads what draws a Job.
-        out: folder that keeps the numbers of the rows of ours; None keeps them nowhere.
-        manner: as the paper says, or as released code does.
-        without: keys of rows that are left out.
-        budget: seconds of one GPU; None takes all prompts.
-        **changes: further fields of the Jobs.
+        samplers: loads the sampler of a Job.
+        out: folder that keeps the numbers of the added rows; None does not keep them.
+        manner: ``paper`` or ``official``: which to follow where the paper and released code differ.
+        without: keys of rows to leave out.
+        budget: seconds of one GPU; None allows all prompts.
+        **changes: other fields of the Jobs.
 
     Raises:
         TypeError, ValueError: a row cannot be drawn, or the budget is too small for one prompt.
@@ -346,7 +348,7 @@ def plan(
         number = dict(zip(job.methods, settled.methods, strict=True))
         methods[run.name] = {row.key: number[name] for row, name in zip(rows, names, strict=True)}
         jobs[run.name] = settled
-    largest = max(jobs, key=lambda name: jobs[name].images)  # most of the work is done in batches of its size
+    largest = max(jobs, key=lambda name: jobs[name].images)  # most of the work is done in batches of this size
     pace = Pace.measure(found[largest], ordered[0], jobs[largest].images)
     forecast = Forecast.of(jobs, found, pace)
     count = len(ordered) if budget is None else forecast.prompts_within(budget, len(ordered))
@@ -355,7 +357,7 @@ def plan(
 
 
 def _cost_of_lidar(run: Run, manner: Manner, lidar: LiDAR) -> str | None:
-    """Return the network evaluations of the row that the rows of ours are to cost as much as; None without ours."""
+    """Return the network evaluations of the row whose cost the added rows must match; None if no rows were added."""
     if not run.ours:
         return None
     row = next(row for row in run.rows if row.key == LIDAR)
@@ -363,10 +365,10 @@ def _cost_of_lidar(run: Run, manner: Manner, lidar: LiDAR) -> str | None:
 
 
 def read_plan(out: Path, asks: Mapping[str, Any]) -> Plan | None:
-    """Return the plan that ``out`` holds of what is asked; None if it holds none.
+    """Return the plan in ``out`` for these options; None if there is no such plan.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the plan is damaged.
     """
     file = _file(out, asks)
     if not file.exists():
@@ -380,7 +382,7 @@ def read_plan(out: Path, asks: Mapping[str, Any]) -> Plan | None:
 
 
 def keep(out: Path, asks: Mapping[str, Any], made: Plan) -> Plan:
-    """Write a plan down and return it; or return that of a process that was first."""
+    """Write a plan and return it; if another process was first, return that process's plan."""
     out.mkdir(parents=True, exist_ok=True)
     write_once(_file(out, asks), (json.dumps({"asked": asks, "plan": made.to_json()}, indent=1) + "\n").encode())
     return read_plan(out, asks) or made
@@ -392,13 +394,13 @@ def _file(out: Path, asks: Mapping[str, Any]) -> Path:
 
 
 def reward_names(job: Job) -> list[str]:
-    """Return the rewards that a Job names, those that guide first."""
+    """Return the rewards that a Job names, guiding rewards first."""
     guides = list(job.reward) if isinstance(job.reward, dict) else [job.reward or IR]
     return [*guides, *(job.metrics or ())]
 
 
 def complete(made: Plan, out: Path) -> bool:
-    """Return whether all lines of a plan are in ``out``, whoever drew them."""
+    """Return whether ``out`` holds all lines of a plan, whichever process drew them."""
     for name, job in made.jobs.items():
         there = {key_of(line) for line in lines_of(job, out / name)}
         if len(there) < len(job) * len(job.seeds) * len(job.methods):
@@ -407,5 +409,5 @@ def complete(made: Plan, out: Path) -> bool:
 
 
 def paper_seconds(study: Study) -> float:
-    """Return how long a prompt took the paper's authors, on an A100: the sum of the seconds that its rows state."""
+    """Return how long a prompt took the paper's authors on an A100: the sum of the seconds in its rows."""
     return sum(row.figures.get(SECONDS, 0.0) for run in study.runs for row in run.rows)

@@ -1,9 +1,9 @@
 """The statistics of a comparison: means, paired differences and win rates with 95 % bootstrap intervals over prompts.
 
-Samples of a prompt share a bank, and seeds of a prompt share the prompt, so the prompt is what is resampled; tags
-weigh alike. Rewards are the mean over the images returned, and the reward of the image that the guiding reward likes
-best, which are two different promises. A mixture that guided is a judge of its own (:mod:`.guide`). Rows hold
-numbers; text is made of them in :mod:`.parts`.
+Samples of a prompt share a bank, and seeds of a prompt share the prompt, so the prompt is the unit to resample. Tags
+have equal weight. Rewards are given twice, as the mean over the images returned and for the image that the guiding
+reward likes best, since these are two different promises. A mixture that guided is a judge of its own
+(:mod:`.guide`). Rows hold numbers; :mod:`.parts` turns them into text.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ class Row:
     """One method. Judges are keys, the guiding reward first; if it is a mixture, its parts come next.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         mean: judge -> mean over the images returned.
-        best: judge -> the same of the best image by the guiding reward.
+        best: judge -> mean over the best images by the guiding reward.
         gain: judge -> paired difference of the means to the baseline.
-        best_gain: judge -> paired difference of ``best`` to the baseline's mean, the same zero as of ``gain``.
+        best_gain: judge -> paired difference of ``best`` to the baseline's mean, so that 0 means the same as for
+            ``gain``.
         best_lead: judge -> paired difference of ``best`` to the baseline's.
         effect: judge -> ``gain`` in deviations of the baseline over prompts (Glass's delta).
         win: judge -> share of prompts whose mean is larger than the baseline's, ties half.
-        hacking: judge that did not guide -> effect on the guiding reward minus effect on this one, paired. Neither
-            the guide nor a part of it is a key.
-        tags: judge -> tag -> mean over the images returned, of the tag's prompts alone.
-        diversity: of the images of a prompt.
-        cost: a prompt, by the names of :class:`lidar_sampling.Cost`; ``peak_memory`` is the largest of any prompt in
-            bytes, NaN if no line knows it.
+        hacking: judge that did not guide -> effect on the guiding reward minus effect on this judge, paired. The
+            guide and its parts are not keys.
+        tags: judge -> tag -> mean over the images returned for the prompts of the tag.
+        diversity: diversity of the images of a prompt.
+        cost: cost per prompt, by the names of :class:`lidar_sampling.Cost`; ``peak_memory`` is the largest of any
+            prompt in bytes, NaN if no line has it.
     """
 
     method: str
@@ -61,20 +62,20 @@ class Row:
 
     @property
     def unguided(self) -> list[str]:
-        """The judges that did not guide, alone or as a part of a mixture."""
+        """The judges that did not guide, neither alone nor as part of a mixture."""
         return list(self.hacking)
 
 
 def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
-    """A row for each method, the baseline first, on the prompts and seeds that all of them have.
+    """Return one row per method, the baseline first, over the prompts and seeds that all methods have.
 
     Args:
-        lines: of :func:`lidar_sampling.evaluation.compare`.
-        baseline: what differences are taken to; by default the first method.
+        lines: lines of :func:`lidar_sampling.evaluation.compare`.
+        baseline: the method that others are compared to; by default the first.
 
     Raises:
-        ValueError: no lines, no prompt that all methods have, lines of different guides, a line that lacks a judge
-            which others have, or one whose tag is not text.
+        ValueError: there are no lines, no prompt has all methods, lines have different guides, a line lacks a judge
+            that others have, or a tag is not text.
     """
     if not lines:
         raise ValueError("there are no results to tabulate")
@@ -99,7 +100,7 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
     _check_judges([by_method[m][key] for m in methods for key in common], judges)
 
     def column(method: str, value: Callable[[Line], float]) -> np.ndarray:
-        """One number a prompt: the mean over its seeds of ``value(line)``."""
+        """Return one number per prompt: the mean over its seeds of ``value(line)``."""
         rows = [[value(by_method[method][key]) for key in keys] for keys in seeds.values()]
         return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in rows])
 
@@ -132,7 +133,7 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
 
 
 def find_shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
-    """The (prompt, seed) that all methods have, which are those that count.
+    """Return the (prompt, seed) pairs that all methods have; only these count.
 
     >>> lines = [{"method": m, "prompt": p, "seed": 0} for m, p in (("a", "x"), ("a", "y"), ("b", "y"))]
     >>> find_shared(lines)
@@ -146,7 +147,7 @@ def find_shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
 
 
 def _check_judges(lines: Sequence[Line], judges: Sequence[str]) -> None:
-    """Refuse lines that were judged otherwise than the first."""
+    """Refuse lines with other judges than the first line."""
     for line in lines:
         if set(line["rewards"]) != set(judges):
             raise ValueError(
@@ -161,7 +162,7 @@ def estimate(values: np.ndarray, tags: list[str]) -> Interval:
 
     Args:
         values: (P,), one per prompt; NaN where a prompt has no value.
-        tags: P labels, which weigh alike in the mean.
+        tags: P labels, which have equal weight in the mean.
     """
     here = np.isfinite(values)
     if not here.any():
@@ -171,7 +172,7 @@ def estimate(values: np.ndarray, tags: list[str]) -> Interval:
 
 
 def _deviation(values: np.ndarray) -> float:
-    """Over prompts; 1 where there is none to divide by. Of equal values it is none, though it computes to 1e-17."""
+    """Return the deviation over prompts, or 1 if it is 0. Equal values count as 0, though rounding gives 1e-17."""
     known = values[np.isfinite(values)]
     return float(known.std()) if len(known) and known.max() > known.min() else 1.0
 
@@ -182,7 +183,7 @@ def _of_tag(values: np.ndarray, tags: list[str], tag: str) -> Interval:
 
 
 def _cost(lines: list[Line]) -> dict[str, float]:
-    # Older lines do not know their peak: that is not a peak of 0.
+    # Lines of older versions have no peak, which is not a peak of 0.
     peaks = [line["cost"].get(PEAK, line.get(PEAK)) for line in lines]
     known = [float(peak) for peak in peaks if peak is not None]
     means = {key: float(np.mean([line["cost"][key] for line in lines])) for key in COSTS}
@@ -196,7 +197,7 @@ def mean_reward(judge: str, line: Line) -> float:
 
 
 def best_reward(guide: str, judge: str, line: Line) -> float:
-    """Return that of the image which the guiding reward likes best; NaN if it knows none."""
+    """Return the reward of the image that the guiding reward likes best; NaN if the guide has no value."""
     liked = line["rewards"][guide]
     if all(value is None for value in liked):
         return float("nan")

@@ -1,4 +1,4 @@
-"""Bootstrap over prompts: samples of one prompt share a bank, so the prompt is the unit that is resampled."""
+"""Bootstrap over prompts: samples of one prompt share a bank, so the prompt is the unit to resample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95 % interval; NaN is what the data do not tell, the interval or all of it.
+    """An estimate with its 95 % interval; NaN where the data do not determine the interval or the estimate.
 
     >>> print(Interval(0.5, 0.25, 0.75), Interval(0.5), Interval())
     0.500 [0.250, 0.750] 0.500 -
@@ -26,17 +26,17 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: np.ndarray, strata: list[str], *, draws: int = 4000, seed: int = 0) -> np.ndarray:
-    """Means over prompts of resampled prompts, stratified.
+    """Return means over prompts, and over draws of resampled prompts, stratified by label.
 
-    A label of one prompt cannot be resampled within itself, and to leave it fixed would hide its spread, so such
-    labels are resampled together, which errs on the wide side (collapsed strata: Wolter 2007, section 2.5); if there
-    is but one, the draws are NaN.
+    A label with one prompt cannot be resampled within itself, and leaving it fixed would hide its spread. Such labels
+    are resampled together, which errs on the wide side (collapsed strata: Wolter 2007, section 2.5). If there is only
+    one such label, the draws are NaN.
 
     Args:
-        values: (P, k), k numbers a prompt.
-        strata: P labels; prompts are resampled within their label, and labels weigh alike in the mean.
-        draws: bootstrap draws.
-        seed: of the resampling.
+        values: (P, k), k numbers per prompt.
+        strata: P labels; prompts are resampled within their label, and labels have equal weight in the mean.
+        draws: number of bootstrap draws.
+        seed: seed of the resampling.
 
     Returns:
         (1 + draws, k): first the estimate itself, then the draws.
@@ -64,7 +64,7 @@ def bootstrap(values: np.ndarray, strata: list[str], *, draws: int = 4000, seed:
 
 
 def interval(draws: np.ndarray) -> Interval:
-    """The estimate and 95 % interval of one column of :func:`bootstrap`.
+    """Return the estimate and 95 % interval of one column of :func:`bootstrap`.
 
     >>> interval(np.array([5.0, 4.0, 6.0])).estimate
     5.0
@@ -74,7 +74,7 @@ def interval(draws: np.ndarray) -> Interval:
 
 
 def wins(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """A prompt won counts 1, a tie half, one lost 0; NaN where either is NaN. Shapes (P,).
+    """Return 1 for a prompt won, a half for a tie, 0 for one lost, and NaN where either is NaN; shapes (P,).
 
     >>> wins(np.array([2.0, 1.0, 0.0, np.nan]), np.ones(4))
     array([1. , 0.5, 0. , nan])

@@ -1,4 +1,4 @@
-"""The tables of a comparison for a paper, with booktabs."""
+"""The tables of a comparison as TeX for a paper, with booktabs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INTERVAL = re.compile(r"(-?\d+\.\d+) (\[-?\d+\.\d+, -?\d+\.\d+\])")
 
 
 def tex(tables: Sequence[Part]) -> str:
-    r"""The parts as tables for ``\usepackage{booktabs}``, intervals small below their estimates.
+    r"""Return the parts as tables for ``\usepackage{booktabs}``, with small intervals below their estimates.
 
     >>> print(tex([Part("A", "100 %.", ["method", "x, mean"], [["a_b", "0.5 [0.2, 0.8]"], ["c", "1"]])]), end="")
     % needs \usepackage{booktabs}
@@ -54,7 +54,7 @@ def tex(tables: Sequence[Part]) -> str:
 
 
 def _cell(text: str) -> str:
-    """In two lines what is an interval, or has a comma: side by side, three judges are wider than a page."""
+    """Return a cell; one with an interval or a comma takes two lines, since three judges would not fit on a page."""
     if match := _INTERVAL.fullmatch(text):
         return rf"\shortstack[r]{{{match[1]}\\{{\scriptsize {match[2]}}}}}"
     if ", " in text:
@@ -63,7 +63,7 @@ def _cell(text: str) -> str:
 
 
 def escape_tex(text: str) -> str:
-    r"""Text in one line that TeX sets as it stands.
+    r"""Return text in one line that TeX sets unchanged.
 
     >>> print(escape_tex(r"a_b & 50 %"))
     a\_b \& 50 \%
@@ -72,6 +72,6 @@ def escape_tex(text: str) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    """A special letter; braces keep it apart from a letter that it would form another with, or from a command."""
+    """Return a special letter escaped; braces keep it from joining its neighbour or a command."""
     letter = match[0]
     return _TEX.get(letter) or (f"{{{letter}}}" if letter in "[*" else f"{letter}{{}}")

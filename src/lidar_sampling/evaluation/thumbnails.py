@@ -1,4 +1,4 @@
-"""Small copies of a comparison's pictures, inside a page: data URIs of bounded size."""
+"""Small copies of a comparison's pictures for a page: data URIs of bounded size."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-SIDE, QUALITY = 192, 70  # pixels of the longer side, and of WebP: 2 to 10 kB a picture
+SIDE, QUALITY = 192, 70  # pixels of the longer side, and quality of WebP: 2 to 10 kB per picture
 
 
 def thumbnails(folder: Path, most: int) -> dict[int, str]:
-    """Return the first ``most`` pictures of a folder as data URIs, the first frame of a video; none of audio.
+    """Return the first ``most`` pictures of a folder as data URIs; of a video the first frame, of audio nothing.
 
     A picture that cannot be read is logged and left out.
 
     Args:
-        folder: of ``0000.png``, ``0001.png``, ... or ``.webp``; it may be missing.
-        most: pictures.
+        folder: a folder with ``0000.png``, ``0001.png``, ... or ``.webp``; it may be missing.
+        most: most pictures to return.
 
     Returns:
         The picture's number among the images -> its URI.
@@ -35,7 +35,7 @@ def thumbnails(folder: Path, most: int) -> dict[int, str]:
         try:
             with Image.open(path) as picture:
                 small = picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow has a name of its own for few kinds of damage
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises many kinds of errors for damaged files
             _log.warning("left out %s, which cannot be read: %s", path, " ".join(str(error).split()))
             continue
         small.thumbnail((SIDE, SIDE))

@@ -1,14 +1,15 @@
-"""What a reproduction came to: the paper's figures beside ours, and whether each of its claims holds.
+"""The outcome of a reproduction: the paper's figures beside ours, and whether each of its claims holds.
 
-A figure of ours is the mean over prompts, with a 95 % bootstrap interval over them; of GenEval the mean of its tags,
-as GenEval has it. A claim that one row lies above another is decided by the interval of their paired difference:
+Our figure is the mean over prompts, with a 95 % bootstrap interval over them; for GenEval it is the mean over its
+tags, as GenEval defines it. A claim that one row is above another is decided by the interval of their paired
+difference:
 
     holds            the interval lies above 0
     does not hold    it lies below 0
-    cannot be told   it holds 0; or fewer than :data:`LEAST` prompts were drawn, of which a bootstrap interval is too
-                     narrow to decide by
+    cannot be told   it contains 0, or there are fewer than :data:`LEAST` prompts, for which a bootstrap
+                     interval is too narrow
 
-A claim by several judges holds where it does by all of them, and does not where it fails by one.
+A claim about several judges holds if it holds for all of them, and does not if it fails for one.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from .statistics import Interval
 
 HOLDS, FAILS, UNTOLD, NOT_DRAWN = "holds", "does not hold", "cannot be told at this size", "not drawn"
 LEAST = 10
-"""Prompts below which nothing is decided."""
+"""With fewer prompts than this, nothing is decided."""
 
 _Values = dict[str, tuple[float, str]]  # prompt -> value, tag
 
 
 class Cell(NamedTuple):
-    """A figure of the paper, None where it has none, and what came out here of so many prompts."""
+    """A figure of the paper (None if it has none), our figure, and the number of prompts."""
 
     paper: float | None
     here: Interval
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
 
     @property
     def outside(self) -> bool:
-        """Whether the paper's figure lies outside an interval that can be relied on."""
+        """Whether the paper's figure lies outside our interval, if that is reliable."""
         low, high = self.here.low, self.here.high
         relied = self.prompts >= LEAST and high > low
         return relied and self.paper is not None and not low <= self.paper <= high
@@ -50,12 +51,12 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """A row as it came out.
+    """A row with its figures.
 
     Attributes:
-        run: the name of its run.
-        row: of the paper, or of ours.
-        method: that drew it; None where it was not drawn.
+        run: name of its run.
+        row: the row, the paper's or ours.
+        method: the method that drew it; None if it was not drawn.
         cells: judge -> figures.
     """
 
@@ -67,15 +68,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim in one run.
+    """The verdict on a claim in one run.
 
     Attributes:
-        claim: what is claimed.
-        run: the name of the run; of a claim across runs both.
-        ours: whether it is a question of ours, and no claim of the paper.
-        cells: judge -> difference of the rows, the paper's and here.
+        claim: the claim.
+        run: name of the run; for a claim across runs, both names.
+        ours: whether we ask this, and the paper does not claim it.
+        cells: judge -> difference of the rows, in the paper and here.
         answers: judge -> holds, does not hold, cannot be told.
-        answer: of all judges together.
+        answer: answer for all judges together.
     """
 
     claim: Claim
@@ -88,12 +89,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study came to.
+    """The outcome of a study.
 
     Attributes:
         prompts: run -> how many prompts all of its rows have.
-        rows: by run, the paper's before ours.
-        verdicts: on the paper's claims, then on questions of ours.
+        rows: rows by run, the paper's before ours.
+        verdicts: verdicts on the paper's claims, then on our questions.
     """
 
     prompts: dict[str, int]
@@ -102,17 +103,17 @@ class Findings:
 
     @property
     def judges(self) -> list[str]:
-        """Judges, and seconds, of which anything is known."""
+        """The judges with any known figure; seconds count as one."""
         return [judge for judge in UNITS if any(judge in row.cells for row in self.rows)]
 
 
 def findings(study: Study, methods: Mapping[str, Mapping[str, str]], lines: Mapping[str, Sequence[Line]]) -> Findings:
-    """Return what the lines of the runs of a study say.
+    """Return the outcome of a study from the lines of its runs.
 
     Args:
-        study: the paper's rows and claims.
+        study: rows and claims of the paper.
         methods: run -> key of a row -> the method that drew it.
-        lines: run -> its lines; only prompts that all methods of a run have count.
+        lines: run -> its lines; only prompts with all methods of the run count.
     """
     drawn: dict[tuple[str, str], dict[str, _Values]] = {}
     prompts: dict[str, int] = {}
@@ -139,7 +140,7 @@ def findings(study: Study, methods: Mapping[str, Mapping[str, str]], lines: Mapp
 
 
 def decide(difference: Interval, prompts: int) -> str:
-    """Return whether a difference that is claimed to be above 0 is.
+    """Return whether a difference is above 0, as claimed.
 
     >>> [decide(Interval(0.1, *bounds), 20) for bounds in ((0.05, 0.2), (-0.2, -0.1), (-0.1, 0.3))]
     ['holds', 'does not hold', 'cannot be told at this size']
@@ -150,12 +151,12 @@ def decide(difference: Interval, prompts: int) -> str:
 
 
 def tables(found: Findings, *, study: Study, of: int) -> list[Part]:
-    """Return the findings as tables of text: a table per run, the claims, and the questions of ours.
+    """Return the findings as tables of text: one per run, one of the claims, and one of our questions.
 
     Args:
-        found: what the study came to.
-        study: which it is.
-        of: number of prompts that there are.
+        found: the outcome of the study.
+        study: the study.
+        of: number of prompts in the file.
     """
     parts = []
     for run in study.runs:
@@ -178,8 +179,9 @@ def tables(found: Findings, *, study: Study, of: int) -> list[Part]:
 
 
 _CLAIMS = (
-    "The claims: paired differences here with their 95 % intervals, beside those of the paper's figures. Each is "
-    "decided alone: where there is no difference, one of forty is found to hold, and one not to."
+    "The claims: paired differences here with their 95 % intervals, beside those of the paper's figures. Each "
+    "is decided on its own: without any true difference, one in forty would be found to hold, and one "
+    "in forty not to."
 )
 _OURS = (
     "What the paper does not tabulate: the best of LiDAR's own bank, and selection that costs as many network "
@@ -191,8 +193,9 @@ def _caption(run: Run, prompts: int, of: int) -> str:
     note = f" Our reading: {run.note}." if run.note else ""
     return (
         f"{run.name}: {prompts} of {of} prompts, {run.images} {'image' if run.images == 1 else 'images'} each; 95 % "
-        "bootstrap intervals over prompts. A star marks a figure of the paper outside of ours; it has an error of "
-        f"its own, which the paper does not give. Seconds are a prompt's; the paper's are of an A100.{note}"
+        "bootstrap intervals over prompts. A star marks a figure of the paper outside our interval; it has an "
+        "error of its own, which the paper does not give. Seconds are per prompt; the paper's are on an "
+        f"A100.{note}"
     )
 
 
@@ -234,7 +237,7 @@ def _cells(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
 
 
 def _texts(row: Figures, judge: str) -> tuple[str, str]:
-    """The paper's figure and ours, as text; seconds, which are those of two machines, get no star."""
+    """Return the paper's figure and ours as text; seconds come from two machines and get no star."""
     cell = row.cells.get(judge)
     if cell is None:
         return "-", "-"
@@ -243,7 +246,7 @@ def _texts(row: Figures, judge: str) -> tuple[str, str]:
 
 
 def _difference(verdict: Verdict, judge: str) -> str:
-    """A difference here, the paper's, and what it says, as text."""
+    """Return a difference here, the paper's difference, and the answer, as text."""
     cell = verdict.cells.get(judge)
     if cell is None:
         return ""
@@ -253,7 +256,7 @@ def _difference(verdict: Verdict, judge: str) -> str:
 
 
 def _whole(lines: Sequence[Line]) -> list[Line]:
-    """The lines of prompts that all methods have."""
+    """Return the lines of prompts that all methods have."""
     both = set(find_shared(lines))
     return [line for line in lines if (line["prompt"], line["seed"]) in both]
 
@@ -267,7 +270,7 @@ def _find_judges(run: Run) -> list[str]:
 
 
 def _values(lines: Sequence[Line], row: Row, judge: str) -> _Values:
-    """One number per prompt, in the paper's unit: the mean over seeds."""
+    """Return one number per prompt, the mean over seeds, in the paper's unit."""
     found: dict[str, list[float]] = {}
     tags: dict[str, str] = {}
     for line in lines:
@@ -284,14 +287,14 @@ def _values(lines: Sequence[Line], row: Row, judge: str) -> _Values:
 
 
 def _cell(paper: float | None, values: _Values, judge: str) -> Cell:
-    """The mean over prompts, of GenEval over its tags, beside the paper's figure."""
+    """Return the mean over prompts (for GenEval over its tags) beside the paper's figure."""
     numbers = np.array([value for value, _ in values.values()])
     tags = [tag if judge == GENEVAL else "" for _, tag in values.values()]
     return Cell(paper, estimate(numbers, tags), len(numbers))
 
 
 def _pairs(claim: Claim, study: Study) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    """Yield (run, key) of the row above and of that below: of every run that has both, or as the claim says."""
+    """Yield (run, key) of the upper row and of the lower: in every run that has both, or as the claim says."""
     if "/" in claim.above:
         (one, above), (other, below) = claim.above.split("/"), claim.below.split("/")
         yield (one, above), (other, below)

@@ -1,9 +1,9 @@
-"""glyph: a small, real Stable Diffusion stack that runs offline on a CPU.
+"""glyph: a small, real Stable Diffusion model that runs offline on a CPU.
 
-A stock diffusers ``StableDiffusionPipeline`` that draws emoji scenes of 128 x 128 pixels under GenEval's caption
-templates, two CLIP models (one to guide, one held out to judge) and a detector that plays GenEval's judge.
-The weights are those of ``lidar-sampling-glyph``, which ``pip install "lidar-sampling[glyph]"`` brings; the prompts
-are here. How they were made: ``training/glyph`` in the repository; their licences: ``THIRD_PARTY.md``.
+It consists of a stock diffusers ``StableDiffusionPipeline`` that draws emoji scenes of 128 x 128 pixels for GenEval's
+caption templates, two CLIP models (one to guide, one held out to judge), and a detector in the role of GenEval's
+judge. The weights are those of ``lidar-sampling-glyph``, which ``pip install "lidar-sampling[glyph]"`` brings; the
+prompts are here. How they were made: ``training/glyph`` in the repository; their licences: ``THIRD_PARTY.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     DATA: Path
 
-SIDE = 128  # pixels of a picture, which the detector was trained on
+SIDE = 128  # side of a picture in pixels; the detector was trained on this size
 
 
 def __getattr__(name: str) -> Any:
@@ -43,9 +43,9 @@ def __getattr__(name: str) -> Any:
 
 @quiet()
 def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
-    """Glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
+    """Load glyph's ``StableDiffusionPipeline`` with a ``DDIMScheduler`` (DDPM-like with ``eta=1``).
 
-    It draws best with ``guidance_scale=3``: at 7.5 its five-step lookahead falls apart.
+    It draws best with ``guidance_scale=3``; at 7.5 its five-step lookahead fails.
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -56,11 +56,11 @@ def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
 
 @quiet()
 def load_tiny_decoder(*, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
-    """A small decoder in the place of glyph's autoencoder, for pictures that are only scored.
+    """Load a small decoder to replace glyph's autoencoder, for pictures that are only scored.
 
-    A diffusers ``AutoencoderTiny``, distilled from the full decoder: about five times faster on a CPU, and a
-    pipeline takes it unchanged (``pipe.vae = load_tiny_decoder()``), since it reads latents (B, 4, 16, 16) as the
-    scheduler has them and draws (B, 3, 128, 128) in [-1, 1]. How it ranks: docs/results/preview.md.
+    It is a diffusers ``AutoencoderTiny``, distilled from the full decoder, and about five times faster on a CPU. Any
+    pipeline of glyph takes it (``pipe.vae = load_tiny_decoder()``), since it reads latents (B, 4, 16, 16) as the
+    scheduler has them and draws (B, 3, 128, 128) in [-1, 1]. How well it ranks: docs/results/preview.md.
 
     Its encoder was never trained: ``encode`` raises TypeError.
 
@@ -72,7 +72,7 @@ def load_tiny_decoder(*, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
 
     tiny = AutoencoderTiny.from_pretrained(embedded("glyph") / "tiny-decoder", dtype=dtype)
     tiny.encoder.register_forward_pre_hook(_no_encoder)
-    return tiny.to(memory_format=torch.channels_last)  # half again as fast on a CPU
+    return tiny.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 
 
 def _no_encoder(module: Any, arguments: Any) -> None:
@@ -80,7 +80,7 @@ def _no_encoder(module: Any, arguments: Any) -> None:
 
 
 class Judge:
-    """GenEval's verdict as a metric: 1 where the detector finds what the prompt asks for, 0 where not.
+    """GenEval's verdict as a metric: 1 if the detector finds what the prompt asks for, else 0.
 
     A prompt outside GenEval's templates has no verdict: NaN.
     """
@@ -96,17 +96,17 @@ class Judge:
         """Refuse metadata that cannot be judged.
 
         Raises:
-            ValueError: there is some; the message says what is wrong with it.
+            ValueError: the metadata is wrong; the message says how.
         """
         for prompt in prompts:
             read_requirements(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
-        """Images (B, 3, 128, 128) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
+        """Judge images (B, 3, 128, 128) in [0, 1] by B prompts or GenEval metadata; return (B,) of 0, 1 or NaN.
 
         Raises:
-            ValueError: images are of another type, range or size, or not as many as prompts, or metadata cannot be
-                judged.
+            ValueError: images have another type, range or size, their number is not that of the prompts, or metadata
+                cannot be judged.
         """
         check_batch(images, prompts)
         if images.shape[1:] != (3, SIDE, SIDE):

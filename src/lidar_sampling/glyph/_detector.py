@@ -1,6 +1,6 @@
-"""The detector that plays GenEval's judge on glyph's pictures.
+"""The detector in the role of GenEval's judge for glyph's pictures.
 
-A small CenterNet (Zhou et al. 2019, https://arxiv.org/abs/1904.07850) at stride 4: one heat map a class, and at
+A small CenterNet (Zhou et al. 2019, https://arxiv.org/abs/1904.07850) at stride 4: one heat map per class, and at
 each peak the box, the offset of its centre and one of eleven colours (natural, or one of GenEval's ten).
 """
 
@@ -19,7 +19,7 @@ from .._geneval import CLASSES, COLORS, Detection
 
 _COLOR_NAMES = ("natural", *COLORS)
 _MAX_PEAKS = 48
-_SAME_OBJECT = 8.0  # pixels between two centres, in either direction, below which they are one object
+_SAME_OBJECT = 8.0  # two centres nearer than this many pixels in both directions are one object
 
 
 class _Residual(nn.Module):
@@ -38,7 +38,7 @@ class _Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """Finds glyph's 80 classes in pictures of 128 x 128 pixels.
+    """A detector of glyph's 80 classes in pictures of 128 x 128 pixels.
 
     Args:
         classes: class names, in the order of the heat maps.
@@ -71,7 +71,7 @@ class Detector(nn.Module):
         nn.init.constant_(self.hm.bias, -4.0)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, 128, 128) in [0, 1] to class logits (B, 80, 32, 32), boxes (B, 4, 32, 32) and colours.
+        """Map images (B, 3, 128, 128) in [0, 1] to class logits (B, 80, 32, 32), boxes (B, 4, 32, 32) and colours.
 
         A box is log width, log height and the offset of its centre in x and y, all in cells of four pixels;
         colour logits are (B, 11, 32, 32).
@@ -85,14 +85,14 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor, *, floor: float = 0.2) -> list[list[Detection]]:
-        """Objects in each image, best first.
+        """Return the objects in each image, best first.
 
         Args:
             images: (B, 3, 128, 128) in [0, 1].
-            floor: scores below it are not reported.
+            floor: objects with lower scores are left out.
 
         Returns:
-            One list an image; where boxes coincide only the best class is kept.
+            One list per image; of coinciding boxes only the best class is kept.
         """
         class_logits, boxes, color_logits = self(images.to(self.hm.weight))
         scores = class_logits.float().sigmoid()
@@ -128,7 +128,7 @@ class Detector(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Detector:
-        """Load what :meth:`save_pretrained` wrote, in float32 and evaluation mode."""
+        """Load a detector that :meth:`save_pretrained` wrote, in float32 and evaluation mode."""
         directory = Path(directory)
         config = json.loads((directory / "config.json").read_text())
         model = cls(

@@ -1,8 +1,8 @@
-"""The prompt sets that ship with glyph: templates, filled by our own seeded generators.
+"""The prompt sets of glyph: GenEval's templates, filled by our own seeded generators.
 
-``geneval`` has 553 prompts under GenEval's six tags, as many of each as GenEval has. ``hard`` has three tags of our
-own: colours and a position together, two classes with counts, three objects. Every prompt that names two classes
-names a pair that glyph never saw together in training (``heldout_pairs.json``): both ask for composition, not recall.
+``geneval`` has 553 prompts with GenEval's six tags, as many of each as GenEval has. ``hard`` has three other tags:
+colours and a position together, two classes with counts, three objects. The classes of a two-class prompt were never
+seen together in training (``heldout_pairs.json``), so both sets ask for composition, not recall.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def held_out_pairs() -> list[list[str]]:
 
 
 def generate_prompts(seed: int = 0) -> list[dict[str, Any]]:
-    """Metadata of the 553 prompts, in GenEval's format and order of tags, without repeats.
+    """Return metadata of 553 different prompts, in GenEval's format and order of tags.
 
     ``prompts()`` reads the file that this function wrote with ``seed=0``.
     """
@@ -67,11 +67,11 @@ def generate_prompts(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def generate_hard_prompts(seed: int = 0) -> list[dict[str, Any]]:
-    """Metadata of 200 prompts that glyph mostly draws wrong, in GenEval's format, without repeats.
+    """Return metadata of 200 different prompts that glyph mostly draws wrong, in GenEval's format.
 
     ``prompts("hard")`` reads the file that this function wrote with ``seed=0``. Vanilla glyph gets about two in five
-    of ``color_position`` right, and its rewards read them; the other two tags ask for scenes that neither the model
-    nor its rewards were trained on (docs/glyph.md).
+    of ``color_position`` right, and its rewards understand these prompts. The other two tags ask for scenes that
+    neither the model nor its rewards were trained on (docs/glyph.md).
     """
     rng = random.Random(seed)
     pairs = held_out_pairs()
@@ -81,7 +81,7 @@ def generate_hard_prompts(seed: int = 0) -> list[dict[str, Any]]:
         include = [_object(b, color=d), {**_object(a, color=c), "position": [rng.choice(RELATIONS), 0]}]
         lines.append({"tag": "color_position", "include": include})
     for pair in map(_shuffle(rng), rng.sample(pairs, 50)):
-        counts = rng.choice([(1, 2), (1, 3), (2, 1), (2, 2), (3, 1)])  # four objects at most, as glyph draws
+        counts = rng.choice([(1, 2), (1, 3), (2, 1), (2, 2), (3, 1)])  # at most four objects, as glyph draws
         include = [_object(name, count) for name, count in zip(pair, counts, strict=True)]
         more = [_object(name, count + 1) for name, count in zip(pair, counts, strict=True)]
         lines.append({"tag": "two_counts", "include": include, "exclude": more})
@@ -92,7 +92,7 @@ def generate_hard_prompts(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def prompts(split: str = "geneval") -> list[dict[str, Any]]:
-    """A shipped prompt set, ``geneval`` or ``hard``: metadata dictionaries in GenEval's format.
+    """Return a shipped prompt set, ``geneval`` or ``hard``, as metadata dictionaries in GenEval's format.
 
     >>> len(prompts()), prompts()[0]["tag"]
     (553, 'single_object')
@@ -105,7 +105,7 @@ def prompts(split: str = "geneval") -> list[dict[str, Any]]:
 
 
 def spread(metadata: list[dict[str, Any]], per_tag: int) -> list[dict[str, Any]]:
-    """``per_tag`` prompts of each tag, evenly spaced; all where there are fewer.
+    """Return ``per_tag`` prompts of each tag, evenly spaced; all of a tag that has fewer.
 
     >>> [line["tag"] for line in spread(prompts(), 1)]
     ['single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr']
@@ -121,7 +121,7 @@ def spread(metadata: list[dict[str, Any]], per_tag: int) -> list[dict[str, Any]]
 
 
 def read_metadata(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of GenEval metadata, one JSON object a line, such as GenEval's ``evaluation_metadata.jsonl``.
+    """Read a file of GenEval metadata with one JSON object per line, such as ``evaluation_metadata.jsonl``.
 
     Raises:
         ValueError: a line is not a JSON object with a ``prompt``; the message names the file and the line.

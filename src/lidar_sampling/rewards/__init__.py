@@ -1,22 +1,22 @@
-"""Rewards: plain callables ``reward(*, images, prompts) -> Tensor (B,)``, and a registry of known ones by name.
+"""Rewards: plain callables ``reward(*, images, prompts) -> Tensor (B,)``, and a registry of known rewards.
 
-Images are float (B, 3, H, W) in [0, 1], prompts B strings; higher is better. Both are copies, which a reward may
-spoil. Nothing is imported or loaded before it is asked for.
+Images are float (B, 3, H, W) in [0, 1], prompts are B strings; higher is better. A reward gets copies, which it may
+modify. Nothing is imported or loaded before it is needed.
 
-A function is a reward. An object may add:
+Any such function is a reward. A reward may have attributes:
 
-``name``            what results and banks call it
-``differentiable``  whether gradients reach the images
-``reads_prompt``    False where only the images count
+``name``            its name in results and banks
+``differentiable``  True if gradients reach the images
+``reads_prompt``    False if the score depends only on the images
 ``networks``        the modules that see every image, for :func:`lidar_sampling.accelerate`
-``modality``        ``"video"``: it sees videos whole, as below
-``check(prompts)``  raises ValueError for prompts that it cannot read; called before anything is drawn
-``reads_metadata``  True: it gets the metadata of a prompt, a dictionary, where the caller has some
-``fingerprint``     a JSON value that tells apart what decides its scores, where its attributes do not
-``features(images)``  unit vectors (B, d) of images, by which the diversity of a set is told
+``modality``        ``"video"`` if it takes whole videos, as below
+``check(prompts)``  raises ValueError for prompts that it cannot read; called before drawing
+``reads_metadata``  True if it takes a prompt's metadata, a dictionary, when the caller has it
+``fingerprint``     a JSON value that identifies what determines its scores, if its attributes do not
+``features(images)``  unit vectors (B, d) of images, which measure the diversity of a set
 
-Of a video a reward sees evenly spaced frames, each as an image, and the mean counts; one with ``modality = "video"``
-sees (B, F, 3, H, W) instead. Audio comes as (B, channels, samples) in [-1, 1].
+For a video, a reward gets evenly spaced frames as images, and the mean counts; one with ``modality = "video"`` gets
+(B, F, 3, H, W) instead. Audio is (B, channels, samples) in [-1, 1].
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from ._score import score_pictures as score_pictures
 
 
 class Entry(NamedTuple):
-    """A reward that is known by name.
+    """A reward in the registry.
 
     Attributes:
         factory: ``module:function``, called with (model, device=, dtype=).
-        description: a line on it.
-        published: what the factory gets as model, unless the user names another.
-        takes_model: whether ``name:MODEL`` hands MODEL to the factory.
+        description: one line that describes it.
+        published: the factory's model, unless the user names another.
+        takes_model: whether ``name:MODEL`` passes MODEL to the factory.
     """
 
     factory: str
@@ -64,10 +64,10 @@ class Entry(NamedTuple):
 
 REGISTRY = {
     "glyph": Entry("clip:glyph_reward", "CLIP trained with the embedded model; guides it by default"),
-    "glyph-heldout": Entry("clip:glyph_heldout", "another CLIP of the embedded model, to judge and never to guide"),
+    "glyph-heldout": Entry("clip:glyph_heldout", "another CLIP of the embedded model, which judges and never guides"),
     "image-reward": Entry(
         "image_reward:ImageReward",
-        "ImageReward v1.0, human preference; image-reward:PATH loads a checkpoint of your own",
+        "ImageReward v1.0, human preference; image-reward:PATH loads your own checkpoint",
         Published(
             "THUDM/ImageReward", "Apache-2.0", "ImageReward.pt", revision="5736be03b2652728fb87788c9797b0570450ab72"
         ),
@@ -107,7 +107,7 @@ REGISTRY = {
     ),
     "aesthetic": Entry(
         "aesthetic:Aesthetic",
-        "LAION aesthetic predictor v2, 1 to 10, looks at no prompt; aesthetic:PATH",
+        "LAION aesthetic predictor v2, 1 to 10, ignores the prompt; aesthetic:PATH",
         Published(
             "trl-lib/ddpo-aesthetic-predictor",
             "Apache-2.0 (repository)",
@@ -132,7 +132,7 @@ REGISTRY = {
     ),
     "unified-reward": Entry(
         "unified_reward:UnifiedReward",
-        "UnifiedReward 2.0, a vision-language model's scores for alignment, coherence and style, their mean, 1 to 5; "
+        "UnifiedReward 2.0, a vision-language model's mean score for alignment, coherence and style, 1 to 5; "
         "unified-reward:PATH or unified-reward:HUB_ID",
         Published(
             "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b",
@@ -143,19 +143,19 @@ REGISTRY = {
     ),
     "cycle-reward": Entry(
         "cycle_reward:CycleReward",
-        "CycleReward, whether image and text match; cycle-reward:PATH of a checkpoint, for none is known on the hub",
+        "CycleReward, whether image and text match; needs a checkpoint, cycle-reward:PATH, since the hub has none",
         takes_model=True,
     ),
     "edit-reward": Entry(
         "edit_reward:EditReward",
-        'how well a picture was edited by an instruction, the picture before in the metadata "source"; '
+        'how well an edit follows its instruction; the original picture is "source" in the metadata; '
         "edit-reward:PATH",
         Published("TIGER-Lab/EditReward-MiMo-VL-7B-SFT-2508", "MIT (repository)", "model.safetensors"),
         takes_model=True,
     ),
     "video-reward": Entry(
         "video_reward:VideoReward",
-        "VideoReward of VideoAlign, visual and motion quality and text alignment of a video; video-reward:PATH",
+        "VideoReward of VideoAlign, visual quality, motion quality and text alignment of a video; video-reward:PATH",
         Published(
             "KlingTeam/VideoReward",
             "Apache-2.0",
@@ -172,7 +172,7 @@ REGISTRY = {
     ),
     "soft-tifa": Entry(
         "soft_tifa:SoftTIFA",
-        "Soft-TIFA of GenEval 2, geometric mean, 0 to 1, for metrics; soft-tifa:PATH names its file of questions",
+        "Soft-TIFA of GenEval 2, geometric mean, 0 to 1, for metrics; soft-tifa:PATH gives its file of questions",
         takes_model=True,
     ),
     "soft-tifa-am": Entry(
@@ -180,15 +180,15 @@ REGISTRY = {
     ),
     "geneval": Entry(
         "geneval:load_judge",
-        "GenEval's verdict by Mask2Former and CLIP, 0 or 1, NaN for prompts that are not its own; for metrics; "
+        "GenEval's verdict by Mask2Former and CLIP, 0 or 1, NaN for prompts outside its templates; for metrics; "
         "geneval:PATH or geneval:HUB_ID picks another Mask2Former",
         takes_model=True,
     ),
     "jpeg-compressibility": Entry("jpeg:compressibility", "minus the kilobytes of the image as a JPEG"),
     "jpeg-incompressibility": Entry("jpeg:incompressibility", "the kilobytes of the image as a JPEG"),
-    "ocr": Entry("ocr:OCR", "how well the text in double quotes in the prompt is written in the image, 0 to 1"),
+    "ocr": Entry("ocr:OCR", "how well the image shows the text that the prompt has in double quotes, 0 to 1"),
     "http": Entry("service:connect", "a reward in another process: http://HOST:PORT/NAME", takes_model=True),
-    "https": Entry("service:connect_tls", "the same behind TLS", takes_model=True),
+    "https": Entry("service:connect_tls", "the same over TLS", takes_model=True),
     "brightness": Entry("brightness:load_brightness", "mean pixel; needs no weights, for tests"),
 }
 
@@ -200,17 +200,17 @@ def __getattr__(name: str) -> Any:
 
 
 def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
-    """The reward called ``name``, its model on ``device``.
+    """Return the reward called ``name``, with its model on ``device``.
 
     Args:
-        name: one of :data:`REGISTRY`, where its line says so with ``:`` and a path or hub id of other weights; or
-            ``package.module:function`` of a function of your own; or a mixture of such, ``clip:0.9+brightness:0.1``.
+        name: a key of :data:`REGISTRY`, possibly with ``:`` and a path or hub id of other weights; or
+            ``package.module:function`` of your own; or a mixture of these, ``clip:0.9+brightness:0.1``.
         device: where its model runs.
         dtype: the precision of its model.
 
     Raises:
-        ValueError: no such reward; the message names the nearest.
-        RewardError: the module of a function of your own cannot be imported.
+        ValueError: there is no such reward; the message names the nearest.
+        RewardError: the module of your function cannot be imported.
 
     Example:
         >>> load("brightness")(images=torch.ones(1, 3, 2, 2), prompts=["a cat"])
@@ -233,7 +233,7 @@ def check_name(name: str) -> None:
     """Refuse a name that :func:`load` does not know, without loading anything.
 
     Raises:
-        ValueError: it does not; the message names the nearest.
+        ValueError: the name is unknown; the message names the nearest.
         RewardError: the module of a function cannot be imported.
     """
     for part in read_mixture(name) or [name]:
@@ -241,10 +241,10 @@ def check_name(name: str) -> None:
 
 
 def read_mixture(text: str) -> dict[str, float]:
-    """Return the names and weights of a mixture that is written ``NAME:WEIGHT+NAME:WEIGHT``; empty for a name alone.
+    """Return the names and weights of a mixture ``NAME:WEIGHT+NAME:WEIGHT``; empty for a single name.
 
     Raises:
-        ValueError: one part of it has a weight and another has none, or a name comes twice.
+        ValueError: one part has a weight and another has none, or a name comes twice.
 
     >>> read_mixture("image-reward:0.9+clip:some/model:0.1"), read_mixture("clip:a+b")
     ({'image-reward': 0.9, 'clip:some/model': 0.1}, {})
@@ -272,7 +272,7 @@ def _is_number(text: str) -> bool:
 
 
 def _find(name: str) -> tuple[Entry, str] | Reward:
-    """Return the entry of ``name`` and the model that stands behind its colon, or a function of the user's own."""
+    """Return the entry of ``name`` and the model after its colon, or the user's own function."""
     base, _, model = name.partition(":")
     entry = REGISTRY.get(base)
     if entry is None and (function := function_at(name)) is not None:
@@ -281,6 +281,6 @@ def _find(name: str) -> tuple[Entry, str] | Reward:
         near = get_close_matches(name, REGISTRY, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}, or package.module:function of your own"
+            f"unknown reward {name!r}; {hint}known are {', '.join(REGISTRY)}, or your own package.module:function"
         )
     return entry, model

@@ -1,7 +1,7 @@
 """The two encoders of BLIP (Li et al. 2022, https://arxiv.org/abs/2201.12086) from weights in its original layout.
 
-Those of the text encoder have the names of transformers already, those of the vision encoder are renamed. Sizes are
-read off the weights; heads have 64 channels in both.
+The weights of the text encoder already have the names of transformers; those of the vision encoder are renamed. Sizes
+are read from the weights; attention heads have 64 channels in both.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _RULES = (
 
 
 def vision_encoder(weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    """A ``BlipVisionModel`` with the weights of BLIP's ``visual_encoder``, a ViT of timm.
+    """Return a ``BlipVisionModel`` with the weights of BLIP's ``visual_encoder``, a ViT of timm.
 
     Raises:
-        ValueError: a weight is missing, has no place, or has another shape.
+        ValueError: a weight is missing, unknown, or of another shape.
     """
     from transformers import BlipVisionConfig, BlipVisionModel
 
@@ -49,7 +49,7 @@ def vision_encoder(weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
 
 
 def text_encoder(weights: dict[str, Tensor], dtype: torch.dtype, *, image_width: int) -> Any:
-    """A ``BlipTextModel`` with the weights of BLIP's ``text_encoder``; call it with ``is_decoder=False``.
+    """Return a ``BlipTextModel`` with the weights of BLIP's ``text_encoder``; call it with ``is_decoder=False``.
 
     Args:
         weights: the state dict.
@@ -57,7 +57,7 @@ def text_encoder(weights: dict[str, Tensor], dtype: torch.dtype, *, image_width:
         image_width: channels of the image tokens that it attends to.
 
     Raises:
-        ValueError: a weight is missing, has no place, or has another shape.
+        ValueError: a weight is missing, unknown, or of another shape.
     """
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -72,7 +72,7 @@ def text_encoder(weights: dict[str, Tensor], dtype: torch.dtype, *, image_width:
         num_attention_heads=width // _HEAD,
         max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,  # of BERT
-        is_decoder=True,  # gives its layers their cross-attention; called as an encoder they have no causal mask
+        is_decoder=True,  # gives the layers cross-attention; called as an encoder they have no causal mask
     )
     return build(BlipTextModel, config, weights, dtype, add_pooling_layer=False)
 

@@ -1,7 +1,7 @@
-"""What ImageReward and CycleReward share: a head on the first token of BLIP's BERT, which sees an image.
+"""The base of ImageReward and CycleReward: a head on the first token of BLIP's BERT, which sees an image.
 
 BERT reads the prompt and attends to the tokens of a ViT in every layer. The checkpoint's ``vision_proj`` and
-``text_proj`` serve BLIP's training and no score.
+``text_proj`` serve only BLIP's training, not the score.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ BERT = Published("google-bert/bert-base-uncased", "Apache-2.0", revision="86b5e0
 _PARTS = ("blip.visual_encoder.", "blip.text_encoder.", "mlp.")
 _UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.|\.position_ids$")
 
-# Kept outside the objects: their attributes decide their scores, and must be the same before and after the first.
+# Kept outside the objects: their attributes are their fingerprint and must not change with the first score.
 _warned: WeakSet[BlipReward] = WeakSet()
 
 
 class BlipReward:
-    """A score of image and prompt by BLIP and a head.
+    """A score of an image and its prompt by BLIP and a head.
 
     Args:
-        model: the published checkpoint, or the path of one of the same layout and any size.
-        make_head: makes the head, in float32, of its weights; ValueError for those of another.
+        model: the published checkpoint, or the path of a checkpoint of the same layout and any size.
+        make_head: makes the head, in float32, from its weights; raises ValueError for weights of another head.
         tokenizer: a folder, hub id or published repository with the tokenizer of BERT.
         device: where the model runs.
         dtype: its precision; pixels and the head are float32.
 
     Raises:
-        FileNotFoundError: checkpoint or tokenizer are neither here nor in reach.
+        FileNotFoundError: the checkpoint or the tokenizer is neither on this machine nor reachable.
         ValueError: the checkpoint holds another model.
     """
 
-    called: ClassVar[str]  # the reward, for messages
-    context: ClassVar[int]  # tokens of a prompt, two of them [CLS] and [SEP]
+    called: ClassVar[str]  # name of the reward in messages
+    context: ClassVar[int]  # tokens per prompt, including [CLS] and [SEP]
     differentiable = True
 
     def __init__(
@@ -78,10 +78,10 @@ class BlipReward:
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return scores (B,) float32, on the model's device, of images (B, 3, H, W) in [0, 1] and B prompts.
 
-        Prompts beyond ``context`` tokens are truncated, as the originals do; the first one is logged as a warning.
+        Prompts longer than ``context`` tokens are truncated, as in the originals; the first case logs a warning.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         self._warn_of_truncation(prompts)
         tokens = self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=self.context, return_tensors="pt"

@@ -1,7 +1,7 @@
-"""The colour of an object by CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), as GenEval asks for it.
+"""The colour of an object by CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), as in GenEval.
 
-The object is cut out along its mask, on grey, and classified without training: a colour's class is the mean of the
-unit features of its :data:`TEMPLATES`, of unit length again, and the class nearest the crop wins. Restated from
+The object is cut out along its mask, put on grey, and classified without training. A colour's class is the normalised
+mean of the unit features of its :data:`TEMPLATES`, and the class nearest to the crop wins. Restated from
 ``color_classification`` in https://github.com/djghosh13/geneval (MIT).
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor
 from .._geneval import COLORS
 from ._towers import Towers
 
-GREY = 0x99 / 255  # of what is not the object
+GREY = 0x99 / 255  # grey outside the object
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
-# Kept outside the object: its attributes decide its scores, and must be the same before and after the first.
+# Kept outside the object: its attributes are its fingerprint and must not change with the first score.
 _embedded: WeakKeyDictionary[ColorNames, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 class ColorNames:
-    """Names the colours of objects.
+    """A classifier of the colours of objects.
 
     Args:
-        towers: the CLIP that looks; GenEval's is OpenAI's ViT-L/14.
+        towers: the CLIP; GenEval's is OpenAI's ViT-L/14.
     """
 
     def __init__(self, towers: Towers) -> None:
@@ -36,11 +36,11 @@ class ColorNames:
 
     @torch.no_grad()
     def __call__(self, crops: Sequence[Tensor], name: str) -> list[str]:
-        """One of GenEval's ten colours for each crop (3, h, w) in [0, 1] of an object of class ``name``."""
+        """Return one of GenEval's ten colours for each crop (3, h, w) in [0, 1] of an object of class ``name``."""
         return [COLORS[int((self._towers.image(crop[None]) @ self._embed(name).T).argmax())] for crop in crops]
 
     def _embed(self, name: str) -> Tensor:
-        """The ten colours of ``name`` as unit vectors (10, d)."""
+        """Return the ten colours of ``name`` as unit vectors (10, d)."""
         classes = _embedded.setdefault(self, {})
         if name not in classes:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
@@ -50,6 +50,6 @@ class ColorNames:
 
 
 def cut_out(image: Tensor, mask: Tensor, box: Tensor) -> Tensor:
-    """The part of an image (3, H, W) in its box (x1, y1, x2, y2), grey where its mask (H, W) is not."""
+    """Return the part of an image (3, H, W) in a box (x1, y1, x2, y2), grey outside the mask (H, W)."""
     x1, y1, x2, y2 = box.tolist()
     return torch.where(mask, image, GREY)[:, y1:y2, x1:x2]

@@ -1,18 +1,18 @@
-"""How different the samples of a set are, and which of many candidates make a set that is good and different.
+"""Diversity of a set of samples, and selection of a set that is both good and diverse.
 
-The distance of two samples is ``d_ij = 1 - cos(f_i, f_j)`` of their features, such as those of a CLIP, and the
+The distance of two samples is ``d_ij = 1 - cos(f_i, f_j)`` for their features f, such as those of a CLIP. The
 diversity of a set is the mean of ``d_ij`` over its pairs. :func:`select_diverse` chooses the set S of k candidates
 that maximises
 
     mean_{i in S} z_i  +  diverse * mean_{i < j in S} d_ij / mean_{i < j} d_ij,
 
-the quality z being the rewards standardised over all candidates. So neither the unit of the reward nor that of the
-distance matters. Group inference (Parmar et al. 2025, https://arxiv.org/abs/2508.15773) maximises
+where the quality z is the reward standardised over all candidates. The units of reward and distance therefore do not
+matter. Group inference (Parmar et al. 2025, https://arxiv.org/abs/2508.15773) maximises
 
     sum_{i in S} r_i  +  weight * sum_{i < j in S} d_ij
 
-in the units of both, where diversity counts for more the larger the set; that is the objective with ``weight``. Its
-pruning on the way is :class:`lidar_sampling.methods.Group`.
+in the units of both, where diversity counts more in larger sets; ``weight`` selects this objective. Its pruning
+during sampling is :class:`lidar_sampling.methods.Group`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from torch import Tensor
 
 from ._score import FRAMES
 
-EXHAUSTIVE = 200_000  # sets that are tried one and all; beyond, exchanges from a greedy start
+EXHAUSTIVE = 200_000  # most sets to enumerate; with more, exchanges from a greedy start
 
 
 def with_features(judges: Iterable[Any]) -> Any:
-    """Return the first of rewards and metrics that has features; None if none has."""
+    """Return the first reward or metric with features; None if there is none."""
     return next((judge for judge in judges if hasattr(judge, "features")), None)
 
 
 def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
-    """Return unit features (m, d) of samples by the first judge that has some; None without one.
+    """Return unit features (m, d) of samples by the first judge with features; None if there is none.
 
     Args:
         judges: rewards and metrics; one with a method ``features(images)`` has features.
-        samples: pictures (m, 3, H, W) or videos (m, F, 3, H, W) in [0, 1], or audio (m, channels, S). Features of a
-            video are the mean of those of its frames.
+        samples: pictures (m, 3, H, W) or videos (m, F, 3, H, W) in [0, 1], or audio (m, channels, S). The features of
+            a video are the mean over its frames.
 
     Example:
         >>> from lidar_sampling import rewards
@@ -84,17 +84,17 @@ def diversity(features: Tensor) -> float:
 def select_diverse(
     rewards: Tensor, features: Tensor, count: int, diverse: float, *, weight: float | None = None
 ) -> list[int]:
-    """Return the ``count`` candidates whose set is the best, by falling reward.
+    """Return the best set of ``count`` candidates, by falling reward.
 
-    The optimum is exact where there are at most :data:`EXHAUSTIVE` sets of that size. Beyond, candidates are added
-    one by one, each the one that helps most, and then exchanged while an exchange helps.
+    The optimum is exact if there are at most :data:`EXHAUSTIVE` sets of that size. Otherwise candidates are added one
+    by one, each time the most helpful one, and then exchanged as long as an exchange helps.
 
     Args:
-        rewards: (m,) of the candidates.
-        features: (m, d) of unit length.
-        count: 1 to m.
-        diverse: what an average distance is worth, in standard deviations of the reward; 0 keeps the best.
-        weight: what the distance of a pair is worth, in the unit of the reward, in the place of ``diverse``.
+        rewards: (m,) rewards of the candidates.
+        features: (m, d) features of unit length.
+        count: size of the set, 1 to m.
+        diverse: worth of an average distance, in standard deviations of the reward; 0 keeps the best.
+        weight: worth of a pair's distance, in the unit of the reward; replaces ``diverse``.
 
     Raises:
         ValueError: ``count`` is not 1 to m.
@@ -113,7 +113,7 @@ def select_diverse(
         z = (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
         pairs = diverse * apart / usual if usual > 0 else torch.zeros_like(apart)
     else:
-        z, pairs = values, weight * (count - 1) / 2 * apart  # the published sums, over count
+        z, pairs = values, weight * (count - 1) / 2 * apart  # the published sums, divided by count
     search = _every if math.comb(m, count) <= EXHAUSTIVE else _exchange
     return sorted(search(z, pairs, count), key=lambda i: (-float(values[i]), i))
 
@@ -133,7 +133,7 @@ def _every(z: Tensor, pairs: Tensor, count: int) -> list[int]:
 
 def _exchange(z: Tensor, pairs: Tensor, count: int) -> list[int]:
     chosen: list[int] = []
-    to_chosen = torch.zeros_like(z)  # the sum of each one's pairs with those that are chosen
+    to_chosen = torch.zeros_like(z)  # each candidate's sum of distances to those chosen
     for size in range(1, count + 1):
         gain = z / size + (2 * to_chosen / (size * (size - 1)) if size > 1 else 0.0)
         gain[chosen] = -math.inf

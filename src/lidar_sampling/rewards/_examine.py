@@ -1,4 +1,4 @@
-"""What a reward does with pictures that are known: the questions that a reward of one's own should pass."""
+"""Checks of a reward on known pictures; your own reward should pass them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .._media import read_picture
 from ._score import Reward, RewardError, ask, score, score_pictures
 
 PROMPTS = ('a red sign that says "OPEN"', 'two cats under a sign that says "SHUT"')
-"""What the pictures are said to show; with words in quotes, which some rewards ask for."""
+"""Prompts of the pictures; some rewards need words in quotes."""
 
-_TOLERANCE, _HALF = 1e-3, 2e-2  # of the spread of the scores; the second where it computes in half precision
+_TOLERANCE, _HALF = 1e-3, 2e-2  # tolerances as shares of the scores' spread; the second for half precision
 
 
 class Finding(NamedTuple):
-    """One question and its answer: ``pass``, ``FAIL``, or ``note`` where either is right."""
+    """One question and its answer: ``pass``, ``FAIL``, or ``note`` if either answer is right."""
 
     question: str
     verdict: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def pictures(size: int = 64) -> Tensor:
-    """Return six pictures (6, 3, size, size) of 8 bits: black, white, red, a ramp, a board and noise.
+    """Return six pictures (6, 3, size, size) in 8 bits: black, white, red, a ramp, a chessboard and noise.
 
     >>> pictures(8).shape
     torch.Size([6, 3, 8, 8])
@@ -45,7 +45,7 @@ def pictures(size: int = 64) -> Tensor:
 
 
 def examine(reward: Reward) -> Iterator[Finding]:
-    """Ask ``reward`` about known pictures, and yield each answer as it comes.
+    """Check ``reward`` on known pictures, and yield each answer as it comes.
 
     Args:
         reward: the reward.
@@ -114,12 +114,12 @@ def _takes(question: str, ask_again: Callable[[], Tensor]) -> Finding:
 
 
 def _opacity(images: Tensor) -> Tensor:
-    """Return how opaque each pixel of the transparent files is: 0 at the left, 1 at the right."""
+    """Return the opacity of each pixel of the transparent files: 0 at the left, 1 at the right."""
     return images[3, :1]  # the ramp
 
 
 def _over_white(images: Tensor) -> Tensor:
-    """Return what the files of the pictures show: half of them are transparent, half are grey."""
+    """Return the pictures as their files show them: half of the files are transparent, half are grey."""
     opacity = _opacity(images)
     return torch.cat([images[:3] * opacity + 1 - opacity, images[3:, :1].expand(-1, 3, -1, -1)])
 
@@ -166,7 +166,7 @@ def _reads_prompts(reward: Reward, images: Tensor, scores: Tensor, prompts: Sequ
 
 
 def _measure_speed(reward: Reward, prompts: Sequence[str]) -> Iterator[Finding]:
-    """Yield how long a picture takes in batches of several sizes, and what the GPU's memory came to."""
+    """Yield the time per picture in batches of several sizes, and the peak of the GPU's memory."""
     for size in (1, 4, 16):
         images = pictures(256)[[k % 6 for k in range(size)]]
         texts = [prompts[k % 6] for k in range(size)]

@@ -1,4 +1,4 @@
-"""A function of the user's own by its place: ``package.module:function``."""
+"""Import of the user's own function, ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._score import RewardError
 
 
 def function_at(place: str) -> Callable[..., Any] | None:
-    """Return the function at ``MODULE:FUNCTION``; None where that is of another form, or there is no such module.
+    """Return the function at ``MODULE:FUNCTION``; None for a text of another form, or an unknown module.
 
     Raises:
         ValueError: the module has no such function.
@@ -39,7 +39,7 @@ def function_at(place: str) -> Callable[..., Any] | None:
 def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # nor has it its package
+    except ModuleNotFoundError:  # its package is missing, too
         return False
     except (Exception, SystemExit) as error:
         raise RewardError(f"importing the package of {module} raised {type(error).__name__}: {error}") from error

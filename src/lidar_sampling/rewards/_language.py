@@ -1,4 +1,4 @@
-"""How vision-language models of transformers are asked: one picture and one question a chat, many chats a batch.
+"""Questions to vision-language models of transformers: one picture and one question per chat, many chats per batch.
 
 Batches are padded on the left, so that every answer follows its question. A reward reads either the logits of the
 first token of the answer, or the whole answer, decoded greedily.
@@ -20,7 +20,7 @@ DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS, 1)}
 
 
 class Answer(NamedTuple):
-    """What a model wrote, and whether it came to an end or was cut off."""
+    """A model's text, and whether it ended or was cut off."""
 
     text: str
     ended: bool
@@ -29,10 +29,10 @@ class Answer(NamedTuple):
 def load_processor(source: Source) -> Any:
     """Return the processor of an instruction-tuned model, padding on the left.
 
-    The half of it that reads videos is left out, because transformers ties it to torchvision.
+    Its part for videos is left out, because transformers ties it to torchvision.
 
     Raises:
-        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor in reach.
+        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor reachable.
         ValueError: it has no chat template.
     """
     processor = _without_video(source)
@@ -61,9 +61,9 @@ def next_logits(model: Any, processor: Any, *, images: Tensor, questions: Sequen
 def write_answers(
     model: Any, processor: Any, *, images: Tensor, questions: Sequence[str], max_tokens: int
 ) -> list[Answer]:
-    """Return the answers to B questions about images (B, 3, H, W) in [0, 1], each of ``max_tokens`` at most.
+    """Return the answers to B questions about images (B, 3, H, W) in [0, 1], each of at most ``max_tokens``.
 
-    They are greedy if the model went through :func:`make_greedy`.
+    They are greedy if :func:`make_greedy` was called on the model.
     """
     inputs = _chats(model, processor, images, questions)
     written = model.generate(**inputs, max_new_tokens=max_tokens)[:, inputs["input_ids"].shape[1] :].cpu()
@@ -74,13 +74,13 @@ def write_answers(
 
 
 def make_greedy(model: Any, tokenizer: Any) -> None:
-    """Let ``model`` take the likeliest token each time.
+    """Make ``model`` always take the likeliest token.
 
-    The settings of sampling that come with a model go: temperature, penalties and the like. A call that leaves them
-    out would fall back to them, so they are replaced. The marks of beginning, end and padding stay.
+    This replaces the sampling settings of the model (temperature, penalties and the like), because a call without
+    such settings would use them. The tokens for beginning, end and padding stay.
 
     Raises:
-        ValueError: nothing marks the end of an answer.
+        ValueError: no token marks the end of an answer.
     """
     from transformers import GenerationConfig
 
@@ -95,7 +95,7 @@ def make_greedy(model: Any, tokenizer: Any) -> None:
 
 
 def log_probability(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Return the log of the probability (B,) that one of ``tokens`` comes next, of all the vocabulary.
+    """Return the log-probability (B,), over the whole vocabulary, that one of ``tokens`` comes next.
 
     >>> log_probability(torch.tensor([[0.5, 0.25, 0.25]]).log(), [0, 2]).exp()
     tensor([0.7500])
@@ -104,9 +104,9 @@ def log_probability(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def answer_tokens(tokenizer: Any, *words: str) -> list[int]:
-    """Return the single tokens that spell one of ``words``.
+    """Return the single tokens that spell any of ``words``.
 
-    They are lower case, capitalised or upper case, with or without a space before.
+    Spellings are lower case, capitalised or upper case, with or without a leading space.
 
     Raises:
         ValueError: no spelling is a single token.
@@ -122,7 +122,7 @@ def first_tokens(tokenizer: Any, spellings: Sequence[str]) -> list[int]:
     """Return the first token of each of ``spellings``, each token once.
 
     Raises:
-        ValueError: the tokenizer knows none of them.
+        ValueError: the tokenizer has no such token.
     """
     encoded = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
     return _known_tokens(tokenizer, (ids[0] for ids in encoded if ids), f"token for {spellings[0]!r}")
@@ -136,7 +136,7 @@ def _known_tokens(tokenizer: Any, tokens: Iterable[int], what: str) -> list[int]
 
 
 def _chats(model: Any, processor: Any, images: Tensor, questions: Sequence[str]) -> Any:
-    """Return what ``model`` takes for a chat per picture, each with one question."""
+    """Return the inputs of ``model`` for one chat per picture, each with one question."""
     pictures = [to_pil(image) for image in images.detach().float().clamp(0, 1).cpu()]
     contents = [
         [{"type": "image", "image": picture}, {"type": "text", "text": question}]
@@ -161,7 +161,7 @@ def _without_video(source: Source) -> Any:
         return load_pretrained(AutoProcessor.from_pretrained, source)
 
     class WithoutVideo(kind):
-        # The parts that transformers loads are the arguments of __init__.
+        # transformers loads the parts that are arguments of __init__.
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
             super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 

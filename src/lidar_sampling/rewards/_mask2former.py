@@ -1,12 +1,12 @@
-"""Mask2Former (Cheng et al. 2022, https://arxiv.org/abs/2112.01527) as mmdet runs it: objects, how sure, and where.
+"""Mask2Former (Cheng et al. 2022, https://arxiv.org/abs/2112.01527) as mmdet runs it: objects with scores and masks.
 
-A query q has logits of K classes and "no object", and a mask of logits m_q. For the 100 likeliest pairs (q, k)
+A query q has logits for K classes and "no object", and a mask of logits m_q. The 100 likeliest pairs (q, k) get
 
     score = softmax(logits_q)_k * mean of sigmoid(m_q) over the mask {m_q > 0},
 
-so that a query may give several objects, each of another class. Restated from ``instance_postprocess`` of mmdet 2.x
+so that one query may give several objects of different classes. Restated from ``instance_postprocess`` of mmdet 2.x
 (https://github.com/open-mmlab/mmdetection, ``maskformer_fusion_head.py``, Apache-2.0). The processor of transformers
-is not used: as published it resizes to 384 x 384, and it scores and thresholds otherwise.
+is not used: as published it resizes to 384 x 384, and it scores and thresholds differently.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from .._geneval import CLASSES
 from ._weights import Source, load_pretrained, where
 
-SHORT, LONG = 800, 1333  # what a picture's shorter side becomes, unless the longer one would become more than this
-STRIDE = 32  # of the backbone: sides are padded to a multiple
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+SHORT, LONG = 800, 1333  # new length of the shorter side, unless the longer one would exceed this
+STRIDE = 32  # sides are padded to a multiple of this, for the backbone
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet
 
 Size = tuple[int, int]
 
@@ -47,8 +47,8 @@ class Mask2Former:
     """A detector of COCO's 80 classes.
 
     Args:
-        model: a ``Mask2FormerForUniversalSegmentation``, in its place; float32, since transformers computes its
-            positions in the model's precision, and half of it gives NaN.
+        model: a ``Mask2FormerForUniversalSegmentation`` on its device, in float32: transformers computes positions in
+            the model's precision, and half precision gives NaN.
     """
 
     def __init__(self, model: Any) -> None:
@@ -56,11 +56,11 @@ class Mask2Former:
 
     @classmethod
     def load(cls, source: Source, *, device: torch.device | str) -> Mask2Former:
-        """From a folder or a hub repository in the layout of transformers; safetensors alone.
+        """Load from a folder or a hub repository in the layout of transformers; only safetensors.
 
         Raises:
-            FileNotFoundError: it is neither a folder, nor in the hub's cache, nor in reach.
-            ValueError: it is another kind of model, or of other classes.
+            FileNotFoundError: it is neither a folder, nor in the hub's cache, nor reachable.
+            ValueError: the model is of another kind, or has other classes.
         """
         from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
@@ -75,7 +75,7 @@ class Mask2Former:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Instances:
-        """The objects of an image (3, H, W) in [0, 1], on the model's device."""
+        """Return the objects in an image (3, H, W) in [0, 1], on the model's device."""
         pixels, size = fit(image.to(self._model.device))
         seen = self._model(pixel_values=pixels)
         return instances(
@@ -88,11 +88,11 @@ class Mask2Former:
 
 
 def fit(image: Tensor) -> tuple[Tensor, Size]:
-    """What the network sees of an image (3, H, W) in [0, 1], and its size (h, w) without padding.
+    """Return the network's input for an image (3, H, W) in [0, 1], and its size (h, w) without padding.
 
-    Resized to a shorter side of 800, or a longer one of 1333 if that is smaller, bilinear without antialiasing and to
-    bytes: OpenCV's pixels but for a grey level here and there. Normalised, and padded right and below to multiples of
-    32 with zeros, ImageNet's mean; square pictures need no padding.
+    The image is resized to a shorter side of 800, or a longer side of 1333 if that is smaller, bilinearly, without
+    antialiasing, to bytes: OpenCV's pixels except for single grey levels. It is then normalised and padded at the
+    right and bottom to multiples of 32 with zeros, which are ImageNet's mean. Square pictures need no padding.
 
     >>> pixels, size = fit(torch.rand(3, 480, 640))
     >>> pixels.shape, size
@@ -110,15 +110,15 @@ def fit(image: Tensor) -> tuple[Tensor, Size]:
 def instances(
     class_logits: Tensor, mask_logits: Tensor, *, padded: Size, unpadded: Size, original: Size, most: int = 100
 ) -> Instances:
-    """The objects that a picture's logits mean.
+    """Return the objects that a picture's logits describe.
 
     Args:
-        class_logits: (Q, K + 1), no object last.
-        mask_logits: (Q, h, w), of the padded input at a lower resolution.
+        class_logits: (Q, K + 1), "no object" last.
+        mask_logits: (Q, h, w), for the padded input at a lower resolution.
         padded: height and width of that input.
-        unpadded: those of the picture in it, from the upper left corner.
-        original: those of the picture as it was, which masks and boxes refer to.
-        most: pairs of a query and a class that become objects.
+        unpadded: height and width of the picture in it, from the upper left corner.
+        original: height and width of the original picture, which masks and boxes refer to.
+        most: most pairs of a query and a class that become objects.
     """
     probabilities = class_logits.float().softmax(1)[:, :-1]
     likely, pairs = probabilities.flatten().topk(min(most, probabilities.numel()))
@@ -133,7 +133,7 @@ def instances(
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """The tight boxes (N, 4) of masks (N, H, W), as :class:`Instances` has them.
+    """Return the tight boxes (N, 4) of masks (N, H, W), as in :class:`Instances`.
 
     >>> mask = torch.zeros(1, 5, 5, dtype=torch.bool)
     >>> mask[0, 1:3, 2:5] = True
@@ -141,7 +141,7 @@ def boxes(masks: Tensor) -> Tensor:
     [[2, 1, 5, 3]]
     """
     edges = []
-    for line in (masks.any(1).int(), masks.any(2).int()):  # columns, rows
+    for line in (masks.any(1).int(), masks.any(2).int()):  # for columns and rows
         edges.append((line.argmax(1), line.amax(1) * (line.shape[1] - line.flip(1).argmax(1))))
     (x1, x2), (y1, y2) = edges
     return torch.stack([x1, y1, x2, y2], 1)

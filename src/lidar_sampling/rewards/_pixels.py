@@ -1,9 +1,9 @@
-"""Pixels as a reward model was trained to see them: resized, cut or padded to a square, normalised, with gradients.
+"""Preprocessing of reward models: resize, crop or pad to a square, normalise, with gradients.
 
-Most models were trained on what Pillow made of 8-bit pictures. Pillow resizes in two passes, along the rows and then
-along the columns, and rounds to bytes after each (``src/libImaging/Resample.c``,
-https://github.com/python-pillow/Pillow). :func:`resize` does the same on tensors; the gradient passes the rounding as
-if it were not there (straight through: Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
+Most models were trained on 8-bit pictures that Pillow had resized. Pillow resizes in two passes, along the rows and
+then along the columns, and rounds to bytes after each (``src/libImaging/Resample.c``,
+https://github.com/python-pillow/Pillow). :func:`resize` does the same on tensors; the gradient ignores the rounding
+(straight through: Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
 
 The long side of a picture whose short side becomes ``size`` is ``int(size * long / short)``, and the crop starts at
 ``gap // 2``, as in transformers. torchvision starts at ``round(gap / 2)``, which is a pixel later where gap % 4 == 3.
@@ -22,11 +22,11 @@ from torch import Tensor
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # by the numbers that Pillow and preprocessor_config.json use
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow and preprocessor_config.json
 
 
 def resize(pixels: Tensor, height: int, width: int, filter: str = "bicubic") -> Tensor:
-    """Resize as Pillow does; a side that has its length already is not touched.
+    """Resize as Pillow does; a side that already has its length is left as it is.
 
     Args:
         pixels: (B, 3, H, W) float32 in [0, 1].
@@ -45,7 +45,7 @@ def resize(pixels: Tensor, height: int, width: int, filter: str = "bicubic") -> 
 
 
 def crop_to_square(pixels: Tensor, size: int, filter: str = "bicubic") -> Tensor:
-    """Shortest side to ``size``, then the central square."""
+    """Resize the shortest side to ``size``, then cut out the central square."""
     height, width = pixels.shape[2:]
     short = min(height, width)
     pixels = resize(pixels, size * height // short, size * width // short, filter)
@@ -54,12 +54,12 @@ def crop_to_square(pixels: Tensor, size: int, filter: str = "bicubic") -> Tensor
 
 
 def stretch_to_square(pixels: Tensor, size: int, filter: str = "bicubic") -> Tensor:
-    """Both sides to ``size``, whatever becomes of the proportions."""
+    """Resize both sides to ``size``, without keeping the proportions."""
     return resize(pixels, size, size, filter)
 
 
 def pad_to_square(pixels: Tensor, size: int, filter: str = "bicubic") -> Tensor:
-    """Longest side to ``size``, centred on black; resized as a float tensor, not as bytes, so it may overshoot."""
+    """Resize the longest side to ``size``, centred on black, as floats and not as bytes, so values may overshoot."""
     height, width = pixels.shape[2:]
     scale = size / max(height, width)
     if scale != 1:
@@ -71,14 +71,14 @@ def pad_to_square(pixels: Tensor, size: int, filter: str = "bicubic") -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to pictures before a model sees them.
+    """The preprocessing of pictures for a model.
 
     Attributes:
-        size: side of the square that the model sees.
-        fit: how a picture of another shape becomes that square.
-        mean: subtracted, one number a channel.
-        std: divided by, one number a channel.
-        filter: of the resizing.
+        size: side of the model's square input.
+        fit: how a picture of another shape is made square.
+        mean: number to subtract, one per channel.
+        std: number to divide by, one per channel.
+        filter: filter of the resizing.
 
     Example:
         >>> Preprocessing(8)(torch.rand(2, 3, 20, 30)).shape
@@ -93,10 +93,10 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """From a ``preprocessor_config.json`` of transformers.
+        """Read a ``preprocessor_config.json`` of transformers.
 
         Raises:
-            ValueError: it asks for a filter, or for a shape, that is not known here.
+            ValueError: it asks for an unknown filter or shape.
         """
         size, resample = config["size"], config.get("resample", 3)
         side = size if isinstance(size, int) else size.get("shortest_edge", size.get("height"))
@@ -113,7 +113,7 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to (B, 3, size, size) float32, where they are."""
+        """Turn images (B, 3, H, W) in [0, 1] into (B, 3, size, size) float32, on their device."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}")
         pixels = images.float()

@@ -1,8 +1,8 @@
-"""What rewards on Qwen2-VL share: the model reads a chat, and a head scores its last states at special tokens.
+"""The base of rewards on Qwen2-VL: the model reads a chat, and a head scores its last states at special tokens.
 
-The reward adds these tokens to the vocabulary. Every token stands one position behind the one before, those of
-pictures too. Qwen2-VL itself counts positions of pictures in time, height and width; but the published rewards hand
-embeddings to its language model, which cannot tell from them where pictures are, and they were trained so.
+The reward adds these tokens to the vocabulary. Positions count up by one per token, also within pictures. Qwen2-VL
+itself counts positions of pictures in time, height and width. The published rewards, however, pass embeddings to its
+language model, which cannot see in them where pictures are, and they were trained in this way.
 
 Sources: ``Qwen2VLRewardModelBT`` in hpsv3 1.0.0 (https://pypi.org/project/hpsv3, model/qwen2vl_trainer.py) and in
 https://github.com/KwaiVGI/VideoAlign (trainer.py), both on transformers 4.45.2, whose ``Qwen2VLModel.forward`` counts
@@ -24,8 +24,8 @@ from .._media import to_pil
 from ._language import load_processor
 from ._weights import Source, build, load_pretrained, rename, state_dict, where
 
-PIXELS = 256 * 28 * 28  # of a picture, about, after resizing: 256 tokens
-_NAMES = [  # of weights: behind LoRA, from transformers 4.52 on, and before it
+PIXELS = 256 * 28 * 28  # approximate pixels per picture after resizing: 256 tokens
+_NAMES = [  # prefixes of weights: with LoRA, from transformers 4.52 on, and before it
     (r"^base_model\.model\.", ""),
     (r"^model\.(?=(visual|language_model)\.)", ""),
     (r"^model\.", "language_model."),
@@ -37,14 +37,14 @@ class Reader:
     """A Qwen2-VL or Qwen2.5-VL model that reads chats and returns its last states at special tokens.
 
     Args:
-        weights: of the model without its head, as :func:`checkpoint` returns them; ``origin`` is where they are from.
-        tokens: the special tokens, in the order in which they were added to the vocabulary.
-        processor: the published model that was tuned; its configuration, tokenizer and template are read.
+        weights: weights of the model without its head, from :func:`checkpoint`; ``origin`` is their source.
+        tokens: the special tokens, in the order of the vocabulary.
+        processor: the published model that was tuned, for its configuration, tokenizer and template.
         device: where the model runs; ``dtype`` is its precision.
 
     Raises:
-        FileNotFoundError: the processor is neither a folder, nor in the hub's cache, nor in reach.
-        ValueError: the processor is of another kind of model, or the weights do not fit it.
+        FileNotFoundError: the processor is neither a folder, nor in the hub's cache, nor reachable.
+        ValueError: the processor belongs to another kind of model, or the weights do not fit it.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Reader:
         self.frames_a_patch: int = self._processor.image_processor.temporal_patch_size
 
     def check(self, texts: Sequence[str]) -> None:
-        """Refuse texts that hold a special token, which would be taken for the chat's own.
+        """Refuse texts with a special token, which would be taken for one of the chat's own.
 
         Raises:
-            ValueError: one does; the message names the token.
+            ValueError: a text has one; the message names the token.
         """
         marks = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
         for text in texts:
@@ -90,7 +90,7 @@ class Reader:
                 raise ValueError(f"a prompt must not hold the special token {mark}, got {text!r}: leave it out")
 
     def see(self, pictures: Iterable[Tensor], *, least: int = PIXELS, most: int = PIXELS) -> tuple[Tensor, Tensor]:
-        """Return the patches and the grids (n, 3) of pictures (3, H, W) in [0, 1], resized to so many pixels."""
+        """Return patches and grids (n, 3) of pictures (3, H, W) in [0, 1], resized to the range of pixels."""
         images = [to_pil(picture.detach().float().clamp(0, 1).cpu()) for picture in pictures]
         size = {"shortest_edge": least, "longest_edge": most}
         seen = self._processor.image_processor(images=images, size=size, return_tensors="pt")
@@ -100,12 +100,12 @@ class Reader:
     def __call__(
         self, contents: Sequence[list[dict[str, str]]], patches: Tensor, grids: Tensor, *, kind: str = "image"
     ) -> Tensor:
-        """Return the states (B, tokens, width) float32 of B chats of one turn.
+        """Return the states (B, tokens, width) float32 at the special tokens of B chats of one turn.
 
         Args:
-            contents: of each turn, with a part of ``type`` ``kind`` for every grid.
-            patches: of all pictures or videos, one after the other.
-            grids: (n, 3), how many patches each has in time, height and width.
+            contents: content of each turn, with a part of ``type`` ``kind`` for every grid.
+            patches: patches of all pictures or videos, one after the other.
+            grids: (n, 3) number of patches of each in time, height and width.
             kind: ``"image"`` or ``"video"``.
         """
         config, device = self.network.config, self.network.device
@@ -130,11 +130,11 @@ class Reader:
 def checkpoint(source: Source, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the model without its language head, and those of the reward's heads.
 
-    They are of the published file, of a checkpoint file, or of the one file ``name`` in a folder.
+    They are read from the published file, a checkpoint file, or the one file ``name`` in a folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, or the folder holds several.
+        ValueError: the file holds no weights, or the folder holds several such files.
     """
     if not isinstance(source, Published) and Path(source).is_dir():
         files = sorted(Path(source).glob(f"**/{name}"))

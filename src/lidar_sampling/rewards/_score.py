@@ -1,6 +1,6 @@
-"""How rewards are asked: with pictures that were checked, copies that they may spoil, and prompts that they can read.
+"""Calls of rewards: with checked pictures, copies that they may modify, and prompts that they can read.
 
-Whoever scores pictures does it by :func:`score`, or by :func:`ask` where gradients must flow.
+Use :func:`score` to score pictures, or :func:`ask` if gradients must flow.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ Prompt = str | Mapping[str, Any]
 
 
 class Reward(Protocol):
-    """What a reward is: a callable by these two names, so that any function of them is one.
+    """A reward: a callable with these two keyword arguments, so that any such function is one.
 
-    It may have attributes besides, such as ``name``, ``reads_prompt`` and ``differentiable``; the table of
-    :mod:`lidar_sampling.rewards` says which, and what is taken where one is missing.
+    It may also have attributes such as ``name``, ``reads_prompt`` and ``differentiable``;
+    :mod:`lidar_sampling.rewards` lists them.
     """
 
     def __call__(self, *, images: Tensor, prompts: Sequence[Any]) -> Tensor:
-        """Return (B,) numbers, higher where an image (3, H, W) in [0, 1] is liked better for its prompt."""
+        """Return (B,) numbers, higher for an image (3, H, W) in [0, 1] that is better for its prompt."""
 
 
-FRAMES = 8  # of a video that an image reward looks at
+FRAMES = 8  # frames per video that an image reward gets
 
 
 class RewardError(ValueError):
-    """A reward raised or returned what is not one finite number an image; the message says which."""
+    """A reward raised an error, or did not return one finite number per image; the message says which."""
 
 
 class _UnreadableError(ValueError):
-    """What :func:`check_prompts` raises, so that a reward of rewards does not name itself as well."""
+    """The error of :func:`check_prompts`, by which a reward made of rewards knows that its part is already named."""
 
 
 def name_of(reward: Callable[..., Any]) -> str:
-    """What results and banks call ``reward``: its ``name``, or a function's own."""
+    """Return the name of ``reward`` in results and banks: its ``name``, or that of the function."""
     name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
     return str(name)
 
 
 def ask(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Any:
-    """Return what ``reward`` says of copies of the images and of the prompts as it reads them.
+    """Return the scores of ``reward`` for copies of the images, and for the prompts in the form that it reads.
 
-    The copies are the reward's own: one that works in place spoils neither the caller's pictures nor what the next
-    reward sees. Gradients flow through them.
+    Because of the copies, a reward that works in place changes neither the caller's pictures nor the input of the
+    next reward. Gradients flow through them.
 
     Raises:
         ValueError: a prompt is neither a text nor metadata with one.
@@ -70,34 +70,35 @@ def ask(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Any:
 
 
 def ask_part(part: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Return the scores (B,) float32 of a reward that is a part of another, as :func:`ask` has them.
+    """Return the scores (B,) float32 of a reward that is a part of another, as :func:`ask` does.
 
     A reward of images sees a video by its frames.
 
     Raises:
-        RewardError: it returned something else than one number an image, or an infinite one; the message names it.
+        RewardError: it did not return one number per image, or a number is infinite; the message names it.
 
     Example:
         >>> def of_the_batch(*, images, prompts):
         ...     return images.mean()
         >>> ask_part(of_the_batch, images=torch.ones(2, 3, 2, 2), prompts=["a cat", "a dog"])
         Traceback (most recent call last):
-        lidar_sampling.rewards._score.RewardError: reward 'of_the_batch' must return one number an image, (2,), got ()
+        lidar_sampling.rewards._score.RewardError: reward 'of_the_batch' must return one number per image, (2,), got
+        ()
     """
     see = _asker_of(part) if images.dim() == 5 else partial(ask, part)
     scores = _one_each(see(images=images, prompts=prompts), len(images), name_of(part))
-    _check_finite(scores, name_of(part), allow_nan=True)  # the smallest of several would hide infinity
+    _check_finite(scores, name_of(part), allow_nan=True)  # a minimum over several would hide infinity
     return scores
 
 
 def prompts_for(reward: Reward, prompts: Sequence[Prompt]) -> list[Any]:
-    """Return the prompts as ``reward`` reads them: copies of metadata if it ``reads_metadata``, else their texts.
+    """Return the prompts in the form that ``reward`` reads: copies of metadata if it ``reads_metadata``, else texts.
 
     Raises:
         ValueError: a prompt is neither a text nor metadata with one.
     """
     if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of prompts, one an image, got the text {prompts!r}")
+        raise ValueError(f"prompts must be a list of prompts, one per image, got the text {prompts!r}")
     return [_prompt_for(prompt, bool(getattr(reward, "reads_metadata", False))) for prompt in prompts]
 
 
@@ -115,10 +116,10 @@ def _prompt_for(prompt: Any, metadata: bool) -> Any:
 def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
     """Let ``reward`` refuse prompts that it cannot read, before anything is drawn for them.
 
-    It does so by its method ``check(prompts)``; a reward without one reads every prompt.
+    It does so in its method ``check(prompts)``; a reward without this method reads every prompt.
 
     Raises:
-        ValueError: it refuses one, or its check fails; the message names the reward and the prompt.
+        ValueError: it refuses a prompt, or its check fails; the message names the reward and the prompt.
 
     Example:
         >>> from lidar_sampling.rewards.ocr import OCR
@@ -130,7 +131,7 @@ def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
     for prompt in prompts_for(reward, prompts):
         try:
             check([prompt])
-        except (_UnreadableError, torch.OutOfMemoryError, MemoryError):  # the first is of a part
+        except (_UnreadableError, torch.OutOfMemoryError, MemoryError):  # the error already names a part
             raise
         except Exception as error:
             shown = prompt if isinstance(prompt, str) else prompt.get("prompt", prompt)
@@ -149,23 +150,23 @@ def score(
     batch_size: int = 64,
     allow_nan: bool = False,
 ) -> Tensor:
-    """Score images in batches and check what comes back.
+    """Score images in batches and check the scores.
 
     Args:
-        reward: the reward; it gets copies, which it may spoil.
+        reward: the reward; it gets copies, which it may modify.
         images: (B, 3, H, W) in [0, 1], or videos or audio.
-        prompts: B prompts, one an image: texts, or metadata with a ``"prompt"``, which a reward that does not read
-            metadata gets as its text.
-        batch_size: images a call; halved when memory runs out.
+        prompts: B prompts, one per image: texts, or metadata with a ``"prompt"``, of which a reward that does not
+            read metadata gets the text.
+        batch_size: images per call; halved when memory runs out.
         allow_nan: let NaN pass, for a metric that does not apply to every prompt.
 
     Returns:
         (B,) float32 on the CPU.
 
     Raises:
-        RewardError: images of another type, shape or range, or the reward raised or did not return one finite number
-            an image.
-        ValueError: images and prompts are not as many, or a prompt is neither a text nor metadata.
+        RewardError: images have another type, shape or range, or the reward raised an error or did not return one
+            finite number per image.
+        ValueError: images and prompts differ in length, or a prompt is neither a text nor metadata.
 
     Example:
         >>> def brightness(*, images, prompts):
@@ -175,7 +176,7 @@ def score(
     """
     texts = prompts_for(reward, prompts)
     if len(images) != len(texts):
-        raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(texts)}")
+        raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(texts)}")
     _check(images)
     name = name_of(reward)
     see = _asker_of(reward) if images.dim() == 5 else partial(ask, reward)
@@ -191,7 +192,7 @@ def score(
         try:
             with torch.no_grad(), time_part("reward", len(asked), again):
                 result = see(images=some, prompts=asked)
-        except (torch.OutOfMemoryError, MemoryError, RewardError):  # of a part, which names it
+        except (torch.OutOfMemoryError, MemoryError, RewardError):  # the error of a part already names it
             raise
         except Exception as error:
             raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
@@ -202,7 +203,7 @@ def score(
 
 
 def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[float]:
-    """Score pictures (3, H, W) of any sizes, together where they are of one; otherwise as :func:`score`.
+    """Score pictures (3, H, W) of any sizes, those of equal size together; otherwise as :func:`score`.
 
     Example:
         >>> white, black = torch.ones(3, 2, 2), torch.zeros(3, 4, 2)
@@ -212,7 +213,7 @@ def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Seque
     """
     prompts = prompts_for(reward, prompts)
     if len(pictures) != len(prompts):
-        raise ValueError(f"pictures and prompts must be as many, got {len(pictures)} and {len(prompts)}")
+        raise ValueError(f"pictures and prompts must have the same length, got {len(pictures)} and {len(prompts)}")
     for picture in pictures:
         _check(picture[None])
     values = [0.0] * len(pictures)
@@ -226,12 +227,12 @@ def score_pictures(reward: Reward, *, pictures: Sequence[Tensor], prompts: Seque
 
 
 def _asker_of(reward: Reward) -> Callable[..., Any]:
-    """How ``reward`` is asked about videos: whole, or by their frames."""
+    """Return how to call ``reward`` on videos: whole, or by their frames."""
     return partial(ask if getattr(reward, "modality", "image") == "video" else _frame_mean, reward)
 
 
 def _frame_mean(reward: Reward, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """The mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
+    """Return the mean of an image reward over evenly spaced frames of each video (B, F, 3, H, W)."""
     count = min(FRAMES, images.shape[1])
     frames = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
     repeated = [prompt for prompt in prompts for _ in range(count)]
@@ -253,7 +254,7 @@ def _check_scores(result: Any, count: int, name: str, allow_nan: bool) -> Tensor
 
 
 def _one_each(result: Any, count: int, name: str) -> Tensor:
-    """What reward ``name`` returned, as ``count`` numbers in float32; gradients flow on."""
+    """Return the result of reward ``name`` as ``count`` numbers in float32; gradients are kept."""
     try:
         scores = torch.as_tensor(result)
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -263,12 +264,12 @@ def _one_each(result: Any, count: int, name: str) -> Tensor:
             f"reward {name!r} must return real numbers, got {scores.dtype}: return their .abs() or .real"
         )
     if scores.shape != (count,):
-        raise RewardError(f"reward {name!r} must return one number an image, ({count},), got {tuple(scores.shape)}")
+        raise RewardError(f"reward {name!r} must return one number per image, ({count},), got {tuple(scores.shape)}")
     return scores.float()
 
 
 def _from_array(result: Any, name: str) -> Tensor:
-    """Numbers that torch does not take: arrays that run backwards, of another byte order, or of Python's numbers."""
+    """Return a tensor of what torch rejects: negative strides, another byte order, or Python's numbers."""
     try:
         found = np.asarray(result)
         if found.dtype.kind not in "biuf" and not all(isinstance(value, Number) for value in found.flat):

@@ -1,4 +1,4 @@
-"""Where the models behind rewards come from: the hub at its pinned commit, a folder, or one checkpoint file."""
+"""Sources of reward models: the hub at a pinned commit, a folder, or one checkpoint file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Source = Published | str | Path
 
 _PARTS = ("weight", "bias")
 
-# Parts that several rewards share. The registry pins the rewards' own weights.
+# Parts shared by several rewards; the registry pins the rewards' own weights.
 CLIP_L = Published(
     "openai/clip-vit-large-patch14", "MIT (repository)", revision="32bd64288804d66eefd0ccbe215aa642df71cc41"
 )
@@ -26,21 +26,21 @@ CLIP_H = Published(
 
 
 def name_with_source(reward: str, source: Source) -> str:
-    """What results call ``reward``: its own name with the published weights, ``name:source`` with others."""
+    """Return the name of ``reward`` in results: its own with the published weights, ``name:source`` with others."""
     return reward if isinstance(source, Published) else f"{reward}:{source}"
 
 
 def where(source: Source) -> tuple[str, str | None]:
-    """The hub id or path, and the commit, that ``from_pretrained`` of transformers wants."""
+    """Return the hub id or path, and the commit, for ``from_pretrained`` of transformers."""
     return (source.repo, source.revision) if isinstance(source, Published) else (str(source), None)
 
 
 def load_pretrained(function: Callable[..., Any], source: Source, **options: Any) -> Any:
-    """``function(source, **options)`` at the pinned commit; ``function`` is a ``from_pretrained`` of transformers.
+    """Return ``function(source, **options)`` at the pinned commit, for a ``from_pretrained`` of transformers.
 
     Raises:
-        FileNotFoundError: the source is no folder and out of the hub's reach, or parts of it are missing.
-        ValueError: it is a file, or a file of the folder is empty, cut off, a pointer, or pickles objects; the
+        FileNotFoundError: the source is neither a folder nor reachable on the hub, or parts of it are missing.
+        ValueError: the source is a file, or a file in the folder is empty, cut off, a pointer or a pickle; the
             message names it.
     """
     repo, revision = where(source)
@@ -69,7 +69,7 @@ def load_pretrained(function: Callable[..., Any], source: Source, **options: Any
 
 
 def state_dict(source: Source) -> dict[str, Tensor]:
-    """The tensors of one checkpoint file, published or the user's own."""
+    """Return the tensors of one checkpoint file, published or the user's own."""
     return load_state_dict(source.download() if isinstance(source, Published) else source)
 
 
@@ -85,10 +85,10 @@ def rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
 
 
 def build(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype, **options: Any) -> Any:
-    """A transformers model of ``cls`` with exactly these weights; ``options`` are of its constructor.
+    """Return a transformers model of ``cls`` with exactly these weights; ``options`` go to its constructor.
 
     Raises:
-        ValueError: a weight is missing, has no place, or has another shape.
+        ValueError: a weight is missing, unknown, or of another shape.
     """
     with torch.device("meta"):
         expected = {name: value.shape for name, value in cls(config, **options).state_dict().items()}
@@ -101,12 +101,12 @@ def build(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype,
 
 
 def linear_head(weights: dict[str, Tensor]) -> nn.Sequential:
-    """The head that ImageReward and the aesthetic predictor share: linear layers ``layers.N`` with nothing between.
+    """Return the head of ImageReward and the aesthetic predictor: linear layers ``layers.N`` with nothing between.
 
-    Their gaps in N are dropouts, which do nothing when scoring. Always float32: its output is the score.
+    Gaps in N are dropouts, which do nothing in scoring. The head is always float32, since its output is the score.
 
     Raises:
-        ValueError: other weights than those of linear layers that fit one another.
+        ValueError: the weights are not those of linear layers that fit one another.
     """
     indices = sorted({int(name.split(".")[1]) for name in weights if name.startswith("layers.")})
     names = {f"layers.{i}.{part}" for i in indices for part in _PARTS}

@@ -1,8 +1,8 @@
-"""The LAION aesthetic predictor v2, which looks at no prompt.
+"""The LAION aesthetic predictor v2, which ignores the prompt.
 
 ``h(u)``: five linear layers, with nothing between them, on the unit feature ``u`` of an image from CLIP ViT-L/14
 (https://github.com/christophschuhmann/improved-aesthetic-predictor, ``sac+logos+ava1-l14-linearMSE.pth``). It was
-fitted to ratings from 1 to 10, which it may leave.
+fitted to ratings from 1 to 10, but may go beyond them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._weights import CLIP_L, Source, linear_head, name_with_source, state_dict,
 
 
 class Aesthetic:
-    """How well people would rate an image from 1 to 10, whatever its prompt.
+    """A prediction of people's rating of an image from 1 to 10, independent of its prompt.
 
     Args:
         model: the published head, or the path of one.
@@ -26,8 +26,8 @@ class Aesthetic:
         dtype: the precision of CLIP; the head is float32.
 
     Raises:
-        FileNotFoundError: head or CLIP are neither here nor in reach.
-        ValueError: the file holds no such head, or one for features of another size.
+        FileNotFoundError: the head or the CLIP is neither on this machine nor reachable.
+        ValueError: the file holds no such head, or a head for features of another size.
     """
 
     differentiable = True
@@ -56,5 +56,5 @@ class Aesthetic:
             raise ValueError(f"the head {model} takes {wanted} features and the CLIP {clip} gives {given}")
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to ratings (B,) float32, on the model's device; prompts are not looked at."""
+        """Return ratings (B,) float32 of images (B, 3, H, W) in [0, 1], on the model's device; ignore prompts."""
         return self._head(self._towers.image(images)).squeeze(1)

@@ -1,4 +1,4 @@
-"""The mean pixel as a reward: needs no weights, for tests and for trying the road."""
+"""The mean pixel as a reward: it needs no weights, for tests and first trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def brightness(*, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The mean of each image (B, 3, H, W), in [0, 1]."""
+    """Return the mean of each image (B, 3, H, W), in [0, 1]."""
     return images.flatten(1).mean(1)
 
 
@@ -17,5 +17,5 @@ setattr(brightness, "reads_prompt", False)  # noqa: B010
 
 
 def load_brightness(model: None, *, device: torch.device | str, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """The function itself: it works wherever the images are."""
+    """Return the function itself, which works on the device of the images."""
     return brightness

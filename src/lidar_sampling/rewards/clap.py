@@ -4,9 +4,9 @@
 77 tokens, as the original does (``src/laion_clap/hook.py``, https://github.com/LAION-AI/CLAP).
 
 The model hears ten seconds of one channel at 48 kHz. Channels are averaged, and a shorter clip is repeated, as the
-model's extractor says. Of a longer one the original and ``ClapFeatureExtractor`` hear ten seconds at random; here the
-mean over windows counts, as few as cover it and evenly spaced. Models with feature fusion mix three random crops and
-are refused. The original rounds audio to 16 bits first; transformers does not, nor does this.
+model's extractor does. From a longer clip the original and ``ClapFeatureExtractor`` take ten seconds at random; here
+the mean over evenly spaced windows counts, as few as cover the clip. Models with feature fusion mix three random
+crops and are refused. The original first rounds audio to 16 bits; transformers and this reward do not.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 from ._towers import _unit
 from ._weights import Source, load_pretrained, name_with_source, where
 
-CONTEXT = 77  # tokens of a prompt
-_TOGETHER = 64  # windows that the model hears at once: of a song there are many
+CONTEXT = 77  # tokens per prompt
+_TOGETHER = 64  # windows per batch, since a song has many
 
 # The low-pass filter of resampling: a sinc that ends at .95 of the lower Nyquist frequency and has 64 zeros a side,
 # under a Kaiser window of 90 dB (https://ccrma.stanford.edu/~jos/sasp/Kaiser_Window.html).
@@ -31,19 +31,20 @@ _CUT, _ZEROS, _BETA, _MOST_WEIGHTS = 0.95, 64, 8.96, 2**24
 
 
 class CLAP:
-    """How well audio matches its prompt, by an unfused CLAP model of transformers.
+    """The match of audio and prompts by an unfused CLAP model of transformers.
 
     Args:
         model: published weights, a folder or a hub id.
-        tokenizer: where the tokenizer lies; by default with the model.
-        sampling_rate: of the audio that it will get, in Hz, such as 44100 of Stable Audio and 16000 of AudioLDM 2. A
-            tensor does not say it: at a wrong one the model hears everything too fast or too slow, without an error.
+        tokenizer: where the tokenizer is; by default with the model.
+        sampling_rate: sampling rate of the audio in Hz, such as 44100 for Stable Audio and 16000 for AudioLDM 2. A
+            tensor does not carry it: with a wrong rate the model hears everything too fast or too slow, without an
+                error.
         device: where the model runs.
         dtype: its precision; audio and cosines are float32.
 
     Raises:
-        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor in reach.
-        ValueError: it is another kind of model, it lacks weights, or the rate has no simple ratio to the model's.
+        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor reachable.
+        ValueError: the model is of another kind or lacks weights, or the rate has no simple ratio to the model's.
     """
 
     differentiable = False  # the extractor of transformers works in numpy
@@ -76,7 +77,7 @@ class CLAP:
         self.sampling_rate = sampling_rate
 
     def at_rate(self, sampling_rate: int) -> CLAP:
-        """Return the same reward for audio of another rate, in Hz, with the same model; ValueError as above."""
+        """Return this reward for audio of another rate in Hz, with the same model; ValueError as above."""
         _filter(sampling_rate, self._extractor.sampling_rate)
         other = copy.copy(self)
         other.sampling_rate = sampling_rate
@@ -84,11 +85,11 @@ class CLAP:
 
     @torch.no_grad()
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Audio (B, channels, S) in [-1, 1] and B prompts to logits (B,) float32, on the model's device."""
+        """Return logits (B,) float32 of audio (B, channels, S) in [-1, 1] and B prompts, on the model's device."""
         if images.dim() != 3 or not images.shape[1] or not images.shape[2]:
             raise ValueError(f"CLAP hears audio (B, channels, samples), got shape {tuple(images.shape)}")
         if len(images) != len(prompts):
-            raise ValueError(f"audio and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"audio and prompts must have the same length, got {len(images)} and {len(prompts)}")
         audio = resample(images.float().mean(1), self.sampling_rate, self._extractor.sampling_rate)
         clips = windows(audio, self._extractor.nb_max_samples)
         heard = torch.cat([self._hear(some) for some in clips.flatten(0, 1).split(_TOGETHER)])
@@ -96,14 +97,14 @@ class CLAP:
         return self._model.logit_scale_a.float().exp() * cosines
 
     def _hear(self, clips: Tensor) -> Tensor:
-        """Clips (N, S) of at most ten seconds to unit features (N, d)."""
+        """Return unit features (N, d) of clips (N, S) of at most ten seconds."""
         options = {"sampling_rate": self._extractor.sampling_rate, "return_tensors": "pt"}
-        # rand_trunc chooses the mel filters of unfused models; of clips that are not longer nothing is cut
+        # rand_trunc selects the mel filters of unfused models; clips of this length are not cut
         mel = self._extractor(clips.cpu().numpy(), truncation="rand_trunc", **options)["input_features"]
         return _unit(self._model.get_audio_features(mel.to(self._model.device, self._model.dtype)))
 
     def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts to unit features (B, d); equal ones are encoded once."""
+        """Return unit features (B, d) of B prompts; equal ones are encoded once."""
         distinct = list(dict.fromkeys(prompts))
         options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
         tokens = self._tokenizer(distinct, return_token_type_ids=False, **options).to(self._model.device)
@@ -111,7 +112,7 @@ class CLAP:
 
 
 def windows(audio: Tensor, length: int) -> Tensor:
-    """Return (B, K, length) windows of audio (B, S), evenly spaced and as few as cover it; all of it if shorter.
+    """Return evenly spaced windows (B, K, length) of audio (B, S), as few as cover it; shorter audio stays whole.
 
     >>> windows(torch.arange(7)[None], 3).tolist()
     [[[0, 1, 2], [2, 3, 4], [4, 5, 6]]]
@@ -122,10 +123,11 @@ def windows(audio: Tensor, length: int) -> Tensor:
 
 
 def resample(audio: Tensor, given: int, wanted: int) -> Tensor:
-    """Return audio (B, S) of rate ``given`` at rate ``wanted``, (B, ceil(S * wanted / given)), where it is.
+    """Resample audio (B, S) from rate ``given`` to rate ``wanted``: (B, ceil(S * wanted / given)), on its device.
 
-    Each phase of the new rate has its filter, all in one strided convolution: https://ccrma.stanford.edu/~jos/resample/
-    ValueError where ``given`` is not a whole number above 0, or the ratio is not simple, as of 44101 and 48000.
+    Each phase of the new rate has its filter, all in one strided convolution:
+    https://ccrma.stanford.edu/~jos/resample/ It raises ValueError if ``given`` is not a whole number above 0, or the
+    ratio is not simple, as 44101 to 48000.
     """
     if given == wanted:
         return audio
@@ -136,11 +138,11 @@ def resample(audio: Tensor, given: int, wanted: int) -> Tensor:
 
 
 def _filter(given: int, wanted: int) -> tuple[Tensor, int]:
-    """Return the filters (phases, 1, 2 reach + step) of :func:`resample`, and how many samples one step passes."""
+    """Return the filters (phases, 1, 2 reach + step) of :func:`resample`, and the number of samples per step."""
     if not isinstance(given, int) or given < 1:
         raise ValueError(f"sampling_rate must be a whole number of Hz above 0, got {given!r}")
     step, phases = given // math.gcd(given, wanted), wanted // math.gcd(given, wanted)
-    cut = _CUT * min(1, wanted / given)  # of the given Nyquist frequency
+    cut = _CUT * min(1, wanted / given)  # as a share of the given Nyquist frequency
     reach = math.ceil(_ZEROS / cut)
     if phases * (step + 2 * reach) > _MOST_WEIGHTS:
         raise ValueError(f"sampling_rate {given} has no simple ratio to {wanted}: resample the audio yourself")

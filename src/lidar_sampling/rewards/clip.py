@@ -2,9 +2,9 @@
 
 ``exp(logit_scale) cos(u, v)``: for OpenAI's models 100 times the cosine, which is CLIPScore (Hessel et al. 2021,
 https://arxiv.org/abs/2104.08718) without its clamp and weight. SigLIP (Zhai et al. 2023,
-https://arxiv.org/abs/2303.15343) adds a bias, and its logit is that of a match. PickScore (Kirstain et al. 2023,
-https://arxiv.org/abs/2305.01569, https://github.com/yuvalkirstain/PickScore) is a CLIP ViT-H/14 that was fitted to
-which of two images people chose.
+https://arxiv.org/abs/2303.15343) adds a bias; its logit is that of a match. PickScore (Kirstain et al. 2023,
+https://arxiv.org/abs/2305.01569, https://github.com/yuvalkirstain/PickScore) is a CLIP ViT-H/14 fitted to people's
+choices between two images.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ._weights import CLIP_H, Source, name_with_source
 
 
 class CLIPReward:
-    """How well images match their prompts, by a CLIP or SigLIP model of transformers.
+    """The match of images and prompts by a CLIP or SigLIP model of transformers.
 
     Args:
         model: published weights, a folder or a hub id.
-        processor: where tokenizer and preprocessing lie; by default with the model.
-        name: what results and banks call the reward; by default ``clip``, and the model unless it is the published.
+        processor: where tokenizer and preprocessing are; by default with the model.
+        name: name in results and banks; by default ``clip``, followed by the model unless it is the published one.
         device: where the model runs.
         dtype: its precision; pixels and cosines are float32.
 
     Raises:
-        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor in reach.
-        ValueError: it is another kind of model.
+        FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor reachable.
+        ValueError: the model is of another kind.
 
     Example:
         >>> from lidar_sampling.rewards import load
@@ -62,30 +62,30 @@ class CLIPReward:
         self._bias = 0 if bias is None else bias.float()
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to logits (B,) float32, on the model's device.
+        """Return logits (B,) float32 of images (B, 3, H, W) in [0, 1] and B prompts, on the model's device.
 
-        Prompts beyond the model's context (77 tokens of CLIP, 64 of SigLIP) are truncated, as the models do.
+        Prompts longer than the model's context (77 tokens for CLIP, 64 for SigLIP) are truncated, as the models do.
         """
         return self._scale * self._towers.cosine(images, prompts) + self._bias
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to unit vectors (B, d) float32, on the model's device."""
+        """Return unit vectors (B, d) float32 of images (B, 3, H, W) in [0, 1], on the model's device."""
         return self._towers.image(images)
 
 
 class PickScore(CLIPReward):
-    """PickScore v1: which image of a prompt people would choose; about 20.
+    """PickScore v1: human preference among images of a prompt; values are about 20.
 
     Args:
         model: published weights, a folder or a hub id.
-        processor: where tokenizer and preprocessing lie; by default those of the CLIP ViT-H/14 it was trained from
-            with the published weights, else with the model.
+        processor: where tokenizer and preprocessing are; by default, for the published weights those of the CLIP
+            ViT-H/14 it was trained from, else with the model.
         device: where the model runs.
         dtype: its precision.
 
     Example:
         >>> from lidar_sampling.glyph import DATA
-        >>> reward = PickScore(DATA / "reward-clip")  # any CLIP serves to see the face
+        >>> reward = PickScore(DATA / "reward-clip")  # any CLIP shows the interface
         >>> reward(images=torch.rand(1, 3, 128, 128), prompts=["a photo of a cat"]).shape
         torch.Size([1])
     """
@@ -109,7 +109,7 @@ class PickScore(CLIPReward):
 def glyph_reward(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
-    """The CLIP that guides the embedded model."""
+    """Return the CLIP that guides the embedded model."""
     return CLIPReward(embedded("glyph") / "reward-clip", name="glyph", device=device, dtype=dtype)
 
 
@@ -117,5 +117,5 @@ def glyph_reward(
 def glyph_heldout(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
-    """The CLIP that judges the embedded model and never guides it."""
+    """Return the CLIP that judges the embedded model and never guides it."""
     return CLIPReward(embedded("glyph") / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)

@@ -1,8 +1,8 @@
 """CycleReward (Bahng et al. 2025, https://arxiv.org/abs/2506.02095, https://github.com/hjbahng/cyclereward).
 
-``h(c)``: ``c`` is the first token of BLIP's BERT, as in ImageReward. ``h`` is five linear layers with GELU between
-them, where ImageReward has nothing between them; and nothing is subtracted or divided afterwards
-(``cyclereward/model.py``). The variants Combo, I2T and T2I differ in their weights alone.
+The score is ``h(c)``, where ``c`` is the first token of BLIP's BERT, as in ImageReward. ``h`` is five linear layers
+with GELU between them (ImageReward has nothing between them), and the result is not normalised
+(``cyclereward/model.py``). The variants Combo, I2T and T2I differ only in their weights.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from ._blip_reward import BERT, BlipReward
 from ._weights import Source, linear_head, name_with_source
 
-CONTEXT = 128  # tokens of a prompt, two of them [CLS] and [SEP]
+CONTEXT = 128  # tokens per prompt, including [CLS] and [SEP]
 RELEASE = "https://github.com/hjbahng/cyclereward/releases/download/v1.0.0/CycleReward-Combo.pth"
 
 
 class CycleReward(BlipReward):
-    """How well image and text match, learnt from which of two can better be turned back into the other.
+    """The match of image and text, learnt from comparisons: of two, which can better be turned back into the other.
 
     Args:
-        model: a checkpoint of Combo, I2T or T2I, or the path of one of the same layout and any size.
+        model: a checkpoint of Combo, I2T or T2I, or the path of a checkpoint of the same layout and any size.
         tokenizer: a folder, hub id or published repository with the tokenizer of BERT.
         device: where the model runs.
         dtype: its precision; pixels and the head are float32.
 
     Raises:
-        FileNotFoundError: checkpoint or tokenizer are neither here nor in reach.
+        FileNotFoundError: the checkpoint or the tokenizer is neither on this machine nor reachable.
         ValueError: no checkpoint is given, or it holds another model.
     """
 
@@ -54,7 +54,7 @@ def _gelu_head(weights: dict[str, Tensor]) -> nn.Sequential:
     """Return linear layers with GELU between them; every other N of ``layers.N`` is a GELU.
 
     Raises:
-        ValueError: the numbers leave other gaps, as those of ImageReward's head do, or weights are missing.
+        ValueError: the numbers have other gaps, as in ImageReward's head, or weights are missing.
     """
     layers = list(linear_head(weights))
     numbers = sorted({int(name.split(".")[1]) for name in weights})

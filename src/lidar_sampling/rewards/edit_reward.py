@@ -1,7 +1,7 @@
-"""EditReward (Wu et al. 2025, https://arxiv.org/abs/2509.26346): how well a picture was edited by an instruction.
+"""EditReward (Wu et al. 2025, https://arxiv.org/abs/2509.26346): how well an edit follows its instruction.
 
 The model sees the picture before and after and reads a template, twice: :data:`FOLLOWING` asks how well the
-instruction was followed, :data:`QUALITY` how good the edited picture is. Each has its own head, as HPSv3's, and the
+instruction was followed, :data:`QUALITY` how good the edited picture is. Each has its own head like HPSv3's, and the
 mean of their means is the reward.
 
 Source: https://github.com/TIGER-AI-Lab/EditReward: dataset/prompts.py and dataset/data_collator_qwen_edit.py
@@ -70,19 +70,19 @@ QUALITY = (
 
 
 class EditReward:
-    """EditReward of edited picture and instruction.
+    """EditReward of an edited picture and its instruction.
 
-    The picture before the edit is ``source``, or the path under ``"source"`` in the metadata of a prompt.
+    The picture before the edit is ``source``, or it is at the path under ``"source"`` in a prompt's metadata.
 
     Args:
         model: published weights, a checkpoint file in their layout, or the folder that holds ``model.safetensors``.
-        source: the picture (3, H, W) in [0, 1] before the edit, or its path; None for prompts whose metadata has one.
-        processor: the model that was tuned, of which configuration, tokenizer and chat template are read.
+        source: the picture (3, H, W) in [0, 1] before the edit, or its path; None if the prompts' metadata have it.
+        processor: the model that was tuned, for its configuration, tokenizer and chat template.
         device: where the model runs.
         dtype: its precision; the published weights are bfloat16. The heads are float32.
 
     Raises:
-        FileNotFoundError: checkpoint or processor are neither here nor in reach.
+        FileNotFoundError: the checkpoint or the processor is neither on this machine nor reachable.
         ValueError: the checkpoint holds another model.
     """
 
@@ -111,7 +111,7 @@ class EditReward:
         """Refuse prompts with a special token of the model, or without a picture before the edit.
 
         Raises:
-            ValueError: one is such.
+            ValueError: a prompt has such a token, or no picture.
             OSError: the picture cannot be opened.
         """
         self._reader.check([_text(prompt) for prompt in prompts])
@@ -119,13 +119,13 @@ class EditReward:
             self._before(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str | Mapping[str, Any]]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B instructions to scores (B,) float32, on the model's device.
+        """Return scores (B,) float32 of images (B, 3, H, W) in [0, 1] for B instructions, on the model's device.
 
         Raises:
-            ValueError: they are not as many, or as in :meth:`check`.
+            ValueError: their lengths differ, or as in :meth:`check`.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         texts = [_text(prompt) for prompt in prompts]
         self._reader.check(texts)
         pairs = [(self._before(prompt), image) for prompt, image in zip(prompts, images, strict=True)]

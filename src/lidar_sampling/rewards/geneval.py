@@ -1,9 +1,10 @@
 """GenEval's judge for real models (Ghosh et al. 2023, https://arxiv.org/abs/2310.11513) on transformers alone.
 
 Mask2Former finds the objects, CLIP names their colours where the prompt asks for one, and GenEval's rules decide.
-GenEval itself runs mmdet's Mask2Former, of the same architecture and training set as Meta's weights here but of
-another run. What is done with what the networks say is the same, but for: zeros as padding, whatever mmdet's version
-pads with; a grey level here and there of OpenCV's resizing; and a pixel of CLIP's crop (see ``_pixels.py``).
+GenEval itself runs mmdet's Mask2Former, which has the architecture and training set of Meta's weights used here, but
+comes from another training run. The processing of the networks' outputs is the same, with three exceptions: padding
+is always zero, whatever mmdet's version pads with; single grey levels differ from OpenCV's resizing; and CLIP's crop
+may differ by a pixel (see ``_pixels.py``).
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ MASK2FORMER = Published("facebook/mask2former-swin-small-coco-instance", "other;
 
 
 class GenEvalJudge:
-    """GenEval's verdict as a metric: 1 where an image shows what its prompt asks for, 0 where not.
+    """GenEval's verdict as a metric: 1 if an image shows what its prompt asks for, else 0.
 
     Args:
-        detector: from an image (3, H, W) in [0, 1] to its objects, labelled by their place in GenEval's classes.
-        colors: from crops (3, h, w) in [0, 1] and the class they show to their colours.
+        detector: function from an image (3, H, W) in [0, 1] to its objects, labelled by their index in GenEval's
+            classes.
+        colors: function from crops (3, h, w) in [0, 1] and their class to their colours.
         threshold: score above which an object counts.
-        counting_threshold: the same where the prompt counts objects.
-        max_objects: of a class, the surest, that are looked at.
+        counting_threshold: the same for prompts that count objects.
+        max_objects: number of objects per class that count, the surest first.
     """
 
     name = "geneval"
@@ -63,18 +65,18 @@ class GenEvalJudge:
         counting_threshold: float = 0.9,
         max_objects: int = 16,
     ) -> GenEvalJudge:
-        """From published weights, folders or hub ids; in float32, as GenEval runs them.
+        """Load published weights, folders or hub ids in float32, as GenEval runs them.
 
         Args:
             detector: a Mask2Former of COCO's 80 instances.
             clip: the CLIP that names colours.
             device: where both run.
-            threshold: as the class has it, like the rest.
-            counting_threshold: the same.
-            max_objects: the same.
+            threshold: as for the class.
+            counting_threshold: as for the class.
+            max_objects: as for the class.
 
         Raises:
-            FileNotFoundError: a model is neither a folder, nor in the hub's cache, nor in reach.
+            FileNotFoundError: a model is neither a folder, nor in the hub's cache, nor reachable.
             ValueError: a model is of another kind.
         """
         return cls(
@@ -89,21 +91,21 @@ class GenEvalJudge:
         """Refuse metadata that cannot be judged.
 
         Raises:
-            ValueError: there is some; the message says what is wrong with it.
+            ValueError: the metadata is wrong; the message says how.
         """
         for prompt in prompts:
             read_requirements(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str | dict[str, Any]]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts or GenEval metadata to (B,) of 0, 1 or NaN.
+        """Judge images (B, 3, H, W) in [0, 1] by B prompts or GenEval metadata; return (B,) of 0, 1 or NaN.
 
-        NaN is the verdict on a prompt outside GenEval's templates; metadata may ask for anything.
+        The verdict is NaN for a prompt outside GenEval's templates; metadata may ask for anything.
 
         Raises:
-            ValueError: images and prompts are not as many, or metadata cannot be judged.
+            ValueError: images and prompts differ in length, or metadata cannot be judged.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         wanted = [read_requirements(prompt) for prompt in prompts]
         return torch.tensor([self._judge(image, line) for image, line in zip(images, wanted, strict=True)])
 
@@ -114,10 +116,10 @@ class GenEvalJudge:
         return float(verdict(self.detections(image, wanted), wanted, **thresholds))
 
     def detections(self, image: Tensor, metadata: dict[str, Any]) -> list[Detection]:
-        """The objects of an image (3, H, W) in [0, 1] that decide what ``metadata`` asks for.
+        """Return the objects in an image (3, H, W) in [0, 1] that matter for ``metadata``.
 
-        Those of its classes above the threshold, of each the surest first. Where a class must have a colour, as many
-        of its objects have one as must have it: GenEval looks at no others.
+        They are those of its classes above the threshold, the surest of each class first. If a class must have a
+        colour, only as many of its objects get a colour as are asked for, since GenEval looks at no others.
         """
         found = self._detector(image)
         pixels = image.to(found.masks.device)
@@ -133,7 +135,7 @@ class GenEvalJudge:
         return result
 
     def _surest(self, found: Instances, name: str, *, counting: bool) -> list[int]:
-        """Which objects are of class ``name`` and above its threshold, best first, no more than are looked at."""
+        """Return the indices of at most ``max_objects`` objects of class ``name`` above its threshold, best first."""
         least = self.counting_threshold if counting else self.threshold
         (chosen,) = ((found.labels == CLASSES.index(name)) & (found.scores > least)).nonzero(as_tuple=True)
         return chosen[found.scores[chosen].argsort(descending=True)][: self.max_objects].tolist()
@@ -142,5 +144,5 @@ class GenEvalJudge:
 def load_judge(
     model: Source | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> GenEvalJudge:
-    """The judge that the registry knows, with the published detector or another; in float32 whatever ``dtype``."""
+    """Return the judge of the registry, with the published detector or another; always in float32."""
     return GenEvalJudge.from_pretrained(model or MASK2FORMER, device=device)

@@ -1,10 +1,10 @@
 """Human preference scores v2 and v2.1 (Wu et al. 2023, https://arxiv.org/abs/2306.09341).
 
 ``cos(u, v)`` of a CLIP ViT-H/14 in the layout of OpenCLIP, without its logit scale
-(https://github.com/tgxs002/HPSv2, hpsv2/img_score.py). Not comparable between the two versions, nor, its authors say,
-between prompts.
+(https://github.com/tgxs002/HPSv2, hpsv2/img_score.py). Scores are not comparable between the two versions nor, as its
+authors say, between prompts.
 
-The picture's longest side becomes 224 and the rest is black: ``img_score.py`` passes ``light_augmentation=True``,
+The longest side of a picture becomes 224, and the rest is black: ``img_score.py`` passes ``light_augmentation=True``,
 for which ``create_model_and_transforms`` sets ``resize_longest_max=True``. The central crop in
 ``src/open_clip/transform.py`` is the other branch and is not reached. The original turns bytes into a float tensor
 first and resizes that, so nothing is rounded or clamped. On square pictures the two branches agree.
@@ -27,7 +27,7 @@ _RULES = (
     (r"^visual\.(class_embedding)$", r"vision_model.embeddings.\1"),
     (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
     (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
-    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),  # so spelt in transformers
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),  # the spelling of transformers
     (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
     (r"^visual\.proj$", "visual_projection.weight"),
     (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
@@ -44,16 +44,16 @@ _RULES = (
 
 
 class HPS:
-    """How much people would prefer an image for its prompt; a cosine, .14 to .31 in its authors' benchmark.
+    """Human preference of an image for its prompt: a cosine, .14 to .31 in its authors' benchmark.
 
     Args:
-        model: a published checkpoint, or the path of one in the layout of OpenCLIP.
+        model: a published checkpoint, or the path of a checkpoint in the layout of OpenCLIP.
         tokenizer: a folder, hub id or published repository with a CLIP tokenizer.
         device: where the model runs.
         dtype: its precision; pixels and cosines are float32.
 
     Raises:
-        FileNotFoundError: checkpoint or tokenizer are neither here nor in reach.
+        FileNotFoundError: the checkpoint or the tokenizer is neither on this machine nor reachable.
         ValueError: the checkpoint holds another model.
     """
 
@@ -78,25 +78,25 @@ class HPS:
         self.networks = self._towers.networks
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to cosines (B,) float32, on the model's device.
+        """Return cosines (B,) float32 of images (B, 3, H, W) in [0, 1] and B prompts, on the model's device.
 
-        Prompts beyond 77 tokens are truncated, as the original does.
+        Prompts longer than 77 tokens are truncated, as in the original.
         """
         return self._towers.cosine(images, prompts)
 
 
 def from_openclip(weights: dict[str, Tensor], origin: str = "the checkpoint") -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and weights of a ``CLIPModel`` from those of an OpenCLIP ViT of the family of ViT-H-14.
+    """Return configuration and weights of a ``CLIPModel`` from weights of an OpenCLIP ViT like ViT-H-14.
 
-    Sizes are read off the weights; the family has heads of 80 channels in the image and 64 in the text tower, and the
-    exact GELU.
+    Sizes are read from the weights. Such models have heads of 80 channels in the image tower and 64 in the text
+    tower, and the exact GELU.
 
     Args:
         weights: the state dict.
-        origin: what an error calls it.
+        origin: its name in error messages.
 
     Raises:
-        ValueError: they are of another layout.
+        ValueError: the weights have another layout.
     """
     from transformers import CLIPConfig
 
@@ -134,7 +134,7 @@ def from_openclip(weights: dict[str, Tensor], origin: str = "the checkpoint") ->
             "vocab_size": words,
             "max_position_embeddings": len(weights["positional_embedding"]),
             "bos_token_id": words - 2,
-            "eos_token_id": words - 1,  # OpenCLIP finds it as the largest
+            "eos_token_id": words - 1,  # OpenCLIP finds it as the largest token
         },
         projection_dim=projection,
     )

@@ -1,11 +1,11 @@
 """HPSv3 (Ma et al. 2025, https://arxiv.org/abs/2508.03789): human preference of an image for its prompt.
 
 Qwen2-VL-7B reads the image and :data:`TEMPLATE`; a head of three layers turns its state at ``<|Reward|>`` into the
-mean mu and the log sigma of a normal distribution of the score, and mu is the reward.
+mean mu and the log sigma of the score's normal distribution; mu is the reward.
 
 Source: hpsv3 1.0.0 (https://pypi.org/project/hpsv3, that of https://github.com/MizzenAI/HPSv3): the template in
-dataset/data_collator_qwen.py, head and reading in model/qwen2vl_trainer.py, pixels in inference.py. Ports that let
-Qwen2-VL number positions in time, height and width come near these scores only; see ``_qwen_head.py``.
+dataset/data_collator_qwen.py, head and reading in model/qwen2vl_trainer.py, pixels in inference.py. Ports that number
+positions as Qwen2-VL does, in time, height and width, only come near these scores; see ``_qwen_head.py``.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ TEMPLATE = (
 
 
 class HPSv3:
-    """HPSv3 of image and prompt.
+    """HPSv3 of an image and its prompt.
 
     Args:
         model: published weights, a checkpoint file in their layout, or the folder that holds ``HPSv3.safetensors``.
-        processor: the model that was tuned, of which configuration, tokenizer and chat template are read.
+        processor: the model that was tuned, for its configuration, tokenizer and chat template.
         device: where the model runs.
         dtype: its precision; the published weights are bfloat16. The head is float32.
 
     Raises:
-        FileNotFoundError: checkpoint or processor are neither here nor in reach.
+        FileNotFoundError: the checkpoint or the processor is neither on this machine nor reachable.
         ValueError: the checkpoint holds another model.
     """
 
@@ -89,18 +89,18 @@ class HPSv3:
         """Refuse prompts with a special token of the model.
 
         Raises:
-            ValueError: one has such.
+            ValueError: a prompt has such a token.
         """
         self._reader.check(prompts)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,) float32, on the model's device.
+        """Return scores (B,) float32 of images (B, 3, H, W) in [0, 1] and B prompts, on the model's device.
 
         Raises:
-            ValueError: they are not as many, or a prompt holds a special token of the model.
+            ValueError: their lengths differ, or a prompt holds a special token of the model.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         self.check(prompts)
         contents = [
             [{"type": "image"}, {"type": "text", "text": TEMPLATE.replace("{text_prompt}", prompt)}]
@@ -113,12 +113,13 @@ class HPSv3:
 def ranking_heads(
     weights: Mapping[str, Tensor], names: Sequence[str], width: int, *, origin: str
 ) -> list[nn.Sequential]:
-    """Return the heads of these names, from states (..., width) to mean and log sigma (..., 2) of a score; float32.
+    """Return these heads, from states (..., width) to mean and log sigma (..., 2) of a score, in float32.
 
-    Each has linear layers 0, 3 and 5, with a ReLU behind the first two; 2 is a dropout, which does nothing here.
+    Each has linear layers 0, 3 and 5, with a ReLU after each of the first two; 2 is a dropout, which does nothing
+    here.
 
     Raises:
-        ValueError: there are other weights; the message names the first.
+        ValueError: the weights differ; the message names the first.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     heads = []

@@ -1,7 +1,8 @@
-"""The size of an image as a JPEG, a black box that needs no weights (Black et al. 2023, https://arxiv.org/abs/2305.13301).
+"""The size of an image as a JPEG (Black et al. 2023, https://arxiv.org/abs/2305.13301).
 
-Kilobytes of 1,000 bytes at quality 95 with Pillow's chroma subsampling (4:2:0), as in the paper's code: flat
-pictures are small, noisy ones large. A picture of 512 x 512 pixels has about 80 to 160.
+This reward is a black box without weights. The size is in kilobytes of 1,000 bytes, at quality 95 with Pillow's
+chroma subsampling (4:2:0), as in the paper's code. Flat pictures are small, noisy ones large. A picture of 512 x 512
+pixels has about 80 to 160.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from .._media import to_pil
 
 
 class JPEGSize:
-    """Kilobytes of each image as a JPEG, times ``sign``.
+    """The kilobytes of each image as a JPEG, times ``sign``.
 
     Args:
         sign: 1 for incompressibility, -1 for compressibility.
-        quality: 1 to 95, Pillow's.
+        quality: quality of Pillow, 1 to 95.
 
     Example:
         >>> noise, flat = torch.rand(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
@@ -39,7 +40,7 @@ class JPEGSize:
         self.name = "jpeg-incompressibility" if sign > 0 else "jpeg-compressibility"
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to kilobytes (B,); the prompts are not looked at."""
+        """Return kilobytes (B,) of images (B, 3, H, W) in [0, 1]; the prompts are ignored."""
         return torch.tensor([self.sign * self._kilobytes(image) for image in images.float().cpu()])
 
     def _kilobytes(self, image: Tensor) -> float:
@@ -49,10 +50,10 @@ class JPEGSize:
 
 
 def compressibility(model: None, *, device: torch.device | str, dtype: torch.dtype) -> JPEGSize:
-    """Higher for pictures that compress well."""
+    """Return the reward that is higher for pictures that compress well."""
     return JPEGSize(-1)
 
 
 def incompressibility(model: None, *, device: torch.device | str, dtype: torch.dtype) -> JPEGSize:
-    """Higher for pictures that compress badly."""
+    """Return the reward that is higher for pictures that compress badly."""
     return JPEGSize(1)

@@ -1,9 +1,9 @@
-"""Several rewards as one: a weighted sum of standardised rewards, and ensembles against reward hacking.
+"""Combinations of rewards: a weighted sum of standardised rewards, and ensembles against reward hacking.
 
     mixture(x) = sum_i w_i (r_i(x) - mean_i) / std_i
 
-Rewards differ in spread by orders of magnitude, so each is standardised first: by a fixed calibration, or over the
-bank of each prompt, which is what guidance compares.
+The spreads of rewards differ by orders of magnitude, so each is standardised first: by a fixed calibration, or over
+the bank of each prompt, since guidance compares its members.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 
 class Mixture:
-    """A weighted sum of rewards, each standardised.
+    """A weighted sum of standardised rewards.
 
     Args:
         weights: reward name -> weight.
-        rewards: rewards of your own, by their names in ``weights``; the other names are loaded from the registry.
+        rewards: your own rewards, by their names in ``weights``; the other names are loaded from the registry.
         calibration: reward name -> (mean, standard deviation). Without it each reward is standardised over the bank
-            of a prompt, and the mixture can guide but not score loose images.
-        name: what banks call the sum.
+            of a prompt, and the mixture can guide but not score single images.
+        name: name of the sum in banks.
         device: where loaded rewards run.
         dtype: their precision.
 
     Attributes:
         parts: the rewards, in the order of ``weights``.
-        weights, calibration: by the parts' own names, as banks know them.
+        weights, calibration: by the parts' own names, as in banks.
 
     Raises:
-        ValueError: no weights, one that is not finite, two parts of one name, a part named as the mixture, a
-            calibration that lacks a reward or has a deviation that is not positive, or a part that is a mixture
+        ValueError: there are no weights, a weight is not finite, two parts have one name, a part has the name of the
+            mixture, a calibration lacks a reward or has a deviation that is not positive, or a part is a mixture
             without a calibration.
 
     Example:
@@ -82,39 +82,39 @@ class Mixture:
 
     @property
     def differentiable(self) -> bool:
-        """Whether every part says it is."""
+        """Whether every part is differentiable."""
         return all(getattr(part, "differentiable", False) for part in self.parts)
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether any part does."""
+        """Whether any part reads the prompt."""
         return any(getattr(part, "reads_prompt", True) for part in self.parts)
 
     @property
     def reads_metadata(self) -> bool:
-        """Whether any part does; the others get the texts."""
+        """Whether any part reads metadata; the others get the texts."""
         return any(getattr(part, "reads_metadata", False) for part in self.parts)
 
     @property
     def modality(self) -> str:
-        """``"video"`` if any part sees videos whole; the others see their frames."""
+        """``"video"`` if any part takes whole videos; the others get frames."""
         return _modality(self.parts)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that a part cannot read.
 
         Raises:
-            ValueError: there is one; the message names the part and the prompt.
+            ValueError: a part cannot read a prompt; the message names both.
         """
         for part in self.parts:
             check_prompts(part, prompts)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to sums (B,).
+        """Return sums (B,) for images (B, 3, H, W) in [0, 1] and B prompts.
 
         Raises:
-            ValueError: there is no fixed calibration, or images or prompts are others.
-            RewardError: a part did not return one number an image; the message names it.
+            ValueError: there is no fixed calibration, or images or prompts have another form.
+            RewardError: a part did not return one number per image; the message names it.
         """
         check_batch(images, prompts)
         if self.calibration is None:
@@ -128,21 +128,21 @@ class Mixture:
         return total
 
     def on(self, bank: LookaheadBank) -> LookaheadBank:
-        """``bank`` with the mixture as one more reward; it must hold every part."""
+        """Return ``bank`` with the mixture as one more reward; it must hold the scores of every part."""
         return bank.with_rewards(bank.combine(self.weights, calibration=self.calibration, name=self.name).rewards)
 
 
 class Ensemble:
-    """Several rewards on one scale as one that is harder to hack.
+    """A combination of rewards on one scale, which is harder to hack than each.
 
-    ``mean``; ``min``, the worst case; or ``uncertainty``, the mean minus ``coefficient`` times the variance (Coste et
-    al. 2023, https://arxiv.org/abs/2310.02743, section 3).
+    The combination is ``mean``; ``min``, the worst case; or ``uncertainty``, the mean minus ``coefficient`` times the
+    variance (Coste et al. 2023, https://arxiv.org/abs/2310.02743, section 3).
 
     Args:
         members: at least two rewards.
-        how: how they become one.
+        how: how to combine them.
         coefficient: at least 0, for ``uncertainty``.
-        name: what banks and results call it.
+        name: its name in banks and results.
 
     Example:
         >>> from lidar_sampling.testing import brightness
@@ -172,39 +172,39 @@ class Ensemble:
 
     @property
     def differentiable(self) -> bool:
-        """Whether every member says it is."""
+        """Whether every member is differentiable."""
         return all(getattr(member, "differentiable", False) for member in self.members)
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether any member does."""
+        """Whether any member reads the prompt."""
         return any(getattr(member, "reads_prompt", True) for member in self.members)
 
     @property
     def reads_metadata(self) -> bool:
-        """Whether any member does; the others get the texts."""
+        """Whether any member reads metadata; the others get the texts."""
         return any(getattr(member, "reads_metadata", False) for member in self.members)
 
     @property
     def modality(self) -> str:
-        """``"video"`` if any member sees videos whole; the others see their frames."""
+        """``"video"`` if any member takes whole videos; the others get frames."""
         return _modality(self.members)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that a member cannot read.
 
         Raises:
-            ValueError: there is one; the message names the member and the prompt.
+            ValueError: a member cannot read a prompt; the message names both.
         """
         for member in self.members:
             check_prompts(member, prompts)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,).
+        """Return scores (B,) for images (B, 3, H, W) in [0, 1] and B prompts.
 
         Raises:
-            ValueError: images or prompts are others.
-            RewardError: a member did not return one number an image; the message names it.
+            ValueError: images or prompts have another form.
+            RewardError: a member did not return one number per image; the message names it.
         """
         check_batch(images, prompts)
         scores = torch.stack([ask_part(member, images=images, prompts=prompts) for member in self.members])
@@ -215,7 +215,7 @@ class Ensemble:
 
 
 def _number(value: Any, what: str) -> float:
-    """A finite number as a plain float, which results and keys can write."""
+    """Return a finite number as a plain float, which results and keys can hold."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -239,7 +239,7 @@ def _calibration_of(key: str, calibration: Mapping[str, tuple[float, float]]) ->
 
 
 def _check_parts(parts: Sequence[Reward]) -> None:
-    """Refuse a part that cannot score loose images."""
+    """Refuse a part that cannot score single images."""
     for part in parts:
         if isinstance(part, Mixture) and part.calibration is None:
             raise ValueError(

@@ -1,10 +1,10 @@
-"""Whether the text that a prompt asks for stands in the image (the reward of Flow-GRPO, https://arxiv.org/abs/2505.05470).
+"""Whether the image shows the text of the prompt (the reward of Flow-GRPO, https://arxiv.org/abs/2505.05470).
 
     r = 1 - min(d, |target|) / |target|
 
-The target is what stands between the first two double quotes of the prompt; d is the edit distance between it and all
-that was read in the image, 0 where the target is part of it. Both are compared in lower case without white space.
-Unlike there, a reader that fails is an error and not a reward of 0, and curly quotes count.
+The target is the text between the first two double quotes of the prompt. d is the edit distance between it and all
+text read in the image, or 0 if the target is part of that text. Both are compared in lower case without white space.
+Unlike in Flow-GRPO, a failing reader is an error and not a reward of 0, and curly quotes count.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Reader = Callable[[np.ndarray], Sequence[str]]
 
 
 class OCR:
-    """How well the quoted text of a prompt is written in the image, 0 to 1.
+    """The degree to which the image shows the quoted text of its prompt, 0 to 1.
 
     Args:
-        reader: from an image (H, W, 3) of uint8 to the strings in it, in reading order; RapidOCR by default, which is
-            PaddleOCR's detector and recogniser on ONNX, on the CPU (about .3 s a picture of 256 pixels on one core).
+        reader: function from an image (H, W, 3) of uint8 to its strings in reading order. The default is RapidOCR,
+            which is PaddleOCR's detector and recogniser on ONNX, on the CPU (about .3 s per picture of 256 pixels on
+            one core).
 
     Raises:
         ImportError: no reader was given and ``rapidocr`` is not installed.
@@ -50,20 +51,20 @@ class OCR:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._read = reader or _rapidocr()
-        if reader is None:  # a reader of one's own is told apart by its code
+        if reader is None:  # the user's reader is identified by its code
             self.fingerprint = _versions()
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that quote no text.
 
         Raises:
-            ValueError: there is one.
+            ValueError: a prompt quotes no text.
         """
         for prompt in prompts:
             read_quote(prompt)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts with a text in double quotes to (B,) in [0, 1].
+        """Return (B,) in [0, 1] for images (B, 3, H, W) in [0, 1] and B prompts with a text in double quotes.
 
         Raises:
             ValueError: a prompt quotes no text.
@@ -75,10 +76,10 @@ class OCR:
 
 
 def read_quote(prompt: str) -> str:
-    """The text between the first two double quotes of ``prompt``, straight or curly.
+    """Return the text between the first two double quotes of ``prompt``, straight or curly.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the prompt quotes no text.
 
     >>> read_quote('a sign that says "OPEN" in red')
     'OPEN'
@@ -90,7 +91,7 @@ def read_quote(prompt: str) -> str:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's distance: insertions, deletions and substitutions that make ``a`` to ``b``.
+    """Return Levenshtein's distance: the insertions, deletions and substitutions that turn ``a`` into ``b``.
 
     >>> edit_distance("kitten", "sitting")
     3
@@ -113,13 +114,13 @@ def _likeness(text: str, target: str) -> float:
 
 
 _SETTINGS = {
-    "Global.use_cls": False,  # text that stands on its head is not read, as in Flow-GRPO
-    "Global.text_score": 0.0,  # half-formed letters count, as there
+    "Global.use_cls": False,  # text upside down is not read, as in Flow-GRPO
+    "Global.text_score": 0.0,  # half-formed letters count, as in Flow-GRPO
 }
 
 
 def _versions() -> dict[str, Any]:
-    """What decides the scores of RapidOCR, whose engine shows nothing of itself; its models come with its version."""
+    """Return what determines the scores of RapidOCR: versions, with which its models come."""
     versions = {}
     for package in ("rapidocr", "onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):

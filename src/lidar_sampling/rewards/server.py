@@ -38,28 +38,28 @@ def serve(
     places: int = 64,
     patience: float = 60.0,
 ) -> Iterator[str]:
-    """Serve ``rewards`` by their names while the block runs.
+    """Serve ``rewards`` by their names within this block.
 
-    Only these can be asked for; nothing that a client sends is unpickled or loaded. Each reward scores one request at
-    a time.
+    Clients can ask only for these; nothing that a client sends is unpickled or loaded. Each reward scores one request
+    at a time.
 
     Args:
-        rewards: what is served.
-        host: address to listen on; the default answers this machine alone.
-        port: 0 takes a free one.
-        tokens: one of which a request must bring; needed for any other address.
+        rewards: the rewards to serve.
+        host: address to listen on; the default serves only this machine.
+        port: port to listen on; 0 takes a free one.
+        tokens: a request must carry one of them; needed for any address but the default.
         most_megabytes: size of the largest request.
-        most_megapixels: of all pictures of a request; a small PNG may hold very many.
-        at_once: requests that are read and decoded at a time; the others wait unread.
-        places: requests that may be there; the next are refused with 503.
-        patience: seconds without a byte after which a client that went silent gives its place back.
+        most_megapixels: most pixels of all pictures in a request, since a small PNG may hold very many.
+        at_once: requests that are read and decoded at once; the others wait unread.
+        places: most requests at a time; further ones are refused with 503.
+        patience: seconds without a byte after which a silent client loses its place.
 
     Yields:
         The url.
 
     Raises:
-        ValueError: no reward, or two of one name; or another address and no token.
-        OSError: the address cannot be listened on.
+        ValueError: there is no reward, two have one name, or another address has no token.
+        OSError: the server cannot listen on the address.
 
     Example:
         >>> import torch
@@ -92,7 +92,7 @@ def make_app(
     places: int = 64,
     patience: float = 60.0,
 ) -> "FastAPI":
-    """Return the app that :func:`serve` runs; arguments and errors are the same."""
+    """Return the web app of :func:`serve`; arguments and errors are the same."""
     need_extra()
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response
@@ -122,24 +122,24 @@ def make_app(
 
     @app.get("/")
     def offer() -> dict[str, Any]:
-        """Say which rewards there are."""
+        """Return the names of the rewards."""
         return {"protocol": PROTOCOL, "rewards": list(served)}
 
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
-        """Score pictures: the protocol is in lidar_sampling.rewards.service."""
+        """Score pictures; lidar_sampling.rewards.service describes the protocol."""
         body = await request.body()
         status, content = await asyncio.to_thread(_answer, served, body, pixels, seconds)
         return JSONResponse(content, status)
 
     @app.get("/healthz")
     def alive() -> dict[str, str]:
-        """Say that the server lives."""
+        """Return that the server is alive."""
         return {"status": "ok"}
 
     @app.get("/metrics")
     def numbers() -> Response:
-        """Tell Prometheus the numbers."""
+        """Return the numbers for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     def other(request: Request, error: Exception) -> JSONResponse:
@@ -166,9 +166,9 @@ def _answer(
         with seconds.labels(name_of(reward)).time(), lock:
             return 200, {"scores": score_pictures(reward, pictures=pictures, prompts=prompts)}
     except RewardError as error:
-        wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt it cannot use
+        wrong = isinstance(error.__cause__, ValueError | TypeError)  # such as a prompt that it cannot use
         return 422 if wrong else 500, {"error": str(error)}
-    except Exception as error:  # out of memory, above all: a dropped connection would not say so
+    except Exception as error:  # mostly out of memory, which a dropped connection would not tell
         _log.info("a request failed", exc_info=True)
         return 500, {"error": f"{type(error).__name__}: {error}"}
 
@@ -187,12 +187,12 @@ def _read_request(
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{key} must be a list of strings, got {cut(repr(value))}")
     if len(prompts) != len(pictures):
-        raise ValueError(f"prompts and images must be as many, got {len(prompts)} and {len(pictures)}")
+        raise ValueError(f"prompts and images must have the same length, got {len(prompts)} and {len(pictures)}")
     return *served[name], _tensors(pictures, pixels), prompts
 
 
 def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:
-    """PNGs in base64 as (3, H, W) each; their sizes are checked before any is unpacked."""
+    """Return PNGs in base64 as (3, H, W) each; check their sizes before unpacking any."""
     files = [base64.b64decode(picture, validate=True) for picture in pictures]
     if (pixels := sum(_pixels(file) for file in files)) > most_pixels:
         raise ValueError(f"a request must have at most {most_pixels} pixels, got {pixels}: send fewer at a time")
@@ -200,7 +200,7 @@ def _tensors(pictures: Sequence[str], most_pixels: int) -> list[Tensor]:
 
 
 def _pixels(file: bytes) -> int:
-    """How many pixels a PNG says it has; 0 of what is not a PNG, which is refused when it is read."""
+    """Return the number of pixels in a PNG's header; 0 for other files, which are refused on reading."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -1,13 +1,13 @@
-"""A reward in another process or on another machine, over HTTP with JSON and PNG; so heavy judges need no room here.
+"""A reward in another process or on another machine, over HTTP with JSON and PNG, so that heavy judges run elsewhere.
 
     GET  /        {"protocol": 1, "rewards": ["image-reward", ...]}
     POST /score   {"reward": "image-reward", "prompts": ["a cat", ...], "images": [PNG in base64, ...]}
-              ->  {"scores": [0.61, ...]}, one number an image
+              ->  {"scores": [0.61, ...]}, one number per image
 
-A refusal is {"error": "..."}: status 4xx where the request is at fault, 5xx where the server is. Any server that
-answers so will do; :mod:`.server` serves rewards of this package. PNG holds 8 bits a channel, so what travels is the
-picture as it would be saved: a pixel moves by at most 1/510. A server that has a token wants it as ``Authorization:
-Bearer TOKEN``.
+A refusal is {"error": "..."}, with status 4xx if the request is at fault and 5xx if the server is. Any server with
+this protocol will do; :mod:`.server` serves the rewards of this package. PNG holds 8 bits per channel, so the picture
+is sent as it would be saved: a pixel changes by at most 1/510. A server with a token expects ``Authorization: Bearer
+TOKEN``.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _log = logging.getLogger(__name__)
 
 
 class ServiceError(RuntimeError):
-    """The service could not be reached, refused, or answered nonsense; the message names it."""
+    """The service could not be reached, refused the request, or gave an invalid answer; the message names it."""
 
 
 class RemoteReward:
     """A reward that a service computes.
 
     Args:
-        url: of the service, such as ``http://127.0.0.1:8000``.
-        name: of the reward there.
+        url: address of the service, such as ``http://127.0.0.1:8000``.
+        name: name of the reward there.
         timeout: seconds to wait for an answer.
-        retries: further attempts after a timeout, a lost connection or an error of the server, with pauses of 0.5, 1,
-            2, ... seconds.
-        token: of a server that has one; None takes that of LIDAR_TOKEN, if it is set.
+        retries: number of new attempts after a timeout, a lost connection or an error of the server, with pauses of
+            0.5, 1, 2, ... seconds.
+        token: token of the server; None takes LIDAR_TOKEN, if it is set.
 
     Raises:
-        ServiceError: no good answer came.
+        ServiceError: there was no valid answer.
 
     Example:
         >>> from lidar_sampling.rewards.server import serve
@@ -83,14 +83,14 @@ class RemoteReward:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Where the reward is; what the service makes of it cannot be seen from here."""
+        """The address of the reward, since its internals cannot be seen from here."""
         return {"service": self.url, "reward": self.name}
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,), on the CPU.
+        """Return scores (B,) of images (B, 3, H, W) in [0, 1] and B prompts, on the CPU.
 
         Raises:
-            ValueError: images or prompts are others.
+            ValueError: images or prompts have another form.
         """
         check_batch(images, prompts)
         pictures = [_png(image) for image in images.detach().float().cpu()]
@@ -109,7 +109,7 @@ class RemoteReward:
             headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(f"{self.url}/score", body, headers)
         own = urllib.parse.urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
-        # No proxy reaches this machine's own address.
+        # A proxy cannot reach this machine's own address.
         opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if own else [])
         for attempt in range(self.retries + 1):
             if attempt:
@@ -121,7 +121,7 @@ class RemoteReward:
                 problem = _refusal(error)
                 if error.code < 500:
                     raise ServiceError(f"{self.url}/score refused: {problem}") from None
-            except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
+            except (OSError, http.client.HTTPException) as error:  # connection refused or reset, or timeout
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError:
                 raise ServiceError(f"{self.url}/score did not answer with JSON: is it a reward service?") from None
@@ -133,13 +133,13 @@ class RemoteReward:
 
 
 def connect(model: str, *, device: torch.device | str, dtype: torch.dtype) -> RemoteReward:
-    """The reward at ``http:`` and ``model``, ``//HOST:PORT/NAME``; device and precision are the server's."""
+    """Return the reward at ``http:`` and ``model``, ``//HOST:PORT/NAME``; device and precision are the server's."""
     url, _, name = f"http:{model}".rpartition("/")
     return RemoteReward(url, name)
 
 
 def connect_tls(model: str, *, device: torch.device | str, dtype: torch.dtype) -> RemoteReward:
-    """The same with ``https:``."""
+    """Return the same with ``https:``."""
     url, _, name = f"https:{model}".rpartition("/")
     return RemoteReward(url, name)
 

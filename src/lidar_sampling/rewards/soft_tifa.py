@@ -1,20 +1,21 @@
-"""Soft-TIFA of GenEval 2 (Kamath et al. 2025, https://arxiv.org/abs/2512.16853): a prompt judged part by part.
+"""Soft-TIFA of GenEval 2 (Kamath et al. 2025, https://arxiv.org/abs/2512.16853): it judges a prompt part by part.
 
-A vision-language model is asked each question that a file has on the prompt, followed by "Answer in one word.". With
-p_k the probability of the expected answer as the first token, of all the vocabulary:
+A file has questions on each prompt. A vision-language model is asked each of them, followed by "Answer in one word.".
+Let p_k be the probability, over the whole vocabulary, that the first token is the expected answer:
 
-    soft_tifa_am = (p_1 + ... + p_K) / K            how many parts are there
-    soft_tifa_gm = (p_1 * ... * p_K) ** (1 / K)     whether all are
+    soft_tifa_am = (p_1 + ... + p_K) / K            how many parts are shown
+    soft_tifa_gm = (p_1 * ... * p_K) ** (1 / K)     whether all parts are shown
 
 As in evaluation.py of https://github.com/facebookresearch/GenEval2, p sums the first tokens of the spellings of the
-answer: lower case and capitalised, with and without a space before, and for "How many ..." the digits, with and
-without a space. So where a tokenizer splits a space from the digit behind it, the bare space counts too, and ten
-counts as 1. Unlike there, a token that begins two spellings counts once, numbers above ten have no digits (there they
-have the word "other"), and an answer other than yes is looked for as it stands (there it is read as yes).
+answer: lower case and capitalised, with and without a leading space, and for "How many ..." the digits, with and
+without a space. If a tokenizer splits a space from the digit after it, the bare space therefore counts too, and ten
+counts as 1. There are three differences: a token that begins two spellings counts once here; numbers above ten have
+no digits (there they have the word "other"); and an answer other than yes is searched as it is (there it is read as
+yes).
 
-GenEval 2 asks Qwen/Qwen3-VL-8B-Instruct; here it is VQAScore's model unless another is named. Its file is CC BY-NC
-4.0 and not in this package: download geneval2_data.jsonl from its repository. A line of it is JSON with ``prompt``
-and ``vqa_list``, pairs of question and answer; ``atom_count`` and ``skills`` are not read.
+GenEval 2 asks Qwen/Qwen3-VL-8B-Instruct; here the default is VQAScore's model. The file of GenEval 2 is CC BY-NC 4.0
+and not in this package: download geneval2_data.jsonl from its repository. Each line is JSON with ``prompt`` and
+``vqa_list``, pairs of question and answer; ``atom_count`` and ``skills`` are not read.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ ASKED = "{} Answer in one word."
 class SoftTIFA:
     """The mean probability of the expected answers to a file's questions on the prompt, 0 to 1.
 
-    A picture costs as many calls of the model as its prompt has questions, 7.5 on average in GenEval 2. As many
-    questions are asked together as there are pictures in the batch.
+    Each question costs one call of the model per picture; prompts of GenEval 2 have 7.5 questions on average. The
+    batch size in questions is that in pictures.
 
     Args:
         questions: a file in GenEval 2's format.
         mean: ``"geometric"``, GenEval 2's score of a prompt, or ``"arithmetic"``, its score of parts.
-        model: published weights, a folder or a hub id of the model that is asked; None for that of VQAScore.
+        model: published weights, a folder or a hub id of the model to ask; None for that of VQAScore.
         device: where the model runs.
         dtype: its precision; bfloat16 halves the memory.
 
     Raises:
-        FileNotFoundError: there is no such file, or the model is out of reach.
+        FileNotFoundError: there is no such file, or the model is not reachable.
         ValueError: no file was given, a line of it is broken, there is no such mean, or the model has no chat
             template or no token for an answer.
     """
@@ -83,23 +84,23 @@ class SoftTIFA:
         self.networks = [self._model]
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that the file has no questions on.
+        """Refuse prompts for which the file has no questions.
 
         Raises:
-            ValueError: there is one.
+            ValueError: the file has no questions on a prompt.
         """
         for prompt in prompts:
             if prompt not in self._questions:
                 raise ValueError(f"{self._file} has no questions on {prompt!r}: write the prompt as the file does")
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts of the file to scores (B,) float32, on the model's device.
+        """Return scores (B,) float32 of images (B, 3, H, W) in [0, 1] and B prompts, on the model's device.
 
         Raises:
-            ValueError: images and prompts are not as many, or the file has no questions on a prompt.
+            ValueError: images and prompts differ in length, or the file has no questions on a prompt.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         self.check(prompts)
         counts = [len(self._questions[prompt]) for prompt in prompts]
         rows = torch.arange(len(images)).repeat_interleave(torch.tensor(counts))
@@ -109,7 +110,7 @@ class SoftTIFA:
         return torch.stack([self._average(of_one) for of_one in torch.cat(parts).split(counts)])
 
     def _ask(self, images: Tensor, pairs: Pairs) -> Tensor:
-        """Return the logarithm of the probability of the expected answer, one a question."""
+        """Return the log-probability of the expected answer, one per question."""
         asked = [ASKED.format(question) for question, _ in pairs]
         logits = next_logits(self._model, self._processor, images=images, questions=asked)
         tokens = [self._tokens[_spell(*pair)] for pair in pairs]
@@ -122,16 +123,16 @@ class SoftTIFA:
 def soft_tifa_am(
     questions: str | Path | None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> SoftTIFA:
-    """Return Soft-TIFA by the arithmetic mean, as the registry knows it."""
+    """Return Soft-TIFA by the arithmetic mean, for the registry."""
     return SoftTIFA(questions, mean="arithmetic", device=device, dtype=dtype)
 
 
 def read_questions(file: str | Path) -> dict[str, Pairs]:
-    """Return the pairs of question and answer of each prompt in a file in GenEval 2's format.
+    """Return each prompt's pairs of question and answer from a file in GenEval 2's format.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is broken, a prompt has other questions in a second line, or the file holds no questions.
+        ValueError: a line is broken, a prompt has different questions in two lines, or the file holds no questions.
     """
     path = Path(file)
     if not path.is_file():
@@ -172,7 +173,7 @@ def _is_pair(pair: Any) -> bool:
 
 
 def _spell(question: str, answer: str) -> tuple[str, ...]:
-    """Return the spellings of ``answer`` that count as it.
+    """Return the spellings that count as ``answer``.
 
     >>> _spell("Is the pig green?", "Yes")
     ('yes', ' yes', 'Yes', ' Yes')

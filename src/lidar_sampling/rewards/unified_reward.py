@@ -3,12 +3,12 @@
 It is asked :data:`QUESTION` and answers with three numbers from 1 to 5: whether the image matches its prompt
 (alignment), whether it is free of glitches (coherence), and whether it is pleasing (style). The question is that of
 https://github.com/CodeGoat24/UnifiedReward, inference_qwen/UnifiedReward-2.0-inference/
-point_score_ACS_image_generation.py. The authors train with single scores and weigh them for themselves
+point_score_ACS_image_generation.py. The authors train with single scores and their own weights
 (https://github.com/CodeGoat24/Pref-GRPO: 1.4 alignment + 0.7 style); the value here is the plain mean of the three.
 
-Two things are not as in their code. The answer is decoded greedily, whatever settings of sampling come with the
-weights, and the picture is not a JPEG on its way. And where their code reads a missing score as the mean of the batch
-or as 0, an answer that is not three scores is an error here.
+Three things differ from their code. The answer is decoded greedily, whatever sampling settings come with the weights.
+The picture is not compressed to a JPEG in between. An answer without three scores is an error here, whereas their
+code reads a missing score as the mean of the batch or as 0.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Your task is provided as follows:
 Text Caption: [{text}]"""
 
 ASPECTS = ("alignment", "coherence", "style")
-MAX_TOKENS = 512  # of an answer; three scores with all their digits are about 80
-_SHOWN = 300  # characters of an answer in an error
+MAX_TOKENS = 512  # most tokens per answer; three scores with all digits are about 80
+_SHOWN = 300  # most characters of an answer in an error
 
 
 class UnifiedReward:
@@ -49,7 +49,7 @@ class UnifiedReward:
 
     Args:
         model: published weights, a folder or a hub id of UnifiedReward 2.0, of any size.
-        aspect: one of :data:`ASPECTS`, to take its score alone; None for the mean.
+        aspect: one of :data:`ASPECTS`, to take only its score; None for the mean.
         device: where the model runs.
         dtype: its precision; bfloat16 halves the memory.
 
@@ -78,13 +78,13 @@ class UnifiedReward:
         self.networks = [self._model]
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to scores (B,) float32 in [1, 5], on the CPU.
+        """Return scores (B,) float32 in [1, 5] of images (B, 3, H, W) in [0, 1] and B prompts, on the CPU.
 
         Raises:
-            ValueError: images and prompts are not as many, or an answer is not three scores; the message shows it.
+            ValueError: images and prompts differ in length, or an answer is not three scores; the message shows it.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         questions = [QUESTION.replace("{text}", prompt) for prompt in prompts]
         answers = write_answers(
             self._model, self._processor, images=images, questions=questions, max_tokens=MAX_TOKENS
@@ -103,12 +103,12 @@ class UnifiedReward:
 
 
 def read_scores(answer: str) -> dict[str, float]:
-    r"""Return the scores of an answer by their aspects.
+    r"""Return the scores in an answer by aspect.
 
-    Each must stand once, alone on its line, as a decimal number from 1 to 5. Other lines do not count.
+    Each must appear once, alone on its line, as a decimal number from 1 to 5. Other lines do not count.
 
     Raises:
-        ValueError: a score is missing, stands twice, is no number or out of range; the message shows the answer.
+        ValueError: a score is missing, appears twice, is not a number or out of range; the message shows the answer.
 
     >>> read_scores("Alignment Score (1-5): 2.5\nCoherence Score (1-5): 3\nStyle Score (1-5): 4.0")
     {'alignment': 2.5, 'coherence': 3.0, 'style': 4.0}

@@ -1,8 +1,8 @@
 """VideoReward of VideoAlign (Liu et al. 2025, https://arxiv.org/abs/2501.13918): quality of a video, by Qwen2-VL-2B.
 
-The model reads two frames a second and :data:`TEMPLATE`, and one linear layer turns its state at each of three tokens
-into visual quality (VQ), motion quality (MQ) and text alignment (TA), each normalised by mean and deviation over the
-authors' videos; the sum is the overall score.
+The model reads two frames per second and :data:`TEMPLATE`, and one linear layer turns its state at each of three
+tokens into visual quality (VQ), motion quality (MQ) and text alignment (TA), each normalised by mean and deviation
+over the authors' videos; the sum is the overall score.
 
 Source: https://github.com/KwaiVGI/VideoAlign: prompt_template.py (``detailed_special``), trainer.py (head and
 reading), vision_process.py (frames and pixels), inference.py (normalisation). Its constants are beside the weights,
@@ -73,20 +73,20 @@ TEMPLATE = (
 
 
 class VideoReward:
-    """VideoReward of video and prompt.
+    """VideoReward of a video and its prompt.
 
     Args:
         model: published weights, a checkpoint file in their layout, or the folder that holds its ``model.pth``.
         dimension: ``"overall"``, the sum, or one of ``"VQ"``, ``"MQ"`` and ``"TA"``.
-        fps: frames a second of the videos that it will see.
-        lora_alpha: of the checkpoint, which does not say it; the rank it does.
-        processor: the model that was tuned, of which configuration, tokenizer and chat template are read.
+        fps: frames per second of the videos.
+        lora_alpha: LoRA's alpha, which the checkpoint does not contain (it does contain the rank).
+        processor: the model that was tuned, for its configuration, tokenizer and chat template.
         device: where the model runs.
         dtype: its precision; the published weights are bfloat16. The head is float32.
 
     Raises:
-        FileNotFoundError: checkpoint or processor are neither here nor in reach.
-        ValueError: no such dimension, fps is not positive, or the checkpoint holds another model.
+        FileNotFoundError: the checkpoint or the processor is neither on this machine nor reachable.
+        ValueError: there is no such dimension, fps is not positive, or the checkpoint holds another model.
     """
 
     differentiable = False  # the processor works on bytes
@@ -123,20 +123,20 @@ class VideoReward:
         """Refuse prompts with a special token of the model.
 
         Raises:
-            ValueError: one has such.
+            ValueError: a prompt has such a token.
         """
         self._reader.check(prompts)
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Videos (B, F, 3, H, W) in [0, 1] and B prompts to scores (B,) float32, on the model's device.
+        """Return scores (B,) float32 of videos (B, F, 3, H, W) in [0, 1] and B prompts, on the model's device.
 
         Raises:
-            ValueError: they are not as many, or pictures, or a prompt holds a special token of the model.
+            ValueError: their lengths differ, these are pictures, or a prompt holds a special token of the model.
         """
         if images.dim() != 5:
             raise ValueError(f"VideoReward sees videos (B, F, 3, H, W), got {tuple(images.shape)}")
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         self.check(prompts)
         patches, grids = self._see(images[:, choose_frames(images.shape[1], self.fps)])
         contents = [
@@ -148,9 +148,9 @@ class VideoReward:
         return scores.sum(1) if self.dimension == "overall" else scores[:, DIMENSIONS.index(self.dimension)]
 
     def _see(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches and grids of videos: every frame is seen as a picture, which stands ``span`` times in its patches.
+        """Return patches and grids of videos; every frame becomes a picture, repeated ``span`` times in its patches.
 
-        The source resizes frames as tensors, to the size that a picture would have; Pillow rounds otherwise.
+        The source resizes frames as tensors, to the size that a picture would get; Pillow would round differently.
         """
         frames = (videos.detach().float().cpu().clamp(0, 1).flatten(0, 1) * 255).round()
         _, grids = self._reader.see(frames[:1] / 255, least=PIXELS // 2)
@@ -165,7 +165,7 @@ class VideoReward:
 
 
 def choose_frames(count: int, fps: float) -> Tensor:
-    """Return which of ``count`` frames are read: evenly spaced, two a second, an even number from 4 to 768.
+    """Return which of ``count`` frames to read: evenly spaced, two per second, an even number from 4 to 768.
 
     >>> choose_frames(33, 16.0), choose_frames(1, 16.0)
     (tensor([ 0, 11, 21, 32]), tensor([0]))
@@ -176,10 +176,10 @@ def choose_frames(count: int, fps: float) -> Tensor:
 
 
 def merge_lora(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype, *, origin: str) -> dict[str, Tensor]:
-    """Return the weights with each pair of LoRA's, ``lora_A`` (rank, in) and ``lora_B`` (out, rank), added.
+    """Return the weights with each LoRA pair added: ``lora_A`` (rank, in) and ``lora_B`` (out, rank).
 
     Raises:
-        ValueError: one of LoRA's weights is missing, or has no base; the message names it.
+        ValueError: a LoRA weight is missing, or has no base; the message names it.
     """
     merged = {}
     left = {name for name in weights if ".lora_" in name}

@@ -1,12 +1,12 @@
 """VQAScore (Lin et al. 2024, https://arxiv.org/abs/2404.01291) with any vision-language model of transformers.
 
-``P(yes) / (P(yes) + P(no))`` for the first token of the answer to :data:`QUESTION`. The paper takes P(yes) of its own
-CLIP-FlanT5; chat models spread their answer over spellings such as "Yes" and "yes", so each probability here is the
-sum over the spellings that are one token, and the two are normalised by their sum.
+The score is ``P(yes) / (P(yes) + P(no))`` for the first token of the answer to :data:`QUESTION`. The paper takes
+P(yes) of its own CLIP-FlanT5. Chat models spread their answer over spellings such as "Yes" and "yes", so each
+probability here is the sum over the spellings that are one token, and the two are normalised by their sum.
 
-Another ``answer`` has no opposite. Its probability is normalised by the whole vocabulary, as in the authors' own code
-(https://github.com/linzhiqiu/t2v_metrics, question and answer templates), which reads one spelling where we sum them.
-That code has no question for counts; GenEval 2's is :data:`COUNT`, as ``soft_tifa.py`` asks it.
+Any other ``answer`` has no opposite. Its probability is normalised by the whole vocabulary, as in the authors' own
+code (https://github.com/linzhiqiu/t2v_metrics, question and answer templates), which reads one spelling where we sum
+them. That code has no question for counts; GenEval 2's is :data:`COUNT`, which ``soft_tifa.py`` asks.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class VQAScore:
 
     Args:
         model: published weights, a folder or a hub id of an instruction-tuned image-text-to-text model that answers
-            at once: one that thinks first puts neither yes nor no in the first place.
-        question: what is asked; ``{text}`` becomes the prompt.
-        answer: the answer whose probability counts; None for yes as against no. A number from one to ten counts as
-            word and digits: with ``question=COUNT, answer="four"`` the prompt "cats" asks for four cats.
+            at once: a model that thinks first does not begin with yes or no.
+        question: the question; ``{text}`` becomes the prompt.
+        answer: the answer whose probability counts; None for yes against no. A number from one to ten counts as word
+            and digits: with ``question=COUNT, answer="four"`` the prompt "cats" asks for four cats.
         device: where the model runs.
         dtype: its precision; bfloat16 halves the memory.
 
     Raises:
         FileNotFoundError: the model is neither a folder, nor in the hub's cache, nor in reach.
-        ValueError: it has no chat template, or no single token for the answer, or the question has no ``{text}``.
+        ValueError: it has no chat template or no single token for the answer, or the question has no ``{text}``.
     """
 
     differentiable = False  # its processor works on bytes
@@ -64,9 +64,9 @@ class VQAScore:
         self.networks = [self._model]
 
     def __call__(self, *, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] and B prompts to probabilities (B,) float32, on the model's device."""
+        """Return probabilities (B,) float32 of images (B, 3, H, W) in [0, 1] and B prompts, on its device."""
         if len(images) != len(prompts):
-            raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+            raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
         questions = [self._question.replace("{text}", prompt) for prompt in prompts]
         logits = next_logits(self._model, self._processor, images=images, questions=questions)
         if self._no is None:
@@ -76,7 +76,7 @@ class VQAScore:
 
 
 def _spellings(answer: str) -> list[str]:
-    """Return ``answer``, and the other way to write it if it is a number from one to ten.
+    """Return ``answer``, and its other spelling if it is a number from one to ten.
 
     >>> _spellings("yes"), _spellings("four"), _spellings("4")
     (['yes'], ['four', '4'], ['4', 'four'])

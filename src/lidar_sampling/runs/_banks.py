@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Banks:
-    """What ``look`` draws and keeps: a unit is the number of a prompt, its record what its bank holds."""
+    """The task ``look``: a unit is the number of a prompt, its record a description of its bank."""
 
     helps = indexed = False
     together = 1
@@ -26,7 +26,7 @@ class Banks:
         self._files: list[Path] = []
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the sampler ready; any number of runs may share a store, whose files go by their contents."""
+        """Make the sampler ready; runs may share a store, whose files are named by their contents."""
         texts = self.job.texts()
         lidar.check_prompts(texts)
         self.lidar = lidar.with_prompts(texts)
@@ -37,11 +37,11 @@ class Banks:
         return unit
 
     def find_record(self, unit: int) -> Record | None:
-        """Return None: only drawing tells which file a bank is, and one that is there is not drawn again."""
+        """Return None: the file of a bank is known only on drawing, which takes a stored bank as it is."""
         return None
 
     def fits(self, group: Sequence[int], unit: int) -> bool:
-        """Return whether a bank can be drawn together with others: each fills its own batches."""
+        """Return whether a bank can be drawn together with others: it cannot, since each fills its own batches."""
         return not group
 
     def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
@@ -50,7 +50,7 @@ class Banks:
         prompt = self.job.text(unit)
         (bank,), cost = lidar.draw_banks([prompt], self.job.seeds[0])
         file = self.store.path(prompt, bank.key)
-        self._files += [file] if file.exists() else []  # some banks cannot be kept, of which a warning told
+        self._files += [file] if file.exists() else []  # some banks cannot be kept; a warning has said so
         rewards = {
             name: {"mean": values.mean().item(), "best": values.max().item()} for name, values in bank.rewards.items()
         }
@@ -61,22 +61,22 @@ class Banks:
         return Cost(**record["cost"])
 
     def evaluations(self, unit: int, lidar: LiDAR) -> float:
-        """Return the network evaluations that a unit will cost, unless the store has it."""
+        """Return the network evaluations that a unit will cost; none if the store has it."""
         return 1.0
 
     def describe(self, unit: int) -> str:
-        """Return what a person calls a unit."""
+        """Return the name of a unit, for messages."""
         return self.job.text(unit)
 
     def complete(self, rank: int, number: int) -> bool:
-        """Return True: a process answers for its own banks alone."""
+        """Return True: each process answers only for its own banks."""
         return True
 
     def abandon(self) -> None:
         """Leave the store as it is."""
 
     def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what is known already: a store needs no index.
+        """Return the result, with nothing to write: a store needs no index.
 
         Raises:
             FileNotFoundError: a bank was removed while the run went on.

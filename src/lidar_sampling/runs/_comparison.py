@@ -1,9 +1,8 @@
 """The task ``compare``: methods on the same prompts and seeds, a line of JSON per prompt, seed and method.
 
-A line holds what every image got from every judge, the guiding reward first, how different the images are, what they
-cost, and where its pictures are if they were kept. Lines are appended whole, one file per shard, so a run that is
-killed goes on where it was, and shards of a run may share a folder: each uses the lines of all others, however many
-there were.
+A line holds the reward of every image by every judge, the guiding reward first, the diversity of the images, their
+cost, and where the pictures are if they were kept. Lines are appended whole, to one file per shard. A killed run
+therefore continues where it was, and shards may share a folder: each uses the lines of all others.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ class Unit(NamedTuple):
 
 
 class Comparison:
-    """What ``compare`` draws and keeps: a unit is a prompt, seed and method, its record a line.
+    """The task ``compare``: a unit is a prompt, seed and method, its record a line.
 
     Args:
-        prompts: GenEval metadata: ``prompt``, and what else there is for judges that read it.
-        methods: by the names that results call them.
+        prompts: GenEval metadata: ``prompt``, and further keys for judges that read them.
+        methods: methods by the names that they have in the results.
         out: folder of ``results-RANK.jsonl`` and of pictures.
         images: samples per prompt that every method returns.
-        seeds: of all noise.
-        pictures: prompts of the first seed whose samples are kept as files.
-        rank: of this process, which names its file.
-        job: what run.json says made the lines; None where they are made from Python.
+        seeds: seeds of all noise.
+        pictures: number of prompts whose samples of the first seed are kept as files.
+        rank: rank of this process, which names its file.
+        job: the Job that run.json records; None if the lines are made from Python.
     """
 
     helps = indexed = True
@@ -115,15 +114,15 @@ class Comparison:
         return unit.number
 
     def find_record(self, unit: Unit) -> Line | None:
-        """Return the line that is there, whoever drew it."""
+        """Return the line if it is there, whichever process drew it."""
         found = self._line_of(unit)
-        if found is None and self._seen != self._sizes():  # others write too, and be it to the file of this process
+        if found is None and self._seen != self._sizes():  # others write too, possibly to the file of this process
             self._read()
             found = self._line_of(unit)
         return found
 
     def fits(self, group: Sequence[Unit], unit: Unit) -> bool:
-        """Return whether a line can be drawn together with others: seconds and memory are those of one prompt."""
+        """Return whether a line can be drawn with others: it cannot, since its time and memory are measured."""
         return not group
 
     def draw(self, group: Sequence[Unit], lidar: LiDAR) -> list[Line]:
@@ -137,7 +136,7 @@ class Comparison:
             return [theirs]
         check_kept(self.out)
         place = f"pictures/{unit.number:05d}/{unit.method.replace('/', '-')}"
-        # A folder that went on with another list of prompts holds another prompt's pictures there.
+        # A folder continued with another list of prompts may hold another prompt's pictures here.
         taken = any(other.get("pictures") == place for other in self._lines.values())
         if unit.seed == self.first_seed and unit.number < self.pictures and not taken:
             _keep(result, self.out / place)
@@ -155,18 +154,18 @@ class Comparison:
     def evaluations(self, unit: Unit, lidar: LiDAR) -> float:
         """Return the network evaluations that a unit will cost."""
         if unit.method not in self._evaluations:
-            ask = getattr(self.methods[unit.method], "cost", None)  # which a method of one's own need not have
+            ask = getattr(self.methods[unit.method], "cost", None)  # a method of the user need not have this
             self._evaluations[unit.method] = (
                 1.0 if ask is None else ask(lidar, images=self.images).network_evaluations
             )
         return self._evaluations[unit.method]
 
     def describe(self, unit: Unit) -> str:
-        """Return what a person calls a unit."""
+        """Return the name of a unit, for messages."""
         return f"{unit.method}: {self.prompts[unit.number]['prompt']}"
 
     def complete(self, rank: int, number: int) -> bool:
-        """Return whether all lines are there, whoever drew them."""
+        """Return whether all lines are there, whichever process drew them."""
         return all(self.find_record(unit) is not None for unit in self.units)
 
     def abandon(self) -> None:
@@ -188,10 +187,10 @@ class Comparison:
         return {path: path.stat().st_size for path in files}
 
     def _claim(self) -> None:
-        """Write how the run in the folder draws, or refuse a folder whose lines were drawn otherwise.
+        """Write the settings of the run into the folder, or refuse a folder with lines of other settings.
 
         Raises:
-            ValueError: they were; the message names what differs, and both values.
+            ValueError: settings differ; the message names the field and both values.
         """
         lidar, manifest = self.lidar, self.out / "run.json"
         now = identity(lidar, images=self.images)
@@ -203,16 +202,16 @@ class Comparison:
         if write_once(manifest, (json.dumps({**how, "identity": now}, indent=1) + "\n").encode()):
             return
         before = read_json(manifest)
-        mend = "compare in one folder only what is drawn alike"
+        mend = "compare in one folder only what has the same settings"
         if "identity" not in before:
             raise ValueError(f"{manifest} is of an older version, which did not say what drew the lines: {mend}")
         agree(self.out, before["identity"], now, mend, "drawn")
 
     def _check_line(self, line: Line) -> None:
-        """Refuse a line that was judged by other metadata, or drawn by a method of the same name with other settings.
+        """Refuse a line that was judged by other metadata, or drawn by a method of this name with other settings.
 
         Raises:
-            ValueError: it was; the message names the prompt or the method.
+            ValueError: the line differs; the message names the prompt or the method.
         """
         name, other = line["method"], "choose another --out"
         own = [metadata for metadata in self.prompts if metadata["prompt"] == line["prompt"]]
@@ -227,7 +226,7 @@ class Comparison:
 
 
 def _check_twice(prompts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a prompt that comes twice and asks for two things: lines are known by their prompt."""
+    """Refuse a prompt that comes twice with different metadata, since a line is identified by its prompt."""
     asks: dict[str, Any] = {}
     for metadata in prompts:
         if asks.setdefault(metadata["prompt"], _asks(metadata)) != _asks(metadata):
@@ -235,14 +234,14 @@ def _check_twice(prompts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_tags(prompts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a tag that is not text: tables are made by tag."""
+    """Refuse a tag that is not text, since tables are made by tag."""
     for metadata in prompts:
         if not isinstance(tag := metadata.get("tag", ""), str):
             raise ValueError(f"the tag of {metadata['prompt']!r} is {tag!r}: give text, or leave the tag out")
 
 
 def _settings(method: Method) -> str | None:
-    """The fields that tell a method from another of the same name; None where that cannot be told."""
+    """Return the settings that distinguish methods of the same name; None if they are unknown."""
     try:
         return key(contents(method))[:32] if is_dataclass(method) else None
     except OpaqueError:
@@ -250,7 +249,7 @@ def _settings(method: Method) -> str | None:
 
 
 def _asks(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What metadata asks for beyond what the prompt itself says; None if nothing."""
+    """Return what metadata asks for beyond the prompt's own text; None if nothing."""
     asks = {name: value for name, value in metadata.items() if name not in ("prompt", "tag")}
     own = parse(metadata["prompt"]) or {}
     return asks if asks and any(own.get(name) != value for name, value in asks.items()) else None
@@ -279,9 +278,9 @@ def _line(lidar: LiDAR, result: Result, metadata: Mapping[str, Any], seed: int, 
 
 
 def _guide(reward: Any) -> dict[str, Any]:
-    """Return what guided: a reward by its name, or a mixture with what makes its sum of the parts.
+    """Return the guide of a line: a reward by its name, or a mixture with its weights and calibration.
 
-    Values are those that JSON gives back, so that a line in memory equals the line that is read.
+    Values survive JSON unchanged, so that a line in memory equals the line read from the file.
     """
     if not isinstance(reward, Mixture):
         return {"name": name_of(reward)}
@@ -289,7 +288,7 @@ def _guide(reward: Any) -> dict[str, Any]:
 
 
 def _keep(result: Result, folder: Path) -> None:
-    """Write the samples to ``folder``, each whole under its name, also where another process writes the same."""
+    """Write the samples to ``folder``, each atomically, even if another process writes the same."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
     try:

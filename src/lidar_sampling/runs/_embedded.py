@@ -1,6 +1,6 @@
-"""What a picture says of itself: its settings inside the PNG, as text that people and other tools read.
+"""Settings embedded in a PNG, as text that people and other tools can read.
 
-``lidar`` is JSON: the Job that draws the picture again, its place, the seed of its noise, its rewards.
+``lidar`` is JSON: the Job that draws the picture again, its index, the seed of its noise, and its rewards.
 ``parameters`` is the text that Stable Diffusion's web interfaces write and read
 (https://github.com/AUTOMATIC1111/stable-diffusion-webui, ``modules/infotext_utils.py``). Videos and audio carry
 neither.
@@ -22,18 +22,18 @@ from .job import Job
 if TYPE_CHECKING:
     from .._result import Result
 
-# Of a Job: what is said of the one picture instead, and what changes no picture.
+# Fields of a Job that are given for the one picture instead, or that change no picture.
 _WITHOUT = ("prompts", "methods", "only", "pictures", "store", "batch_size", "device")
 
 
 def texts_of(job: Job, method: str, result: Result, line: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what each picture of one prompt says of itself, by the key of the text in its PNG.
+    """Return the texts to embed in each picture of one prompt, by their key in the PNG.
 
     Args:
-        job: that drew it.
-        method: that drew it.
-        result: of that prompt alone.
-        line: the prompt, with what judges read beside it.
+        job: the Job that drew it.
+        method: the method that drew it.
+        result: the result of this prompt alone.
+        line: the prompt, with its metadata for judges.
     """
     asked = {**job.to_json(brief=True, without=_WITHOUT), "prompts": [dict(line)], "methods": [method]}
     alone, texts = draws_each_alone(method), []
@@ -51,7 +51,7 @@ def texts_of(job: Job, method: str, result: Result, line: Mapping[str, Any]) -> 
 
 
 def _parameters(job: Job, result: Result, seed: int | None) -> str:
-    """Return the text of web interfaces: the prompt, what it must not show, and a line of settings."""
+    """Return the text for web interfaces: the prompt, the negative prompt, and a line of settings."""
     settings, (height, width) = result.settings, result.images.shape[-2:]
     named = {
         "Steps": settings.steps,
@@ -74,13 +74,13 @@ def _parameters(job: Job, result: Result, seed: int | None) -> str:
 
 
 def read_embedded(path: str | Path) -> dict[str, Any] | None:
-    """Return what a picture says of itself under ``lidar``; None for one that says nothing.
+    """Return the JSON that a picture holds under ``lidar``; None if it holds none.
 
-    Its Job is JSON that was not checked: :meth:`Job.from_json` does so.
+    The Job in it is not checked; :meth:`Job.from_json` does that.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no picture, or what it says is damaged; the message names the file.
+        ValueError: it is not a picture, or its JSON is damaged; the message names the file.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -96,7 +96,7 @@ def read_embedded(path: str | Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or not isinstance(said.get("job"), dict):
-        raise ValueError(f"what {path} says of itself is damaged: give a picture that lidar wrote")
+        raise ValueError(f"the settings in {path} are damaged: give a picture that lidar wrote")
     return said
 
 

@@ -1,13 +1,13 @@
-"""The folder that ``generate`` fills, in GenEval's layout: a prompt lands in it whole, or not at all.
+"""The folder that ``generate`` fills, in GenEval's layout; each prompt is written whole or not at all.
 
-DIR/run.json                  the Job, its settings, and what decides the samples: only the same run goes on there
+DIR/run.json                  the Job, its settings and its identity: only the same run continues there
 DIR/00000/metadata.jsonl      GenEval's metadata of the prompt, or the prompt alone
 DIR/00000/samples/0000.png    images by the method (.webp for a video, .wav for audio); vanilla/ without guidance
 DIR/00000/result.json         rewards, costs and trace of the prompt
-DIR/grid.png, DIR/result.json all of it together
+DIR/grid.png, DIR/result.json all prompts together
 
-Above 10,000 prompts there is a level more, ``DIR/0012/0012345``, since folders of a million entries are slow. Several
-processes may fill one folder: the first writes run.json, the others compare theirs with it.
+With more than 10,000 prompts there is one more level, ``DIR/0012/0012345``, since folders of a million entries are
+slow. Several processes may fill one folder: the first writes run.json, the others compare theirs with it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from .job import Job
 
 MOST_FLAT = 10_000
-"""Prompts whose folders lie side by side."""
+"""With more prompts than this, folders get one more level."""
 
-_PART = re.compile(r"\.[0-9]{5,}\.[0-9a-f]{8}(\.old)?\.part")  # what put writes before it is whole
-_COSTS = ("network_evaluations", "reward_calls", "seconds")  # that reports add up
-_TRIES = 3  # to write a prompt whose half-written folder another run of the same folder swept away
+_PART = re.compile(r"\.[0-9]{5,}\.[0-9a-f]{8}(\.old)?\.part")  # prefix of what put is writing
+_COSTS = ("network_evaluations", "reward_calls", "seconds")  # costs that reports add up
+_TRIES = 3  # attempts to write a prompt, since another run may sweep its half-written folder away
 
 
 class Folder:
@@ -44,16 +44,16 @@ class Folder:
 
     Args:
         path: the folder.
-        manifest: what run.json says of the run beside its identity, JSON values.
-        identity: what decides its samples, of :func:`lidar_sampling.runs.identity`; None where it cannot be resumed.
-        resume: go on with a run of the same identity; None where the command cannot.
-        overwrite: delete a run that is there.
+        manifest: JSON values of the run that run.json holds beside its identity.
+        identity: the run's :func:`lidar_sampling.runs.identity`; None if the run cannot be resumed.
+        resume: continue a run of the same identity; None if the command has no such option.
+        overwrite: delete the run in the folder.
         shared: other processes of the same run may be writing to it.
         count: number of prompts.
 
     Raises:
-        FileExistsError: the folder holds something and neither was asked.
-        ValueError: it holds a run that draws otherwise, or no run.
+        FileExistsError: the folder is not empty, and neither ``resume`` nor ``overwrite`` was asked for.
+        ValueError: it holds another run, or files that are not a run.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Folder:
         count: int = 0,
     ) -> None:
         self.path, self.count = path, count
-        self._made = False  # by this process alone
+        self._made = False  # made by this process alone
         file = path / "run.json"
         content = manifest if identity is None else {**manifest, "identity": identity}
         if overwrite and shared:
             raise ValueError(f"--overwrite would delete what other processes draw: remove {path}, and start them all")
-        # A run that failed before its first prompt left its manifest alone, and nothing to lose.
+        # A run that failed before its first prompt left only its manifest: there is nothing to lose.
         if path.exists() and (not path.is_dir() or any(there != file for there in contents_of(path))):
             ours = file.is_file()
             if not (resume or overwrite or (shared and ours)):
@@ -100,30 +100,30 @@ class Folder:
             self._check(identity)
 
     def _check(self, identity: dict[str, Any]) -> None:
-        """Refuse a folder whose run draws otherwise."""
+        """Refuse a folder that holds another run."""
         before = read_json(self.path / "run.json", mend="choose another --out, or --overwrite to delete the run")
         if "identity" not in before:
             raise ValueError(f"{self.path} was made by an older version of lidar-sampling: choose another --out")
         agree(self.path, before["identity"], identity, "resume with the same, or choose another --out")
 
     def sweep(self) -> None:
-        """Remove what killed processes left half written."""
+        """Remove half-written folders of killed processes."""
         sweep(self.path)
 
     def abandon(self) -> None:
-        """Take the manifest away again, and the folder, if this process alone made them and nothing was kept."""
+        """Remove the manifest and the folder, if this process alone made them and nothing was kept."""
         with suppress(OSError):
             if self._made and [there.name for there in contents_of(self.path)] == ["run.json"]:
                 (self.path / "run.json").unlink()
                 self.path.rmdir()
 
     def find_record(self, index: int, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
-        """Return what :meth:`put` wrote for prompt ``index``; None if it is to be drawn, or drawn again.
+        """Return what :meth:`put` wrote for prompt ``index``; None if it must be drawn, or drawn again.
 
         Args:
             index: number of the prompt.
-            prompt: that this run has there.
-            methods: that this run draws it by, ``vanilla`` first where it is drawn beside another.
+            prompt: the prompt that this run has there.
+            methods: the methods of this run, ``vanilla`` first if it is drawn beside another.
 
         Raises:
             ValueError: the numbers are damaged; the message names the file.
@@ -139,12 +139,12 @@ class Folder:
         metadata: Mapping[str, Any],
         job: Job,
     ) -> dict[str, Any]:
-        """Write the images and numbers of one prompt by ``method``, and plain ones; return the numbers.
+        """Write the images and numbers of one prompt, by ``method`` and plain; return the numbers.
 
-        Each picture says how ``job`` drew it, and goes by its place among the samples that the Job counts.
+        Each picture embeds the settings of ``job``, and is named by its index among the samples of the Job.
 
-        What is in the prompt's folder, which :meth:`find_record` refused, is replaced. Where another process has
-        finished the prompt in the meantime, its numbers are returned: the same seed gives the same samples.
+        A folder of the prompt that :meth:`find_record` refused is replaced. If another process has finished the prompt
+        meanwhile, its numbers are returned, since the same seed gives the same samples.
 
         Raises:
             OSError: it cannot be written; FileNotFoundError if the folder of the run was removed.
@@ -185,7 +185,7 @@ class Folder:
                 }
             entry["trace"] = result.trace.rows()
             entry["reward_scale"] = next(iter(result.trace.reward_scales), None)
-            banks = result.banks[:1]  # none, where the method draws none
+            banks = result.banks[:1]  # empty if the method draws no bank
             entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
             (part / "metadata.jsonl").write_text(json.dumps(dict(metadata)) + "\n")
             write_json(part / "result.json", entry)
@@ -194,7 +194,7 @@ class Folder:
             if os.path.lexists(place):
                 if (theirs := self._theirs(index, entry)) is not None:
                     return theirs
-                os.rename(place, old)  # a folder can only take the place of an empty one
+                os.rename(place, old)  # a folder can only replace an empty one
             try:
                 os.rename(part, place)
             except OSError:
@@ -214,13 +214,13 @@ class Folder:
 
 
 def check_kept(path: Path) -> None:
-    """Refuse to write into a folder that lost its run.json while the run went on: it would be no run's.
+    """Refuse to write into a folder that lost its run.json during the run.
 
     Raises:
-        FileNotFoundError: it did.
+        FileNotFoundError: run.json is gone.
     """
     if not (path / "run.json").exists():
-        raise FileNotFoundError(f"{path} was removed while the run went on: start it again")
+        raise FileNotFoundError(f"{path} was removed during the run: start it again")
 
 
 def place_of(index: int, count: int) -> str:
@@ -233,7 +233,7 @@ def place_of(index: int, count: int) -> str:
 
 
 def read_record(out: Path, name: str, prompt: str, methods: Sequence[str]) -> dict[str, Any] | None:
-    """Return the numbers of the prompt in the folder ``name`` of ``out``; None if they are not all there.
+    """Return the numbers of the prompt in the folder ``name`` of ``out``; None if they are incomplete.
 
     Raises:
         ValueError: the numbers are damaged; the message names the file.
@@ -249,13 +249,13 @@ def read_record(out: Path, name: str, prompt: str, methods: Sequence[str]) -> di
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left half written in the folder of a run that nobody else writes to."""
+    """Remove half-written folders of killed processes; no other process may be writing to the run."""
     for part in [part for part in path.iterdir() if _PART.fullmatch(part.name)]:
         _remove(part)
 
 
 def contents_of(path: Path) -> list[Path]:
-    """Return what is in a folder, but for a manifest that another process is writing this moment."""
+    """Return the contents of a folder, except a manifest that another process is writing right now."""
     return [there for there in path.iterdir() if not there.name.startswith(".run.json.")]
 
 
@@ -274,7 +274,7 @@ def read_entry(path: Path) -> dict[str, Any]:
 
 
 def _is_drawn(part: Any) -> bool:
-    """Whether ``part`` holds the names of images, a reward of each by each judge, and costs by phases."""
+    """Return whether ``part`` holds the names of images, a reward per image and judge, and costs by phase."""
     if not isinstance(part, dict) or not all(isinstance(part.get(name), dict) for name in ("rewards", "cost")):
         return False
     images, rewards, costs = part.get("images"), part["rewards"].values(), part["cost"].values()
@@ -290,7 +290,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or a file, if that is possible: what is left has a name that is never read."""
+    """Remove a folder or a file if possible; its name is one that is never read."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -299,5 +299,5 @@ def _remove(path: Path) -> None:
 
 
 def _numbers(values: Any) -> list[float | None]:
-    """JSON has no NaN: a verdict that does not apply is null."""
+    """Return rewards as lists with None for NaN (a verdict that does not apply), which JSON lacks."""
     return [None if value != value else value for value in values.tolist()]

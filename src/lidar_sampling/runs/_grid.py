@@ -1,4 +1,4 @@
-"""The picture of a run: for each prompt the vanilla row above the guided one, rewards under each image."""
+"""The grid of a run: for each prompt the vanilla row above the guided one, with rewards under each image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INK, _RIGHT, _WRONG = (30, 30, 30), (20, 140, 60), (200, 40, 40)
 
 
 def draw_grid(folder: Path, entries: list[dict[str, Any]], *, most: int = 12) -> Image.Image:
-    """Draw the first ``most`` prompts of a run from the files it wrote.
+    """Draw the grid of the first ``most`` prompts of a run from its files.
 
-    Under each image stand its rewards, the guiding one first; where GenEval's judge has a verdict the image's frame
-    is green for correct and red for wrong.
+    Under each image are its rewards, the guiding one first. If GenEval's judge has a verdict, the image's frame is
+    green for correct and red for wrong.
     """
     font = ImageFont.load_default(size=12)
     entries = entries[:most]

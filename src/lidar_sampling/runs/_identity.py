@@ -1,8 +1,8 @@
-"""What makes two runs the same: one definition, for every command that goes on with what a folder holds.
+"""The identity of a run: one definition of "the same run", for every command that continues a folder.
 
-What changes the samples or their scores counts: the state of the model, scheduler and precision, settings, arguments
-by their contents, and the judges. What does not is left out: paths as typed, where the weights lie, batch size,
-device, number of processes, and levers that compute the same.
+Everything that changes the samples or their scores counts: the state of the model, scheduler and precision, settings,
+arguments by their contents, and the judges. Everything else is left out: paths as typed, the place of the weights,
+batch size, device, number of processes, and levers that compute the same.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..solvers import Solver
 
 
 def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
-    """Return, as JSON values, all that decides what ``lidar`` draws and how it is judged.
+    """Return, as JSON values, everything that determines what ``lidar`` draws and how it is judged.
 
     Every weight is read once: about a second per gigabyte on a CPU.
 
     Args:
         lidar: the sampler.
-        **more: what else decides, such as ``images`` or ``seed``.
+        **more: further values that count, such as ``images`` or ``seed``.
     """
     taken = lidar.settings_for(lidar.arguments())
     settings = {name: value for name, value in asdict(taken).items() if name != "source"}
-    if settings["noise"] is None:  # as in runs of versions that did not know it
+    if settings["noise"] is None:  # absent, as in runs of versions that lacked it
         del settings["noise"]
     reward = lidar.reward
     mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
@@ -54,17 +54,17 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
 
 
 def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: str, verb: str = "made") -> None:
-    """Refuse to go on with a run that is another.
+    """Refuse to continue a run with another identity.
 
     Args:
-        place: where it lies.
-        before: its :func:`identity`.
-        now: the identity of the run that is to be.
+        place: where the run is.
+        before: :func:`identity` of the run there.
+        now: identity of the new run.
         mend: what to do instead, for the message.
-        verb: what happened there: made, or drawn.
+        verb: what was done there: ``made`` or ``drawn``.
 
     Raises:
-        ValueError: they differ; the message names the first field that does, and both values.
+        ValueError: the two differ; the message names the first such field and both values.
     """
     if before != now:
         field, old, new = difference(before, now)
@@ -80,7 +80,7 @@ def read_json(
 
     Args:
         path: the file.
-        needs: fields that it must have -> what JSON makes of each, such as ``{"names": dict}``.
+        needs: fields that it must have -> their types, such as ``{"names": dict}``.
         mend: what to do about a file that is damaged, for the message.
 
     Raises:
@@ -113,7 +113,7 @@ def difference(before: Any, now: Any, field: str = "") -> tuple[str, Any, Any]:
 
 
 def _unusual(lidar: LiDAR) -> dict[str, Any]:
-    """The arguments of the call that are not settings, and not what the pipeline would take anyway."""
+    """Return the arguments of the call that are neither settings nor the pipeline's own defaults."""
     defaults = {p.name: p.default for p in inspect.signature(lidar.pipe.__call__).parameters.values()}
     settings = ("num_inference_steps", "guidance_scale", "eta")
     own = {name: v for name, v in lidar.pipe_kwargs.items() if name not in settings}
@@ -125,7 +125,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _solver(solver: Solver) -> dict[str, Any]:
-    """The solver's fields; of weights that were given their contents, and not where they lie."""
+    """Return the solver's fields; given weights count by their contents, not by their place."""
     own = {field.name: getattr(solver, field.name) for field in fields(solver)}
     weights = solver.weights
     if isinstance(weights, str | Path) and Path(weights).is_file():
@@ -138,7 +138,7 @@ def _solver(solver: Solver) -> dict[str, Any]:
 def _model(pipe: Any) -> dict[str, Any]:
     try:
         return pipeline_contents(pipe)
-    except OpaqueError:  # offloaded weights: what the model calls itself must do
+    except OpaqueError:  # offloaded weights cannot be read: use the model's name
         return {"class": type(pipe).__name__, "name": str(pipe.config.get("_name_or_path") or "")}
 
 
@@ -150,7 +150,7 @@ def _contents_or_why(value: Any, name: str) -> Any:
 
 
 def short(value: Any) -> str:
-    """Return what tells a judge or an autoencoder from others; of one that is elsewhere, what tells that one."""
+    """Return what distinguishes a judge or an autoencoder from others; for a remote one, its stated fingerprint."""
     if isinstance(there := getattr(value, "stands_for", None), str):
         return there
     try:
@@ -164,5 +164,5 @@ def _spell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of it, so that what is read back compares equal."""
+    """Return a value as JSON would read it back, so that the two compare equal."""
     return json.loads(json.dumps(value))

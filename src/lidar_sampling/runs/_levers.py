@@ -1,4 +1,4 @@
-"""Options of a Job that are written as text: the levers of docs/performance.md, and another scheduler."""
+"""Options of a Job given as text: the levers of docs/performance.md, and another scheduler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .._values import annotations_of, check_settings, read_named
 
-_LEVERS: dict[str, tuple[str, dict[str, Any]]] = {  # what takes them, and which
+_LEVERS: dict[str, tuple[str, dict[str, Any]]] = {  # what takes the levers -> the levers
     "channels-last": ("pipe", {"channels_last": True}),
     "compile": ("pipe", {"compile": "whole"}),
     "compile-blocks": ("pipe", {"compile": "blocks"}),
@@ -20,10 +20,10 @@ _LEVERS: dict[str, tuple[str, dict[str, Any]]] = {  # what takes them, and which
 
 
 def read_levers(text: str | None) -> dict[str, dict[str, Any]]:
-    """Return levers by what takes them: arguments of :func:`accelerate` for pipe and reward, and of :class:`LiDAR`.
+    """Return levers by what takes them: :func:`accelerate` for pipe and for reward, and :class:`LiDAR`.
 
     Raises:
-        ValueError: a lever is not known.
+        ValueError: a lever is unknown.
 
     >>> read_levers("channels-last,preview,rescore=8")
     {'pipe': {'channels_last': True}, 'reward': {}, 'sampler': {'preview': 'tiny', 'rescore': 8}}
@@ -50,7 +50,7 @@ def read_levers(text: str | None) -> dict[str, dict[str, Any]]:
 
 
 def read_scheduler(text: str | None) -> Callable[[Any], Any] | None:
-    """Return what makes the scheduler that the text names of the pipeline's own; None without a text.
+    """Return a function from the pipeline's scheduler to the one that the text names; None without a text.
 
     Raises:
         ValueError: there is no such scheduler, or it does not have a setting.
@@ -69,7 +69,7 @@ def read_scheduler(text: str | None) -> Callable[[Any], Any] | None:
     def make(own: Any) -> Any:
         try:
             return cls.from_config(own.config, **changes)
-        except Exception as error:  # diffusers' own words do not name the option
+        except Exception as error:  # the message of diffusers does not name the option
             raise ValueError(f"--scheduler {text} cannot be made: {error}") from None
 
     return make

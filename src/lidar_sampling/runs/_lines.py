@@ -1,7 +1,7 @@
-"""The lines of a comparison in their files: one JSON object a line, appended whole and read with every field checked.
+"""The files of a comparison: one JSON object per line, appended whole and read with every field checked.
 
-A run that is killed cuts off what it was writing. Such a beginning of a line is passed over and drawn again; whatever
-else is not a line of results is refused by file and number, since a table must not be made of less than there is.
+A killed run may leave the beginning of a line. Such a beginning is skipped and its unit is drawn again. Any other
+line that is not a result is refused by file and number, since a table must not silently miss results.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Line = dict[str, Any]
 COSTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds")
 PEAK = "peak_memory"
 
-# What may stand behind the last whole token of JSON that was cut off: half a number or half a word.
+# What may follow the last whole token of JSON that was cut off: half a number or half a word.
 _HALF = re.compile(r"\.|\.?[eE][+-]?|-|-?I(n(f(i(n(i(t)?)?)?)?)?)?|t(ru?)?|f(a(ls?)?)?|n(ul?)?|N(a)?")
 _HALF_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,3}$")
 
 
 def read(*paths: Path) -> list[Line]:
-    """Return the lines of result files, each prompt, seed and method once: of two lines of one, the first.
+    """Return the lines of result files; for each prompt, seed and method only the first.
 
-    The beginning of a line that a killed run cut off is left out, to be drawn again.
+    A line that a killed run cut off is left out, to be drawn again.
 
     Raises:
         ValueError: another line is damaged; the message names the file, the line and what is wrong.
@@ -40,11 +40,11 @@ def read(*paths: Path) -> list[Line]:
 
 
 def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None) -> list[Line]:
-    """Return the JSON objects of files that hold one a line, without those that a killed run cut off.
+    """Return the JSON objects of files with one per line, without those that a killed run cut off.
 
     Args:
-        paths: the files; one that is not there has no lines.
-        check: raises :class:`ValueError` at an object that lacks something.
+        paths: the files; a missing one has no lines.
+        check: raises :class:`ValueError` for an object that lacks something.
 
     Raises:
         ValueError: another line is damaged; the message names the file, the line and what is wrong.
@@ -67,12 +67,12 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
 
 
 def fill(path: Path, units: Iterable[Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Line]) -> Iterator[Line]:
-    """Yield the line of each unit: the one that ``path`` holds, or what ``draw`` says of it, which is appended.
+    """Yield the line of each unit: the one in ``path``, or else a new one by ``draw``, which is appended.
 
     Args:
-        path: the file, which need not be there.
-        units: fields by which a line is known, such as ``{"prompt": "a cat", "seed": 0}``.
-        draw: the other fields of a unit's line.
+        path: the file; it may be missing.
+        units: fields that identify a line, such as ``{"prompt": "a cat", "seed": 0}``.
+        draw: returns the other fields of a unit's line.
 
     Raises:
         ValueError: the file is damaged.
@@ -95,7 +95,7 @@ def fill(path: Path, units: Iterable[Mapping[str, Any]], draw: Callable[[Mapping
 
 
 def once(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines without those whose prompt, seed and method came before.
+    """Return the first line of each prompt, seed and method.
 
     >>> once([{"prompt": "a", "seed": 0, "method": "m", "k": k} for k in range(2)])
     [{'prompt': 'a', 'seed': 0, 'method': 'm', 'k': 0}]
@@ -107,12 +107,12 @@ def once(lines: Iterable[Line]) -> list[Line]:
 
 
 def key(line: Line) -> tuple[str, int, str]:
-    """Return what tells a line from the others of a comparison."""
+    """Return the fields that identify a line within a comparison."""
     return line["prompt"], line["seed"], line["method"]
 
 
 def plain_guide(guide: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line's ``guide`` in the values that JSON knows: numbers as floats, pairs as lists.
+    """Return a line's ``guide`` in JSON values: numbers as floats, pairs as lists.
 
     >>> plain_guide({"name": "both", "weights": {"clip": 1}, "calibration": {"clip": (0, 2)}})
     {'name': 'both', 'weights': {'clip': 1.0}, 'calibration': {'clip': [0.0, 2.0]}}
@@ -127,10 +127,10 @@ def plain_guide(guide: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def append(path: Path, line: Line) -> range:
-    """Write a line of its own, also behind one that a killed run cut off; return the bytes of the file that it has.
+    """Append a line, on a new line even after one that a killed run cut off; return its range of bytes in the file.
 
-    Several processes may append to one file: each line is one write at the end of it, and nobody else writes between
-    the look at what is there and the write.
+    Several processes may append to one file: each line is a single write at the end, under a lock that covers reading
+    the end and writing.
     """
     content = json.dumps(line).encode() + b"\n"
     with name_path(path), path.open("ab+", buffering=0) as file, _alone(file):
@@ -140,14 +140,14 @@ def append(path: Path, line: Line) -> range:
             if file.read(1) != b"\n":
                 content = b"\n" + content
         written = file.write(content)
-        if written < len(content):  # what is left of the disk: writing the rest says what is wrong
+        if written < len(content):  # the disk may be full: writing the rest raises the error
             file.write(content[written:])
         return range(begin, begin + len(content))
 
 
 @contextmanager
 def _alone(file: FileIO) -> Iterator[None]:
-    """Hold others who append to this file off, where the system and the file system can: a kill lets go of it."""
+    """Lock this file against other writers, if the system can; a killed process frees the lock."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -155,14 +155,14 @@ def _alone(file: FileIO) -> Iterator[None]:
         return
     with suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_EX)
-    yield  # the end of the file lets go
+    yield  # closing the file frees the lock
 
 
 def _parse(text: bytes) -> Line | None:
-    """Return a line; None for the beginning of one that was cut off.
+    """Return a line, or None for the beginning of one that was cut off.
 
     Raises:
-        ValueError: it is neither; the message says what is wrong.
+        ValueError: the text is neither; the message says what is wrong.
     """
     try:
         letters = text.decode("utf-8").rstrip("\r")
@@ -174,16 +174,16 @@ def _parse(text: bytes) -> Line | None:
         if _is_cut_off(letters, error):
             return None
         raise ValueError(f"it is not JSON ({error.msg} at letter {error.pos + 1})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-        raise ValueError(f"it is not JSON ({str(error).split(';')[0]})") from None  # past it, advice on Python
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or deeply nested brackets
+        raise ValueError(f"it is not JSON ({str(error).split(';')[0]})") from None  # the rest is advice on Python
     if not isinstance(line, dict):
         raise ValueError("it is not a JSON object")
     return line
 
 
 def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether ``text`` is the beginning of a JSON object: nothing is wrong with it but that it ends."""
-    another = '{"prompt"' in text[1:]  # a whole line stands behind the beginning, and would be lost with it
+    """Return whether ``text`` is the beginning of a JSON object, with no other fault than its early end."""
+    another = '{"prompt"' in text[1:]  # a whole line follows the beginning, and would be lost with it
     if not text.startswith("{") or another or error.msg.startswith("Extra data"):
         return False
     if error.msg.startswith("Unterminated string"):
@@ -195,10 +195,10 @@ def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def _check(line: Line) -> None:
-    """Refuse what is not a line of results.
+    """Refuse a value that is not a line of results.
 
     Raises:
-        ValueError: it is not; the message names the field, and what it should be.
+        ValueError: a field is wrong; the message names it, and what it should be.
     """
     for field, (is_right, wanted) in _FIELDS.items():
         if field not in line and field not in _OPTIONAL:
@@ -288,4 +288,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "drawn_by": (_is_text_or_null, "text or null"),
     "pictures": (_is_text, "text"),
 }
-_OPTIONAL = ("guide", "asks", "drawn_by", "pictures")  # which older versions did not write, or only some lines have
+_OPTIONAL = (
+    "guide",
+    "asks",
+    "drawn_by",
+    "pictures",
+)  # absent in older or some other lines

@@ -1,4 +1,4 @@
-"""What a run takes from the machine: a device, a precision that it computes in, and quiet libraries."""
+"""What a run takes from the machine: the device and the precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
 def device_of(name: str | None) -> str:
-    """Return the device that was named, or else the machine's accelerator, or else its CPU."""
+    """Return the named device, or else the machine's accelerator, or else its CPU."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -19,17 +19,17 @@ def device_of(name: str | None) -> str:
 
 
 def check_dtype(name: str) -> None:
-    """Refuse what is not the name of a precision.
+    """Refuse a text that is not the name of a precision.
 
     Raises:
-        ValueError: it is not.
+        ValueError: there is no such precision.
     """
     if name not in DTYPES:
         raise ValueError(f"--dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {name!r}")
 
 
 def dtype_of(name: str, device: str = "cpu") -> torch.dtype:
-    """Return the precision that was named; ``auto`` is the fastest of full range that ``device`` computes in.
+    """Return the named precision; ``auto`` is the fastest with full range that ``device`` computes in.
 
     Raises:
         ValueError: there is no such precision.

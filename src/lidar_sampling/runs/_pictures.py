@@ -1,4 +1,4 @@
-"""The task ``generate``: pictures of every prompt, a folder each, and what all of it came to."""
+"""The task ``generate``: pictures of every prompt in a folder each, and a result over all prompts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 MOST_ENTRIES = 1000
-"""Prompts whose entries ``result.json`` holds itself; of more, all are lines of ``entries.jsonl``."""
+"""With more prompts than this, entries go to ``entries.jsonl`` instead of ``result.json``."""
 
 
 class Pictures:
-    """What ``generate`` draws and keeps: a unit is the number of a prompt, its record the entry of its folder."""
+    """The task ``generate``: a unit is the number of a prompt, its record the entry of its folder."""
 
     helps, indexed = False, True
 
@@ -81,17 +81,17 @@ class Pictures:
         return unit
 
     def find_record(self, unit: int) -> Record | None:
-        """Return the entry of a prompt that is there, whoever drew it."""
+        """Return the entry of a prompt if it is there, whichever process drew it."""
         name = place_of(unit, len(self.units))
         return read_record(self.out, name, self.job.text(unit), self.job.methods)
 
     def fits(self, group: Sequence[int], unit: int) -> bool:
-        """Return whether a prompt can be drawn together with others: never one twice."""
+        """Return whether a prompt can be drawn together with others: it can unless it is among them already."""
         text = self.job.text(unit)
         return len(group) < self.together and all(self.job.text(other) != text for other in group)
 
     def draw(self, group: Sequence[int], lidar: LiDAR) -> list[Record]:
-        """Draw, judge and keep prompts that :meth:`fits` together; return their entries."""
+        """Draw, judge and keep prompts that fit together (:meth:`fits`); return their entries."""
         lines = [self.job.line(unit) for unit in group]
         banks = None if self._banks is None else [self._banks[line["prompt"]] for line in lines]
         return [
@@ -114,11 +114,11 @@ class Pictures:
         return self._evaluations
 
     def describe(self, unit: int) -> str:
-        """Return what a person calls a unit."""
+        """Return the name of a unit, for messages."""
         return self.job.text(unit)
 
     def complete(self, rank: int, number: int) -> bool:
-        """Say that share ``rank`` of ``number`` is done; return whether that was the last one."""
+        """Record that share ``rank`` of ``number`` is done; return whether it was the last one."""
         if number == 1:
             return True
         shares = self.out / "shares"
@@ -127,17 +127,19 @@ class Pictures:
         return all((shares / f"{each}-of-{number}").exists() for each in range(number))
 
     def abandon(self) -> None:
-        """Leave nothing behind of a run that kept nothing."""
+        """Remove the files of a run that has kept nothing."""
         self.folder.abandon()
 
     def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write ``result.json``, ``grid.png`` and, above 1,000 prompts, ``entries.jsonl``; return the first of them.
+        """Write ``result.json``, ``grid.png`` and, above 1,000 prompts, ``entries.jsonl``.
+
+        Returns the values of the first.
 
         Args:
-            extra: what else ``result.json`` is to say, such as a profile.
+            extra: further values for ``result.json``, such as a profile.
 
         Raises:
-            ValueError: not every prompt is there, or the folder is of another run.
+            ValueError: a prompt is missing, or the folder holds another run.
         """
         mend = "restore it, or choose another --out"
         manifest = read_json(self.out / "run.json", {"settings": dict}, mend=mend)
@@ -163,11 +165,11 @@ class Pictures:
         }
         write_json(self.out / "result.json", whole)
         try:
-            if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # there is no picture of a sound
+            if not first[0][self.job.methods[-1]]["images"][0].endswith(".wav"):  # audio has no picture
                 grid = draw_grid(self.out, first)
                 with open_whole(self.out / "grid.png") as content:
                     grid.save(content, format="PNG")
-        except Exception as error:  # the pictures and their numbers are there
+        except Exception as error:  # the pictures and their numbers are already written
             _log.warning("grid.png was left out: %s", " ".join(str(error).split()))
         return whole
 
@@ -182,16 +184,16 @@ class Pictures:
 def draw_judged(
     job: Job, lidar: LiDAR, lines: Sequence[Mapping[str, Any]], banks: list[LookaheadBank] | None
 ) -> list[tuple[Result, Result | None]]:
-    """Draw prompts together as a Job says, and judge them.
+    """Draw prompts together by a Job, and judge them.
 
     Args:
-        job: names the methods, images and seed.
-        lidar: the sampler, with what the Job changes.
-        lines: the prompts, with what judges read beside them.
-        banks: of the prompts, which guide the methods that guide; None lets methods draw their own.
+        job: the Job, with methods, images and seed.
+        lidar: the sampler, with the changes of the Job.
+        lines: the prompts, with their metadata for judges.
+        banks: banks of the prompts for methods that guide; None lets the methods draw their own.
 
     Returns:
-        For each prompt its samples by the Job's last method, and the plain ones if the Job draws them beside it.
+        For each prompt its samples by the Job's last method, and plain samples if the Job draws them too.
     """
     texts = [line["prompt"] for line in lines]
     results: dict[str, list[Any]] = {}
@@ -211,13 +213,13 @@ def draw_judged(
 
 
 def _told_apart(job: Job) -> dict[str, Any]:
-    """Return the fields that few Jobs set, so that folders of those that do not stay as they were."""
+    """Return the fields that only some Jobs set; without them, folders of older runs keep their identity."""
     found = {"only": list(job.only) or None, "bank_seed": job.bank_seed}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _identify_prompts(job: Job) -> Any:
-    """Return what tells the prompts of a run from those of another: the prompts, or of many a digest."""
+    """Return what identifies the prompts of a run: the prompts, or for many prompts a digest."""
     if len(job) <= MOST_ENTRIES:
         return job.lines()
     digest = hashlib.sha256()
@@ -227,7 +229,7 @@ def _identify_prompts(job: Job) -> Any:
 
 
 def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
-    """Say that the few-step samples of a prompt are all worse than whole ones, so that guidance leads nowhere."""
+    """Warn if all few-step samples of a prompt are worse than full samples, since guidance then leads nowhere."""
     for bank in result.banks:
         if reward in bank.rewards and reward in vanilla.rewards:
             best, mean = float(bank.reward(reward).max()), float(vanilla.rewards[reward].mean())
@@ -249,10 +251,10 @@ def _batch(lines: Iterable[Record], size: int) -> Iterator[list[Record]]:
 
 
 def find_banks(places: Sequence[str], prompts: Sequence[str]) -> dict[str, LookaheadBank]:
-    """Return the one bank of each prompt, among bank files and folders of them.
+    """Return the one bank of each prompt from bank files and folders of banks.
 
     Raises:
-        BankError: a prompt has no bank there, or several.
+        BankError: a prompt has no bank, or several.
     """
     paths = [Path(place) for place in places]
     named = [(path, LookaheadBank.load(path)) for path in paths if not path.is_dir()]

@@ -1,7 +1,7 @@
-"""What lives in processes of Ray: workers with a Job's sampler, judges with one reward, and rewards that ask them.
+"""Actors of Ray: workers with a Job's sampler, judges with one reward, and rewards that call judges.
 
-Actors are made from texts and numbers, never from handles: Ray can start a judge again wherever there is room. A bank
-stays in the worker that drew it, and pictures go to the folder that all share.
+Actors are made from texts and numbers, never from handles, so that Ray can restart a judge wherever there is room. A
+bank stays in the worker that drew it; pictures go to the shared folder.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from .job import Job
 from .local import draw_each, in_groups, task_of
 from .worker import load_sampler, on_this_machine
 
-ANSWER = 600  # seconds that a judge may take for a batch
+ANSWER = 600  # seconds that a judge may take per batch
 
 
 class Ready(NamedTuple):
-    """What a worker says when its sampler is loaded: the prompts that it draws together, and its precision."""
+    """The answer of a worker whose sampler is loaded: how many prompts it draws together, and its precision."""
 
     size: int
     dtype: str
 
 
 class Drawn(NamedTuple):
-    """What became of a unit: its cost, or the problem that left it undrawn. A bank brings its record along."""
+    """The outcome of a unit: its cost, or the problem that left it undrawn; for a bank also its record."""
 
     number: int
     cost: Cost
@@ -46,14 +46,14 @@ class Drawn(NamedTuple):
 
 
 class Worker:
-    """Draws units of a Job, known by their numbers, and keeps them in its folder.
+    """A worker, which draws units of a Job, given by number, and keeps them in the folder.
 
     Args:
         job: as JSON.
         out: the folder.
-        rank: names the file of a comparison's lines.
+        rank: rank that names the file of a comparison's lines.
         sign: a file in ``out`` that the driver made.
-        judges: arguments of the :class:`RayReward` of each reward that is elsewhere, by its name in the Job.
+        judges: arguments of :class:`RayReward` for each reward with a judge, by its name in the Job.
     """
 
     def __init__(self, job: str, out: str, rank: int, sign: str, judges: Mapping[str, Mapping[str, Any]]) -> None:
@@ -63,7 +63,7 @@ class Worker:
         """Load the sampler and take the folder.
 
         Raises:
-            OSError, ValueError: as :func:`lidar_sampling.runs.run`; or the folder is not that of the driver.
+            OSError, ValueError: as :func:`lidar_sampling.runs.run`, or the folder is not the driver's.
         """
         job = on_this_machine(Job.from_json(self._job))
         if not (self._out / self._sign).exists():
@@ -80,7 +80,7 @@ class Worker:
         return Ready(self.task.together, job.dtype)
 
     def draw(self, numbers: Sequence[int]) -> list[Drawn]:
-        """Draw, judge and keep units; return what became of each."""
+        """Draw, judge and keep units; return the outcome of each."""
         task = self.task
         number_of = {task.units[number]: number for number in numbers}
         found = []
@@ -95,12 +95,12 @@ class Worker:
 
 
 class Judge:
-    """One reward of a Job.
+    """A judge, which computes one reward of a Job.
 
     Args:
-        name: of the reward.
-        fast: levers of the Job, if the reward guides.
-        device: where it computes; None takes the accelerator that Ray gave.
+        name: name of the reward.
+        fast: levers of the Job if the reward guides.
+        device: device to compute on; None is the accelerator that Ray assigned.
     """
 
     def __init__(self, name: str, fast: str | None, device: str | None) -> None:
@@ -108,7 +108,7 @@ class Judge:
         self._reward: Any = None
 
     def ready(self, job: str) -> dict[str, Any]:
-        """Load the reward and let it read the prompts of a Job; return what a :class:`RayReward` says of it.
+        """Load the reward and check that it reads the prompts of a Job; return its attributes for :class:`RayReward`.
 
         Raises:
             OSError, ValueError: the reward cannot be loaded, or refuses a prompt.
@@ -123,14 +123,14 @@ class Judge:
         }
 
     def score(self, pictures: np.ndarray, prompts: Sequence[Any]) -> np.ndarray:
-        """Return what the reward says of pictures (B, ...) in bytes, or of audio in floats."""
-        images = torch.tensor(pictures)  # what comes from Ray's store is read-only
+        """Return the scores of pictures (B, ...) in bytes, or of audio in floats."""
+        images = torch.tensor(pictures)  # arrays from Ray's store are read-only
         with torch.no_grad():
             seen = images.float() / 255 if images.dtype == torch.uint8 else images
             return torch.as_tensor(ask(self._load(), images=seen, prompts=prompts)).float().cpu().numpy()
 
     def _load(self) -> Any:
-        if self._reward is None:  # also after Ray started the process again
+        if self._reward is None:  # also after Ray restarted the process
             quieten()
             levers, device = read_levers(self._fast), device_of(self._device)
             dtype = levers["sampler"].get("reward_dtype", torch.float32)
@@ -141,17 +141,17 @@ class Judge:
 
 
 class RayReward:
-    """A reward that a :class:`Judge` computes: one on this host if there is one, else another.
+    """A reward that a :class:`Judge` computes, on this host if it has one, else on another.
 
-    Pictures travel in 8 bits, as they would be saved: a pixel moves by at most 1/510, and a score moves with it. The
-    judge checked the prompts of the Job when it was loaded.
+    Pictures are sent in 8 bits, as they would be saved: a pixel changes by at most 1/510, and a score changes
+    accordingly. The judge has checked the prompts of the Job on loading.
 
     Args:
-        name: what results call the reward.
+        name: name of the reward in results.
         places: node of Ray -> name of the judge there.
-        reads_metadata: as the reward has it.
-        modality: as the reward has it.
-        stands_for: what tells the reward from others in the identity of a run, which can go on without judges.
+        reads_metadata: as of the reward.
+        modality: as of the reward.
+        stands_for: identity of the reward in the identity of a run, which may continue without judges.
     """
 
     differentiable = False
@@ -164,15 +164,15 @@ class RayReward:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides its scores: the reward, and pictures of 8 bits."""
+        """What determines its scores: the reward, and pictures of 8 bits."""
         return {"reward": self.stands_for, "bits": 8}
 
     def __call__(self, *, images: Tensor, prompts: Sequence[Any]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], or videos or audio, and B prompts to scores (B,), on the CPU.
+        """Score images (B, 3, H, W) in [0, 1], or videos or audio, for B prompts; return (B,), on the CPU.
 
         Raises:
             RuntimeError: no judge answers.
-            Exception: what the reward raised.
+            Exception: the reward's own error.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -187,6 +187,6 @@ class RayReward:
                 return torch.tensor(ray.get(judge.score.remote(pictures.numpy(), list(prompts)), timeout=ANSWER))
             except RayTaskError as error:
                 raise error.cause or error from None
-            except (RayError, ValueError) as error:  # lost, slower than ANSWER, or (ValueError) not found
+            except (RayError, ValueError) as error:  # lost, slower than ANSWER, or not found (ValueError)
                 last = str(error).split("\n")[0]
         raise RuntimeError(f"none of its {len(self.places)} judges answers (the last: {last})")

@@ -1,12 +1,12 @@
-"""Which of several processes draws which prompts, as torchrun's or Slurm's environment variables say.
+"""Shares of prompts for several processes, by the environment variables of torchrun or Slurm.
 
-    torchrun          RANK, WORLD_SIZE, which win over all others: set them to say it yourself
+    torchrun          RANK, WORLD_SIZE, which override all others; you can set them yourself
     tasks of srun     SLURM_PROCID of SLURM_NTASKS
     a job array       (SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / SLURM_ARRAY_TASK_STEP of SLURM_ARRAY_TASK_COUNT
     srun in an array  rank of the array * SLURM_NTASKS + SLURM_PROCID: every job of an array has the same options
 
-Slurm's names: https://slurm.schedmd.com/sbatch.html, srun.html, job_array.html. Its batch script is no task, although
-it has SLURM_PROCID=0, and SLURM_NTASKS where ``--ntasks`` was asked: only ``srun`` adds SLURM_STEP_NUM_TASKS.
+Slurm's names: https://slurm.schedmd.com/sbatch.html, srun.html, job_array.html. Its batch script is not a task,
+although it has SLURM_PROCID=0, and SLURM_NTASKS if ``--ntasks`` was given; only ``srun`` adds SLURM_STEP_NUM_TASKS.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ONE = "set RANK=0 and WORLD_SIZE=1 for one process"
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number of processes) of torchrun's or Slurm's variables; (0, 1) where none of them is set.
+    """Return (rank, number of processes) from torchrun's or Slurm's variables; (0, 1) if none of them is set.
 
     Raises:
-        ValueError: one without the other, no whole numbers, a rank outside 0 to the number - 1, a job array with
-            holes, or a batch script that asked for several tasks and runs outside ``srun``.
+        ValueError: one of a pair is missing, a value is not a whole number, a rank is not within 0 to the number - 1,
+            a job array has holes, or a batch script asked for several tasks and runs outside ``srun``.
 
     >>> from_environment({"RANK": "2", "WORLD_SIZE": "4"})
     (2, 4)
@@ -48,7 +48,7 @@ def from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def shard_variables(environment: Mapping[str, str]) -> str:
-    """Return the names of the variables that :func:`from_environment` follows, for a line to the user; "" for none.
+    """Return the names of the variables that :func:`from_environment` reads, for a message; "" if none is set.
 
     Raises:
         ValueError: as :func:`from_environment`.
@@ -66,7 +66,7 @@ def shard_variables(environment: Mapping[str, str]) -> str:
 
 
 def _of_tasks(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number) among the tasks of ``srun``; (0, 1) for a single one and outside Slurm."""
+    """Return (rank, number) among the tasks of ``srun``; (0, 1) for a single task and outside Slurm."""
     mend = f"begin the command with srun, or {_ONE}"
     found = {name: environment[name] for name in _TASKS if name in environment}
     if not found or found in ({"SLURM_PROCID": "0"}, {"SLURM_NTASKS": "1"}):  # sbatch, salloc without --ntasks
@@ -76,7 +76,7 @@ def _of_tasks(environment: Mapping[str, str]) -> tuple[int, int]:
         raise ValueError(
             f"SLURM_PROCID must be 0 to SLURM_NTASKS - 1, got SLURM_PROCID {task} of SLURM_NTASKS {tasks}: {mend}"
         )
-    # Each copy of the batch script's command would take share 0, and nobody the others.
+    # Every copy of the batch script's command would take share 0, and none the others.
     if tasks > 1 and task == 0 and "SLURM_JOB_ID" in environment and "SLURM_STEP_NUM_TASKS" not in environment:
         raise ValueError(
             f"SLURM_NTASKS is {tasks}, but this is the batch script, not one of its tasks "
@@ -106,12 +106,12 @@ def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _numbers(environment: Mapping[str, str], names: Sequence[str], mend: str = "") -> list[int]:
-    """Return the whole numbers of these variables, which are all set or all missing."""
+    """Return the whole numbers in these variables; either all are set or none is."""
     found = {name: environment[name] for name in names if name in environment}
     several = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
     if len(found) < len(names):
-        raise ValueError(f"{several} go together, got {shown} alone: {mend}")
+        raise ValueError(f"{several} go together, got only {shown}: {mend}")
     try:
         return [int(value) for value in found.values()]
     except ValueError:
@@ -123,7 +123,7 @@ def check_shard(rank: int, number: int) -> None:
     """Refuse a rank outside 0 to ``number`` - 1.
 
     Raises:
-        ValueError: it is outside.
+        ValueError: the rank is outside.
     """
     if not (accepts(int, rank) and accepts(int, number)) or number < 1 or not 0 <= rank < number:
         raise ValueError(
@@ -133,10 +133,10 @@ def check_shard(rank: int, number: int) -> None:
 
 
 def order(items: Sequence[_T], rank: int, number: int) -> list[_T]:
-    """Return all items in the order in which process ``rank`` of ``number`` looks at them.
+    """Return all items in the order of process ``rank`` of ``number``.
 
-    Its own share comes first: items ``rank``, ``rank + number``, ... Then come those of the others, from their ends,
-    so that what a process leaves undone is done by whoever is free, and two processes rarely meet.
+    Its own share comes first: items ``rank``, ``rank + number``, ... The shares of the others follow, each from its
+    end. A free process thus does what others leave undone, and two processes rarely meet.
 
     >>> order("abcdef", 1, 3)
     ['b', 'e', 'f', 'd', 'c', 'a']

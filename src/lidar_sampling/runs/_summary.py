@@ -1,4 +1,4 @@
-"""What a finished run says of itself: ``result.json``."""
+"""The summary of a finished run for ``result.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COSTS = ("network_evaluations", "reward_calls", "seconds")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what is drawn."""
+    """Return the versions of Python and of the packages that influence the samples."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
@@ -36,7 +36,7 @@ class Means:
         self._costs = dict.fromkeys(_COSTS, 0.0)
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Add what one prompt's entry says of the method."""
+        """Add the numbers of the method from one prompt's entry."""
         self.count += 1
         for name, values in part["rewards"].items():
             total, known = self._rewards.get(name, (0.0, 0))
@@ -46,7 +46,7 @@ class Means:
             self._costs[name] += sum(phase[name] for phase in part["cost"].values())
 
     def row(self) -> dict[str, float | None]:
-        """Return reward or cost -> mean; None where no image has a value."""
+        """Return reward or cost -> mean; None if no image has a value."""
         rewards = {name: total / known if known else None for name, (total, known) in self._rewards.items()}
         return {**rewards, **{name: total / self.count for name, total in self._costs.items()}}
 
@@ -60,6 +60,6 @@ def summary(parts: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def cost_of(phases: Mapping[str, Mapping[str, Any]]) -> Cost:
-    """Return the sum of the costs of phases, as an entry holds them."""
+    """Return the sum of the costs of all phases in an entry."""
     known = Cost.__dataclass_fields__
     return sum((Cost(**{k: v for k, v in phase.items() if k in known}) for phase in phases.values()), Cost())

@@ -1,8 +1,8 @@
-"""What a run is asked for, as one value: everything that draws pictures takes it from here.
+"""The order for a run, as one value: everything that draws pictures takes a Job.
 
-A :class:`Job` is plain JSON both ways, so that it can be kept beside its results, sent to another machine and drawn
-again. It is checked when it is made, before any weights are read. Its fields are called as the options of the command
-line are.
+A :class:`Job` converts to plain JSON and back, so that it can be kept beside its results, sent to another machine and
+drawn again. It is checked when it is made, before any weights are read. Its fields have the names of the options of
+the command line.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ SETTINGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (
 
 @dataclass(frozen=True)
 class Job:
-    """What to draw, with what, how, and what to keep of it.
+    """The order for a run: what to draw, with which model and methods, and what to keep.
 
     Attributes:
-        prompts: at least one: a text, or a mapping with ``"prompt"`` and what judges read beside it, such as
-            GenEval's metadata. An ``"id"`` must be unique. A path to a file of prompts is read when the Job is made.
+        prompts: at least one: a text, or a mapping with ``"prompt"`` and metadata for judges, such as GenEval's. An
+            ``"id"`` must be unique. A path to a file of prompts is read when the Job is made.
         task: ``generate`` keeps pictures, a folder per prompt; ``compare`` keeps lines of results, one per prompt,
             seed and method; ``look`` keeps banks.
         model: ``glyph``, or a path or hub id of a diffusers pipeline.
-        variant: of the weights, such as ``fp16``.
-        preset: settings by name, such as ``paper-sd15``.
-        reward: guides: a name of :mod:`lidar_sampling.rewards`, or names with weights, which make a mixture; None
-            takes the model's own.
+        variant: variant of the weights, such as ``fp16``.
+        preset: name of a set of settings, such as ``paper-sd15``.
+        reward: the guiding reward: a name of :mod:`lidar_sampling.rewards`, or names with weights, which make a
+            mixture; None takes the model's own.
         metrics: names of rewards that judge and never guide; None takes the model's own.
         methods: names of :mod:`lidar_sampling.methods`. ``generate`` takes one, or ``vanilla`` and one. With a budget
             a name may hold ``N`` for the number that the budget allows.
         settings: fields of :class:`lidar_sampling.Settings` that differ from the model's: ``n``, ``steps``, ...
         images: samples per prompt, at least 1.
-        only: places, from 0, of the samples of ``images`` that ``generate`` draws, each as it is among all of them;
-            empty for all. Its method must draw samples that are independent: lidar, or vanilla.
-        seeds: of all noise. ``generate`` and ``look`` take one.
-        bank_seed: of the noise of banks, for ``generate``; None takes that of the samples.
-        call: further arguments of the pipeline, such as ``height``.
-        scheduler: another scheduler of diffusers, ``CLASS:NAME=VALUE,...``.
+        only: indices, from 0, of the samples of ``images`` that ``generate`` draws, each as it would be among all;
+            empty for all. The method must draw independent samples: lidar or vanilla.
+        seeds: seeds of all noise. ``generate`` and ``look`` take one.
+        bank_seed: seed of the banks' noise, for ``generate``; None takes the seed of the samples.
+        call: other arguments of the pipeline, such as ``height``.
+        scheduler: another diffusers scheduler, ``CLASS:NAME=VALUE,...``.
         dtype: precision of the pipeline: float32, float16, bfloat16 or auto.
         fast: levers of docs/performance.md, comma separated.
-        banks: files or folders of banks that guide, instead of banks that are drawn.
-        store: folder where banks are found and kept.
-        budget: what a prompt may cost: network evaluations as ``480``, or seconds as ``30s``.
-        pictures: prompts of the first seed whose pictures ``compare`` keeps.
+        banks: files or folders of banks to guide by, instead of drawing banks.
+        store: folder that keeps banks between runs.
+        budget: budget per prompt: network evaluations as ``480``, or seconds as ``30s``.
+        pictures: number of prompts whose pictures of the first seed ``compare`` keeps.
         batch_size: samples at a time; 0 takes as many as fit.
         device: where to draw; None takes the accelerator of the machine.
 
     Raises:
-        ValueError: a field has another type, or a value that nothing can be drawn with; the message names both.
+        ValueError: a field has a wrong type or an impossible value; the message names the field and the value.
 
     Example:
         >>> job = Job(prompts=["a cat"], settings={"n": 8}, images=2)
@@ -118,10 +118,10 @@ class Job:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | str) -> Job:
-        """Return the Job that JSON values, or a text of JSON, describe.
+        """Return the Job from JSON values, or from a text of JSON.
 
         Raises:
-            ValueError: it is no JSON object, a field is not known, or as for the class.
+            ValueError: it is not a JSON object, a field is unknown, or as for the class.
 
         Example:
             >>> Job.from_json('{"prompts": ["a cat"], "imagse": 2}')
@@ -156,7 +156,7 @@ class Job:
         path = Path(path)
         found = read_json(path, mend="give the file of a Job, or the result.json of a run")
         job = found["job"] if isinstance(found.get("job"), dict) else found
-        if isinstance(job.get("prompts"), str):  # beside the file that names them
+        if isinstance(job.get("prompts"), str):  # relative to the file that names them
             job = {**job, "prompts": str(path.parent / job["prompts"])}
         try:
             return cls.from_json(job)
@@ -164,9 +164,9 @@ class Job:
             raise ValueError(f"{path}: {error}") from None
 
     def to_json(self, *, brief: bool = False, without: Collection[str] = ()) -> dict[str, Any]:
-        """Return the Job as JSON values: every field, or with ``brief`` those that differ from the defaults.
+        """Return the Job as JSON values: every field, or with ``brief`` only those that differ from the defaults.
 
-        Fields ``without`` are left out; of many prompts it is they that take the time.
+        Fields in ``without`` are left out, such as many prompts, which take the most time.
 
         >>> Job(prompts=["a cat"], images=2).to_json(brief=True)
         {'prompts': ['a cat'], 'images': 2}
@@ -186,16 +186,16 @@ class Job:
         return [text_of(prompt) for prompt in self._prompts]
 
     def line(self, index: int) -> dict[str, Any]:
-        """Return prompt ``index`` with what it asks for.
+        """Return prompt ``index`` with its metadata.
 
-        That is what its own mapping says; where it neither includes nor excludes anything, what GenEval's templates
-        read in the text.
+        The metadata is its own mapping. If that neither includes nor excludes anything, the text is read by GenEval's
+        templates.
         """
         prompt = self._prompts[index]
         return with_requirements({"prompt": prompt} if isinstance(prompt, str) else prompt)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return all prompts with what they ask for."""
+        """Return all prompts with their metadata."""
         return [self.line(index) for index in range(len(self))]
 
     def __len__(self) -> int:
@@ -204,14 +204,14 @@ class Job:
 
     @property
     def _prompts(self) -> tuple[str | Mapping[str, Any], ...]:
-        return cast("tuple[str | Mapping[str, Any], ...]", self.prompts)  # since it was made
+        return cast("tuple[str | Mapping[str, Any], ...]", self.prompts)  # the types after the Job is made
 
 
 def read_budget(text: str) -> tuple[float, str]:
-    """Return a budget and the field of :class:`lidar_sampling.Cost` that it counts.
+    """Return a budget and the field of :class:`lidar_sampling.Cost` that it limits.
 
     Raises:
-        ValueError: it is not a positive number, or one of seconds.
+        ValueError: it is neither a positive number nor a number of seconds.
 
     >>> read_budget("480"), read_budget("30s")
     ((480.0, 'network_evaluations'), (30.0, 'seconds'))
@@ -231,7 +231,7 @@ def text_of(prompt: str | Mapping[str, Any]) -> str:
 
 
 def _check_prompts(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
-    """Return prompts, each checked; one with nothing but a text is its text, which takes less memory."""
+    """Return the prompts, checked; a mapping with only a text becomes the text, to save memory."""
     if isinstance(prompts, str | Path):
         prompts = read_prompts(prompts)
     if not isinstance(prompts, Sequence):
@@ -259,16 +259,16 @@ def _check_prompts(prompts: Any) -> tuple[str | Mapping[str, Any], ...]:
 
 
 def _check_json(job: Job) -> None:
-    """Refuse values that JSON does not know, which another machine could not be told."""
+    """Refuse values that JSON cannot hold, since they could not be sent to another machine."""
     for name in ("prompts", "settings", "call"):
         try:
             json.dumps(getattr(job, name), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must hold what JSON can say ({error})") from None
+            raise ValueError(f"{name} must hold only JSON values ({error})") from None
 
 
 def _check_drawing(job: Job) -> None:
-    """Refuse what no sample can be drawn with."""
+    """Refuse values that nothing can be drawn with."""
     if job.images < 1:
         raise ValueError(f"images must be at least 1, got {job.images}")
     if job.batch_size < 0:
@@ -298,7 +298,7 @@ def _check_drawing(job: Job) -> None:
 
 
 def _check_methods(job: Job) -> None:
-    """Refuse methods that are not known, or that the task does not draw by."""
+    """Refuse methods that are unknown, or that the task does not allow."""
     from ..methods import check_name
 
     if not job.methods or len(set(job.methods)) < len(job.methods):
@@ -325,7 +325,7 @@ def _check_methods(job: Job) -> None:
 
 
 def _check_only(job: Job) -> None:
-    """Refuse to draw samples alone that do not exist, or that depend on the others."""
+    """Refuse ``only`` for samples that do not exist, or that depend on the others."""
     from ..methods import draws_each_alone
 
     if not job.only:
@@ -340,7 +340,7 @@ def _check_only(job: Job) -> None:
 
 
 def _check_judges(job: Job) -> None:
-    """Refuse rewards that are not known."""
+    """Refuse unknown rewards."""
     from .. import rewards
 
     if isinstance(job.reward, dict):

@@ -1,7 +1,7 @@
-"""Carrying out a Job on this machine: group, draw, judge, keep, go on where a run was.
+"""The engine on this machine: group, draw, judge and keep the units of a Job, or continue a run.
 
-A task (:class:`Pictures`, :class:`Comparison`, :class:`Banks`) says what there is to draw and how it is kept; the
-loop is the same for all of them, and for every worker on Ray.
+A task (:class:`Pictures`, :class:`Comparison`, :class:`Banks`) says what to draw and how to keep it. The loop is the
+same for all tasks, and for every worker on Ray.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 COSTS_ITS_UNIT = (RewardError, DivergedError)
-"""What is wrong with one unit, and need not be with the next."""
+"""Errors of one unit, which the next unit need not have."""
 
 _MOST_FAILED = 3
-"""Units at the beginning of a run that all failed: the fault is not in them."""
+"""If this many units fail at the beginning of a run, the fault is not in the units."""
 
 
 class Task(Protocol):
-    """What a Job draws and what it leaves on disk. A unit is what is drawn and kept whole, or not at all."""
+    """A kind of run: what a Job draws and what it writes. A unit is drawn and kept whole, or not at all."""
 
     units: Sequence[Any]
     lidar: LiDAR
     out: Path
-    helps: bool  # whether a process that is done with its own share goes on with what others have not drawn
-    together: int  # units that are drawn together, at most; as far as the Job tells until begin
-    indexed: bool  # whether what is on disk says what is finished
+    helps: bool  # whether a process that has finished its share goes on with those of others
+    together: int  # most units that are drawn together; before begin, an estimate from the Job
+    indexed: bool  # whether the files show what is finished
 
     def begin(self, lidar: LiDAR, *, shared: bool = False, resume: bool = False, overwrite: bool = False) -> None:
         """Take the folder and make the sampler ready, or refuse before anything is drawn."""
@@ -55,13 +55,13 @@ class Task(Protocol):
         """Return the number of the unit's prompt."""
 
     def find_record(self, unit: Any) -> Record | None:
-        """Return the record of a unit that is there, whoever drew it."""
+        """Return the record of a unit if it is there, whichever process drew it."""
 
     def fits(self, group: Sequence[Any], unit: Any) -> bool:
         """Return whether a unit can be drawn together with others."""
 
     def draw(self, group: Sequence[Any], lidar: LiDAR) -> list[Record]:
-        """Draw, judge and keep units that :meth:`fits` together; return their records."""
+        """Draw, judge and keep units that fit together (:meth:`fits`); return their records."""
 
     def cost(self, record: Record) -> Cost:
         """Return what a record cost."""
@@ -70,30 +70,31 @@ class Task(Protocol):
         """Return the network evaluations that a unit will cost."""
 
     def describe(self, unit: Any) -> str:
-        """Return what a person calls a unit."""
+        """Return the name of a unit, for messages."""
 
     def complete(self, rank: int, number: int) -> bool:
-        """Return whether all is there, now that this process is done with its share."""
+        """Return whether every unit is there, once this process has finished its share."""
 
     def abandon(self) -> None:
-        """Leave nothing behind of a run that kept nothing."""
+        """Remove the files of a run that has kept nothing."""
 
     def collect(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write what the units come to together; return it."""
+        """Write the result over all units; return it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
-        done: units that are there.
-        total: units of this process.
-        what: the unit under way.
-        phase: of it: lookahead, sampling.
-        part: of that phase, 0 to 1.
-        cost: of what this process drew so far.
-        left: estimated seconds until all is there; None before the first unit is.
+        done: units that are finished.
+        total: all units of this process.
+        what: name of the current unit.
+        phase: its phase: lookahead, sampling.
+        part: finished part of that phase, 0 to 1.
+        cost: cost of everything that this process has drawn.
+        left: estimated seconds until the end; None before the first unit is finished.
+        phase_left: estimated seconds until the end of the phase; None at its beginning.
     """
 
     done: int
@@ -103,6 +104,7 @@ class Progress:
     part: float = 0.0
     cost: Cost = field(default_factory=Cost)
     left: float | None = None
+    phase_left: float | None = None
 
 
 Tell = Callable[[Progress], None]
@@ -110,13 +112,14 @@ Tell = Callable[[Progress], None]
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
-        task: what was drawn, with the sampler that drew it.
-        complete: whether every unit of the Job is there, whoever drew it; of banks, of this process.
-        result: what the task came to, if it is complete: of ``generate`` what ``result.json`` says.
-        cost: of what this process drew.
+        task: the task, with the sampler that drew it.
+        complete: whether every unit of the Job is there, whichever process drew it; for banks, every unit of this
+            process.
+        result: the result of the task if it is complete; for ``generate`` the contents of ``result.json``.
+        cost: cost of everything that this process drew.
     """
 
     task: Task
@@ -126,7 +129,7 @@ class Outcome:
 
 
 def task_of(job: Job, out: str | Path, *, rank: int = 0) -> Task:
-    """Return the task of a Job; ``rank`` names the files of this process where several write lines."""
+    """Return the task of a Job; ``rank`` names the files of this process when several write lines."""
     if job.task == "compare":
         return Comparison.of(job, Path(out), rank=rank)
     return Banks(job, Path(out)) if job.task == "look" else Pictures(job, Path(out))
@@ -143,21 +146,21 @@ def run(
     tell: Tell | None = None,
     lidar: LiDAR | None = None,
 ) -> Outcome:
-    """Draw what a Job asks for and ``out`` does not hold yet, and write what all of it came to.
+    """Draw what a Job asks for and ``out`` does not hold yet, and write the result over all units.
 
     Args:
         job: what to draw; a budget must be settled (:func:`lidar_sampling.evaluation.budget.settle`).
         out: folder to write.
         shard: (rank, number of processes). Each draws its own share of the prompts; the last to finish writes
-            ``result.json``. A comparison goes on with what the others have not drawn yet.
-        resume: go on with the run that is in ``out``, if it is the same. Shards and comparisons always do.
-        overwrite: delete the run that is in ``out`` first.
-        profile: also say where the time went.
+            ``result.json``. For a comparison, each then draws what the others have not drawn yet.
+        resume: continue the run in ``out``, if it is the same. Shards and comparisons always do.
+        overwrite: delete the run in ``out`` first.
+        profile: also measure where the time goes.
         tell: called before each unit, after every step and after each unit.
-        lidar: the sampler, if it is loaded already.
+        lidar: the sampler, if it is already loaded.
 
     Raises:
-        FileExistsError, ValueError: ``out`` cannot be written or holds something else.
+        FileExistsError, ValueError: ``out`` cannot be written, or holds something else.
         RewardError: a reward failed on some prompts; the others are there.
 
     Example:
@@ -192,9 +195,9 @@ def run(
 
 
 def share(task: Task, shard: tuple[int, int], *, help_others: bool = True) -> list[Any]:
-    """Return the units of a task in the order in which one of several processes looks at them.
+    """Return the units of a task in the order of one of several processes.
 
-    Its own share comes first; what the others leave undone comes after it, where the task helps.
+    Its own share comes first. If the task helps others, their shares follow.
     """
     rank, number = shard
     prompts = sorted({task.index(unit) for unit in task.units})
@@ -205,26 +208,26 @@ def share(task: Task, shard: tuple[int, int], *, help_others: bool = True) -> li
 
 
 def work(task: Task, units: Sequence[Any], tell: Tell | None = None) -> Iterator[tuple[Any, Record]]:
-    """Draw the units that are not there yet, in full batches; yield every unit and its record, old ones first.
+    """Draw the missing units in full batches; yield every unit and its record, existing ones first.
 
-    A unit on which a reward or the network fails is left out and named. Where the first all fail, the run ends, since
-    the fault is not in the prompts.
+    A unit on which a reward or the network fails is left out and named. If the first units all fail, the run ends,
+    since the fault is not in the prompts.
 
     Args:
-        task: that has begun.
-        units: of it.
+        task: a task that has begun.
+        units: units of the task.
         tell: called before each unit, after every step and after each unit.
 
     Raises:
         RewardError: a reward failed on some units; the others are there.
-        DivergedError: so did the network, on the first of them.
+        DivergedError: the same for the network, if it failed on the first of the units left out.
     """
     for unit, record, _ in _work(task, units, tell):
         yield unit, record
 
 
 def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple[Any, Record, bool]]:
-    """Do as :func:`work` does, and say of each unit whether it was drawn now."""
+    """Do the same as :func:`work`, and yield for each unit also whether it was drawn now."""
     todo = []
     for unit in units:
         if (record := task.find_record(unit)) is None:
@@ -235,9 +238,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
     lidar = task.lidar if tell is None else task.lidar.with_progress(pace.step)
     failed: list[tuple[Any, Exception]] = []
     for group in in_groups(task, todo):
-        there = [
-            (unit, record) for unit in group if (record := task.find_record(unit)) is not None
-        ]  # others drew them
+        there = [(unit, record) for unit in group if (record := task.find_record(unit)) is not None]  # by others
         pace.skip([unit for unit, _ in there])
         for unit, record in there:
             group.remove(unit)
@@ -264,7 +265,7 @@ def _work(task: Task, units: Sequence[Any], tell: Tell | None) -> Iterator[tuple
 
 
 def in_groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yield units that are drawn together, so that batches are full."""
+    """Yield groups of units to draw together, so that batches are full."""
     group: list[Any] = []
     for unit in todo:
         if group and not task.fits(group, unit):
@@ -276,7 +277,7 @@ def in_groups(task: Task, todo: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def draw_each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any, Record | Exception]]:
-    """Draw a group; where one of its units fails, draw the others alone. Yield what came of each."""
+    """Draw a group; if one of its units fails, draw each alone. Yield the outcome of each."""
     try:
         records = task.draw(group, lidar)
     except COSTS_ITS_UNIT as error:
@@ -290,7 +291,7 @@ def draw_each(task: Task, group: list[Any], lidar: LiDAR) -> Iterator[tuple[Any,
 
 
 class _Pace:
-    """Counts what is done and what it cost, and estimates what is left from the network evaluations of each unit."""
+    """Counts of finished work and its cost, and an estimate of the time left by network evaluations."""
 
     def __init__(self, task: Task, todo: Sequence[Any], total: int, tell: Tell | None) -> None:
         self.task, self.total, self.tell = task, total, tell
@@ -299,18 +300,20 @@ class _Pace:
         self._of = (lambda unit: task.evaluations(unit, task.lidar)) if tell is not None else (lambda _: 0.0)
         self._left, self._behind = sum(map(self._of, todo)), 0.0
         self._seconds, self._since = 0.0, time.monotonic()
+        self._phase, self._phase_since, self._part, self._first = "", self._since, 0.0, 0.0
 
     def begin(self, group: Sequence[Any]) -> None:
-        """Say which units come next."""
+        """Report which units come next."""
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
         self.what, self._since = self.task.describe(group[0]) + more, time.monotonic()
         self.step("", 0, 1)
 
     def step(self, phase: str, done: float, total: int) -> None:
-        """Say how far the units under way are."""
+        """Report how far the current units are."""
         if self.tell is not None:
             part = done / total if total else 0.0
-            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.seconds_left()))
+            rest = self.phase_left(phase, part)
+            self.tell(Progress(self.done, self.total, self.what, phase, part, self.cost, self.seconds_left(), rest))
 
     def end(self, drawn: Sequence[tuple[Any, Record]]) -> None:
         """Count units that were drawn together."""
@@ -322,14 +325,24 @@ class _Pace:
         self.skip([unit for unit, _ in drawn])
 
     def skip(self, units: Sequence[Any]) -> None:
-        """Count units that are there."""
+        """Count units that were there already."""
         self.done += len(units)
         self._left -= sum(map(self._of, units))
         self.step("", 0, 1)
 
     def seconds_left(self) -> float | None:
-        """Return the seconds that are left, as far as what was drawn tells."""
+        """Return the estimated seconds that are left; None if nothing was drawn yet."""
         if not self._behind:
             return None
         since = time.monotonic() - self._since
         return max(0.0, self._left * self._seconds / self._behind - since)
+
+    def phase_left(self, phase: str, part: float) -> float | None:
+        """Return the estimated seconds until the phase ends, from its pace so far; None at its beginning."""
+        now = time.monotonic()
+        if phase != self._phase or part < self._part:
+            self._phase, self._phase_since, self._first = phase, now, part
+        self._part = part
+        if not phase or part <= self._first:
+            return None
+        return (now - self._phase_since) * (1 - part) / (part - self._first)

@@ -1,14 +1,14 @@
-"""Carrying out a Job on a Ray cluster: the tasks of :mod:`lidar_sampling.runs.local`, drawn by actors.
+"""The engine on a Ray cluster: the tasks of :mod:`lidar_sampling.runs.local`, drawn by actors.
 
-A worker holds the pipeline and draws both phases, so that a bank never travels; it writes into ``out``, which all
-hosts share. The driver holds numbers of units: it gives each worker one group that it draws and one that waits, and
-only to workers that have answered. Where processes go, and when machines come and go, is Ray's.
+A worker holds the pipeline and draws both phases, so that banks are never sent; it writes into ``out``, which all
+hosts share. The driver holds only numbers of units. It gives each worker that has answered one group to draw and one
+that waits. Ray places the processes and handles machines that come and go.
 
-A worker that is lost is replaced, and what it had is drawn again. The oldest group that it had is to blame, since a
-worker draws one after the other: its units are drawn alone from then on, and one that was to blame three times is
-given up. A unit may be drawn twice, where an answer is lost on its way, but it is kept once.
+A lost worker is replaced, and its units are drawn again. Its oldest group is to blame, since a worker draws one group
+after the other. The units of that group are drawn alone from then on, and a unit that was to blame three times is
+given up. If an answer is lost on its way, a unit is drawn twice, but kept once.
 
-Rewards may be actors of their own, one per host, which several workers share: :class:`RayReward`.
+Rewards may be separate actors, one per host, shared by several workers: :class:`RayReward`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from .local import Outcome, Progress, Record, Tell, task_of
 
 _log = logging.getLogger(__name__)
 
-TRIES = 3  # of a unit whose worker is lost
-WINDOW = 2  # groups with a worker: the one that it draws, and the next
-_TICK, _REACH = 5.0, 10.0  # seconds between two signs of life, and until an address answers
-_NAMED = 10  # units that an error names
-_QUIET = {  # before Ray is imported: no telemetry, and nothing of its own on our stdout
+TRIES = 3  # attempts per unit whose worker is lost
+WINDOW = 2  # groups per worker: the one that it draws, and the next
+_TICK, _REACH = 5.0, 10.0  # seconds between two reports, and until an address must answer
+_NAMED = 10  # most units that an error names
+_QUIET = {  # set before Ray is imported: no telemetry, and nothing from Ray on our stdout
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
 }
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # which gRPC answers with settings, type 4
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # gRPC answers this with settings, type 4
 
 
 def run(
@@ -66,31 +66,31 @@ def run(
     overwrite: bool = False,
     tell: Tell | None = None,
 ) -> Outcome:
-    """Draw what a Job asks for and ``out`` does not hold yet on a Ray cluster, and write what all of it came to.
+    """Draw a Job on a Ray cluster, except what ``out`` already holds, and write the result over all units.
 
     Args:
         job: what to draw; a budget must be settled (:func:`lidar_sampling.evaluation.budget.settle`).
         out: folder to write, on a disk that all hosts share under the same path.
-        address: of a running cluster, ``HOST:PORT``, or ``auto`` for the one that this machine belongs to; None
-            starts Ray on this machine. A process that has joined a cluster already stays in it.
-        workers: how many to hire; fewer draw while the cluster has no room. None hires one per GPU, or one per two
-            CPUs where workers take none, and no more than there are groups of prompts.
-        gpus: that a worker takes, also a fraction; None takes one where the cluster has any and the Job does not ask
-            for the CPU. Ray keeps books, it does not fence memory.
-        judge_gpus: let an actor per host compute each reward that the Job names, on so much of a GPU; 0 takes the
-            CPU. Pictures reach it in 8 bits, which moves scores slightly. None leaves rewards in the workers.
-        resume: go on with the run that is in ``out``, if it is the same. Workers share the folder as shards do, so
-            they always go on, and a driver that was killed is simply started again.
-        overwrite: delete the run that is in ``out`` first.
+        address: address of a running cluster, ``HOST:PORT``, or ``auto`` for this machine's cluster; None starts Ray
+            on this machine. A process that has already joined a cluster stays in it.
+        workers: number of workers; fewer draw while the cluster has no room. None takes one per GPU, or one per two
+            CPUs if workers take no GPU, and at most one per group of prompts.
+        gpus: GPUs per worker, possibly a fraction; None takes one if the cluster has any and the Job does not ask for
+            the CPU. Ray only counts GPUs; it does not limit memory.
+        judge_gpus: share of a GPU for each judge, an actor per host and reward; 0 takes the CPU. Judges get pictures
+            in 8 bits, which changes scores slightly. None computes rewards in the workers.
+        resume: continue the run in ``out``, if it is the same. Workers share the folder as shards do, so they always
+            continue, and you can simply restart a killed driver.
+        overwrite: delete the run in ``out`` first.
         tell: called when a worker answers, and every few seconds.
 
     Raises:
         FileExistsError, OSError, ValueError: ``out`` cannot be written or holds something else, no cluster answers at
-            ``address``, or the Job cannot be drawn as it says.
+            ``address``, or the Job cannot be drawn.
         ImportError: Ray is not installed.
         RewardError: a reward failed on some prompts; the others are there.
-        RuntimeError: some prompts ended their process three times; the others are there. Or workers die while they
-            load.
+        RuntimeError: some prompts ended their process three times (the others are there), or workers die while
+            loading.
     """
     for name, value in (("gpus", gpus), ("judge_gpus", judge_gpus)):
         if value is not None and not (accepts(float, value) and 0 <= value < math.inf):
@@ -98,7 +98,7 @@ def run(
     if workers is not None and not (accepts(int, workers) and workers >= 1):
         raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
     if job.device is not None and ":" in job.device:
-        raise ValueError(f"Ray gives each worker a GPU of its own: say cuda and not {job.device!r}")
+        raise ValueError(f"Ray gives each worker its own GPU, got --device {job.device!r}: use cuda")
     check_writable(out)
     folder = Path(out).resolve()
     if job.task == "generate" and folder.is_dir() and contents_of(folder) and not (folder / "run.json").is_file():
@@ -122,7 +122,7 @@ def run(
 
 @dataclass(eq=False)
 class _Hired:
-    """A worker: its actor, how many prompts it draws together once it has answered, and what it has, oldest first."""
+    """A worker: its actor, its batch of prompts (known once it answers), and its groups, oldest first."""
 
     actor: Any
     size: int = 0
@@ -130,7 +130,7 @@ class _Hired:
 
 
 class _Crew:
-    """The workers of a run, what they have to draw, and what came of it. Units are known by their numbers."""
+    """The workers of a run, the units left to draw, and the outcomes. Units are given by number."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Crew:
         self.cost = Cost()
         self.again: deque[list[int]] = deque()
         self.rest = self._find_missing()
-        if job.task == "compare":  # its lines are read once, and not again after each that is added
+        if job.task == "compare":  # read its lines once, not again after each new line
             missing = list(self.rest)
             self.seen, self.rest = self.total - len(missing), self._count_seen(missing)
         self.blamed: dict[int, int] = {}
@@ -163,13 +163,13 @@ class _Crew:
         self.ranks = self.stillborn = 0
         self.crew = secrets.token_hex(4)
         text = json.dumps(job.to_json())
-        # The same after a restart, so that a driver that was killed leaves one and not many.
+        # The same name after a restart, so that a killed driver leaves one file and not many.
         self.sign = f".run.json.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.dtype = job.dtype
         nodes = [node for node in ray.nodes() if node["Alive"]]
         named = [*(job.reward if isinstance(job.reward, dict) else filter(None, [job.reward])), *(job.metrics or ())]
         if judge_gpus is not None and not named:
-            raise ValueError("judges of their own are the rewards that a Job names, and this one names none")
+            raise ValueError("judge_gpus needs rewards that the Job names, and this Job names none: give --reward")
         self.wanted = _room(nodes, gpus, len(named) * (judge_gpus or 0), wanted=workers)
         if workers is None:
             self.wanted = min(self.wanted, math.ceil(self.total / self.task.together))
@@ -181,7 +181,7 @@ class _Crew:
 
     @contextmanager
     def sign_in(self) -> Iterator[None]:
-        """Keep a file in the folder by which workers know it while the block runs; leave no empty folder behind."""
+        """Keep a file in the folder by which workers recognise it during this block; leave no empty folder behind."""
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             yield
@@ -192,10 +192,10 @@ class _Crew:
                 self.ray.kill(judge)
             with suppress(OSError):
                 (self.out / self.sign).unlink()
-                self.out.rmdir()  # if nothing is in it
+                self.out.rmdir()  # only if it is empty
 
     def work(self) -> None:
-        """Draw until every unit is there or failed."""
+        """Draw until every unit is finished or has failed."""
         self._say()
         if self.judge_gpus is not None:
             self._place_judges(self.judge_gpus)
@@ -203,20 +203,20 @@ class _Crew:
             while len(self.hired) < min(self.wanted, max(self._count_left(), 0 if self.begun else 1)):
                 self._hire()
             self._give()
-            self._say()  # now, since between an answer and the next group a worker has nothing
+            self._say()  # now, since a worker is idle between its answer and the next group
             if self.begun and not self._count_left():
                 break
             found, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=_TICK)
             if found:
                 found, _ = self.ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=0)
             for ref in found:
-                if ref in self.waiting:  # still: its worker was not lost by another answer
+                if ref in self.waiting:  # its worker has not been lost meanwhile
                     self._hear(ref)
             if not self.drawn and self.refused >= max(1, sum(worker.size > 0 for worker in self.hired)):
                 break  # the fault is not in the prompts
 
     def outcome(self) -> Outcome:
-        """Return what became of the run, or raise for what is missing."""
+        """Return the outcome of the run, or raise an error for missing units."""
         sweep(self.out)
         if self.failed:
             first, *more = sorted(self.failed)
@@ -232,7 +232,7 @@ class _Crew:
         return Outcome(task, True, task.collect(extra), self.cost)
 
     def _find_missing(self) -> Iterator[int]:
-        """Yield the numbers of units that are not there, one by one: of a million no list is made."""
+        """Yield the numbers of missing units one by one, without a list of possibly a million."""
         for number, unit in enumerate(self.task.units):
             self.seen += 1
             if self.task.find_record(unit) is None:
@@ -299,7 +299,7 @@ class _Crew:
         self.ray.kill(worker.actor)
 
     def _give(self) -> None:
-        """Give groups to workers that have answered, first to those that have none; the last ones to them alone."""
+        """Give groups to workers that have answered, idle ones first; the last groups go only to idle ones."""
         for depth in range(WINDOW):
             for worker in [worker for worker in self.hired if worker.size and len(worker.flying) == depth]:
                 if depth and not self.again and self.total - self.seen < sum(each.size for each in self.hired):
@@ -313,13 +313,13 @@ class _Crew:
                 worker.flying[ref], self.waiting[ref] = numbers, worker
 
     def _hear(self, ref: Any) -> None:
-        """Take the answer of a worker: it is ready, or has drawn, or it is lost."""
+        """Handle the answer of a worker: it is ready, has drawn, or is lost."""
         worker = self.waiting.pop(ref)
         try:
             answer = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause or error
-            if isinstance(cause, ValueError | TypeError | OSError | ImportError):  # another worker would say the same
+            if isinstance(cause, ValueError | TypeError | OSError | ImportError):  # others would fail the same way
                 raise cause from None
             self._lose(worker, cause)
         except self.ray.exceptions.RayError as error:
@@ -343,7 +343,7 @@ class _Crew:
         self.pace.append((time.monotonic(), len(answer)))
 
     def _lose(self, worker: _Hired, error: BaseException) -> None:
-        """Put back what a lost worker had. The oldest group is to blame, unless the whole host was lost."""
+        """Put back the groups of a lost worker. The oldest group is to blame, unless the whole host was lost."""
         reason, groups = _first_line(error), list(worker.flying.values())
         self._dismiss(worker)
         _log.warning("a worker was lost, and is replaced: %s", reason)
@@ -375,7 +375,7 @@ class _Crew:
         return self.task.describe(self.task.units[number])
 
     def _say(self) -> None:
-        """Tell how far the run is, and how long the rest takes at the pace of the last answers."""
+        """Report how far the run is, and how long the rest takes at the pace of the last answers."""
         if self.tell is None:
             return
         flying = [number for worker in self.hired for group in worker.flying.values() for number in group]
@@ -391,7 +391,7 @@ class _Crew:
 
 
 def _room(nodes: list[Mapping[str, Any]], gpus: float, judges: float, *, wanted: int | None) -> int:
-    """Return how many workers to hire: as many as were asked for, or as the hosts have room for, at least one."""
+    """Return the number of workers: as many as wanted, or as the hosts have room for, at least one."""
     if wanted is not None:
         return wanted
     if not gpus:
@@ -402,7 +402,7 @@ def _room(nodes: list[Mapping[str, Any]], gpus: float, judges: float, *, wanted:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
-    """Yield Ray, joined to a cluster or started on this machine; leave or stop it afterwards.
+    """Join a cluster or start Ray on this machine, and yield Ray; leave or stop it afterwards.
 
     Raises:
         ImportError: Ray is not installed.
@@ -437,7 +437,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
 
 
 def _check_reachable(address: Any) -> None:
-    """Refuse an address where no gRPC server listens, on which Ray itself would wait for minutes."""
+    """Refuse an address where no gRPC server listens; Ray itself would wait there for minutes."""
     host, _, port = str(address).rpartition(":")
     if not host or "/" in host or not (port.isascii() and port.isdecimal()):
         raise ValueError(f"the address of a Ray cluster must be HOST:PORT or auto, got {address!r}")
@@ -458,7 +458,7 @@ def _no_cluster(address: str, why: str) -> str:
 
 
 def _is_of_host(error: BaseException) -> bool:
-    """Whether a worker was lost with its host, for which no prompt is to blame."""
+    """Return whether a worker was lost with its host, for which no prompt is to blame."""
     return "node has died" in str(error) or type(error).__name__ in ("NodeDiedError", "LocalRayletDiedError")
 
 
@@ -466,4 +466,4 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1] if "creation task" in lines[0] else lines[0]  # under it comes what the process said
+    return lines[-1] if "creation task" in lines[0] else lines[0]  # the following lines are output of the process

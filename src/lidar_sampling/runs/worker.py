@@ -1,4 +1,4 @@
-"""A Job's pipeline and rewards, loaded once."""
+"""Loading the pipeline and the rewards of a Job."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .job import Job
 
 
 def on_this_machine(job: Job) -> Job:
-    """Return the Job with what the machine decides said: the precision that ``auto`` means here."""
+    """Return the Job with ``auto`` replaced by the precision that it means on this machine."""
     if job.dtype != "auto":
         return job
     return replace(job, dtype=str(dtype_of("auto", device_of(job.device))).removeprefix("torch."))
 
 
 def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: Any = None) -> LiDAR:
-    """Return the sampler that a Job describes; settings that it leaves open are the model's.
+    """Return the sampler of a Job; settings that it leaves open are the model's defaults.
 
     Args:
         job: the Job.
-        judges: rewards that are loaded already, by the names that the Job has for them; the others are loaded.
-        pipe: the pipeline of a Job with the same model and levers, if it is loaded already.
+        judges: rewards that are already loaded, by their names in the Job; the others are loaded.
+        pipe: the pipeline of a Job with the same model and levers, if it is already loaded.
 
     Raises:
-        OSError, ValueError: there is no such model, or it cannot be sampled as the Job says.
+        OSError, ValueError: there is no such model, or it cannot draw this Job.
     """
     from .._accelerate import accelerate, largest_batch
 
@@ -80,20 +80,20 @@ def load_sampler(job: Job, *, judges: Mapping[str, Reward] | None = None, pipe: 
 
 
 def _arguments_of(model: str, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with tuples where the pipeline wants them, which JSON does not have.
+    """Return the arguments with tuples where the pipeline needs them, since JSON has only lists.
 
-    Arguments that the pipeline does not take are refused before its weights are loaded, if its class can be told.
+    Arguments that the pipeline does not take are refused before its weights are loaded, if its class is known.
     """
     import diffusers
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of how diffusers asks the hub
+            warnings.simplefilter("ignore", UserWarning)  # arguments of diffusers for the hub
             name = diffusers.DiffusionPipeline.load_config(model)["_class_name"] if model != "glyph" else ""
-    except (OSError, ValueError, KeyError):  # loading says what is wrong with the model
+    except (OSError, ValueError, KeyError):  # loading will report what is wrong with the model
         return dict(call)
     cls: Any = getattr(diffusers, name or "StableDiffusionPipeline", None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):  # a modular one says it itself
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):  # these check it themselves
         return dict(call)
     check_call(cls, call)
     hints = annotations_of(cls.__call__)

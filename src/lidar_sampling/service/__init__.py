@@ -1,4 +1,4 @@
-"""Drawing for somebody who waits: Jobs that are accepted, drawn one after another, watched, and kept by an id.
+"""Drawing for waiting clients: Jobs are accepted, drawn one after another, watched, and kept by an id.
 
 The page (:mod:`lidar_sampling.app`) and the service over HTTP are faces of one :class:`Desk`.
 """

@@ -1,4 +1,4 @@
-"""What clients are told of orders: jobs, pictures, banks, and events while they are drawn."""
+"""Answers to clients about orders: jobs, pictures, banks, and events during drawing."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .desk import Desk
 from .order import Bank, Order
 from .requests import refusal
 
-_PING = 15.0  # seconds of silence that a connection is left with
+_PING = 15.0  # longest silence of a connection in seconds
 
 
 class LeftError(Exception):
-    """The client went away."""
+    """The client has gone away."""
 
 
 async def changes(order: Order, gone: asyncio.Event) -> AsyncIterator[bool]:
-    """Yield at once and whenever more is known of an order, until it ended; False after a long silence.
+    """Yield at once and at every change of an order, until it ends; yield False after a long silence.
 
     Raises:
-        LeftError: the client went away.
+        LeftError: the client has gone away.
     """
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed
+        with suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(woken.set)
 
     leaving = asyncio.create_task(gone.wait())
@@ -61,14 +61,14 @@ async def changes(order: Order, gone: asyncio.Event) -> AsyncIterator[bool]:
 
 
 def status_of(order: Order) -> int:
-    """Return the status of the answer about an order that ended without pictures."""
+    """Return the HTTP status for an order that ended without pictures."""
     if order.state == "failed":
         return {"request": 422, "time": 504}.get(order.fault, 500)
     return 503
 
 
 def refusal_of(order: Order) -> dict[str, Any]:
-    """Return why an order that ended has no pictures."""
+    """Return the reason why an order ended without pictures."""
     at_fault = field_of(order.problem) if order.fault == "request" else None
     return refusal(status_of(order), order.problem or "it was cancelled", at_fault)
 
@@ -107,7 +107,7 @@ def bank_view(bank: Bank, job: Job) -> dict[str, Any]:
 
 
 def pictures(desk: Desk, order: Order) -> dict[str, Any]:
-    """Return the answer of OpenAI's face: the pictures of an order that is done, with ours beside them."""
+    """Return OpenAI's answer for a finished order, with our fields beside its own."""
     entry = order.result()[order.job.methods[-1]]
     guiding = _guide_of(desk, order)
     data = [
@@ -137,7 +137,7 @@ def event(name: str, data: dict[str, Any]) -> str:
 
 
 async def job_events(desk: Desk, order: Order, gone: asyncio.Event, *, previews: bool) -> AsyncIterator[str]:
-    """Yield what is new of a job, with pictures under way if they are wanted; the last event has its end."""
+    """Yield events of a job, with unfinished pictures if they are wanted; the last event is its end."""
     seen: Glimpse | None = None
     with suppress(LeftError):
         async for news in changes(order, gone):
@@ -152,7 +152,7 @@ async def job_events(desk: Desk, order: Order, gone: asyncio.Event, *, previews:
 
 
 async def openai_events(desk: Desk, order: Order, gone: asyncio.Event, partial_images: int) -> AsyncIterator[str]:
-    """Yield OpenAI's events: pictures under way, then each picture. A client that goes away cancels the order."""
+    """Yield OpenAI's events: unfinished pictures, then each picture. A client that goes away cancels the order."""
     index = 0
     try:
         async for news in changes(order, gone):
@@ -190,7 +190,7 @@ def _openai(order: Order, kind: str, picture: str, **more: Any) -> tuple[str, di
 
 
 def _encode(glimpse: Glimpse) -> list[str]:
-    """Return samples under way as PNGs in base64."""
+    """Return unfinished samples as PNGs in base64."""
     found = []
     for image in glimpse.images:
         file = io.BytesIO()
@@ -200,12 +200,12 @@ def _encode(glimpse: Glimpse) -> list[str]:
 
 
 def _size(png: bytes) -> str:
-    """Return the size that a PNG says, width first, as its header has it."""
+    """Return the size in the header of a PNG, width first."""
     return f"{int.from_bytes(png[16:20])}x{int.from_bytes(png[20:24])}"
 
 
 def _samples(order: Order) -> list[dict[str, Any]]:
-    if order.state != "done" or order.job.task != "generate" or not order.folder.is_dir():  # forgotten
+    if order.state != "done" or order.job.task != "generate" or not order.folder.is_dir():  # the order was forgotten
         return []
     entry = order.result()[order.job.methods[-1]]
     return [

@@ -1,4 +1,4 @@
-"""The service over HTTP: OpenAI's images face, and ours with banks and jobs, in front of one desk."""
+"""The service over HTTP: OpenAI's images API, and our own with banks and jobs, in front of one desk."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .problems import describe, handle
 from .requests import Draw, Generation, Look, refusal
 from .schema import document
 
-_GONE = Response(status_code=499)  # nobody reads it
+_GONE = Response(status_code=499)  # the client is gone
 _Place = Annotated[int, Path(ge=0, le=10_000)]
 _PNG: dict[str, Any] = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 _EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
@@ -34,13 +34,13 @@ def make_app(
     tokens: Sequence[str] = (),
     warming: Sequence[Future[Any]] = (),
 ) -> FastAPI:
-    """Return the app in front of a desk.
+    """Return the web app in front of a desk.
 
     Args:
-        desk: draws; its places are the bound of the queue.
-        catalog: what clients can name, and their limits.
-        tokens: one of which a request must bring; with several, clients are told apart by them.
-        warming: what must be done before the server is ready.
+        desk: the desk that draws; its places limit the queue.
+        catalog: what clients can choose from, and their limits.
+        tokens: a request must carry one of them; several tokens distinguish clients.
+        warming: work that must be done before the server is ready.
     """
     from .. import __version__
 
@@ -55,7 +55,7 @@ def make_app(
     wait_of = Annotated[int, Query(ge=0, le=limits.wait, description="Seconds to wait for the end of the job.")]
 
     async def accept(request: Request, make: Callable[[], Any], *, live: bool = False) -> Order:
-        """Accept the Job that a request asks for, off the loop: it is written down."""
+        """Accept the Job of a request, outside the event loop, since it is written to disk."""
 
         def submit() -> Order:
             job = make()
@@ -63,13 +63,13 @@ def make_app(
                 check_size(lidar, job.call)
             return desk.submit(job, client=request.scope["lidar.client"], live=live)
 
-        desk.check_room(request.scope["lidar.client"])  # at once, whoever else is at work
+        desk.check_room(request.scope["lidar.client"])  # at once, whatever else is running
         return await asyncio.to_thread(submit)
 
     async def wait_for_end(
         request: Request, order: Order, seconds: float | None = None, *, cancels: bool = True
     ) -> bool:
-        """Wait for the end of an order, which a client that goes away cancels; return whether it came."""
+        """Wait for the end of an order and return whether it came; a client that goes away cancels the order."""
         try:
             async with asyncio.timeout(seconds):
                 async for _ in answers.changes(order, request.scope["lidar.gone"]):
@@ -82,7 +82,7 @@ def make_app(
         return True
 
     async def answer(request: Request, order: Order, wait: int) -> Response:
-        """Answer with a job, after its end if the client waits for it."""
+        """Answer with a job; if the client waits for it, after its end."""
         if wait:
             await wait_for_end(request, order, wait)
         view = await asyncio.to_thread(answers.job_view, desk, order)
@@ -90,14 +90,14 @@ def make_app(
 
     def job_of(name: str) -> Order:
         if (order := desk.orders.get(name)) is None:
-            raise RefusedError("id", f"no job {name!r} here: it is not known, or not kept any more", 404)
+            raise RefusedError("id", f"no job {name!r} here: it is unknown, or no longer kept", 404)
         return order
 
     def file_of(path: File | None, what: str) -> Response:
         try:
             if path is not None:
                 return Response(path.read_bytes(), media_type="image/png")
-        except FileNotFoundError:  # removed in the meantime
+        except FileNotFoundError:  # removed meanwhile
             pass
         raise RefusedError("k", f"no picture of that number in {what}", 404)
 
@@ -108,7 +108,7 @@ def make_app(
         dependencies=known,
     )
     async def generate(request: Request, asked: Generation) -> Response:
-        """Draw pictures, as OpenAI's images face does."""
+        """Draw pictures, with OpenAI's request and answer."""
         stream = bool(asked.stream)
         order = await accept(
             request, lambda: catalog.generation(asked, desk.banks), live=stream and bool(asked.partial_images)
@@ -149,7 +149,7 @@ def make_app(
 
     @app.get("/v1/jobs/{id}", response_model=requests.JobView, responses=describe(404), dependencies=known)
     async def job(request: Request, id: str, wait: wait_of = 0) -> Response:
-        """Say where a job is. One that is accepted stays known after a restart, if only as lost."""
+        """Return the state of a job. An accepted job is still known after a restart, if only as lost."""
         order = job_of(id)
         if wait:
             await wait_for_end(request, order, wait, cancels=False)
@@ -157,21 +157,21 @@ def make_app(
 
     @app.delete("/v1/jobs/{id}", response_model=requests.JobView, responses=describe(404), dependencies=known)
     async def cancel(id: str) -> Response:
-        """Cancel a job, at once if it waits and within a step if it runs, and forget it with its pictures."""
+        """Cancel a job (at once if it waits, within a step if it runs), and delete it with its pictures."""
         order = job_of(id)
         await asyncio.to_thread(desk.forget, order)
         return JSONResponse(await asyncio.to_thread(answers.job_view, desk, order))
 
     @app.get("/v1/jobs/{id}/events", responses={200: {"content": _EVENTS}, **describe(404)}, dependencies=known)
     async def events(request: Request, id: str, previews: bool = False) -> StreamingResponse:
-        """Send what is new of a job as server-sent events, until it ends."""
+        """Send news of a job as server-sent events, until it ends."""
         order = job_of(id)
         found = answers.job_events(desk, order, request.scope["lidar.gone"], previews=previews)
         return StreamingResponse(found, media_type="text/event-stream")
 
     @app.get("/v1/jobs/{id}/images/{k}", responses={200: _PNG, **describe(404)}, dependencies=known)
     def picture(id: str, k: _Place) -> Response:
-        """Return a picture of a job, which says inside how it was drawn."""
+        """Return a picture of a job, with the settings that drew it embedded."""
         order = job_of(id)
         done = order.state == "done" and order.job.task == "generate"
         files = order.result()[order.job.methods[-1]]["images"] if done else []
@@ -193,7 +193,7 @@ def make_app(
 
     @app.get("/v1/models", response_model=requests.Models, responses=describe(), dependencies=known)
     def models() -> Response:
-        """List the models, rewards and methods that requests can name."""
+        """List the models, rewards and methods that requests can choose."""
         rows = [
             {"id": name, "object": "model", "created": 0, "owned_by": "lidar-sampling"} for name in catalog.models
         ]
@@ -202,12 +202,12 @@ def make_app(
 
     @app.get("/healthz", response_model=requests.Status, responses={503: {"model": requests.Status}})
     def alive() -> Response:
-        """Say whether the server draws what comes."""
+        """Return whether the server can draw."""
         return JSONResponse({"status": "ok"} if desk.alive else {"status": "dead"}, 200 if desk.alive else 503)
 
     @app.get("/readyz", response_model=requests.Status, responses={503: {"model": requests.Status}})
     def ready() -> Response:
-        """Say whether the models are loaded and requests are accepted."""
+        """Return whether the models are loaded and requests are accepted."""
         state = "ok"
         for coming in warming:
             state = "loading" if not coming.done() else "broken" if coming.exception() else state
@@ -216,7 +216,7 @@ def make_app(
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **describe()}, dependencies=known)
     def numbers() -> Response:
-        """Tell Prometheus the numbers."""
+        """Return the numbers for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     return app

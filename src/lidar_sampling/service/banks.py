@@ -1,6 +1,6 @@
-"""The banks of a desk: found by an id, looked at as pictures, and kept as far as there is room.
+"""The banks of a desk: found by id, shown as pictures, and kept while there is room.
 
-``banks/XX/ID.safetensors``  as :class:`lidar_sampling.BankStore` keeps it
+``banks/XX/ID.safetensors``  the bank, in a :class:`lidar_sampling.BankStore`
 ``banks/XX/ID.json``         the Job that drew it first
 ``galleries/ID/``            a picture of each member
 """
@@ -33,16 +33,16 @@ _ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")
 
 
 class Banks:
-    """Banks and their galleries in a folder.
+    """A folder of banks and their galleries.
 
     Args:
-        folder: of the desk.
-        most_bytes: that are kept; what was not used for longest goes first.
+        folder: folder of the desk.
+        most_bytes: most bytes to keep; the least recently used banks are removed first.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.store, self.galleries, self.most_bytes = BankStore(folder / "banks"), folder / "galleries", most_bytes
-        self._bytes: OrderedDict[str, int] = OrderedDict()  # the latest last
+        self._bytes: OrderedDict[str, int] = OrderedDict()  # most recently used last
         self._lock = threading.Lock()
         for file in sorted(self.store.directory.glob("*/*.safetensors"), key=lambda file: file.stat().st_mtime):
             self._bytes[file.stem] = self._size(file)
@@ -54,7 +54,7 @@ class Banks:
             return sum(self._bytes.values())
 
     def file(self, name: str) -> Path | None:
-        """Return where the bank with an id is; None if it is not kept."""
+        """Return the file of the bank with an id; None if it is not kept."""
         if not _ID.fullmatch(name):
             return None
         file = self.store.directory / name[:2] / f"{name}.safetensors"
@@ -69,13 +69,13 @@ class Banks:
         return None
 
     def recall(self, name: str) -> Bank | None:
-        """Return a bank that an order drew before, as people look at it; None if it is not kept any more."""
+        """Return a bank of an earlier order with its gallery; None if it is no longer kept."""
         file = self.file(name)
         if file is None or not (gallery := self.galleries / name).is_dir():
             return None
         try:
             bank = LookaheadBank.load(file)
-        except (OSError, ValueError):  # removed in the meantime, or damaged: it is drawn again
+        except (OSError, ValueError):  # removed meanwhile, or damaged: draw it again
             return None
         job = self.job(name)
         guiding = job.reward if job is not None and isinstance(job.reward, str) else ""
@@ -84,13 +84,13 @@ class Banks:
         return Bank(file, sorted(gallery.iterdir()), rewards, drawn=False)
 
     def keep(self, lidar: LiDAR, bank: LookaheadBank, members: Tensor | None, job: Job) -> Bank:
-        """Keep a bank that was drawn or found, with a picture of each member.
+        """Keep a drawn or found bank, with a picture of each member.
 
         Args:
             lidar: the sampler that drew it.
-            bank: which its store holds.
-            members: (n, 3, H, W), if they were decoded when it was drawn; None decodes what is not there.
-            job: that asked for it.
+            bank: a bank in its store.
+            members: (n, 3, H, W) if they were decoded on drawing; None decodes the missing pictures.
+            job: the Job that asked for it.
         """
         file = self.store.path(bank.prompt, bank.key)
         gallery = self.galleries / file.stem
@@ -101,7 +101,7 @@ class Banks:
             for k, image in enumerate(images):
                 save_sample(image, part / f"{k:04d}")
             part.rename(gallery)
-        if file.is_file() and not (told := file.with_suffix(".json")).is_file():  # what has no key is not kept
+        if file.is_file() and not (told := file.with_suffix(".json")).is_file():  # a bank without a key is not kept
             write_json(told, job.to_json())
         self.use(file.stem)
         guide = name_of(lidar.reward)
@@ -114,12 +114,12 @@ class Banks:
         if (file := self.file(name)) is None:
             return
         with self._lock, suppress(OSError):
-            os.utime(file)  # which a restart reads
+            os.utime(file)  # a restart reads this time
             self._bytes[name] = self._size(file)
             self._bytes.move_to_end(name)
 
     def trim(self, needed: Collection[str] = ()) -> None:
-        """Remove what was not used for longest, beyond what may be kept, but for what is needed."""
+        """Remove the least recently used banks until the rest fits, but none of those in ``needed``."""
         with self._lock:
             excess = sum(self._bytes.values()) - self.most_bytes
             for name in [*self._bytes]:
@@ -140,6 +140,6 @@ class Banks:
 
 
 def members_of(shown: list[tuple[list[str], Tensor]], prompt: str) -> Tensor | None:
-    """Return the members of the bank of one prompt, of what was shown while several were drawn; None if none were."""
+    """Return the members of one prompt's bank from pictures shown while several were drawn; None if not shown."""
     rows = [images[k] for prompts, images in shown for k, text in enumerate(prompts) if text == prompt]
     return torch.stack(rows) if rows else None

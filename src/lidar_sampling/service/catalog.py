@@ -1,4 +1,4 @@
-"""What a server offers by name, and how a request becomes a Job: a client names only what the server lists."""
+"""The catalog of a server, and how a request becomes a Job: clients can choose only what the server lists."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class RefusedError(ValueError):
     """A request that cannot be drawn.
 
     Attributes:
-        field: of the request, that is at fault.
-        status: of the answer.
+        field: field of the request that is at fault.
+        status: HTTP status of the answer.
     """
 
     def __init__(self, field: str | None, message: str, status: int = 422) -> None:
@@ -33,14 +33,14 @@ class RefusedError(ValueError):
 
 @dataclass
 class Catalog:
-    """Models, rewards and methods by the names that clients call them, the first of each by default.
+    """Models, rewards and methods by their names for clients; the first of each is the default.
 
     Args:
         models: name -> ``glyph``, or the path or hub id of a pipeline.
-        rewards: name -> a reward as the command line takes it; without any, each model's own guides.
-        methods: of :mod:`lidar_sampling.methods`.
-        base: what all Jobs share, such as the device; its prompt does not matter.
-        limits: of a request.
+        rewards: name -> a reward as for the command line; if empty, each model's own reward guides.
+        methods: names of :mod:`lidar_sampling.methods`.
+        base: a Job with the settings that all Jobs share, such as the device; its prompt does not matter.
+        limits: limits of a request.
     """
 
     models: Mapping[str, str]
@@ -55,15 +55,15 @@ class Catalog:
         if not self.rewards and (lacking := [name for name, model in self.models.items() if model != "glyph"]):
             raise ValueError(f"{lacking[0]} brings no reward: give one with --reward")
         for name in self.methods:
-            replace(self.base, methods=(name,))  # which refuses what it does not know
+            replace(self.base, methods=(name,))  # this refuses unknown names
         self._seeds = _Seeds()
 
     def jobs(self) -> list[Job]:
-        """Return a Job of each model by the first reward, to be warmed up."""
+        """Return a Job of each model with the first reward, to warm up."""
         return [self._job(model, None) for model in self.models]
 
     def look(self, asked: Look) -> Job:
-        """Return the Job of a bank.
+        """Return the Job that draws a bank.
 
         Raises:
             RefusedError: it cannot be drawn.
@@ -83,7 +83,7 @@ class Catalog:
         )
 
     def draw(self, asked: Draw, banks: Banks) -> Job:
-        """Return the Job of pictures that a bank guides.
+        """Return the Job that draws pictures guided by a bank.
 
         Raises:
             RefusedError: there is no such bank, or it cannot be drawn.
@@ -104,7 +104,7 @@ class Catalog:
         )
 
     def generation(self, asked: Generation, banks: Banks) -> Job:
-        """Return the Job of OpenAI's request.
+        """Return the Job of a request to OpenAI's API.
 
         Raises:
             RefusedError: it cannot be drawn.
@@ -134,7 +134,9 @@ class Catalog:
             return self._make_job(self._job(asked.model, asked.reward), how, settings=settings, call=call)
         base, file = self._of_bank("bank_id", asked.bank_id, banks)
         if base.text(0) != asked.prompt:
-            raise RefusedError("prompt", f"the bank is of {base.text(0)!r}, not of {asked.prompt!r}: draw one of it")
+            raise RefusedError(
+                "prompt", f"the bank is of {base.text(0)!r}, not of {asked.prompt!r}: draw a bank of that prompt"
+            )
         same = asked.model is None or self.models.get(asked.model) == base.model
         for name, fine in (
             ("bank_size", asked.bank_size is None),
@@ -142,23 +144,25 @@ class Catalog:
             ("model", same),
         ):
             if not fine:
-                raise RefusedError(name, f"{name} is that of the bank: leave out {name}, or leave out bank_id")
+                raise RefusedError(name, f"the bank sets {name}: leave out {name}, or leave out bank_id")
         if asked.reward is not None and self._job(asked.model, asked.reward).reward != base.reward:
-            raise RefusedError("reward", "another reward scored the bank: leave out reward, or leave out bank_id")
+            raise RefusedError(
+                "reward", "the bank was scored by another reward: leave out reward, or leave out bank_id"
+            )
         return self._make_job(base, {**how, "banks": [str(file)]}, settings=settings)
 
     def _of_bank(self, field: str, name: str, banks: Banks) -> tuple[Job, Path]:
-        """Return a Job with what a bank was drawn with, and the file of the bank.
+        """Return a Job with the settings of a bank, and the file of the bank.
 
         Raises:
-            RefusedError: there is no such bank, or its model or reward is not served any more.
+            RefusedError: there is no such bank, or its model or reward is no longer served.
         """
         job, file = banks.job(name), banks.file(name)
         if job is None or file is None:
             raise RefusedError(field, f"no bank {name!r} here: draw one with POST /v1/banks", 404)
         rewards = [self._job(None, reward).reward for reward in self.rewards or [None]]
         if job.model not in self.models.values() or job.reward not in rewards:
-            raise RefusedError(field, f"bank {name!r} is of a model or reward that is not served any more", 404)
+            raise RefusedError(field, f"bank {name!r} is of a model or reward that is no longer served", 404)
         base = replace(self.base, model=job.model, reward=job.reward, prompts=job.prompts)
         return replace(base, settings=job.settings, call=job.call), file
 
@@ -176,7 +180,7 @@ class Catalog:
             raise RefusedError("prompt", text)
 
     def _size(self, size: str | None) -> dict[str, int]:
-        """Return the arguments that set a size.
+        """Return the pipeline arguments for a size.
 
         Raises:
             RefusedError: it has too many pixels.
@@ -197,7 +201,7 @@ class Catalog:
         settings: dict[str, Any],
         call: Mapping[str, int] | None = None,
     ) -> Job:
-        """Return a Job; what the command line would refuse is refused in its words."""
+        """Return a Job; refuse what the command line would refuse, with its messages."""
         more = {"settings": {**base.settings, **settings}, "call": {**base.call, **(call or {})}}
         try:
             return replace(base, **{**changes, **more})
@@ -212,11 +216,11 @@ _FIELDS = {
     "steps": "steps",
     "height": "size",
     "prompt": "prompt",
-}  # what the library speaks of -> the field of requests that sets it
+}  # name in the library -> field of requests
 
 
 def field_of(problem: str) -> str | None:
-    """Return the field of a request that a line of the library is about, if that can be told.
+    """Return the field of a request that a message of the library is about; None if it is unclear.
 
     >>> field_of("reward_scale must be finite and at least 0, got inf"), field_of("out of memory")
     ('strength', None)
@@ -225,16 +229,16 @@ def field_of(problem: str) -> str | None:
 
 
 class _Seeds:
-    """Gives seeds to requests that name none.
+    """Seeds for requests that name none.
 
-    Different prompts get the same one, so that they can be drawn together; a prompt that comes again gets another.
+    Different prompts get the same seed, so that they can be drawn together; a repeated prompt gets a new one.
     """
 
     def __init__(self) -> None:
         self._seed, self._prompts, self._lock = secrets.randbelow(2**32), set[str](), threading.Lock()
 
     def of(self, prompt: str, given: int | None) -> int:
-        """Return the seed of a request, or one of ours if it gives none."""
+        """Return the seed of a request, or a seed of ours if it names none."""
         if given is not None:
             return given
         with self._lock:
@@ -249,13 +253,15 @@ def check_size(lidar: Any, call: Mapping[str, Any]) -> None:
     """Refuse a size that the latents of a loaded model do not allow.
 
     Raises:
-        RefusedError: it does not.
+        RefusedError: the size does not fit.
     """
-    processor = getattr(lidar.pipe, "image_processor", None)  # which knows of patches, too
-    unit = math.lcm(8, getattr(getattr(processor, "config", None), "vae_scale_factor", 8))  # 8 is diffusers' own
+    processor = getattr(lidar.pipe, "image_processor", None)  # this accounts for patches, too
+    unit = math.lcm(
+        8, getattr(getattr(processor, "config", None), "vae_scale_factor", 8)
+    )  # 8 is the default of diffusers
     shape = (call.get("width"), call.get("height"))
     if None not in shape and any(length % unit for length in shape if length is not None):
-        text = f"size must be a multiple of {unit} both ways, got {shape[0]}x{shape[1]}: ask for one that is"
+        text = f"size must be a multiple of {unit} in both directions, got {shape[0]}x{shape[1]}: ask for one that is"
         raise RefusedError("size", text)
 
 
@@ -269,7 +275,7 @@ def _check_most(name: str, value: int | None, most: int, what: str) -> None:
 
 
 def _check_name(field: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> None:
-    """Refuse a name that the server does not list."""
+    """Refuse a name that is not on the server's list."""
     if name in known:
         return
     near = get_close_matches(name, known, n=1)

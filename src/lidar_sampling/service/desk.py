@@ -1,11 +1,11 @@
-"""The desk: accepts Jobs, draws them one after another on one thread, and keeps models and banks for the next.
+"""The desk: it accepts Jobs, draws them one after another on one thread, and keeps models and banks loaded.
 
-``folder/jobs/ID/``   of each order: ``job.json`` when it is accepted, ``end.json`` when it ended, ``out/`` as
+``folder/jobs/ID/``   an order: ``job.json`` once it is accepted, ``end.json`` once it has ended, ``out/`` as
                       ``lidar generate`` writes it
-``folder/banks/``     the store that all orders share: the second order with a bank of the first draws phase 2 alone
+``folder/banks/``     the store that all orders share: an order that finds its bank here draws only phase 2
 ``folder/galleries/`` pictures of the members of banks
 
-Clients are served by turns. What was accepted and did not end, because the process did, is told by its id as lost.
+Clients are served in turn. If the process ends before an accepted order does, the order is later reported as lost.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from .turns import Turns
 _log = logging.getLogger(__name__)
 
 _COSTS_ITS_ORDER = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ArithmeticError, LookupError)
-_LATEST = 0.2  # share of the latest order in the pace
+_LATEST = 0.2  # weight of the latest order in the mean duration
 
 
 class FullError(RuntimeError):
-    """As many orders wait as may."""
+    """The queue is full."""
 
 
 class Desk:
-    """Draws orders one after another.
+    """A desk, which draws orders one after another.
 
     Args:
-        folder: where orders and banks are kept; one desk at a time.
-        places: orders that may wait.
-        most_each: of them, of one client; 0 for all.
-        most_orders: ended orders that are kept, with their pictures; older ones are removed.
-        most_bytes: of banks and their galleries; those that were not used for longest are removed.
-        samplers: that stay loaded, each a model with its rewards.
-        seconds: that an order may be drawn; 0 for as long as it takes.
+        folder: folder of orders and banks, for one desk at a time.
+        places: most orders that may wait.
+        most_each: most of them from one client; 0 for no limit.
+        most_orders: most ended orders to keep, with their pictures; older ones are removed.
+        most_bytes: most bytes of banks and galleries; the least recently used are removed.
+        samplers: number of samplers that stay loaded, each a model with its rewards.
+        seconds: most seconds to draw an order; 0 for no limit.
 
     Example:
         >>> import tempfile
@@ -79,8 +79,10 @@ class Desk:
         check_writable(self.folder, "--folder")
         self.banks = Banks(self.folder, most_bytes)
         self.store = self.banks.store
-        self.pace = 1.0  # seconds that an order takes of late
-        self.on_end: Callable[[Order, float], None] = lambda order, seconds: None  # with those since it was accepted
+        self.pace = 1.0  # recent mean of seconds per order
+        self.on_end: Callable[[Order, float], None] = lambda order, seconds: (
+            None
+        )  # including the time since it was accepted
         self._samplers = Samplers(self.store, samplers)
         self._waiting, self._errands = Turns(), deque[Callable[[], None]]()
         self._ready, self._closing = threading.Condition(), False
@@ -112,16 +114,16 @@ class Desk:
         return self._thread.is_alive()
 
     def submit(self, job: Job, *, client: str = "", live: bool = True) -> Order:
-        """Accept a Job of one prompt: from here on its id is known, also after a restart.
+        """Accept a Job of one prompt; its id is known from now on, also after a restart.
 
         Args:
-            job: what to draw: pictures, or with the task ``look`` a bank alone.
-            client: who asks; clients are served by turns.
-            live: whether samples under way are looked at, which cost a decode each.
+            job: what to draw: pictures, or with the task ``look`` only a bank.
+            client: who asks; clients are served in turn.
+            live: whether to show unfinished samples, at the cost of a decode each.
 
         Raises:
-            FullError: as many orders wait as may.
-            ValueError: the desk draws pictures or the bank of one prompt, and the Job asks for something else.
+            FullError: the queue is full.
+            ValueError: the Job is not for pictures or the bank of one prompt.
         """
         if job.task == "compare" or len(job) != 1:
             raise ValueError(f"the desk draws one prompt, got {len(job)} to {job.task}")
@@ -133,10 +135,10 @@ class Desk:
         return order
 
     def check_room(self, client: str = "") -> None:
-        """Refuse where no order may wait.
+        """Refuse an order if the queue is full.
 
         Raises:
-            FullError: as many orders wait as may, or as many of this client.
+            FullError: the queue is full, in all or for this client.
         """
         if self._closing:
             raise FullError("the desk is closing")
@@ -146,13 +148,13 @@ class Desk:
             raise FullError(f"{own} orders of yours are waiting, and no more may: ask again later")
 
     def position(self, order: Order) -> int:
-        """Return how many orders are drawn before this one."""
+        """Return how many orders will be drawn before this one."""
         with self._ready:
             before = [*self._waiting]
         return before.index(order) + (self.running is not None) if order in before else 0
 
     def cancel(self, order: Order) -> None:
-        """Stop an order: at once if it waits, within a step if it runs; what is ended stays as it is."""
+        """Stop an order: at once if it waits, within a step if it runs. An ended order is left as it is."""
         order.stop.set()
         with self._ready:
             waits = self._waiting.remove(order)
@@ -160,16 +162,16 @@ class Desk:
             self._end(order, "cancelled")
 
     def forget(self, order: Order) -> None:
-        """Cancel an order, and remove it with its pictures as soon as nothing draws it; its bank stays."""
+        """Cancel an order, and remove it with its pictures once it is no longer being drawn; its bank stays."""
         self.cancel(order)
         self._shelf.forget(order)
 
     def rates(self, job: Job) -> Rates | None:
-        """Return how long things take with the sampler of a Job; None before that was measured."""
+        """Return the measured speed of a Job's sampler; None before it is measured."""
         return self._samplers.rates(job)
 
     def warm(self, job: Job) -> Future[LiDAR]:
-        """Load what a Job needs, and measure how long things take, when nothing waits; return its sampler to come."""
+        """Load the sampler of a Job and measure its speed once nothing waits; return a future of the sampler."""
         coming: Future[LiDAR] = Future()
 
         def errand() -> None:
@@ -188,7 +190,7 @@ class Desk:
         return self._samplers.get(job)
 
     def stop(self, *, finish: bool = True) -> None:
-        """Accept nothing more, and give up what waits; finish what runs, or stop it. Return at once."""
+        """Accept no more orders, drop waiting ones, and finish or stop the running one. Return at once."""
         with self._ready:
             self._closing = True
             waiting = [*self._waiting]
@@ -196,12 +198,12 @@ class Desk:
                 self._waiting.remove(order)
             self._ready.notify()
         for order in waiting:
-            self._end(order, "lost", "the server was stopped before its turn came: ask again", "server")
+            self._end(order, "lost", "the server was stopped before this order's turn: ask again", "server")
         if not finish and self.running is not None:
             self.running.stop.set()
 
     def close(self, *, finish: bool = True) -> None:
-        """Do as :meth:`stop` does, and wait until nothing runs any more."""
+        """Stop as :meth:`stop` does, and wait until nothing is running."""
         self.stop(finish=finish)
         self._thread.join()
 
@@ -229,7 +231,7 @@ class Desk:
                 self._tidy()
 
     def _take(self) -> list[Order]:
-        """Take the order whose turn it is, and those that are drawn together with it."""
+        """Take the next order, and those that can be drawn together with it."""
         group = [self._waiting.take()]
         for order in [*self._waiting]:
             if fits(group, order):
@@ -272,7 +274,7 @@ class Desk:
         self.on_end(order, time.monotonic() - order.begun)
 
     def _tidy(self) -> None:
-        """Remove what is beyond what may be kept, but for the banks that orders wait for."""
+        """Remove orders and banks above the limits, except banks that waiting orders need."""
         self._shelf.tidy()
         with self._ready:
             needed = {Path(path).stem for order in self._waiting for path in order.job.banks}

@@ -1,7 +1,7 @@
-"""What the desk does with orders whose turn it is: draw them, each into a folder of its own.
+"""Drawing the orders of the desk, each into its own folder.
 
-Orders that differ in their prompt alone are drawn together, so that batches are full. The same noise gives each the
-pictures that it would have alone.
+Orders that differ only in their prompt are drawn together, so that batches are full. Each gets the noise, and so the
+pictures, that it would get alone.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from .banks import Banks, members_of
 from .order import Fault, Order
 from .samplers import Samplers
 
-_OF_REQUEST = (ValueError, TypeError, DivergedError, GuidanceError)  # what another request would mend
-_GLIMPSES = 6  # of a picture on its way
+_OF_REQUEST = (ValueError, TypeError, DivergedError, GuidanceError)  # faults that a different request would avoid
+_GLIMPSES = 6  # side of an unfinished picture
 
 
 class StoppedError(Exception):
-    """Nobody wants what is drawn any more."""
+    """No client wants the result any more."""
 
 
 class OverdueError(RuntimeError):
-    """It took longer than an order may take."""
+    """Drawing took longer than allowed."""
 
 
 def fits(group: Sequence[Order], order: Order) -> bool:
-    """Return whether an order can be drawn together with others: as they are, but for its prompt."""
+    """Return whether an order can be drawn together with others: it may differ only in its prompt."""
     first, job = group[0].job, order.job
     room = (first.batch_size or 1) // max(first.images, 1)
     if first.task != "generate" or first.banks or len(group) >= room:
@@ -58,11 +58,11 @@ def _but_prompts(job: Job) -> dict[str, Any]:
 
 
 class Drawing:
-    """One go of the desk: orders that are drawn together, watched and stopped.
+    """A group of orders that are drawn, watched and stopped together.
 
     Args:
-        orders: one, or several that :func:`fits` together.
-        seconds: that it may take; 0 for as long as it takes.
+        orders: one, or several that fit together (:func:`fits`).
+        seconds: most seconds to take; 0 for no limit.
     """
 
     def __init__(self, orders: Sequence[Order], seconds: float) -> None:
@@ -70,10 +70,10 @@ class Drawing:
         self.job = orders[0].job
 
     def step(self, progress: Progress) -> None:
-        """Tell where it is; stop where nobody waits for it or its time is over.
+        """Report progress; stop if no client waits for it or its time is over.
 
         Raises:
-            StoppedError, OverdueError: it is to stop.
+            StoppedError, OverdueError: drawing must stop.
         """
         if all(order.stop.is_set() for order in self.orders):
             raise StoppedError
@@ -83,7 +83,7 @@ class Drawing:
             order.tell(progress=progress)
 
     def show(self, glimpse: Glimpse) -> None:
-        """Show each order its own samples under way."""
+        """Show each order its own unfinished samples."""
         for order in self.orders:
             rows = [k for k, text in enumerate(glimpse.prompts) if text == order.job.text(0)]
             if rows and order.live:
@@ -91,7 +91,7 @@ class Drawing:
                 order.tell(glimpse=own)
 
     def draw(self, samplers: Samplers, banks: Banks) -> None:
-        """Draw the orders: their banks, and what their Jobs want of them."""
+        """Draw the orders: their banks, and then what their Jobs ask for."""
         said = self.job.text(0) + (f" and {len(self.orders) - 1} more" if len(self.orders) > 1 else "")
 
         def step(phase: str, done: float, total: int) -> None:
@@ -112,7 +112,7 @@ class Drawing:
         self._put(lidar, found)
 
     def _load_bank(self, order: Order, banks: Banks) -> LookaheadBank:
-        """Return the bank that an order names."""
+        """Return the given bank of an order."""
         file = Path(order.job.banks[0])
         bank = LookaheadBank.load(file)
         banks.use(file.stem)
@@ -134,10 +134,10 @@ class Drawing:
         return found
 
     def _put(self, lidar: LiDAR, found: list[LookaheadBank] | None) -> None:
-        """Draw as :func:`lidar_sampling.runs.run` does, one batch for all, and keep each in its own folder.
+        """Draw all orders in one batch, as :func:`lidar_sampling.runs.run` does, and keep each in its own folder.
 
-        Nobody goes on with what is in these folders, so that they need not say which weights drew it: that would
-        read every weight for each order. So would finding once more the banks that were found.
+        These folders are never resumed, so they need not record which weights drew them; that would read every weight
+        for each order. The same holds for finding the banks a second time.
         """
         texts, lines = [order.job.text(0) for order in self.orders], [order.job.line(0) for order in self.orders]
         lidar.check_prompts(lines)
@@ -151,12 +151,12 @@ class Drawing:
 
 
 FAILS_ALONE = (RewardError, DivergedError)
-"""What is wrong with one order, and need not be with those that were drawn together with it."""
+"""Errors of one order, which the others in its group need not have."""
 
 
 @contextmanager
 def tell_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell what the library warns of in this thread."""
+    """Pass on the library's warnings in this thread."""
     logger, me = logging.getLogger("lidar_sampling"), threading.get_ident()
 
     class Notes(logging.Handler):
@@ -173,10 +173,10 @@ def tell_warnings(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Return whose fault a failure is."""
+    """Return the cause of a failure: the request, the time limit or the server."""
     if isinstance(error, OverdueError):
         return "time"
     cause: BaseException | None = error
-    while isinstance(cause, RewardError):  # a reward fails for a reason
+    while isinstance(cause, RewardError):  # a reward's error has its cause in the chain
         cause = cause.__cause__
     return "request" if isinstance(cause, _OF_REQUEST) else "server"

@@ -1,4 +1,4 @@
-"""What a client may ask for at most."""
+"""Limits of what a client may ask for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class Limits:
     """The most that one request may ask for.
 
     Attributes:
-        prompt: characters of a prompt.
+        prompt: characters per prompt.
         images: samples.
         n: lookahead samples.
         steps: denoising steps.
-        pixels: of a sample, height times width.
-        body: bytes of a request.
+        pixels: pixels per sample, height times width.
+        body: bytes per request.
         wait: seconds that a request may wait for its answer with ``?wait=``.
-        seconds: that a job may be drawn.
-        places: jobs that may wait.
-        each: of them, of one client.
+        seconds: seconds to draw a job.
+        places: waiting jobs.
+        each: waiting jobs of one client.
     """
 
     prompt: int = 2000

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server."""
+"""The metrics of a server for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
 class Metrics:
-    """The numbers of one app.
+    """The metrics of one app.
 
     Args:
-        desk: whose queue is told.
+        desk: the desk whose queue is reported.
     """
 
     def __init__(self, desk: Desk) -> None:
@@ -40,17 +40,17 @@ class Metrics:
         desk.on_end = lambda order, seconds: self._seconds.observe(seconds)
 
     def count(self, scope: Any, status: int) -> None:
-        """Count an answer."""
+        """Count an answer by page and status."""
         page = getattr(scope.get("route"), "path", "other")
         self._requests.labels(page, str(status)).inc()
 
     def text(self) -> bytes:
-        """Return all numbers as Prometheus reads them."""
+        """Return all metrics in the format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class _Ended:
-    """Jobs that ended, counted where they end."""
+    """A collector of the jobs that ended, counted by the shelf."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk

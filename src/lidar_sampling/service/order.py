@@ -1,4 +1,4 @@
-"""One accepted Job: where it is, what is to be seen of it, and what became of it."""
+"""One accepted Job: its state, its progress and its outcome."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "lost")
 
 @dataclass(frozen=True)
 class Bank:
-    """The bank of an order, as people look at it.
+    """The bank of an order with its gallery.
 
     Attributes:
-        file: where it is kept.
+        file: file of the bank.
         pictures: a file for each member.
-        rewards: of the members by each reward that scored them, the guiding one first.
-        drawn: whether it was drawn for this order, and not found.
+        rewards: reward -> scores of the members, the guiding reward first.
+        drawn: whether it was drawn for this order instead of found.
     """
 
     file: Path
@@ -38,35 +38,35 @@ class Bank:
 
     @property
     def id(self) -> str:
-        """What names it."""
+        """The id of the bank."""
         return self.file.stem
 
     def best_first(self) -> list[int]:
-        """Return the members by falling guiding reward."""
+        """Return the members, best first by the guiding reward."""
         values = next(iter(self.rewards.values()))
         return sorted(range(len(values)), key=lambda i: -values[i])
 
 
 @dataclass(eq=False)
 class Order:
-    """A Job that was accepted, with what is known of it; several threads may look at it.
+    """An accepted Job and its state; several threads may read it.
 
     Attributes:
-        id: names it, also after a restart.
-        job: what to draw, of one prompt.
-        folder: holds ``job.json``, when it ended ``end.json``, and in ``out`` what the engine wrote.
-        client: who sent it; clients are served by turns.
-        live: whether somebody looks at samples under way, which cost a decode each.
-        state: waiting, running, done, failed, cancelled; or lost, when the process that drew it ended before.
-        progress: of the one that runs.
-        phase: of it.
-        glimpse: samples under way.
-        bank: that guides it, as soon as it is there.
-        notes: what the library warned of.
-        problem: why it failed.
-        fault: of a failure: of the request, of the time that it took, or of the server.
-        since: when it was accepted, in seconds since 1970.
-        begun: the same by the clock that durations are read from.
+        id: id of the order, also after a restart.
+        job: what to draw, for one prompt.
+        folder: folder with ``job.json``, ``end.json`` after the end, and the engine's output in ``out``.
+        client: who sent it; clients are served in turn.
+        live: whether to show unfinished samples, at the cost of a decode each.
+        state: waiting, running, done, failed, cancelled; or lost, if its process ended first.
+        progress: progress of a running order.
+        phase: its current phase.
+        glimpse: unfinished samples.
+        bank: the bank that guides it, once it is there.
+        notes: warnings of the library.
+        problem: reason of a failure.
+        fault: cause of a failure: the request, the time limit or the server.
+        since: time of acceptance, in seconds since 1970.
+        begun: the same on the monotonic clock, for durations.
     """
 
     id: str
@@ -90,7 +90,7 @@ class Order:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the order has ended."""
         return self.state in ENDED
 
     @property
@@ -99,7 +99,7 @@ class Order:
         return self.folder / "out"
 
     def result(self) -> dict[str, Any]:
-        """Return what ``result.json`` says of the prompt: rewards, costs, trace, files relative to :attr:`out`.
+        """Return the contents of ``result.json``: rewards, costs, trace, files relative to :attr:`out`.
 
         Raises:
             ValueError: the order is not done.
@@ -109,7 +109,7 @@ class Order:
         return json.loads((self.out / "result.json").read_text())["prompts"][0]
 
     def tell(self, **changes: Any) -> None:
-        """Change what is known, and wake who waits."""
+        """Change attributes, and wake those who wait."""
         with self._changed:
             for name, value in changes.items():
                 setattr(self, name, value)
@@ -120,21 +120,21 @@ class Order:
             listener()
 
     def end(self, state: State, problem: str = "", fault: Fault = "") -> None:
-        """Write down and tell how it ended."""
+        """Record and report how the order ended."""
         bank = None if self.bank is None else self.bank.id
         end = {"state": state, "problem": problem, "fault": fault, "notes": self.notes, "bank": bank}
         write_json(self.folder / "end.json", end)
         self.tell(state=state, problem=problem, fault=fault, progress=None, glimpse=None)
 
     def wait(self, version: int = -1, timeout: float | None = None) -> int:
-        """Wait until more is known than at ``version``, or so many seconds; return the version that is reached."""
+        """Wait for a change after ``version``, or for ``timeout`` seconds; return the current version."""
         with self._changed:
             self._changed.wait_for(lambda: self.version > version or self.ended, timeout)
             return self.version
 
     @contextmanager
     def listen(self, listener: Callable[[], object]) -> Iterator[None]:
-        """Call ``listener`` in the thread that draws whenever more is known, within this block."""
+        """Call ``listener`` at every change, in the drawing thread, within this block."""
         with self._changed:
             self._listeners.append(listener)
         try:

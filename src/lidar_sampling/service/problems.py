@@ -1,4 +1,4 @@
-"""Refusals, in the words of the command line: which field, what was given, what to do."""
+"""Refusals, worded as on the command line: which field, what was given, what to do."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _OURS = (
     ("less than or equal to", "at most"),
     ("a valid boolean", "true or false"),
     ("String should have at least 1 character", "a text that is not empty"),
-)  # pydantic's words -> the command line's
+)  # pydantic's wording -> ours
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI is to say of refusals: these, and those that any request may meet."""
+    """Return the refusals for OpenAPI: these, and those that any request may get."""
     found: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (*_ALWAYS, *statuses)}
     if 429 in statuses:
         found[429]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
@@ -52,7 +52,7 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def handle(app: FastAPI, desk: Desk) -> None:
-    """Let an app answer what goes wrong in one shape."""
+    """Make an app answer all errors in one format."""
 
     def answer_refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RefusedError)
@@ -73,17 +73,17 @@ def handle(app: FastAPI, desk: Desk) -> None:
         text = str(error.detail)
         if error.status_code == 404:
             text = f"no page {path}; see /openapi.json"
-        elif error.status_code == 405:  # starlette names the methods of one route of several
+        elif error.status_code == 405:  # starlette names the methods of only one route
             routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
             allowed = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
             text, headers = f"no {request.method} of {path}: it takes {allowed}", {"allow": allowed}
         return JSONResponse(refusal(error.status_code, text), error.status_code, headers)
 
     def answer_removed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(refusal(404, "it is not kept any more: ask for it again"), 404)
+        return JSONResponse(refusal(404, "it is no longer kept: ask for it again"), 404)
 
     def answer_gone(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({}, 499)  # nobody reads it
+        return JSONResponse({}, 499)  # the client is gone
 
     app.add_exception_handler(RefusedError, answer_refused)
     app.add_exception_handler(FullError, full)
@@ -94,7 +94,7 @@ def handle(app: FastAPI, desk: Desk) -> None:
 
 
 def _words(error: dict[str, Any], path: str) -> tuple[str | None, str]:
-    """Return the field at fault and a line, of what pydantic says."""
+    """Return the field at fault and a message, from an error of pydantic."""
     place = [str(part) for part in error["loc"][1:] if not str(part).startswith(("function-", "constrained-"))]
     field, given = (place[0] if place else None), cut(repr(error.get("input")))
     kind, message = error["type"], str(error["msg"])

@@ -1,8 +1,8 @@
-"""The service on Ray Serve: the same app in several processes, behind one address.
+"""The service on Ray Serve: the app in several processes behind one address.
 
-It needs ``lidar-sampling[ray,serve]``. Each replica has a desk, a queue and a folder of its own. Ray sends a request
-to any of them, so a job or a bank is known only to the replica that drew it: use the face of OpenAI, whose answer
-comes on the connection that asked.
+It needs ``lidar-sampling[ray,serve]``. Each replica has its own desk, queue and folder. Ray sends a request to any of
+them, so a job or a bank is known only to the replica that drew it. Use OpenAI's API, which answers on the same
+connection.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def deployment(
     """Return an application for ``ray.serve.run``.
 
     Args:
-        catalog: what clients can name, and their limits.
-        folder: where each replica makes a folder of its own.
-        replicas: processes that draw.
-        tokens: one of which a request must bring.
-        actor: what Ray is to give each, such as ``{"num_gpus": 1}``.
+        catalog: what clients can choose from, and their limits.
+        folder: folder in which each replica makes its own.
+        replicas: number of processes that draw.
+        tokens: a request must carry one of them.
+        actor: resources of Ray for each replica, such as ``{"num_gpus": 1}``.
 
     Raises:
         ValueError: Ray Serve is not installed.
@@ -43,7 +43,9 @@ def deployment(
             f"replicas need Ray Serve ({error.name} is missing): pip install 'lidar-sampling[ray,serve]'"
         ) from None
 
-    parts = {field.name: getattr(catalog, field.name) for field in fields(catalog)}  # what travels to the replicas
+    parts = {
+        field.name: getattr(catalog, field.name) for field in fields(catalog)
+    }  # these values are sent to the replicas
 
     def app() -> Any:
         from .app import make_app

@@ -1,4 +1,4 @@
-"""What clients send and get, as pydantic models: the types of OpenAPI. Limits of a server are checked beside them."""
+"""Requests and answers as pydantic models, the types of OpenAPI. A server's limits are checked elsewhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _whole(value: Any) -> Any:
-    """Return 3 for 3.0, which JSON does not tell apart."""
+    """Return 3 for 3.0, which JSON does not distinguish."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _Whole = BeforeValidator(_whole)
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="Of all noise; another each time by default."), _Whole]
+Seed = Annotated[
+    int, Field(ge=0, le=2**32 - 1, description="Seed of all noise; by default a new one each time."), _Whole
+]
 Size = Annotated[
     str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="Width x height in pixels, or auto.")
 ]
@@ -23,14 +25,14 @@ Count = Annotated[int, Field(ge=1), _Whole]
 Scale = Annotated[float, Field(ge=0, description="Strength of the shift, s.")]
 Strength = Annotated[
     Annotated[float, Field(ge=0)] | Literal["auto"],
-    Field(description="Lambda, in 1 / reward; auto fits it to the rewards of each bank."),
+    Field(description="Lambda, in units of 1 / reward; auto fits it to the rewards of each bank."),
 ]
-GuidanceScale = Annotated[float, Field(description="Classifier-free guidance, both phases.")]
-BankId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}-[0-9a-f]{32}$", description="Of a bank of this server.")]
+GuidanceScale = Annotated[float, Field(description="Scale of classifier-free guidance in both phases.")]
+BankId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}-[0-9a-f]{32}$", description="Id of a bank of this server.")]
 
 
 class Generation(BaseModel):
-    """What ``POST /v1/images/generations`` takes: OpenAI's fields and ours; fields of other servers are left out."""
+    """The request to ``POST /v1/images/generations``: OpenAI's fields and ours; others are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -54,7 +56,7 @@ class Generation(BaseModel):
 
 
 class Look(BaseModel):
-    """What ``POST /v1/banks`` takes."""
+    """The request to ``POST /v1/banks``."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -68,7 +70,7 @@ class Look(BaseModel):
 
 
 class Draw(BaseModel):
-    """What ``POST /v1/images`` takes."""
+    """The request to ``POST /v1/images``."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -81,7 +83,7 @@ class Draw(BaseModel):
 
 
 class Picture(BaseModel):
-    """One picture of an answer."""
+    """One picture in an answer."""
 
     b64_json: str
     revised_prompt: None = None
@@ -103,14 +105,14 @@ class Pictures(BaseModel):
 
 
 class Sample(BaseModel):
-    """Where a picture of a job or a bank is, and what it is worth."""
+    """A picture of a job or a bank: its address and its rewards."""
 
     picture: str
     rewards: dict[str, float | None]
 
 
 class JobView(BaseModel):
-    """A job, as far as it is."""
+    """A job in its current state."""
 
     id: str
     object: Literal["job"]
@@ -128,7 +130,7 @@ class JobView(BaseModel):
 
 
 class BankView(BaseModel):
-    """A bank: its members by falling guiding reward."""
+    """A bank: its members, best first by the guiding reward."""
 
     id: str
     object: Literal["bank"]
@@ -147,7 +149,7 @@ class ModelView(BaseModel):
 
 
 class Models(BaseModel):
-    """The models that are served, as OpenAI lists them; and the rewards and methods."""
+    """The served models, as OpenAI lists them, with the rewards and methods."""
 
     object: Literal["list"]
     data: list[ModelView]
@@ -156,7 +158,7 @@ class Models(BaseModel):
 
 
 class Why(BaseModel):
-    """What is wrong, and with which field."""
+    """The error, and the field that caused it."""
 
     message: str
     type: str
@@ -171,13 +173,13 @@ class Problem(BaseModel):
 
 
 class Status(BaseModel):
-    """Whether the server lives, or is ready."""
+    """Whether the server is alive, or ready."""
 
     status: str
     problem: str | None = None
 
 
 def refusal(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """Return the body of a refusal, in OpenAI's shape."""
+    """Return the body of a refusal in OpenAI's format."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": None}}

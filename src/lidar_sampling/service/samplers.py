@@ -1,4 +1,4 @@
-"""Samplers that stay loaded, and how long things take with each."""
+"""Samplers that stay loaded, with the speed of each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..runs import Job, load_sampler
 
 _OF_PIPELINE = ("model", "variant", "preset", "call", "scheduler", "dtype", "fast", "device", "batch_size")
 _OF_SAMPLER = (*_OF_PIPELINE, "reward", "metrics")
-_SIZE = ("height", "width")  # what differs from order to order, and needs nothing loaded
+_SIZE = ("height", "width")  # fields that orders may change without loading anything
 
 
 class Samplers:
-    """The samplers that were used last, each with its model and rewards.
+    """The most recently used samplers, each with its model and rewards.
 
     Args:
-        store: where their banks are found and kept.
-        most: that stay loaded; those that draw with one pipeline share it.
+        store: store of their banks.
+        most: most samplers that stay loaded; samplers with the same pipeline share it.
     """
 
     def __init__(self, store: BankStore, most: int) -> None:
@@ -37,7 +37,7 @@ class Samplers:
         return None if lidar is None else _with_settings(lidar, job)
 
     def load(self, job: Job) -> LiDAR:
-        """Return the sampler of a Job with its settings; load what it needs, and let go of what was not used."""
+        """Return the sampler of a Job with its settings; load what is missing, and free the least recently used."""
         key = _key(job, _OF_SAMPLER)
         if key not in self._loaded:
             same = [lidar for other, lidar in self._loaded.items() if _alike(other, key)]
@@ -53,11 +53,11 @@ class Samplers:
         return _with_settings(self._loaded[key], job)
 
     def rates(self, job: Job) -> Rates | None:
-        """Return how long things take with the sampler of a Job; None before that was measured."""
+        """Return the measured speed of a Job's sampler; None before it is measured."""
         return self._rates.get(_key(job, _OF_SAMPLER))
 
     def measure(self, job: Job) -> LiDAR:
-        """Load the sampler of a Job, and measure how long things take with it."""
+        """Load the sampler of a Job, and measure its speed."""
         key, lidar = _key(job, _OF_SAMPLER), self.load(job)
         if key not in self._rates:
             self._rates[key] = Rates.measure(lidar, job.text(0), images=job.images)
@@ -83,6 +83,6 @@ def _key(job: Job, names: tuple[str, ...]) -> str:
 
 
 def _alike(one: str, other: str) -> bool:
-    """Return whether samplers with these keys draw with one pipeline."""
+    """Return whether samplers with these keys share a pipeline."""
     a, b = json.loads(one), json.loads(other)
     return all(a[name] == b[name] for name in _OF_PIPELINE)

@@ -1,4 +1,4 @@
-"""What OpenAPI says of one server: its names and limits, and no answers that it never gives."""
+"""The OpenAPI document of one server: its names and limits, and only answers that it gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .catalog import Catalog
 
 
 def document(app: FastAPI, catalog: Catalog) -> None:
-    """Let the OpenAPI of an app say what its catalog offers."""
+    """Make an app's OpenAPI document list the catalog."""
     made, limits = app.openapi, catalog.limits
     images, members = {"maximum": limits.images}, {"maximum": limits.n}
     shared = {
@@ -32,7 +32,7 @@ def document(app: FastAPI, catalog: Catalog) -> None:
             for path in found["paths"].values():
                 for operation in path.values():
                     answers = operation["responses"]
-                    if "HTTPValidationError" in str(answers.get("422")):  # FastAPI's own, which is a 400 here
+                    if "HTTPValidationError" in str(answers.get("422")):  # FastAPI's default, which is a 400 here
                         del answers["422"]
             for name, changes in own.items():
                 fields = found["components"]["schemas"][name]["properties"]

@@ -1,4 +1,4 @@
-"""The orders of a desk in their folders: accepted, ended, forgotten, and told as lost after a restart."""
+"""The orders of a desk in their folders: accepted, ended, forgotten, or reported as lost after a restart."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _log = logging.getLogger(__name__)
 
 
 class Shelf:
-    """Keeps each order in a folder of its own.
+    """A shelf, which keeps each order in its own folder.
 
     Args:
-        folder: of all of them.
-        banks: of the desk.
-        most: ended orders that are kept; older ones are removed.
+        folder: folder of all orders.
+        banks: banks of the desk.
+        most: most ended orders to keep; older ones are removed.
     """
 
     def __init__(self, folder: Path, banks: Banks, most: int) -> None:
         self.folder, self.most = folder, most
         self.orders: dict[str, Order] = {order.id: order for order in _read_orders(folder, banks)}
-        self.counts: Counter[State] = Counter()  # of orders that ended since it was opened
+        self.counts: Counter[State] = Counter()  # counts of orders that ended since the desk opened
         self._ended = deque(self.orders)
         self._last = max((int(name.split("-")[0]) for name in self.orders), default=0)
         self._lock = threading.Lock()
 
     def accept(self, job: Job, client: str, live: bool) -> Order:
-        """Write down a Job under a new id."""
+        """Record a Job under a new id."""
         with self._lock:
             self._last += 1
-            name = f"{self._last:06d}-{secrets.token_hex(8)}"  # in order, and not to be guessed
+            name = f"{self._last:06d}-{secrets.token_hex(8)}"  # ids sort by time and cannot be guessed
         order = Order(name, job, self.folder / name, client, live)
         order.folder.mkdir(parents=True)
         write_json(order.folder / "job.json", job.to_json())
@@ -48,7 +48,7 @@ class Shelf:
         return order
 
     def end(self, order: Order, state: State, problem: str = "", fault: Fault = "") -> None:
-        """Write down and tell how an order ended; of one that was forgotten nothing stays."""
+        """Record and report how an order ended; remove it if it was forgotten."""
         order.end(state, problem, fault)
         with self._lock:
             self.counts[state] += 1
@@ -58,21 +58,21 @@ class Shelf:
             shutil.rmtree(order.folder, ignore_errors=True)
 
     def forget(self, order: Order) -> None:
-        """Remove an order with its pictures, as soon as it has ended; its bank stays."""
+        """Remove an order with its pictures once it has ended; its bank stays."""
         with self._lock:
             self.orders.pop(order.id, None)
         if order.ended:
             shutil.rmtree(order.folder, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove the oldest ended orders, beyond those that are kept."""
+        """Remove the oldest ended orders above the limit."""
         while len(self._ended) > self.most:
             if (order := self.orders.pop(self._ended.popleft(), None)) is not None:
                 shutil.rmtree(order.folder, ignore_errors=True)
 
 
 def _read_orders(jobs: Path, banks: Banks) -> Iterator[Order]:
-    """Yield the orders that an earlier desk accepted, oldest first; one that did not end is lost."""
+    """Yield the orders of earlier desks, oldest first; an order that did not end is lost."""
     for folder in sorted(jobs.glob("*-*")):
         try:
             order = Order(folder.name, Job.read(folder / "job.json"), folder)
@@ -85,5 +85,5 @@ def _read_orders(jobs: Path, banks: Banks) -> Iterator[Order]:
             order.fault, name = end.get("fault", ""), end.get("bank")
             order.bank = None if name is None else banks.recall(name)
         else:
-            order.end("lost", "the process that drew it ended before it did: ask again", "server")
+            order.end("lost", "its process ended before it was done: ask again", "server")
         yield order

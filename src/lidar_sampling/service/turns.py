@@ -1,4 +1,4 @@
-"""Orders that wait: each client in turn, and of a client the oldest first."""
+"""The queue of waiting orders: clients take turns, and each client's oldest order comes first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .order import Order
 
 
 class Turns:
-    """A queue of several clients, who are served by turns however much each of them sends.
+    """A queue that serves clients in turn, however many orders each of them sends.
 
     Example:
         >>> from pathlib import Path
@@ -22,13 +22,13 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._of: OrderedDict[str, deque[Order]] = OrderedDict()  # whose turn is next comes first
+        self._of: OrderedDict[str, deque[Order]] = OrderedDict()  # the client whose turn is next comes first
 
     def __len__(self) -> int:
         return sum(map(len, [*self._of.values()]))
 
     def __iter__(self) -> Iterator[Order]:
-        """Yield the orders as they will be taken, if no more come."""
+        """Yield the orders in the order of their turns, as of now."""
         queues = [deque(queue) for queue in self._of.values()]
         while queues:
             for queue in queues:
@@ -40,11 +40,11 @@ class Turns:
         return len(self._of.get(client, ()))
 
     def add(self, order: Order) -> None:
-        """Let an order wait."""
+        """Add an order to the queue."""
         self._of.setdefault(order.client, deque()).append(order)
 
     def take(self, order: Order | None = None) -> Order:
-        """Return the next order, or one that is drawn together with it; its client had its turn then."""
+        """Take the next order, or a given one to draw together with it; this uses up its client's turn."""
         order = next(iter(self)) if order is None else order
         queue = self._of.pop(order.client)
         queue.remove(order)
@@ -53,7 +53,7 @@ class Turns:
         return order
 
     def remove(self, order: Order) -> bool:
-        """Take an order out of its turn; return whether it was waiting."""
+        """Remove an order from the queue; return whether it was waiting."""
         queue = self._of.get(order.client, deque())
         if order not in queue:
             return False

@@ -1,4 +1,4 @@
-"""Doubles for tests: tiny pipelines of the true diffusers classes with random weights, a bank and a reward.
+"""Doubles for tests: tiny pipelines of the real diffusers classes with random weights, a bank and a reward.
 
 Everything is built from configurations in memory, seeded, and needs no download; the pictures are noise.
 """
@@ -50,13 +50,13 @@ from ._video import tiny_wan as tiny_wan
 
 
 class Tiny(NamedTuple):
-    """A tiny pipeline, and how to draw with it.
+    """A tiny pipeline, and the arguments to draw with it.
 
     Attributes:
-        make: builds it.
-        call: what to call it with to stay small.
-        per_prompt: its argument for several samples a prompt, if any.
-        kept: whether a folder keeps all of it; not so where a part of it is a stand-in.
+        make: function that builds it.
+        call: arguments that keep its samples small.
+        per_prompt: its argument for the number of samples per prompt, if any.
+        kept: whether saving to a folder keeps all of it; False if a part is a stand-in.
     """
 
     make: Callable[[], Any]
@@ -126,11 +126,11 @@ PIPELINES = {
     "ace-step": Tiny(tiny_ace_step, {"audio_duration": 0.4, "lyrics": "la la"}, None),
     "stable-audio-3": Tiny(tiny_stable_audio_3, {"duration": 1.0}, "num_waveforms_per_prompt"),
 }
-"""Every pipeline that is tested, by a short name."""
+"""Every tested pipeline, by a short name."""
 
 
 def tiny_bank(n: int = 5, *, prompt: str = "a cat", shape: tuple[int, ...] = (4, 8, 8)) -> LookaheadBank:
-    """A bank of ``n`` standard normal samples in the shape of the tiny pipelines, with rewards 0 .. 1."""
+    """Return a bank of ``n`` standard normal samples in the shape of the tiny pipelines, with rewards 0 .. 1."""
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(n, *shape, generator=generator)
     return LookaheadBank(samples, {"ramp": torch.linspace(0, 1, n)}, prompt)

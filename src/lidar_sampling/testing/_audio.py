@@ -12,7 +12,7 @@ from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 @with_seed
 def tiny_stable_audio() -> Any:
-    """A ``StableAudioPipeline`` that makes stereo waveforms from latents (4, 16)."""
+    """Return a ``StableAudioPipeline`` that makes stereo waveforms from latents (4, 16)."""
     from diffusers import (
         AutoencoderOobleck,
         CosineDPMSolverMultistepScheduler,
@@ -60,7 +60,7 @@ def tiny_stable_audio() -> Any:
 
 @with_seed
 def tiny_stable_audio_3() -> Any:
-    """A ``StableAudio3Pipeline`` that makes stereo waveforms of a second at 16 Hz from latents (4, 8)."""
+    """Return a ``StableAudio3Pipeline`` that makes stereo waveforms of a second at 16 Hz from latents (4, 8)."""
     from diffusers import AutoencoderSAME, FlowMatchEulerDiscreteScheduler, StableAudio3DiTModel, StableAudio3Pipeline
     from diffusers.pipelines.stable_audio_3 import StableAudio3DurationEmbedder
 
@@ -102,7 +102,7 @@ def tiny_stable_audio_3() -> Any:
 
 @with_seed
 def tiny_ace_step() -> Any:
-    """An ``AceStepPipeline`` that makes short stereo waveforms of prompts and lyrics."""
+    """Return an ``AceStepPipeline`` that makes short stereo waveforms of prompts and lyrics."""
     from diffusers import (
         AceStepPipeline,
         AceStepTransformer1DModel,
@@ -151,7 +151,7 @@ def tiny_ace_step() -> Any:
 
 @with_seed
 def tiny_audio_ldm_2() -> Any:
-    """An ``AudioLDM2Pipeline`` that makes waveforms of one channel from spectrograms of latents (4, 4, 4)."""
+    """Return an ``AudioLDM2Pipeline`` that makes waveforms of one channel from spectrograms of latents (4, 4, 4)."""
     from diffusers import (
         AudioLDM2Pipeline,
         AudioLDM2ProjectionModel,

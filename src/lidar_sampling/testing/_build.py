@@ -1,4 +1,4 @@
-"""How every tiny pipeline is built: from a fixed seed, without touching the caller's, and silent."""
+"""Helpers that build every tiny pipeline: from a fixed seed, silently, without changing the caller's random state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def with_seed(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Build with seed 0, put the random state back, and turn the progress bar off."""
+    """Build with seed 0, restore the random state, and turn the progress bar off."""
 
     @functools.wraps(build)
     def make(*args: Any, **kwargs: Any) -> Any:
@@ -24,7 +24,7 @@ def with_seed(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stir(module: Any, std: float = 0.1) -> Any:
-    """Return ``module`` for inference, its zeros drawn: models whose last layers start at 0 draw nothing."""
+    """Return ``module`` for inference with its zero weights randomised, since zero last layers would draw nothing."""
     for parameter in module.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=std)

@@ -1,4 +1,4 @@
-"""Further models of video on random weights: HunyuanVideo 1.5, LTX-2, Kandinsky 5 and Mochi."""
+"""More video models on random weights: HunyuanVideo 1.5, LTX-2, Kandinsky 5 and Mochi."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._video import wan_autoencoder
 
 @with_seed
 def tiny_mochi() -> Any:
-    """A ``MochiPipeline``, whose noise levels count up; 7 frames of 16 x 16 pixels from latents (12, 2, 2, 2)."""
+    """Return a ``MochiPipeline``, whose noise levels rise; 7 frames of 16 x 16 pixels from (12, 2, 2, 2)."""
     from diffusers import (
         AutoencoderKLMochi,
         FlowMatchEulerDiscreteScheduler,
@@ -47,7 +47,7 @@ def tiny_mochi() -> Any:
 
 
 class _Trusting:
-    """The safety checker that Cosmos 2.5 refuses to draw without, which is told nothing and finds all safe."""
+    """A stand-in for the safety checker that Cosmos 2.5 requires; it finds everything safe."""
 
     def to(self, *_: Any, **__: Any) -> _Trusting:
         return self
@@ -58,7 +58,7 @@ class _Trusting:
 
 @with_seed
 def tiny_cosmos_25() -> Any:
-    """A ``Cosmos2_5_PredictBasePipeline``; 5 frames of 16 x 16 pixels from latents (4, 2, 2, 2)."""
+    """Return a ``Cosmos2_5_PredictBasePipeline``; 5 frames of 16 x 16 pixels from latents (4, 2, 2, 2)."""
     from diffusers import (
         Cosmos2_5_PredictBasePipeline,
         CosmosTransformer3DModel,
@@ -77,7 +77,7 @@ def tiny_cosmos_25() -> Any:
         max_size=(4, 16, 16),
         patch_size=(1, 2, 2),
         rope_scale=(1.0, 3.0, 3.0),
-        concat_padding_mask=False,  # which takes torchvision
+        concat_padding_mask=False,  # it needs torchvision
     )
     vae = wan_autoencoder()
     return Cosmos2_5_PredictBasePipeline(
@@ -98,9 +98,9 @@ def tiny_cosmos_25() -> Any:
 
 @with_seed
 def tiny_hunyuan_video_15() -> Any:
-    """A ``HunyuanVideo15Pipeline``, whose guidance is a guider's; 5 frames of 16 x 16 pixels from (4, 3, 4, 4).
+    """Return a ``HunyuanVideo15Pipeline``, guided by a guider; 5 frames of 16 x 16 pixels from (4, 3, 4, 4).
 
-    Its class fixes the width of one projection: 4 million parameters. It draws one sample at a time.
+    Its class fixes the width of one projection, which has 4 million parameters. It draws one sample at a time.
     """
     from diffusers import (
         AutoencoderKLHunyuanVideo15,
@@ -150,7 +150,7 @@ def tiny_hunyuan_video_15() -> Any:
 
 @with_seed
 def tiny_kandinsky_5() -> Any:
-    """A ``Kandinsky5T2VPipeline``; asked for 5 frames of 16 x 16, it draws 3 of 8 x 8 from latents (2, 2, 2, 4)."""
+    """Return a ``Kandinsky5T2VPipeline``; for 5 frames of 16 x 16 it draws 3 of 8 x 8 from (2, 2, 2, 4)."""
     from diffusers import (
         AutoencoderKLHunyuanVideo,
         FlowMatchEulerDiscreteScheduler,
@@ -184,7 +184,7 @@ def tiny_kandinsky_5() -> Any:
         transformer=stir(transformer),
         vae=vae.eval(),
         text_encoder=qwen_2_5_vl(),
-        tokenizer=qwen_tokenizer(),  # the processor of Qwen 2 VL needs torchvision; of texts it is a tokenizer
+        tokenizer=qwen_tokenizer(),  # the processor of Qwen 2 VL needs torchvision; for texts it is a tokenizer
         text_encoder_2=clip_text_encoder(positions=77),
         tokenizer_2=clip_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
@@ -193,7 +193,7 @@ def tiny_kandinsky_5() -> Any:
 
 @with_seed
 def tiny_ltx_2() -> Any:
-    """An ``LTX2Pipeline``, which draws video and sound; at 32 x 32 pixels and 9 frames its latents are packed."""
+    """Return an ``LTX2Pipeline``, which draws video and sound from packed latents; 9 frames of 32 x 32 pixels."""
     from diffusers import (
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,

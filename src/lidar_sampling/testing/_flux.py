@@ -12,7 +12,7 @@ from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 @with_seed
 def tiny_flux_2() -> Any:
-    """A ``Flux2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
+    """Return a ``Flux2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
@@ -43,14 +43,14 @@ def tiny_flux_2() -> Any:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae.eval(),
         text_encoder=mistral_3(),
-        tokenizer=qwen_tokenizer(),  # the processor of Mistral 3 needs torchvision; of texts it is a tokenizer
+        tokenizer=qwen_tokenizer(),  # the processor of Mistral 3 needs torchvision; for texts it is a tokenizer
         transformer=transformer.eval(),
     )
 
 
 @with_seed
 def tiny_chroma() -> Any:
-    """A ``ChromaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
+    """Return a ``ChromaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16)."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     transformer: Any = ChromaTransformer2DModel(

@@ -1,4 +1,4 @@
-"""Language models that read prompts today: random weights, every byte a token, the pipelines' own classes."""
+"""Language models that read prompts: random weights, one token per byte, the pipelines' own classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._text import LETTERS, WIDTH
 
 _CHATS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SEEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-# The turns of the user alone: instructions to the model are longer than all that a tiny one is given to read.
+# Only the user's turns: system instructions are longer than the context of a tiny model.
 _TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}<|im_start|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -23,14 +23,14 @@ _TEMPLATE = (
 
 
 def _bytes(*special: str) -> dict[str, int]:
-    """Return a vocabulary of the bytes, as byte-level tokenizers spell them, and of further tokens."""
+    """Return a vocabulary of the bytes, as byte-level tokenizers spell them, and of other tokens."""
     from tokenizers import pre_tokenizers
 
     return {token: index for index, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *special])}
 
 
 def qwen_tokenizer() -> Any:
-    """A tokenizer of Qwen 2 and 3 whose tokens are bytes."""
+    """Return a tokenizer of Qwen 2 and 3 whose tokens are bytes."""
     from transformers import Qwen2Tokenizer
 
     vocabulary = _bytes(*_CHATS, *_SEEN)
@@ -44,7 +44,7 @@ def qwen_tokenizer() -> Any:
 
 
 def roberta_tokenizer() -> Any:
-    """A RoBERTa tokenizer whose tokens are bytes."""
+    """Return a RoBERTa tokenizer whose tokens are bytes."""
     from transformers import RobertaTokenizer
 
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -62,7 +62,7 @@ def _language(**changes: Any) -> dict[str, Any]:
         "num_key_value_heads": 1,
         "head_dim": 8,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.3,  # so that a letter among hundreds of tokens counts
+        "initializer_range": 0.3,  # large enough for one letter among hundreds of tokens to count
         "bos_token_id": None,
         "eos_token_id": 256,
         "pad_token_id": 256,
@@ -71,14 +71,14 @@ def _language(**changes: Any) -> dict[str, Any]:
 
 
 def qwen_3(**changes: Any) -> Any:
-    """A Qwen 3 model of two layers."""
+    """Return a Qwen 3 model of two layers."""
     from transformers import Qwen3Config, Qwen3Model
 
     return Qwen3Model(Qwen3Config(**_language(**changes))).eval()
 
 
 def qwen_2_5_vl() -> Any:
-    """A Qwen 2.5 VL model of two layers, which reads pictures in patches of 4 x 4."""
+    """Return a Qwen 2.5 VL model of two layers, which reads pictures in patches of 4 x 4."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = qwen_tokenizer().get_vocab()
@@ -104,9 +104,9 @@ def qwen_2_5_vl() -> Any:
 
 
 def qwen_processor(patch: int = 4) -> Any:
-    """What makes pixels and tokens of pictures and texts for :func:`qwen_2_5_vl`; it reads no videos.
+    """Return the processor of pictures and texts for :func:`qwen_2_5_vl`; it reads no videos.
 
-    Reading videos takes torchvision, which a processor asks for even where none is read.
+    Reading videos needs torchvision, which the full processor requires even without a video.
     """
     from transformers import Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -122,7 +122,7 @@ def qwen_processor(patch: int = 4) -> Any:
 
 
 def mistral_3() -> Any:
-    """A Mistral 3 model of three layers; the pipelines give it texts alone."""
+    """Return a Mistral 3 model of three layers; the pipelines give it texts alone."""
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
     vision = {
@@ -140,7 +140,7 @@ def mistral_3() -> Any:
 
 
 def llama(**changes: Any) -> Any:
-    """A Llama model of two layers, with its head."""
+    """Return a Llama model of two layers, with its head."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**_language(**changes))).eval()
@@ -148,7 +148,7 @@ def llama(**changes: Any) -> Any:
 
 @with_seed
 def tiny_llada_2() -> Any:
-    """A ``LLaDA2Pipeline`` that writes bytes in blocks of 4; its language model is a Llama's, of two layers."""
+    """Return a ``LLaDA2Pipeline`` that writes bytes in blocks of 4, with a Llama model of two layers."""
     from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 
     tokenizer = qwen_tokenizer()
@@ -158,7 +158,7 @@ def tiny_llada_2() -> Any:
 
 @functools.cache
 def _letters_of_sentencepiece() -> tuple[Any, Path]:
-    """Return a folder that lasts as long as the process, and in it a SentencePiece model whose tokens are letters."""
+    """Return a folder, kept until the process ends, with a SentencePiece model whose tokens are letters."""
     import sentencepiece
 
     folder = TemporaryDirectory(prefix="lidar-sampling-")
@@ -172,14 +172,14 @@ def _letters_of_sentencepiece() -> tuple[Any, Path]:
 
 
 def chat_glm_tokenizer() -> Any:
-    """The tokenizer of ChatGLM, whose tokens are letters; it wants ``sentencepiece``."""
+    """Return the tokenizer of ChatGLM, whose tokens are letters; it needs ``sentencepiece``."""
     from diffusers.pipelines.kolors import ChatGLMTokenizer
 
     return ChatGLMTokenizer(str(_letters_of_sentencepiece()[1]))
 
 
 def chat_glm() -> Any:
-    """A ChatGLM of two layers."""
+    """Return a ChatGLM of two layers."""
     import torch
     from diffusers.pipelines.kolors import ChatGLMModel
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
@@ -195,20 +195,20 @@ def chat_glm() -> Any:
         original_rope=True,
     )
     model = ChatGLMModel(config)
-    for name, parameter in model.named_parameters():  # made of memory that was never written
+    for name, parameter in model.named_parameters():  # otherwise uninitialised memory
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
 def glm() -> Any:
-    """A GLM 4 model of two layers."""
+    """Return a GLM 4 model of two layers."""
     from transformers import GlmConfig, GlmModel
 
     return GlmModel(GlmConfig(**_language())).eval()
 
 
 def gemma_3() -> Any:
-    """A Gemma 3 model of two layers; the pipelines give it texts alone."""
+    """Return a Gemma 3 model of two layers; the pipelines give it texts alone."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     vision = {
@@ -225,7 +225,7 @@ def gemma_3() -> Any:
 
 
 def t5_gemma() -> Any:
-    """The encoder of a T5Gemma model of two layers."""
+    """Return the encoder of a T5Gemma model of two layers."""
     from transformers import T5GemmaConfig, T5GemmaEncoderModel, T5GemmaModuleConfig
 
     part = T5GemmaModuleConfig(**_language(query_pre_attn_scalar=8, sliding_window=64)).to_dict()

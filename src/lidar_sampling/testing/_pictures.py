@@ -1,4 +1,4 @@
-"""Further diffusion transformers for pictures on random weights: HiDream, Lumina 2, CogView 4."""
+"""More diffusion transformers for pictures on random weights: HiDream, Lumina 2, CogView 4."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHIFTED: dict[str, Any] = {
 
 @with_seed
 def tiny_hidream() -> Any:
-    """A ``HiDreamImagePipeline``; four encoders read its prompts.
+    """Return a ``HiDreamImagePipeline``; four encoders read its prompts.
 
-    It draws 128 x 128 pixels from latents (4, 128, 128): the pipeline enlarges every size that it is asked for until
-    there are as many latents as that.
+    It draws 128 x 128 pixels from latents (4, 128, 128), since the pipeline enlarges every requested size to that
+    many latents.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
 
@@ -59,7 +59,7 @@ def tiny_hidream() -> Any:
 
 @with_seed
 def tiny_lumina_2() -> Any:
-    """A ``Lumina2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it takes for 64 x 64."""
+    """Return a ``Lumina2Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it takes for 64 x 64."""
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 
     transformer: Any = Lumina2Transformer2DModel(
@@ -86,7 +86,7 @@ def tiny_lumina_2() -> Any:
 
 @with_seed
 def tiny_cogview_4() -> Any:
-    """A ``CogView4Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
+    """Return a ``CogView4Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
 
     transformer: Any = CogView4Transformer2DModel(
@@ -102,7 +102,7 @@ def tiny_cogview_4() -> Any:
         sample_size=8,
     )
     return CogView4Pipeline(
-        tokenizer=t5_tokenizer(),  # as GLM's own, which is code to download, it makes a token even of no text
+        tokenizer=t5_tokenizer(),  # like GLM's own, it makes a token even from an empty text
         text_encoder=glm(),
         vae=autoencoder(),
         transformer=transformer.eval(),

@@ -14,7 +14,7 @@ from ._text import WIDTH
 
 @with_seed
 def tiny_qwen_image(cls: type | None = None) -> Any:
-    """A ``QwenImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
+    """Return a ``QwenImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
 
     Args:
         cls: another pipeline class of its components: image-to-image or inpainting.
@@ -62,9 +62,9 @@ def tiny_qwen_image(cls: type | None = None) -> Any:
 
 @with_seed
 def tiny_qwen_image_edit(cls: type | None = None) -> Any:
-    """A ``QwenImageEditPipeline`` that draws 64 x 64 pixels from latents (4, 2, 2), packed to (1, 16).
+    """Return a ``QwenImageEditPipeline`` that draws 64 x 64 pixels from latents (4, 2, 2), packed to (1, 16).
 
-    It reads the picture at a million pixels, however large it is, so its autoencoder takes patches of 16 x 16 first.
+    It reads every picture at a million pixels, so its autoencoder first takes patches of 16 x 16.
 
     Args:
         cls: another pipeline class of its components, such as ``QwenImageEditPlusPipeline``.
@@ -77,7 +77,7 @@ def tiny_qwen_image_edit(cls: type | None = None) -> Any:
         z_dim=4,
         dim_mult=[1, 1],
         num_res_blocks=1,
-        temperal_downsample=[False] * 5,  # its length says that 32 pixels make a latent
+        temperal_downsample=[False] * 5,  # its length sets 32 pixels per latent
         in_channels=3 * patch**2,
         out_channels=3 * patch**2,
         patch_size=patch,
@@ -86,14 +86,14 @@ def tiny_qwen_image_edit(cls: type | None = None) -> Any:
         latents_std=[8.0, 6.0, 10.0, 4.0],
     )
     parts = {**tiny_qwen_image().components, "vae": vae.eval()}
-    # So that a letter counts beside a picture of 256 tokens.
+    # Large enough for one letter to count beside a picture of 256 tokens.
     parts["transformer"].transformer_blocks[0].attn.add_v_proj.weight.data.mul_(30)
     return (cls or QwenImageEditPipeline)(**parts, processor=qwen_processor())
 
 
 @with_seed
 def tiny_z_image(cls: type | None = None) -> Any:
-    """A ``ZImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8).
+    """Return a ``ZImagePipeline`` that draws 16 x 16 pixels from latents (4, 8, 8).
 
     Args:
         cls: another pipeline class of its components: image-to-image or inpainting.
@@ -111,7 +111,7 @@ def tiny_z_image(cls: type | None = None) -> Any:
         axes_dims=[4, 2, 2],
         axes_lens=[256, 32, 32],
     )
-    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # made of memory that was never written
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # otherwise uninitialised memory
         torch.nn.init.normal_(token)
     return (cls or ZImagePipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),

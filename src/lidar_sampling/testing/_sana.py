@@ -11,7 +11,7 @@ from ._text import WIDTH, gemma, gemma_tokenizer
 
 @with_seed
 def tiny_sana() -> Any:
-    """A ``SanaPipeline`` that draws 32 x 32 pixels from latents (4, 16, 16)."""
+    """Return a ``SanaPipeline`` that draws 32 x 32 pixels from latents (4, 16, 16)."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline
 
     return SanaPipeline(
@@ -27,7 +27,7 @@ def tiny_sana() -> Any:
 
 @with_seed
 def tiny_sana_sprint() -> Any:
-    """A ``SanaSprintPipeline`` in the latent space of :func:`tiny_sana`."""
+    """Return a ``SanaSprintPipeline`` in the latent space of :func:`tiny_sana`."""
     from diffusers import SanaSprintPipeline, SCMScheduler
 
     return SanaSprintPipeline(

@@ -1,4 +1,4 @@
-"""Sequences so short that everything about them can be enumerated: the ground truth of discrete guidance."""
+"""Sequences short enough to enumerate: the ground truth of discrete guidance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Sequences:
         letters: clean tokens 0 .. letters - 1; the kernel may add a mask.
         length: L.
         kernel: the forward process.
-        seed: of probabilities and rewards.
-        schedule: of the noise.
+        seed: seed of probabilities and rewards.
+        schedule: schedule of the noise.
 
     Attributes:
         states: (S, L) every sequence that the kernel knows, masks included.
-        population: (N, L) the clean ones.
-        probabilities: (N,) of them.
-        rewards: (N,), no sum over tokens.
+        population: (N, L) the clean sequences.
+        probabilities: (N,) their probabilities.
+        rewards: (N,) their rewards, which are not sums over tokens.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class Sequences:
         self.rewards = torch.randn(n, generator=generator, dtype=torch.float64)
 
     def tilt(self, reward_scale: float) -> Tensor:
-        """The law (N,) that guidance aims at."""
+        """Return the distribution (N,) that guidance aims at."""
         return tilt(self.probabilities, reward_scale * self.rewards)
 
     def members(self, reward_scale: float) -> TokenMembers:
-        """The whole population as a bank."""
+        """Return the whole population as a bank."""
         return TokenMembers(
             self.population, self.rewards, self.kernel, reward_scale=reward_scale, weights=self.probabilities
         )
 
     def likelihood(self, t: float) -> Tensor:
-        """``q(x_t | x0)`` (S, N)."""
+        """Return ``q(x_t | x0)`` (S, N)."""
         a, b = self.kernel.parts(self.schedule(t))
         same = self.states[:, None] == self.population
         return (a[self.states][:, None] * same + b[self.states][:, None]).prod(-1)
 
     def network(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits (B, L, V) of a perfect denoiser: each clean token, given all noisy ones but its own."""
+        """Return logits (B, L, V) of a perfect denoiser: each clean token, given all noisy tokens but its own."""
         logits = []
         for row, level in zip(x, sigma.tolist(), strict=True):
             a, b = self.kernel.parts(float(torch.tensor(-level, dtype=torch.float64).exp()))
@@ -70,7 +70,7 @@ class Sequences:
         return torch.stack(logits)
 
     def table(self, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network, looked up: its logits of every state at every time of ``steps``."""
+        """Return the network as a lookup table: its logits for every state at every time of ``steps``."""
         base = self.kernel.vocab_size ** torch.arange(self.states.shape[1] - 1, -1, -1)
         known = {}
         for step in range(steps):
@@ -79,7 +79,7 @@ class Sequences:
         return lambda x, sigma: known[round(float(sigma[0]), 4)][(x * base).sum(1)]
 
     def reverse(self, t: float, s: float, weights: Tensor) -> Tensor:
-        """The exact ``p(x_s | x_t)`` (S of x_t, S of x_s) if clean sequences have ``weights`` (N,)."""
+        """Return the exact ``p(x_s | x_t)`` (S of x_t, S of x_s) if clean sequences have ``weights`` (N,)."""
         joint = torch.zeros(len(self.states), len(self.states), dtype=torch.float64)
         alpha_s, alpha_t = self.schedule(s), self.schedule(t)
         q_t = self.likelihood(t) * weights
@@ -90,12 +90,13 @@ class Sequences:
         return joint / joint.sum(1, keepdim=True)
 
     def guided_law(self, factors: Factors, steps: int) -> Tensor:
-        """The law (N,) of factorised sampling in ``steps``, tilted by factors (B, L, V) of states and alpha.
+        """Return the distribution (N,) of factorised sampling in ``steps``, tilted by ``factors``.
 
-        Nothing is drawn: the law is followed from step to step.
+        ``factors`` maps states and alpha to (B, L, V). Nothing is drawn: the distribution is
+        computed from step to step.
         """
         _, b = self.kernel.parts(0.0)
-        law = b[self.states].prod(1)  # of the prior
+        law = b[self.states].prod(1)  # the prior
         law = law / law.sum()
         for step in range(steps):
             alpha_t, alpha_s = (self.schedule(1 - i / steps) for i in (step, step + 1))
@@ -106,6 +107,6 @@ class Sequences:
         return law[(self.states[:, None] == self.population).all(-1).double().argmax(0)]
 
     def products(self, p: Tensor) -> Tensor:
-        """Laws of tokens (B, L, V) to laws of whole sequences (B, S)."""
+        """Return distributions of whole sequences (B, S) from those of tokens (B, L, V)."""
         length = self.states.shape[1]
         return torch.stack([p[:, l, self.states[:, l]] for l in range(length)]).prod(0)  # noqa: E741

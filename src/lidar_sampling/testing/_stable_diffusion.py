@@ -14,7 +14,7 @@ _BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedu
 
 @with_seed
 def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
-    """A ``StableDiffusionPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
+    """Return a ``StableDiffusionPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
 
     Args:
         cls: another pipeline class of its components: image-to-image, inpainting or ControlNet.
@@ -38,7 +38,7 @@ def tiny_stable_diffusion(cls: type | None = None, **unet: Any) -> Any:
 
 @with_seed
 def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
-    """A ``StableDiffusionXLPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
+    """Return a ``StableDiffusionXLPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), in milliseconds.
 
     Args:
         cls: another pipeline class of its components: image-to-image, inpainting or ControlNet.
@@ -61,7 +61,7 @@ def tiny_stable_diffusion_xl(cls: type | None = None, **unet: Any) -> Any:
 
 @with_seed
 def tiny_kolors() -> Any:
-    """A ``KolorsPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8); a ChatGLM reads prompts."""
+    """Return a ``KolorsPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8); a ChatGLM reads prompts."""
     from diffusers import EulerDiscreteScheduler, KolorsPipeline
 
     return KolorsPipeline(
@@ -113,15 +113,16 @@ def _controlnet(cls: type, **changes: Any) -> dict[str, Any]:
         "conditioning_embedding_out_channels": (4, 8),
     }
     controlnet: Any = ControlNetModel(**{**settings, **changes})
-    return {"controlnet": stir(controlnet)}  # its last layers start at 0, where its picture changes nothing
+    return {"controlnet": stir(controlnet)}  # its last layers start at 0, with which its picture would change nothing
 
 
 def autoencoder(channels: int = 4, **changes: Any) -> Any:
-    """An ``AutoencoderKL`` with a factor of two between pixels and latents.
+    """Return an ``AutoencoderKL`` with a factor of two between pixels and latents.
 
     Args:
-        channels: of the latents.
-        **changes: to its configuration; every level of ``block_out_channels`` but the first doubles the factor.
+        channels: channels of the latents.
+        **changes: changes to its configuration; every level of ``block_out_channels`` after the first doubles the
+            factor.
     """
     from diffusers import AutoencoderKL
 
@@ -142,7 +143,7 @@ def autoencoder(channels: int = 4, **changes: Any) -> Any:
 
 @with_seed
 def tiny_modular_stable_diffusion_xl(guider: Any = None) -> Any:
-    """A modular SDXL pipeline of diffusers with the components of :func:`tiny_stable_diffusion_xl`.
+    """Return a modular SDXL pipeline of diffusers with the components of :func:`tiny_stable_diffusion_xl`.
 
     Args:
         guider: one of diffusers' guiders; its own classifier-free guidance if None.

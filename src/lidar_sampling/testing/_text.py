@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders: random weights, every letter a token, the classes that the pipelines name."""
+"""Tokenizers and text encoders: random weights, one token per letter, the classes that the pipelines use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clip_tokenizer() -> Any:
 
 
 def clip_text_encoder(*, projection: bool = False, positions: int | None = None) -> Any:
-    """A CLIP text encoder of two layers, with or without its projection, for as many tokens as its tokenizer's."""
+    """Return a CLIP text encoder of two layers, with or without projection, for its tokenizer's length."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = clip_tokenizer()
@@ -38,7 +38,7 @@ def clip_text_encoder(*, projection: bool = False, positions: int | None = None)
 
 
 def t5_tokenizer() -> Any:
-    """A T5 tokenizer whose tokens are letters."""
+    """Return a T5 tokenizer whose tokens are letters."""
     from transformers import T5Tokenizer
 
     special = ["<pad>", "</s>", "<unk>", "▁"]
@@ -47,7 +47,7 @@ def t5_tokenizer() -> Any:
 
 
 def t5_encoder(width: int = WIDTH, *, multilingual: bool = False) -> Any:
-    """A T5 encoder of one layer; the multilingual one is UMT5, of Wan."""
+    """Return a T5 encoder of one layer; the multilingual one is UMT5, of Wan."""
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     sizes: dict[str, Any] = {
@@ -64,7 +64,7 @@ def t5_encoder(width: int = WIDTH, *, multilingual: bool = False) -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """A Gemma tokenizer whose tokens are letters; SANA's instruction is a thousand of them."""
+    """Return a Gemma tokenizer whose tokens are letters; SANA's instruction is a thousand of them."""
     from transformers import GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"]
@@ -73,7 +73,7 @@ def gemma_tokenizer() -> Any:
 
 
 def gemma() -> Any:
-    """A Gemma 2 model of one layer."""
+    """Return a Gemma 2 model of one layer."""
     from transformers import Gemma2Config, Gemma2Model
 
     config = Gemma2Config(

@@ -11,7 +11,7 @@ from ._text import WIDTH, clip_text_encoder, clip_tokenizer, t5_encoder, t5_toke
 
 @with_seed
 def tiny_stable_diffusion_3() -> Any:
-    """A ``StableDiffusion3Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
+    """Return a ``StableDiffusion3Pipeline`` that draws 16 x 16 pixels from latents (4, 8, 8)."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     transformer: Any = SD3Transformer2DModel(
@@ -42,7 +42,7 @@ def tiny_stable_diffusion_3() -> Any:
 
 @with_seed
 def tiny_flux(cls: type | None = None, *, schnell: bool = False) -> Any:
-    """A ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
+    """Return a ``FluxPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), which it packs to (16, 16).
 
     Args:
         cls: another pipeline class of its components: Kontext, image-to-image or inpainting.
@@ -79,7 +79,7 @@ def tiny_flux(cls: type | None = None, *, schnell: bool = False) -> Any:
 
 @with_seed
 def tiny_pixart_sigma() -> Any:
-    """A ``PixArtSigmaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), with a learned variance."""
+    """Return a ``PixArtSigmaPipeline`` that draws 16 x 16 pixels from latents (4, 8, 8), with a learned variance."""
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
     transformer: Any = PixArtTransformer2DModel(

@@ -10,11 +10,11 @@ from ._text import WIDTH, t5_encoder, t5_tokenizer
 
 @with_seed
 def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = False) -> Any:
-    """A ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2).
+    """Return a ``WanPipeline``; at 16 x 16 pixels and 5 frames its latents are (4, 2, 2, 2).
 
     Args:
         cls: another pipeline class of its components, such as ``WanImageToVideoPipeline`` as of Wan 2.2, whose
-            transformers see the picture's latents and a mask beside the noisy ones.
+            transformers see the picture's latents and a mask beside the noisy latents.
         two: one transformer for the noisier steps and one for the others, as in Wan 2.2 A14B.
         first_frame: the picture takes the place of the first frame, as in Wan 2.2 5B.
     """
@@ -35,7 +35,7 @@ def tiny_wan(cls: type | None = None, *, two: bool = False, first_frame: bool = 
 
 
 def wan_autoencoder() -> Any:
-    """The autoencoder of Wan, and of Cosmos 2.5: 8 pixels, and but for the first 4 frames, make a latent of 4."""
+    """Return the autoencoder of Wan and Cosmos 2.5: a latent of 4 per 8 pixels and (after the first) 4 frames."""
     from diffusers import AutoencoderKLWan
 
     vae: Any = AutoencoderKLWan(
@@ -69,7 +69,7 @@ def _wan_transformer(channels: int) -> Any:
 
 @with_seed
 def tiny_ltx(cls: type | None = None) -> Any:
-    """An ``LTXPipeline``; at 32 x 32 pixels and 9 frames its latents are packed to (192, 8).
+    """Return an ``LTXPipeline``; at 32 x 32 pixels and 9 frames its latents are packed to (192, 8).
 
     Args:
         cls: another pipeline class of its components, such as ``LTXConditionPipeline``.
@@ -121,7 +121,7 @@ def tiny_ltx(cls: type | None = None) -> Any:
 
 @with_seed
 def tiny_cogvideox(*, ddim: bool = False) -> Any:
-    """A ``CogVideoXPipeline`` with the scheduler of the 5B model, or of the 2B one with ``ddim``.
+    """Return a ``CogVideoXPipeline`` with the scheduler of the 5B model, or of the 2B one with ``ddim``.
 
     It draws 9 frames of 16 x 16 pixels from latents (3, 4, 2, 2), frames before channels. The true decoder makes
     4 n - 3 frames of an odd number n of latent frames, but 4 n of an even one: ask for 1, 9, 17, 25, ...

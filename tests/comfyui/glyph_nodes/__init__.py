@@ -36,7 +36,7 @@ def pipeline():
 def load_model():
     """Return glyph's UNet as a MODEL."""
     config = supported_models.SD15(dict(CONFIG))
-    config.unet_config = dict(CONFIG)  # else it gets eight heads
+    config.unet_config = dict(CONFIG)  # otherwise it gets eight heads
     model = config.get_model({})
     weights = pipeline().unet.state_dict()
     names = utils.unet_to_diffusers(CONFIG)
@@ -51,7 +51,7 @@ def encode(text):
 
 
 class GlyphVAE:
-    """Its decoder has groups of another size than ComfyUI's, so it decodes by diffusers."""
+    """Glyph's VAE, decoded by diffusers, since its groups have another size than ComfyUI's."""
 
     @torch.no_grad()
     def decode(self, latents):
@@ -65,14 +65,14 @@ class LoadGlyph(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="LoadGlyph", category="tests", inputs=[], outputs=[io.Model.Output(), io.Vae.Output()]
         )
 
     @classmethod
     def execute(cls):
-        """Load."""
+        """Load glyph."""
         return io.NodeOutput(load_model(), GlyphVAE())
 
 
@@ -81,7 +81,7 @@ class GlyphText(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        """Return what the node takes and gives."""
+        """Return the inputs and outputs of the node."""
         return io.Schema(
             node_id="GlyphText",
             category="tests",
@@ -91,12 +91,12 @@ class GlyphText(io.ComfyNode):
 
     @classmethod
     def execute(cls, text):
-        """Encode."""
+        """Encode a text."""
         return io.NodeOutput(encode(text))
 
 
 class GlyphExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The extension, which gives ComfyUI the nodes."""
 
     async def get_node_list(self):
         """Return them."""

@@ -1,4 +1,4 @@
-"""Names in the margin, level with their points where there is room, each tied to its point by a thin line."""
+"""Names in the margin, at the height of their points if there is room, each joined to its point by a thin line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from ..parts import plain
 from ._style import Look, shorten
 
-LINE = 0.155  # inches that a line of a label takes
-_LETTER = 0.072  # inches of one of its letters
-_MOST = 16  # letters of a line
-_LINES = 6  # lines' worth of letters of a label
+LINE = 0.155  # inches per line of a label
+_LETTER = 0.072  # inches per letter
+_MOST = 16  # most letters per line
+_LINES = 6  # most lines per label
 
 
 class Label(NamedTuple):
-    """A name and the point that it is of, in the axes' data."""
+    """A name and its point, in the coordinates of the axes."""
 
     text: str
     x: float
@@ -28,10 +28,10 @@ class Label(NamedTuple):
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Centres near ``wanted`` of stretches that do not overlap, in the order of ``wanted``, within [low, high].
+    """Return centres near ``wanted`` for stretches that do not overlap, in the same order, within [low, high].
 
     Raises:
-        ValueError: the stretches are longer than what they shall fit in.
+        ValueError: the stretches together are longer than [low, high].
 
     Example:
         >>> spread([0.5, 0.5, 0.9], [0.25, 0.25, 0.25], 0.0, 1.0)
@@ -57,7 +57,7 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: fl
 
 
 def _bottom(members: list[int], wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> float:
-    """Where a block of adjacent stretches starts so that they are nearest to where they want to be."""
+    """Return the start of a block of adjacent stretches that puts them nearest to their wanted centres."""
     offsets, total = [], 0.0
     for k in members:
         offsets.append(wanted[k] - total - sizes[k] / 2)
@@ -66,9 +66,9 @@ def _bottom(members: list[int], wanted: Sequence[float], sizes: Sequence[float],
 
 
 def break_lines(name: str) -> str:
-    r"""The name in lines short enough for the margin, broken where its parts end, or within a part that is too long.
+    r"""Return the name in lines short enough for the margin, broken between or, if need be, within its parts.
 
-    Of a name that takes more than a few lines the middle is left out.
+    The middle of a name that takes more than a few lines is left out.
 
     >>> break_lines("lidar+best-of-8:n=27,scale=3")
     'lidar+best-of-8:\nn=27,scale=3'
@@ -83,17 +83,17 @@ def break_lines(name: str) -> str:
 
 
 def margin(names: Sequence[str]) -> float:
-    """Inches that the names need right of the axes."""
+    """Return the inches that the names need to the right of the axes."""
     return 0.28 + _LETTER * max(len(line) for name in names for line in break_lines(name).split("\n"))
 
 
 def height(names: Sequence[str], least: float = 1.9) -> float:
-    """Inches of axes that have room for all the names."""
+    """Return the height in inches of axes with room for all names."""
     return max(least, LINE * sum(1 + break_lines(name).count("\n") for name in names))
 
 
 def label(ax: Axes, labels: Sequence[Label]) -> None:
-    """Write the labels of points that are known; the limits of the axes must be set before."""
+    """Write the labels of points that are known. Set the limits of the axes first."""
     labels = [each for each in labels if math.isfinite(each.x) and math.isfinite(each.y)]
     inches = ax.bbox.height / ax.figure.get_dpi()
     level = ax.transAxes.inverted()

@@ -1,4 +1,4 @@
-"""How all figures look: colours, panels as wide as a phone, and files that are the same for the same rows."""
+"""The look of all figures: colours, panels as wide as a phone, and identical files for identical rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..rows import Row
 from ..statistics import Interval
 
 INK, PAPER, GREY = "#1b1c1d", "#fefefe", "#85888c"
-# Okabe and Ito (2008), tell apart by the colour-blind; without their black and yellow, unseen on dark and on white.
+# Okabe and Ito (2008), safe for the colour-blind; without black and yellow, invisible on dark and on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_MARKERS = "osD^vPX"  # as long as no divisor of the colours: 42 looks before one comes again
+_MARKERS = "osD^vPX"  # their number shares no divisor with that of the colours: 42 looks before one repeats
 _WIDTH, _LEFT, _TOP, _BOTTOM = 4.2, 0.74, 0.32, 0.5  # inches: at 390 pixels, type of 9 points is 11.6 pixels high
 _TITLE = 48  # letters that fit above a panel
 _RC: dict[Any, Any] = {
@@ -34,21 +34,21 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 8,
     "lines.markersize": 6,
     "svg.hashsalt": "lidar",
-    "text.parse_math": False,  # names and tags are text: a dollar in one is a dollar
+    "text.parse_math": False,  # names and tags are plain text: a dollar sign does not start a formula
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
 }
 
 
 class Look(NamedTuple):
-    """Of one method, in all figures; never the colour alone."""
+    """The look of one method in all figures; methods never differ by colour alone."""
 
     color: str
     marker: str
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """The looks of methods by their names; the first, the baseline, is grey."""
+    """Return the looks of methods by name; the first, the baseline, is grey."""
     found = {names[0]: Look(GREY, "o")}
     for k, name in enumerate(names[1:]):
         found[name] = Look(_COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)])
@@ -57,7 +57,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 @contextmanager
 def use_style() -> Iterator[None]:
-    """Draw and save in this style, whatever the user's is."""
+    """Draw and save in this style, whatever style the user has set."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
@@ -67,14 +67,14 @@ def use_style() -> Iterator[None]:
 def panels(
     titles: Sequence[str], *, height: float, margin: float, top: float = 0.0, share: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Panels below each other.
+    """Return a figure with panels below one another.
 
     Args:
-        titles: one a panel.
-        height: of a panel, in inches.
-        margin: kept free right of the panels for labels, in inches.
-        top: kept free above the panels for a legend, in inches.
-        share: one horizontal axis for all, written below the last.
+        titles: one per panel.
+        height: height of a panel, in inches.
+        margin: inches kept free to the right of the panels for labels.
+        top: inches kept free above the panels for a legend.
+        share: whether all panels share one horizontal axis, written below the last.
     """
     gap = _TOP if share else _TOP + 0.2
     total = top + len(titles) * (height + gap) + _BOTTOM
@@ -96,7 +96,7 @@ def panels(
 
 
 def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: bool = False) -> None:
-    """A marker with its intervals; what is unknown of them is not drawn."""
+    """Draw a marker with its intervals; an unknown interval is not drawn."""
     width = 0.8 if hollow else 1.4
     across = x if isinstance(x, Interval) else Interval(x)
     if y.low == y.low:
@@ -109,7 +109,7 @@ def point(ax: Axes, x: float | Interval, y: Interval, look: Look, *, hollow: boo
 
 
 def title_of(judge: str, rows: Sequence[Row]) -> str:
-    """A judge and whether it guided."""
+    """Return the name of a judge, and whether it guided."""
     name, guide = (shorten(plain(each), _TITLE // 3) for each in (judge, rows[0].guide))
     if judge in rows[0].unguided:
         return judge
@@ -117,7 +117,7 @@ def title_of(judge: str, rows: Sequence[Row]) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """Return ``text``, or its beginning and its end with dots between them, of ``most`` letters.
+    """Return ``text`` in at most ``most`` letters: a longer text loses its middle to an ellipsis.
 
     >>> shorten("abcdefghij", 7)
     'abcd…ij'
@@ -129,22 +129,22 @@ def shorten(text: str, most: int) -> str:
 
 
 def judges_to_draw(judges: Sequence[str], intervals: Sequence[Mapping[str, Interval]]) -> list[str]:
-    """The judges of which any of the ``intervals``, by judges, is known; others would be panels of nothing."""
+    """Return the judges with a known value in any of the ``intervals``; panels of the others would be empty."""
     return [judge for judge in judges if any(is_known(each[judge]) for each in intervals)]
 
 
 def is_known(interval: Interval) -> bool:
-    """Whether there is an estimate to draw."""
+    """Return whether there is an estimate to draw."""
     return math.isfinite(interval.estimate)
 
 
 def files(figure: Figure) -> dict[str, bytes]:
-    """The figure as SVG and PNG."""
+    """Return the figure as SVG and PNG."""
     found = {}
     for kind, metadata in (("svg", {"Date": None}), ("png", None)):
         file = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn in its place
             figure.savefig(file, format=kind, dpi=200, metadata=metadata)
         found[kind] = file.getvalue()
     return found

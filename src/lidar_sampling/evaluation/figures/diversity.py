@@ -1,4 +1,4 @@
-"""Quality against diversity: what a method paid for its reward with sameness."""
+"""Quality against diversity: how much variety a method gave up for its reward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._style import is_known, judges_to_draw, looks, panels, point, title_of
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None if no diversity was measured, or none of a judge's means beside it."""
+    """Draw the figure; return None if no method has both a diversity and a judge's mean."""
     look = looks([row.method for row in rows])
     rows = [row for row in rows if is_known(row.diversity)]
     if not rows:
@@ -25,7 +25,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     for ax, judge in zip(axes, judges, strict=True):
         for row in rows:
             point(ax, row.diversity, row.mean[judge], look[row.method])
-    for ax, judge in zip(axes, judges, strict=True):  # when the shared axis has its limits
+    for ax, judge in zip(axes, judges, strict=True):  # now the shared axis has its limits
         ax.set_xlim(ax.get_xlim())
         ax.set_ylim(ax.get_ylim())
         label(ax, [Label(r.method, r.diversity.estimate, r.mean[judge].estimate, look[r.method]) for r in rows])

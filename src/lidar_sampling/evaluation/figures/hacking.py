@@ -13,7 +13,7 @@ from ._style import GREY, INK, is_known, judges_to_draw, looks, panels, point, s
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None without a judge that did not guide, or without a method beside the baseline."""
+    """Draw the figure; return None without a judge that did not guide, or with no method but the baseline."""
     guide, judges = rows[0].guide, rows[0].unguided
     look = looks([row.method for row in rows])
     rows = [row for row in rows[1:] if is_known(row.effect[guide])]
@@ -27,7 +27,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         ax.axvline(0, color=GREY, linewidth=0.8)
         for row in rows:
             point(ax, row.effect[guide], row.effect[judge], look[row.method])
-    for ax, judge in zip(axes, judges, strict=True):  # when the shared axis has its limits
+    for ax, judge in zip(axes, judges, strict=True):  # now the shared axis has its limits
         limits = ax.get_xlim(), ax.get_ylim()
         ax.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.set_xlim(limits[0])

@@ -1,4 +1,4 @@
-"""Quality against cost: a panel a judge, the Pareto front of the means drawn."""
+"""Quality against cost: one panel per judge, with the Pareto front of the means."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..rows import Row
 from ._labels import Label, height, label, margin
 from ._style import GREY, INK, PAPER, judges_to_draw, looks, panels, point, title_of
 
-_STEP = 0.035  # of the axis between methods of equal cost
+_STEP = 0.035  # distance between methods of equal cost, as a share of the axis
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None if no method has a cost that a logarithm knows, or none of those a gain."""
+    """Draw the figure; return None if no method has both a positive cost and a gain."""
     base, look = plain(rows[0].method), looks([row.method for row in rows])
     rows = [row for row in rows if 0 < row.cost["network_evaluations"] < math.inf]
     judges = judges_to_draw(list(rows[0].gain), [row.gain for row in rows]) if rows else []
@@ -46,20 +46,20 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         label(ax, [Label(r.method, x, y, look[r.method]) for r, x, y in zip(rows, places, gains, strict=True)])
         ax.set_ylabel(f"gain over {base}" if len(base) < 16 else "gain")
     _ticks(axes[-1])
-    axes[-1].set_xlabel("network evaluations a prompt")
+    axes[-1].set_xlabel("network evaluations per prompt")
     _legend(figure)
     return figure
 
 
 def _limits(costs: Sequence[float]) -> tuple[float, float]:
-    """Of the axis: at least a factor of 4, so that a tick of 1, 2 or 5 lies within."""
+    """Return the limits of the axis: at least a factor of 4 apart, so that a tick of 1, 2 or 5 lies between."""
     low, high = min(costs), max(costs)
     room = max((high / low) ** 0.12, math.sqrt(4 * low / high), 1.2)
     return low / room, high * room
 
 
 def _beside(costs: Sequence[float], low: float, high: float) -> list[float]:
-    """Where to draw ``costs``: those that a marker could not tell apart go side by side."""
+    """Return where to draw ``costs``: values so close that markers would overlap go side by side."""
     groups: list[list[int]] = []
     for k in sorted(range(len(costs)), key=lambda k: costs[k]):
         if groups and math.log(costs[k] / costs[groups[-1][0]]) < _STEP * math.log(high / low):

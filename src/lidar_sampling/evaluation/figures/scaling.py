@@ -1,4 +1,4 @@
-"""Scaling: gain along the one number in which methods of a family differ, as Figure 3 of arXiv 2602.03211 has it."""
+"""Scaling: gain along the one number in which methods of a family differ, as in Figure 3 of arXiv 2602.03211."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..rows import Row
 from ._labels import Label, height, label, margin
 from ._style import GREY, Look, judges_to_draw, looks, panels, point, title_of
 
-_LOG = 4.0  # numbers that span this factor are drawn on a logarithmic axis
+_LOG = 4.0  # numbers that span this factor or more get a logarithmic axis
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure, a panel for each number that varies and each judge with gains; None if there are none."""
+    """Draw one panel per varying number and judge with gains; return None if there are no such panels."""
     found = families([row.method for row in rows])
     if not found:
         return None
@@ -62,7 +62,7 @@ def _curve(ax: Axes, series: Series, judge: str, by_method: dict[str, Row], look
 
 
 def _ticks(ax: Axes, numbers: Sequence[float]) -> None:
-    """At the numbers that were tried, where they do not crowd."""
+    """Put ticks at the numbers that were tried, where they do not crowd."""
     if numbers[0] > 0 and numbers[-1] / numbers[0] >= _LOG:
         ax.set_xscale("log")
     ax.set_xlim(ax.get_xlim())

@@ -1,4 +1,4 @@
-"""Tag by tag: bars of a judge that is a share, points of any other, for whose bars there is no zero to start from."""
+"""Tag by tag: bars for a judge that is a share, points for others, whose bars would have no zero to start from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH, _ROW, _GAP = 4.2, LINE * 1.15, 0.4
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
-    """The figure, two tags beside each other; None if there are no tags to tell apart, or nothing known of them."""
+    """Draw the figure, two tags beside each other; return None without two tags, or without a known value."""
     judge, look = judge_of_tags(rows), looks([row.method for row in rows])
     tags = list(rows[0].tags[judge])
     if len(tags) < 2 or not any(is_known(row.tags[judge][tag]) for row in rows for tag in tags):

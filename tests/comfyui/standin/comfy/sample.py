@@ -29,7 +29,7 @@ def sample(
     disable_pbar=False,
     seed=None,
 ):
-    """Euler from the largest sigma, with what was patched into the model."""
+    """Sample by Euler from the largest sigma, with the patches of the model."""
     sampling = model.model.model_sampling
     sigmas = sampling.steps(steps)
 
@@ -52,7 +52,7 @@ def sample(
 
 
 class Sampling:
-    """Levels of an epsilon model, or of a flow model."""
+    """The noise levels of an epsilon model, or of a flow model."""
 
     def __init__(self, flow):
         self.flow = flow
