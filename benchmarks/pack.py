@@ -2,8 +2,8 @@
 
     python -m benchmarks.pack docs/results/hard
 
-Whatever reads lines reads packed ones too: ``lidar compare --table``, and every benchmark that goes on from what is there.
-A person reads them with ``zcat``.
+Whatever reads lines reads packed ones too: ``lidar compare --table``, and every benchmark that goes on from what is
+there. A person reads them with ``zcat``.
 """
 
 import argparse

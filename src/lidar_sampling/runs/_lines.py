@@ -3,8 +3,8 @@
 A run that is killed cuts off what it was writing. Such a beginning of a line is passed over and drawn again; whatever
 else is not a line of results is refused by file and number, since a table must not be made of less than there is.
 
-Lines that are published are packed: ``results-0.jsonl.gz`` stands for the first lines of ``results-0.jsonl``. Readers name
-the plain file and get both, so a run goes on from packed lines, and what it adds is a plain file beside them.
+Lines that are published are packed: ``results-0.jsonl.gz`` has the first lines of ``results-0.jsonl``. Readers name
+the plain file and get both. So a run goes on from packed lines, and writes what it adds to a plain file beside them.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
         ValueError: another line is damaged; the message names the file, the line and what is wrong.
     """
     lines = []
-    for path in (part for path in paths for part in (packed_path(path), path)):
-        for number, text in enumerate(_content(path).split(b"\n"), 1):
+    for file in (part for path in paths for part in (packed_path(path), path)):
+        for number, text in enumerate(_content(file).split(b"\n"), 1):
             if not text.strip():
                 continue
             try:
@@ -68,7 +68,7 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
                     lines.append(line)
             except ValueError as error:
                 mend = "remove it, and it is drawn again"
-                raise ValueError(f"{path}, line {number} is damaged: {mend}; {error}") from None
+                raise ValueError(f"{file}, line {number} is damaged: {mend}; {error}") from None
     return lines
 
 
@@ -81,7 +81,7 @@ def files_of(folder: Path, pattern: str = "results-*.jsonl") -> list[Path]:
 def pack(folder: Path, pattern: str = "results*.jsonl") -> Path:
     """Put all lines of a folder into one packed file, named after the first of its files, and remove the others.
 
-    Run it when nothing writes to the folder. If it is stopped, lines may be there twice; run it again, and they are not.
+    Run it when nothing writes to the folder. If it is stopped, lines may be there twice: run it again.
 
     Raises:
         ValueError: the folder has no such file, or a line is damaged.
@@ -210,7 +210,8 @@ def _content(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: fetch it again, or remove it and draw its lines again; {error}") from None
+        mend = "fetch it again, or remove it and draw its lines again"
+        raise ValueError(f"{path} is damaged: {mend}; {error}") from None
 
 
 def _parsed(text: bytes) -> Line | None:
