@@ -115,7 +115,7 @@ class FolderLinks(SphinxPostTransform):
 def give_a_title(app: Sphinx, page: str, source: list[str]) -> None:
     """Give tables of results a title: ``lidar compare`` writes them without one, for the menu and the search."""
     if page.startswith("docs/results/") and not re.search(r"^# ", source[0], re.MULTILINE):
-        source[0] = f"# All numbers: {Path(page).parent.name}\n\n{source[0]}"
+        source[0] = f"# All numbers: {Path(page).parent.relative_to('docs/results')}\n\n{source[0]}"
 
 
 def leave_out_of_the_menu(app: Sphinx, tree: Any) -> None:

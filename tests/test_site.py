@@ -124,6 +124,18 @@ def test_the_reference_has_every_public_name(pages, room):
             assert f"lidar_sampling{home}.{name}" in places, name
 
 
+def test_the_reference_has_every_name_that_a_page_imports(pages):
+    places = {place for path, page in pages.items() if path.parent.name == "api" for place in page.places}
+    found = 0
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for room, names in re.findall(r"^from (lidar_sampling[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+            for name in names.split(", "):
+                found += 1
+                assert places & {f"{room}.{name}", f"module-{room}.{name}"}, f"{page.name} imports {room}.{name}"
+    assert found > 30
+
+
 def test_dead_links_stop_the_build_and_good_ones_do_not(tmp_path):
     docs = tmp_path / "source" / "docs"
     docs.mkdir(parents=True)
