@@ -12,13 +12,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import typer
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from typer.testing import CliRunner
 
 from lidar_sampling import __version__
+from lidar_sampling.cli import app as command_line
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -118,6 +121,18 @@ def give_a_title(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = f"# All numbers: {Path(page).parent.relative_to('docs/results')}\n\n{source[0]}"
 
 
+def add_the_help(app: Sphinx, page: str, source: list[str]) -> None:
+    """Write what ``lidar --help`` and the help of each command say into the page of the command line."""
+    if page != "docs/api/command":
+        return
+    group = typer.main.get_command(command_line)
+    for name in ["", *sorted(group.commands)]:
+        said = CliRunner().invoke(command_line, [name, "--help"] if name else ["--help"], prog_name="lidar")
+        if said.exit_code:
+            raise ValueError(f"lidar {name} --help fails: {said.output}")
+        source[0] += f"\n## {f'lidar {name}'.strip()}\n\n```text\n{said.output.strip()}\n```\n"
+
+
 def leave_out_of_the_menu(app: Sphinx, tree: Any) -> None:
     """Allow pages of results that the menu does not list: the index of results links to each (tests/test_docs.py)."""
     page = app.env.current_document.docname
@@ -135,5 +150,6 @@ def setup(app: Sphinx) -> None:
         module.__all__ = exported(module)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", escape_shapes, priority=400)  # before napoleon
     app.connect("source-read", give_a_title)
+    app.connect("source-read", add_the_help)
     app.connect("doctree-read", leave_out_of_the_menu)
     app.add_post_transform(FolderLinks)

@@ -12,6 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import typer
+
+from lidar_sampling.cli import app
 
 pytest.importorskip("sphinx")
 pytest.importorskip("furo")
@@ -134,6 +137,15 @@ def test_the_reference_has_every_name_that_a_page_imports(pages):
                 found += 1
                 assert places & {f"{room}.{name}", f"module-{room}.{name}"}, f"{page.name} imports {room}.{name}"
     assert found > 30
+
+
+def test_the_page_of_the_command_line_has_every_command(site, pages):
+    page = site / "docs/api/command.html"
+    places = pages[page].places
+    commands = typer.main.get_command(app).commands
+    assert len(commands) > 15
+    assert {f"lidar-{name}" for name in commands} <= places
+    assert "--beside-vanilla" in page.read_text(encoding="utf-8")
 
 
 def test_dead_links_stop_the_build_and_good_ones_do_not(tmp_path):
