@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= demo
 DTYPE ?= float32
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs lint clean
 
 demo: .venv/core
 	$(BIN)/lidar generate \
@@ -19,12 +19,15 @@ test: .venv/test
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile  # tiny tensors: a process each, of one thread
 
+docs: .venv/test  # the site, which opens without a server: site/index.html
+	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -q -W --keep-going -c docs -d site/.doctrees -b html . site
+
 lint: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 .venv/core: pyproject.toml packages/glyph/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

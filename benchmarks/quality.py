@@ -30,7 +30,7 @@ JUDGES = ("glyph", "glyph-heldout", "geneval")
 IMAGES, EQUAL_COST = 4, 9
 HEADER = """# Quality on glyph
 
-`python -m benchmarks.quality`, default settings of the model; the numbers of each prompt are in `results.jsonl`
+`python -m benchmarks.quality`, default settings of the model; the numbers of each prompt lie beside this table
 (their seconds were taken beside other work: do not read them). Intervals are 95 % bootstrap intervals over prompts,
 stratified by tag. `lidar` and `vanilla` are means over the 4 images returned, the others over the images kept; the
 guiding reward selects.

@@ -1,7 +1,6 @@
 """Figures of comparisons: their contents are right, complete and legible."""
 
 import io
-import json
 import math
 import re
 import subprocess
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from test_evaluation import line
 
 from lidar_sampling.evaluation import figures, table
+from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.families import families
 from lidar_sampling.evaluation.pareto import front
 
@@ -27,7 +27,7 @@ from lidar_sampling.evaluation.figures._labels import break_lines, spread
 from lidar_sampling.evaluation.report import inline
 
 NUMBERS = st.floats(-5, 5).map(lambda x: round(x, 1))
-RUN = Path(__file__).parent.parent / "docs/results/comparison/results-0.jsonl"
+RUN = Path(__file__).parent.parent / "docs/results/comparison/results-0.jsonl"  # packed
 
 
 def rendered(figure):
@@ -113,7 +113,7 @@ class TestLabels:
 
 class TestFigures:
     def test_of_a_run(self):
-        found = figures.draw(table([json.loads(text) for text in RUN.read_text().splitlines()]))
+        found = figures.draw(table(read(RUN)))
         assert list(found) == ["quality-cost", "hacking", "diversity", "tags"]
         for files in found.values():
             assert files["png"].startswith(b"\x89PNG")

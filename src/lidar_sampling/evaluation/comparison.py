@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._files import natural_order
 from .._sampler import LiDAR
 from ..methods import Method
 from ..runs import Job, check_shard, share, work
 from ..runs._comparison import Comparison
-from ..runs._lines import Line
+from ..runs._lines import Line, files_of
 from ..runs._lines import read as read
 
 
@@ -24,7 +23,7 @@ def lines_of(job: Job, out: Path) -> list[Line]:
     wanted = {line["prompt"]: line.get("tag", "") for line in job.lines()}
     found = [
         {**line, "tag": wanted[line["prompt"]]}
-        for line in read(*sorted(out.glob("results-*.jsonl"), key=natural_order))
+        for line in read(*files_of(out))
         if line["method"] in job.methods and line["prompt"] in wanted and line["seed"] in job.seeds
     ]
     return sorted(found, key=lambda line: list(job.methods).index(line["method"]))

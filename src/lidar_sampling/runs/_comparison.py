@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from .._contents import OpaqueError, contents, key
 from .._cost import Cost
-from .._files import natural_order, write_once
+from .._files import write_once
 from .._geneval import parse
 from .._media import save_sample
 from .._result import Result
@@ -30,7 +30,7 @@ from ..rewards import diversity, features_of, name_of
 from ..rewards.mixture import Mixture
 from ._folder import check_kept
 from ._identity import agree, identity, read_json
-from ._lines import Line, append, plain_guide, read
+from ._lines import Line, append, files_of, plain_guide, read
 from ._lines import key as key_of
 from .job import Job
 
@@ -183,8 +183,7 @@ class Comparison:
         self._lines = {key_of(line): line for line in read(*self._seen)}
 
     def _sizes(self) -> dict[Path, int]:
-        files = sorted(self.out.glob("results-*.jsonl"), key=natural_order)
-        return {path: path.stat().st_size for path in files}
+        return {path: path.stat().st_size if path.exists() else 0 for path in files_of(self.out)}
 
     def _claim(self) -> None:
         """Write the settings of the run into the folder, or refuse a folder with lines of other settings.

@@ -143,8 +143,8 @@ class Folder:
 
         Each picture embeds the settings of ``job``, and is named by its index among the samples of the Job.
 
-        A folder of the prompt that :meth:`find_record` refused is replaced. If another process has finished the prompt
-        meanwhile, its numbers are returned, since the same seed gives the same samples.
+        A folder of the prompt that :meth:`find_record` refused is replaced. If another process has finished the
+        prompt meanwhile, its numbers are returned, since the same seed gives the same samples.
 
         Raises:
             OSError: it cannot be written; FileNotFoundError if the folder of the run was removed.

@@ -2,23 +2,30 @@
 
 A killed run may leave the beginning of a line. Such a beginning is skipped and its unit is drawn again. Any other
 line that is not a result is refused by file and number, since a table must not silently miss results.
+
+Lines that are published are packed: ``results-0.jsonl.gz`` has the first lines of ``results-0.jsonl``. Readers name
+the plain file and get both. So a run goes on from packed lines, and writes what it adds to a plain file beside them.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .._files import name_path
+from .._files import name_path, natural_order, write_atomically
 
 Line = dict[str, Any]
+
+PACKED = ".gz"
 
 COSTS = ("network_evaluations", "backward_passes", "decodes", "reward_calls", "seconds")
 PEAK = "peak_memory"
@@ -43,16 +50,15 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
     """Return the JSON objects of files with one per line, without those that a killed run cut off.
 
     Args:
-        paths: the files; a missing one has no lines.
+        paths: the files, by their plain names; one that is missing, plain and packed, has no lines.
         check: raises :class:`ValueError` for an object that lacks something.
 
     Raises:
         ValueError: another line is damaged; the message names the file, the line and what is wrong.
     """
     lines = []
-    for path in paths:
-        texts = path.read_bytes().split(b"\n") if path.exists() else []
-        for number, text in enumerate(texts, 1):
+    for file in (part for path in paths for part in (packed_path(path), path)):
+        for number, text in enumerate(_content(file).split(b"\n"), 1):
             if not text.strip():
                 continue
             try:
@@ -62,8 +68,41 @@ def read_objects(*paths: Path, check: Callable[[Line], None] = lambda line: None
                     lines.append(line)
             except ValueError as error:
                 mend = "remove it, and it is drawn again"
-                raise ValueError(f"{path}, line {number} is damaged: {mend}; {error}") from None
+                raise ValueError(f"{file}, line {number} is damaged: {mend}; {error}") from None
     return lines
+
+
+def files_of(folder: Path, pattern: str = "results-*.jsonl") -> list[Path]:
+    """Return the plain names of a folder's files of lines, whether they are plain or packed, in natural order."""
+    packed = (path.with_name(path.name.removesuffix(PACKED)) for path in folder.glob(pattern + PACKED))
+    return sorted({*folder.glob(pattern), *packed}, key=natural_order)
+
+
+def pack(folder: Path, pattern: str = "results*.jsonl") -> Path:
+    """Put all lines of a folder into one packed file, named after the first of its files, and remove the others.
+
+    Run it when nothing writes to the folder. If it is stopped, lines may be there twice: run it again.
+
+    Raises:
+        ValueError: the folder has no such file, or a line is damaged.
+    """
+    files = files_of(folder, pattern)
+    if not files:
+        raise ValueError(f"{folder} has no {pattern}: name a folder that holds one")
+    lines = dict.fromkeys(json.dumps(line) for line in read_objects(*files))
+    first = packed_path(files[0])
+    # No time and no name in the header: the same lines give the same file.
+    write_atomically(first, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    for path in files:
+        path.unlink(missing_ok=True)
+        if packed_path(path) != first:
+            packed_path(path).unlink(missing_ok=True)
+    return first
+
+
+def packed_path(path: Path) -> Path:
+    """Return where the packed lines of a plain file are."""
+    return path.with_name(path.name + PACKED)
 
 
 def fill(path: Path, units: Iterable[Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Line]) -> Iterator[Line]:
@@ -158,8 +197,25 @@ def _alone(file: FileIO) -> Iterator[None]:
     yield  # closing the file frees the lock
 
 
+def _content(path: Path) -> bytes:
+    """Return the lines of a plain or a packed file; nothing if it is missing.
+
+    Raises:
+        ValueError: the packed file is damaged.
+    """
+    if not path.exists():
+        return b""
+    if path.suffix != PACKED:
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        mend = "fetch it again, or remove it and draw its lines again"
+        raise ValueError(f"{path} is damaged: {mend}; {error}") from None
+
+
 def _parse(text: bytes) -> Line | None:
-    """Return a line, or None for the beginning of one that was cut off.
+    """Return a line; None for the beginning of one that was cut off.
 
     Raises:
         ValueError: the text is neither; the message says what is wrong.
