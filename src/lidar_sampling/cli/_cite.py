@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import _options as o
-from ._screen import echo, print_json, show
+from ._screen import echo, guard_printing, print_json
 
 Names = Annotated[list[str] | None, typer.Argument(help="Methods of 'lidar methods'.", metavar="METHOD")]
 
@@ -17,7 +17,7 @@ def cite(methods: Names = None, json: o.Json = False) -> None:
     from ..methods import citation, papers
 
     names = methods or []
-    with show(saved=False):
+    with guard_printing(saved=False):
         if json:
             print_json([paper._asdict() for paper in papers(*names)])
         else:
