@@ -79,8 +79,8 @@ class Banks:
         """Return the result, with nothing to write: a store needs no index.
 
         Raises:
-            FileNotFoundError: a bank was removed while the run went on.
+            FileNotFoundError: a bank was removed during the run.
         """
         if gone := [file for file in self._files if not file.exists()]:
-            raise FileNotFoundError(f"{gone[0]} was removed while the run went on: start it again")
+            raise FileNotFoundError(f"{gone[0]} was removed during the run: start it again")
         return dict(extra or {})
