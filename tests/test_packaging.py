@@ -76,7 +76,7 @@ def absent(monkeypatch):
         glyph.load_tiny_decoder,
         lambda: glyph.DATA,
         molecules.load_model,
-        molecules.known.__wrapped__,
+        molecules.load_known.__wrapped__,
     ],
 )
 def test_without_the_weights_whatever_needs_them_says_what_to_install(absent, use):

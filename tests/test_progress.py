@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lidar_sampling import Cost
 from lidar_sampling.cli import _progress
-from lidar_sampling.cli._progress import progress_bar, telling
+from lidar_sampling.cli._progress import progress_bar, show_progress
 from lidar_sampling.cli._reproduce import _of_run
 from lidar_sampling.runs import Progress
 
@@ -38,7 +38,7 @@ def at(done, **more):
 
 def test_a_file_gets_a_line_a_minute_with_the_time_left(clock, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    with telling(quiet=False) as tell:
+    with show_progress(quiet=False) as tell:
         for seconds in range(0, 150, 10):
             clock[0] = float(seconds)
             tell(at(1, left=300.0 - seconds))
@@ -50,14 +50,14 @@ def test_a_file_gets_a_line_a_minute_with_the_time_left(clock, monkeypatch, caps
 
 def test_the_first_prompt_has_the_time_of_its_phase(clock, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    with telling(quiet=False) as tell:
+    with show_progress(quiet=False) as tell:
         clock[0] = 60.0
         tell(at(0, phase_left=60.0))
     assert "about 1 min of sampling left; a cat" in capsys.readouterr().err
 
 
 def test_the_bar_of_a_run_has_the_time_left(clock, screen):
-    with telling(quiet=False) as tell:
+    with show_progress(quiet=False) as tell:
         tell(at(1, left=75.0))
     assert "a cat sampling  [1/4, 100 network evaluations, about 1 min 15 s left]" in screen()
 
@@ -71,7 +71,7 @@ def test_the_bar_of_other_work_estimates_by_its_pace(clock, screen):
 
 
 def test_nothing_is_told_where_nobody_asked(screen):
-    with telling(quiet=True) as tell, progress_bar(quiet=True) as update:
+    with show_progress(quiet=True) as tell, progress_bar(quiet=True) as update:
         assert tell is None
         assert update is None
     assert screen() == ""
