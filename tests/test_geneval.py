@@ -285,7 +285,7 @@ def test_judges_check_metadata_and_read_it():
         check_prompts(judge, [*prompts("hard"), "an oil painting", {"prompt": "an oil painting"}])
         with pytest.raises(ValueError, match="reward 'geneval' cannot read the prompt 'my dogs': the count of 'dog'"):
             check_prompts(judge, [{**dogs(count="2"), "prompt": "my dogs"}])
-    with pytest.raises(ValueError, match="as many, got 1 and 2"):
+    with pytest.raises(ValueError, match="same length, got 1 and 2"):
         Judge()(images=torch.zeros(1, 3, 128, 128), prompts=["a photo of a dog"] * 2)
 
 

@@ -236,7 +236,7 @@ def test_each_part_gives_one_number_an_image(part, got):
         (lambda x: x * 255, ["a"] * 5, "give images / 255"),
         (lambda x: x * float("nan"), ["a"] * 5, "NaN or infinity"),
         (lambda x: x[:, :1], ["a"] * 5, "repeat the one channel"),
-        (lambda x: x, ["a"] * 2, "as many, got 5 and 2"),
+        (lambda x: x, ["a"] * 2, "same length, got 5 and 2"),
         (lambda x: x, "abcde", "got the text 'abcde'"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 import lidar_sampling
 from lidar_sampling import LiDAR, glyph, rewards, testing
-from lidar_sampling._embedded import embedded
+from lidar_sampling._embedded import find_weights
 from lidar_sampling.cli import main
 from lidar_sampling.discrete import molecules
 
@@ -39,7 +39,7 @@ def test_both_carry_the_same_licences():
 
 def test_whatever_is_shipped_as_data_has_a_line_on_its_licence():
     page = (ROOT / "THIRD_PARTY.md").read_text()
-    folder = embedded("glyph").parent
+    folder = find_weights("glyph").parent
     shipped = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".safetensors", ".npy")]
     assert len(shipped) == 9
     for path in [*shipped, Path("glyph/classes.json")]:
@@ -49,7 +49,7 @@ def test_whatever_is_shipped_as_data_has_a_line_on_its_licence():
 
 
 def test_the_tiny_pipelines_have_a_copy_of_the_tokenizer():
-    ours, theirs = Path(testing.__file__).parent / "tokenizer", embedded("glyph") / "sd-glyph/tokenizer"
+    ours, theirs = Path(testing.__file__).parent / "tokenizer", find_weights("glyph") / "sd-glyph/tokenizer"
     assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
     assert all(path.read_bytes() == (theirs / path.name).read_bytes() for path in ours.iterdir())
 

@@ -395,7 +395,7 @@ def test_pictures_and_prompts_are_checked_before_they_travel(url):
         (pictures(2) * float("nan"), ["a", "b"], "NaN or infinity"),
         (pictures(2)[:, :1], ["a", "b"], "repeat the one channel"),
         (pictures(2), "ab", "got the text 'ab'"),
-        (pictures(4), ["a", "b"], "as many, got 4 and 2"),
+        (pictures(4), ["a", "b"], "same length, got 4 and 2"),
     ):
         with pytest.raises(ValueError, match=message):
             remote(images=images, prompts=prompts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__
 
 
-def embedded(name: str) -> Path:
+def find_weights(name: str) -> Path:
     """Return the folder of an embedded model: ``glyph`` or ``molecules``.
 
     Raises:

@@ -40,7 +40,7 @@ _ONE_MEMBER = 1.05  # an effective sample size below which weights rest on one m
 
 
 class ShiftInfo(NamedTuple):
-    """What happened inside :func:`mean_shift`, one number a row of ``x_t``; every field is a tensor (B,).
+    """What happened inside :func:`mean_shift`, one number per row of ``x_t``; every field is a tensor (B,).
 
     Attributes:
         ess: effective sample size ``1 / sum w_i^2`` of the bank's posterior, in [1, n].
@@ -67,7 +67,7 @@ def mean_shift(
     grid: int | None = None,
     block_size: int | None = None,
 ) -> tuple[Tensor, ShiftInfo]:
-    """Shift of the posterior mean that a bank and its rewards ask for: ``E_{q^r}[x_0|x_t] - E_q[x_0|x_t]``.
+    """Return the shift of the posterior mean by a bank and its rewards: ``E_{q^r}[x_0|x_t] - E_q[x_0|x_t]``.
 
     Args:
         x_t: noisy samples (B, *), any floating dtype and device.
@@ -110,7 +110,7 @@ def expected_future_reward(
     sigma: float | Tensor,
     reward_scale: float,
 ) -> Tensor:
-    """The expected future reward ``log E[exp(reward_scale r(x_0)) | x_t]`` estimated from a bank (Theorem 3.1).
+    """Return the expected future reward ``log E[exp(reward_scale r(x_0)) | x_t]`` by a bank (Theorem 3.1).
 
     Arguments and errors are those of :func:`mean_shift`.
 
@@ -268,7 +268,7 @@ class Members:
         self._looks = None if grid is None else torch.cat([look for _, look in looks])  # (n, K)
 
     def shift(self, x_t: Tensor, *, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, ShiftInfo]:
-        """What :func:`mean_shift` returns for x_t (B, *)."""
+        """Return for x_t (B, *) what :func:`mean_shift` returns."""
         if x_t.shape[1:] != self.shape:
             raise ValueError(
                 f"x_t {tuple(x_t.shape)} and samples {(len(self._bank), *self.shape)} must agree in all but the "
@@ -407,7 +407,7 @@ def _check(samples: Tensor, rewards: Tensor, reward_scale: float) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if len(samples) == 0 or rewards.shape != samples.shape[:1]:
         raise ValueError(
-            f"rewards must be one number a sample, ({len(samples)},) with at least one, got {tuple(rewards.shape)}"
+            f"rewards must be one number per sample, ({len(samples)},) with at least one, got {tuple(rewards.shape)}"
         )
     if not 0 <= reward_scale < math.inf:
         raise ValueError(f"reward_scale must be finite and at least 0, got {reward_scale}")

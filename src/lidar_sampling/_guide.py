@@ -24,7 +24,7 @@ class GuidanceError(RuntimeError):
 
 
 class TraceStep(NamedTuple):
-    """One guided step: the timestep as the scheduler counts it, the noise level, and numbers (B,) a sample."""
+    """One guided step: the timestep as the scheduler counts it, the noise level, and numbers (B,), one per sample."""
 
     timestep: float
     level: NoiseLevel
@@ -46,7 +46,7 @@ class Trace:
     reward_scales: list[float] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a guided step, JSON values only; lists have one number a sample."""
+        """Return one dictionary per guided step, JSON values only; lists have one number per sample."""
         return [
             {
                 "timestep": step.timestep,
@@ -59,13 +59,13 @@ class Trace:
         ]
 
     def of(self, rows: slice) -> Trace:
-        """The trace of some samples of the batch."""
+        """Return the trace of some samples of the batch."""
         steps = [step._replace(info=ShiftInfo(*(values[rows] for values in step.info))) for step in self.steps]
         return Trace(steps, self.seen, self.reward_scales[rows])
 
     @staticmethod
     def join(traces: Sequence[Trace]) -> Trace:
-        """The trace of a batch whose parts were sampled one after another by the same steps."""
+        """Return the trace of a batch whose parts were sampled one after another by the same steps."""
         if not traces:
             return Trace()
         steps = [
@@ -96,8 +96,8 @@ def guide(
 
     Args:
         pipe_or_scheduler: a diffusers pipeline, or a scheduler of a known family.
-        banks: one bank for the whole batch, or one a prompt in the order of the prompts; the batch is
-            prompt-major, as diffusers lays it out with several images a prompt.
+        banks: one bank for the whole batch, or one per prompt in the order of the prompts; the batch is
+            prompt-major, as diffusers lays it out with several images per prompt.
         scale: s, at least 0; 1 is exact when the bank comes from the sampler itself.
         reward_scale: lambda, at least 0, in units of one over the reward; ``"auto"`` gives each bank its own, at
             which its weights at pure noise have the effective sample size ``ess``: then the unit of the reward, and

@@ -77,7 +77,7 @@ def check_batch(images: Tensor, prompts: Any) -> None:
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of prompts, one per image, got the text {prompts!r}")
     if len(images) != len(prompts):
-        raise ValueError(f"images and prompts must be as many, got {len(images)} and {len(prompts)}")
+        raise ValueError(f"images and prompts must have the same length, got {len(images)} and {len(prompts)}")
 
 
 def _mend_of_shape(images: Tensor) -> str:

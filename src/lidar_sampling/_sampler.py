@@ -114,7 +114,7 @@ class LiDAR:
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
         if settings is None:
             found = for_reward(found, _name_of_any(reward), changes)
-        self.settings = found.changed(**changes)
+        self.settings = found.with_changes(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward
         if isinstance(metrics, str):
@@ -228,7 +228,7 @@ class LiDAR:
         (8, 4)
         """
         twin = copy(self)
-        twin.settings = self.settings.changed(**changes)
+        twin.settings = self.settings.with_changes(**changes)
         if twin.settings.scheduler != self.settings.scheduler:
             twin.pipe, twin._lookaheads = _with_scheduler(self.pipe, twin.settings.scheduler), []
         twin._check_eta("eta" in changes)

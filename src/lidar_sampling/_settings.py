@@ -1,4 +1,4 @@
-"""Defaults that come with the model: one table, a row a family, each with its source."""
+"""Defaults that come with the model: one table, a row per family, each with its source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Settings:
         guidance_scale: classifier-free guidance of both phases; None leaves the pipeline's default.
         eta: noise of a DDIM scheduler, 0 to 1; None leaves the pipeline's default.
         lookahead: the few-step solver of phase 1 (:mod:`lidar_sampling.solvers`).
-        n: lookahead samples a prompt.
+        n: lookahead samples per prompt.
         scale: s, the strength of the shift.
         reward_scale: lambda, in units of one over the reward; ``"auto"`` gives each bank its own, by the effective
             sample size that its weights should have at pure noise.
@@ -77,7 +77,7 @@ class Settings:
         if self.noise is not None:
             read_noise(self.noise)
 
-    def changed(self, **changes: Any) -> Settings:
+    def with_changes(self, **changes: Any) -> Settings:
         """Return the settings with ``changes``; a strength among them was tuned for no reward that is known."""
         if "reward_scale" in changes:
             changes = {"tuned_for": None, **changes}
@@ -126,7 +126,7 @@ PRESETS = {
 _STRENGTHS = "steps and guidance_scale are the pipeline's defaults in diffusers 0.42; the rest is that of the preset"
 
 
-def _untuned(steps: int, guidance_scale: float | None, lookahead: str, n: int, source: str = _UNTUNED) -> Settings:
+def _gentle(steps: int, guidance_scale: float | None, lookahead: str, n: int, source: str = _UNTUNED) -> Settings:
     """Return the settings of a model of which nobody has published how it is guided: a gentle strength that fits."""
     return Settings(steps, guidance_scale, None, lookahead, n, 1.0, "auto", (1.0, 0.2), source)
 
@@ -146,44 +146,44 @@ DEFAULTS = {
         (1.0, 0.2),
         f"{_STRENGTHS} paper-sdxl, tuned with another scheduler",
     ),
-    "StableDiffusion3Pipeline": _untuned(28, 7.0, "own:8", 50),
+    "StableDiffusion3Pipeline": _gentle(28, 7.0, "own:8", 50),
     "FluxPipeline": _published(
         50, 3.5, None, "own:8", 50, 40.0, 5000.0, (1.0, 0.95), f"{_PAPER}, FLUX; its lookahead was hyper-flux:8"
     ),
-    "FluxPipeline, schnell": _untuned(
+    "FluxPipeline, schnell": _gentle(
         4, 0.0, "own:1", 50, "model card of FLUX.1 [schnell]; no guidance settings published"
     ),
-    "PixArtSigmaPipeline": _untuned(20, 4.5, "dpm:8", 50),
-    "SanaPipeline": _untuned(20, 4.5, "dpm:8", 50),
-    "WanPipeline": _untuned(50, 5.0, "own:8", 16),
-    "LTXPipeline": _untuned(50, 3.0, "own:8", 16),
-    "CogVideoXPipeline": _untuned(50, 6.0, "own:8", 16),
-    "StableAudioPipeline": _untuned(100, 7.0, "own:10", 16),
+    "PixArtSigmaPipeline": _gentle(20, 4.5, "dpm:8", 50),
+    "SanaPipeline": _gentle(20, 4.5, "dpm:8", 50),
+    "WanPipeline": _gentle(50, 5.0, "own:8", 16),
+    "LTXPipeline": _gentle(50, 3.0, "own:8", 16),
+    "CogVideoXPipeline": _gentle(50, 6.0, "own:8", 16),
+    "StableAudioPipeline": _gentle(100, 7.0, "own:10", 16),
     # Qwen-Image guides by true_cfg_scale, 4 by default, once there is a negative prompt.
-    "QwenImagePipeline": _untuned(50, None, "own:8", 50),
-    "QwenImageEditPipeline": _untuned(50, None, "own:8", 50),
-    "QwenImageEditPlusPipeline": _untuned(50, None, "own:8", 50),
-    "ZImagePipeline": _untuned(50, 5.0, "own:8", 50),
-    "Flux2Pipeline": _untuned(50, 4.0, "own:8", 50),
-    "Flux2KleinPipeline": _untuned(50, 4.0, "own:8", 50),
-    "FluxKontextPipeline": _untuned(28, 3.5, "own:8", 50),
-    "ChromaPipeline": _untuned(35, 5.0, "own:8", 50),
-    "HiDreamImagePipeline": _untuned(50, 5.0, "own:8", 50),
-    "Lumina2Pipeline": _untuned(30, 4.0, "own:8", 50),
-    "KolorsPipeline": _untuned(50, 5.0, "dpm:8-karras", 50),
-    "CogView4Pipeline": _untuned(50, 5.0, "own:8", 50),
-    "WanImageToVideoPipeline": _untuned(50, 5.0, "own:8", 16),
-    "HunyuanVideo15Pipeline": _untuned(50, None, "own:8", 16),
-    "LTX2Pipeline": _untuned(30, 3.0, "own:8", 16),
-    "Kandinsky5T2VPipeline": _untuned(50, 5.0, "own:8", 16),
-    "Cosmos2_5_PredictBasePipeline": _untuned(36, 7.0, "own:8", 16),
-    "MochiPipeline": _untuned(64, 4.5, "own:8", 16),
-    "AudioLDM2Pipeline": _untuned(200, 3.5, "dpm:10", 16),
-    "AceStepPipeline": _untuned(8, 7.0, "own:4", 16),
-    "StableAudio3Pipeline": _untuned(8, 1.0, "own:4", 16, f"{_UNTUNED}; steps are those of the distilled model"),
+    "QwenImagePipeline": _gentle(50, None, "own:8", 50),
+    "QwenImageEditPipeline": _gentle(50, None, "own:8", 50),
+    "QwenImageEditPlusPipeline": _gentle(50, None, "own:8", 50),
+    "ZImagePipeline": _gentle(50, 5.0, "own:8", 50),
+    "Flux2Pipeline": _gentle(50, 4.0, "own:8", 50),
+    "Flux2KleinPipeline": _gentle(50, 4.0, "own:8", 50),
+    "FluxKontextPipeline": _gentle(28, 3.5, "own:8", 50),
+    "ChromaPipeline": _gentle(35, 5.0, "own:8", 50),
+    "HiDreamImagePipeline": _gentle(50, 5.0, "own:8", 50),
+    "Lumina2Pipeline": _gentle(30, 4.0, "own:8", 50),
+    "KolorsPipeline": _gentle(50, 5.0, "dpm:8-karras", 50),
+    "CogView4Pipeline": _gentle(50, 5.0, "own:8", 50),
+    "WanImageToVideoPipeline": _gentle(50, 5.0, "own:8", 16),
+    "HunyuanVideo15Pipeline": _gentle(50, None, "own:8", 16),
+    "LTX2Pipeline": _gentle(30, 3.0, "own:8", 16),
+    "Kandinsky5T2VPipeline": _gentle(50, 5.0, "own:8", 16),
+    "Cosmos2_5_PredictBasePipeline": _gentle(36, 7.0, "own:8", 16),
+    "MochiPipeline": _gentle(64, 4.5, "own:8", 16),
+    "AudioLDM2Pipeline": _gentle(200, 3.5, "dpm:10", 16),
+    "AceStepPipeline": _gentle(8, 7.0, "own:4", 16),
+    "StableAudio3Pipeline": _gentle(8, 1.0, "own:4", 16, f"{_UNTUNED}; steps are those of the distilled model"),
 }
 
-_OTHER = _untuned(50, None, "own:8", 50, "none published; scale 1 is exact for a bank of the sampler's own")
+_OTHER = _gentle(50, None, "own:8", 50, "none published; scale 1 is exact for a bank of the sampler's own")
 
 
 def preset(name: str) -> Settings:
@@ -225,7 +225,7 @@ def takes_eta(scheduler: Any) -> bool:
 
 
 def settings_for(pipe: Any) -> Settings:
-    """The row of ``pipe``'s class, whatever its task; or one that is cautious.
+    """Return the row of ``pipe``'s class, whatever its task; where there is none, a cautious one.
 
     >>> settings_for(object()).scale
     1.0

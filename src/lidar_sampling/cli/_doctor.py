@@ -94,11 +94,11 @@ def _attachment() -> str:
 
 
 def _embedded_model() -> str:
-    from .._embedded import embedded
+    from .._embedded import find_weights
 
     if find_spec("lidar_sampling_glyph") is None:
         return 'not installed, and only glyph and molecules need it: pip install "lidar-sampling[glyph]"'
-    embedded("glyph")  # refuses that of another version
+    find_weights("glyph")  # refuses that of another version
     from ..runs import Job, load_sampler
 
     lidar = load_sampler(Job(prompts=("a photo of a cat",), settings={"steps": 10}, device="cpu"))

@@ -207,7 +207,7 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             else:
                 typer.echo((out / "table.md").read_text(encoding="utf-8"))
                 names = [name for name in ("table.md", "report.html", "pictures") if (out / name).exists()]
-                warn(f"{_joined(names)} are in {out}")
+                warn(f"{_enumerate(names)} are in {out}")
         return
     with guard_printing():
         if job.task == "look":
@@ -219,10 +219,10 @@ def show(job: Job, out: Path, result: dict[str, Any], rows: Sequence[Row], *, js
             if "profile" in result:
                 print_profile(result["profile"])
             written = ["images", *(["grid.png"] if (out / "grid.png").exists() else []), "result.json"]
-            echo(f"{_joined(written)} are in {out}")
+            echo(f"{_enumerate(written)} are in {out}")
 
 
-def _joined(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     return " and ".join(", ".join(names).rsplit(", ", 1))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._embedded import embedded
+from .._embedded import find_weights
 from .._geneval import read_requirements, verdict
 from .._media import check_batch
 from .._quiet import quiet
@@ -37,7 +37,7 @@ SIDE = 128  # side of a picture in pixels; the detector was trained on this size
 
 def __getattr__(name: str) -> Any:
     if name == "DATA":  # asked for when it is used, since the weights may not be installed
-        return embedded("glyph")
+        return find_weights("glyph")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -49,7 +49,7 @@ def load_pipeline(*, dtype: torch.dtype = torch.float32) -> Any:
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(embedded("glyph") / "sd-glyph", dtype=dtype)
+    pipe = StableDiffusionPipeline.from_pretrained(find_weights("glyph") / "sd-glyph", dtype=dtype)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     return pipe
 
@@ -70,7 +70,7 @@ def load_tiny_decoder(*, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
     """
     from diffusers import AutoencoderTiny
 
-    tiny = AutoencoderTiny.from_pretrained(embedded("glyph") / "tiny-decoder", dtype=dtype)
+    tiny = AutoencoderTiny.from_pretrained(find_weights("glyph") / "tiny-decoder", dtype=dtype)
     tiny.encoder.register_forward_pre_hook(_no_encoder)
     return tiny.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 
@@ -90,7 +90,7 @@ class Judge:
     reads_metadata = True
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        self.detector = Detector.from_pretrained(embedded("glyph") / "detector").to(device)
+        self.detector = Detector.from_pretrained(find_weights("glyph") / "detector").to(device)
 
     def check(self, prompts: Sequence[str | dict[str, Any]]) -> None:
         """Refuse metadata that cannot be judged.

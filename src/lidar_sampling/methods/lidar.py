@@ -20,7 +20,7 @@ class Guided:
     """Lookahead sample reward guidance; what is None is as the sampler's settings have it.
 
     Attributes:
-        n: lookahead samples a prompt.
+        n: lookahead samples per prompt.
         scale: s, the strength of the shift.
         reward_scale: lambda, in 1 / reward; or ``auto``.
         ess: of ``auto``, the effective sample size of a bank at pure noise, as a share of ``n``.
@@ -51,7 +51,7 @@ class Guided:
             load(self.lookahead)
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """``images`` guided samples a prompt; it costs a bank of ``n`` few-step samples a prompt, once."""
+        """Draw ``images`` guided samples per prompt, for a bank of ``n`` few-step samples per prompt, once."""
         return self.sampler(lidar).draw_guided(list(prompts), images, seed, None)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

@@ -51,7 +51,7 @@ class Steered:
     """Steered best-of-N.
 
     Attributes:
-        n: samples a prompt, at least as many as images are wanted.
+        n: samples per prompt, at least as many as images are wanted.
         ess: effective sample size of the weights, as a share of the samples; 1 resamples nothing.
         start: first step of resampling, as a fraction of all.
         end: no such step is later.
@@ -82,10 +82,10 @@ class Steered:
             )
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
-        """The ``images`` best of ``n`` samples a prompt, spread over the islands; it costs their steps.
+        """Return the ``images`` best of ``n`` samples per prompt, spread over the islands; it costs their steps.
 
-        And a decode and a reward call a sample at each resampling and at the end, where features of samples count as
-        one more call.
+        Each sample takes a decode and a reward call more at each resampling and at the end, where features of samples
+        count as a second call.
 
         Raises:
             ValueError: more images than samples, a scheduler that remembers earlier steps, whose memory would stay
@@ -97,11 +97,11 @@ class Steered:
         lidar = with_noise(lidar, copies=self._copies)
         size = self.n // self.islands
 
-        def resampled(batch: Sequence[Item]) -> Resampled:
+        def resample(batch: Sequence[Item]) -> Resampled:
             rewards = rewards_of_predictions(lidar.with_prompts(prompts), batch)
             return Resampled(self, rewards, [item.seed for item in batch[::size]])
 
-        around, hooks = hook_batches(lidar, resampled)
+        around, hooks = hook_batches(lidar, resample)
         call = in_steps(lidar, self.steps)
         many = lidar.sample(list(prompts), self.n, seed, around=around, together=size, call=call)
         many = charge_looks(lidar, many, sum(hook.evaluations for hook in hooks))

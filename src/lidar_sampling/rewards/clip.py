@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._embedded import embedded
+from .._embedded import find_weights
 from .._hub import Published
 from .._quiet import quiet
 from ._towers import Towers
@@ -110,7 +110,7 @@ def glyph_reward(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
     """Return the CLIP that guides the embedded model."""
-    return CLIPReward(embedded("glyph") / "reward-clip", name="glyph", device=device, dtype=dtype)
+    return CLIPReward(find_weights("glyph") / "reward-clip", name="glyph", device=device, dtype=dtype)
 
 
 @quiet()
@@ -118,4 +118,4 @@ def glyph_heldout(
     model: None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPReward:
     """Return the CLIP that judges the embedded model and never guides it."""
-    return CLIPReward(embedded("glyph") / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)
+    return CLIPReward(find_weights("glyph") / "heldout-clip", name="glyph-heldout", device=device, dtype=dtype)

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from ..._embedded import embedded
+from ..._embedded import find_weights
 from ..model import Denoiser
 from ._judge import Summary as Summary
 from ._judge import digests as digests
@@ -33,7 +33,7 @@ from ._tokenizer import smiles_tokenizer as smiles_tokenizer
 
 def load_model() -> Denoiser:
     """Load the embedded denoiser of training/molecules: uniform noise, canonical SMILES of QM9 in 32 tokens."""
-    return Denoiser.from_pretrained(embedded("molecules")).eval()
+    return Denoiser.from_pretrained(find_weights("molecules")).eval()
 
 
 def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
@@ -44,4 +44,4 @@ def reward(name: str, *, invalid: float = -1.0) -> MoleculeReward:
 @cache
 def load_known() -> np.ndarray:
     """Load the sorted digests of the canonical SMILES of QM9, (130744,) uint64."""
-    return np.load(embedded("molecules") / "qm9-digests.npy")
+    return np.load(find_weights("molecules") / "qm9-digests.npy")
