@@ -209,8 +209,9 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
     text = (
         f"# Many pictures of a prompt, {steps} steps\n\n{len(strata)} prompts. Gains over vanilla in as many steps, "
         "paired, with 95 % bootstrap intervals over prompts; in the last column the\nheld-out reward less LiDAR's."
-        "\n\n| kept | method | evaluations per picture | guiding | held-out | GenEval | diversity | less LiDAR's |\n"
-        "|---|---|---|---|---|---|---|---|\n"
+        "\n\n| kept | method | prompts | evaluations per picture | guiding | held-out | GenEval | diversity | less LiDAR's |"
+        "\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
     )
     for kept, method in sorted(found, key=lambda row: row[0]):
         row = found[kept, method]
@@ -219,7 +220,11 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
         spread = "-" if kept == 1 else f"{np.mean([values['diversity'] for values in row.values()]):.3f}"
         rows = (kept, method), (kept, "lidar")
         less = "-" if method == "lidar" else str(gains(found, strata, *rows, "glyph-heldout"))
-        text += f"| {kept} | {method} | {cost:.0f} | " + " | ".join([*cells, spread, less]) + " |\n"
+        text += (
+            f"| {kept} | {method} | {len({prompt for prompt, _ in row})} | {cost:.0f} | "
+            + " | ".join([*cells, spread, less])
+            + " |\n"
+        )
     return text
 
 

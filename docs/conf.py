@@ -48,6 +48,7 @@ include_patterns = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "THIRD_PARTY.md",
     "*/README.md",
     "training/*/README.md",
     "docs/**.md",
