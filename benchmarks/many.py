@@ -209,8 +209,8 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
     text = (
         f"# Many pictures of a prompt, {steps} steps\n\n{len(strata)} prompts. Gains over vanilla in as many steps, "
         "paired, with 95 % bootstrap intervals over prompts; in the last column the\nheld-out reward less LiDAR's."
-        "\n\n| kept | method | prompts | evaluations per picture | guiding | held-out | GenEval | diversity | less LiDAR's |"
-        "\n"
+        "\n\n| kept | method | prompts | evaluations per picture | guiding | held-out | GenEval | diversity "
+        "| less LiDAR's |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     for kept, method in sorted(found, key=lambda row: row[0]):
