@@ -494,7 +494,7 @@ class TestStrata:
         ("refine-50", "Refine(n=50"),
         (
             "lidar:n=9,lookahead=dpm:8",
-            "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8', ess=None)",
+            "Guided(n=9, scale=None, reward_scale=None, steps=None, lookahead='dpm:8', ess=None, grid=None)",
         ),
         ("lidar+best-of-8:n=9,scale=3", "BestOf(method=Guided(n=9, scale=3"),
         ("fk:potential=difference,adaptive=True", "FKSteering(potential='difference'"),

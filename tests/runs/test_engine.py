@@ -241,7 +241,7 @@ class TestProgress:
         class Task:
             lidar = None
             evaluations = staticmethod(lambda unit, lidar: unit)
-            said = staticmethod(str)
+            describe = staticmethod(str)
 
         seen = []
         pace = _Pace(Task(), [10], 1, seen.append)

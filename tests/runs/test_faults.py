@@ -22,9 +22,11 @@ from test_cli import failure, lidar, tiny
 
 from benchmarks import faults
 from lidar_sampling import LiDAR, _files, testing
+from lidar_sampling._files import write_once
 from lidar_sampling._hooks import DivergedError, Step, Watch
 from lidar_sampling.evaluation.budget import with_numbers
 from lidar_sampling.runs import Job, _lines, load_sampler, run, task_of
+from lidar_sampling.runs._folder import contents_of
 
 __all__ = ["lidar", "tiny"]  # fixtures
 
@@ -303,6 +305,24 @@ class TestTwoRunsInOneFolder:
             assert status == 0, said
         check_equal(commands["generate"].read(tmp_path / "out"), wholes["generate"])
         assert not list((tmp_path / "out").rglob(".*"))
+
+    def test_a_manifest_that_the_other_is_writing_is_not_seen(self, tmp_path, monkeypatch):
+        """Whatever stands in the folder at any moment of the writing, another process finds it empty or a run."""
+        seen = []
+        replace_file, link = os.replace, os.link
+
+        def look(call):
+            def looking(*args):
+                seen.append([path.name for path in contents_of(tmp_path)])
+                return call(*args)
+
+            return looking
+
+        monkeypatch.setattr(os, "replace", look(replace_file))
+        monkeypatch.setattr(os, "link", look(link))
+        assert write_once(tmp_path / "run.json", b"{}")
+        assert seen == [[], []]
+        assert [path.name for path in contents_of(tmp_path)] == ["run.json"]
 
     def test_of_two_jobs_are_told_apart(self, commands, tmp_path):
         lines = [[*commands["generate"].arguments, "--seed", seed, "--out", tmp_path / "out"] for seed in (0, 1)]

@@ -256,7 +256,7 @@ def sweep(path: Path) -> None:
 
 def contents_of(path: Path) -> list[Path]:
     """Return the contents of a folder, except a manifest that another process is writing right now."""
-    return [there for there in path.iterdir() if not there.name.startswith(".run.json.")]
+    return [there for there in path.iterdir() if not re.match(r"\.+run\.json\.", there.name)]
 
 
 def read_entry(path: Path) -> dict[str, Any]:
