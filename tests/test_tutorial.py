@@ -22,7 +22,7 @@ def without_figures(text):
 def test_every_block_is_run_or_compared():
     assert PAGE.count("```") == 2 * len(BLOCKS)
     assert {language for _, language, _ in BLOCKS} == {"sh", "text", "python"}
-    assert [code for mark, _, code in BLOCKS if mark] == ["pip install .\n"]
+    assert [code for mark, _, code in BLOCKS if mark] == ["pip install packages/glyph .\n"]
 
 
 @pytest.fixture(scope="module")
