@@ -58,6 +58,13 @@ def test_what_does_not_may_differ(tmp_path):
     assert json.loads(json.dumps(same)) == same
 
 
+def test_settings_that_older_versions_lacked_count_only_where_they_are_used():
+    """Else a folder of a run before them could not be continued."""
+    assert not {"noise", "grid"} & set(identity(sampler()))
+    assert identity(sampler(grid=2))["grid"] == 2
+    assert identity(sampler(noise="ddpm"))["noise"] == "ddpm"
+
+
 def test_two_mixtures_of_the_same_parts_differ():
     one, other = (sampler(reward=Mixture({"brightness": weight})) for weight in (0.5, 0.7))
     assert difference(identity(one), identity(other)) == ("reward.weights.brightness", 0.5, 0.7)

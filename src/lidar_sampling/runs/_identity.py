@@ -34,8 +34,9 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
     """
     taken = lidar.settings_for(lidar.arguments())
     settings = {name: value for name, value in asdict(taken).items() if name != "source"}
-    if settings["noise"] is None:  # absent, as in runs of versions that lacked it
-        del settings["noise"]
+    for name in ("noise", "grid"):  # absent where None, as in runs of versions that lacked them
+        if settings[name] is None:
+            del settings[name]
     reward = lidar.reward
     mixed = {"weights": reward.weights, "calibration": reward.calibration} if isinstance(reward, Mixture) else {}
     return _plain(
