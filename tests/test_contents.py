@@ -385,3 +385,40 @@ def test_what_computes_the_same_does_not_count(change):
     before = pipeline_contents(pipe)
     change(pipe)
     assert pipeline_contents(pipe) == before
+
+
+def make(source):
+    """Return the function ``f`` of a source, as if it stood in a user's module."""
+    space = {"__name__": "__main__"}
+    exec(source, space)
+    return space["f"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return x + 1",
+        "g = lambda: 'word'\n    return g()",
+        "def g():\n        'Inner.'\n        return x\n    return g()",
+    ],
+)
+def test_a_docstring_does_not_count(body):
+    plain, said, other = (
+        make(f"def f(x):\n    {doc}{body}\n") for doc in ("", "'Say.'\n    ", "'Say it otherwise.'\n    ")
+    )
+    assert contents(said) == contents(other) == contents(plain)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f(x):\n    return 'a'\n", "def f(x):\n    return 'b'\n"),
+        ("f = lambda x: 'a'\n", "f = lambda x: 'b'\n"),
+        ("def f(x):\n    'Say.'\n    return 'Say.'\n", "def f(x):\n    'Say.'\n    return 'Do.'\n"),
+        ("def f(x):\n    'Say.'\n    return 'Say.'\n", "def f(x):\n    'Do.'\n    return 'Do.'\n"),
+        ("def f(x):\n    return ['a' + y for y in x]\n", "def f(x):\n    return ['b' + y for y in x]\n"),
+        ("def f(x):\n    return list('a' for y in x)\n", "def f(x):\n    return list('b' for y in x)\n"),
+    ],
+)
+def test_a_text_that_is_returned_counts(one, other):
+    assert contents(make(one)) != contents(make(other))

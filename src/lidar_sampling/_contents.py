@@ -8,9 +8,11 @@ this way raises :class:`OpaqueError`, and its caller goes without a key.
 from __future__ import annotations
 
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -345,8 +347,20 @@ def _without_names(config: Any) -> Any:
 
 
 def _code(code: types.CodeType) -> Any:
-    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
+    decisive = (None, *code.co_consts[1:]) if _has_docstring(code) else code.co_consts
+    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in decisive]
     return [hashlib.sha256(code.co_code).hexdigest()[:32], list(code.co_names), constants]
+
+
+def _has_docstring(code: types.CodeType) -> bool:
+    """Return whether the first constant of a function is its docstring and nothing else, so that it decides nothing."""
+    if not code.co_consts or not isinstance(code.co_consts[0], str):
+        return False
+    if sys.version_info >= (3, 13):
+        first = bool(code.co_flags & 0x4000000)  # CO_HAS_DOCSTRING
+    else:  # the first constant of a function is its docstring or None, that of a class body or a comprehension is not
+        first = bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")
+    return first and not any(each.arg == 0 and each.opcode in dis.hasconst for each in dis.get_instructions(code))
 
 
 def _constant(value: Any) -> str:
