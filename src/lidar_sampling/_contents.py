@@ -353,7 +353,7 @@ def _code(code: types.CodeType) -> Any:
 
 
 def _has_docstring(code: types.CodeType) -> bool:
-    """Return whether the first constant of a function is its docstring and nothing else, so that it decides nothing."""
+    """Return whether the first constant of a function is its docstring alone, which decides nothing."""
     if not code.co_consts or not isinstance(code.co_consts[0], str):
         return False
     if sys.version_info >= (3, 13):
