@@ -27,6 +27,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ from lidar_sampling.methods._face import hook_batches, rewards_of_predictions
 from lidar_sampling.methods._rollout import Rollout
 from lidar_sampling.rewards import diversity, features_of, score
 from lidar_sampling.runs._lines import fill, read_objects
+
+from .many import by_turns
 
 STEPS, IMAGES = 25, 4
 JUDGES = ("glyph", "glyph-heldout", "geneval")
@@ -79,11 +82,11 @@ def main() -> None:
 
 
 def prompts_of(which: str) -> list[dict[str, Any]]:
-    """Return 24 prompts of both splits: those that other benchmarks report, or others that none reports."""
+    """Return prompts of both splits: 48 that another benchmark reports too, or 24 that none reports."""
     every = {split: glyph.prompts(split) for split in ("geneval", "hard")}
     reported = [glyph.spread(every["geneval"], 4), glyph.spread(every["hard"], 8)]
     if which == "reported":
-        return [line for pair in zip(*map(_by_turns, reported), strict=True) for line in pair]
+        return [line for pair in zip(*map(by_turns, reported), strict=True) for line in pair]
     known = {line["prompt"] for lines in reported for line in lines}
     known |= {line["prompt"] for count in (10, 11) for line in glyph.spread(every["geneval"], count)}
     known |= {line["prompt"] for line in glyph.spread(every["hard"], 20)}
@@ -98,15 +101,6 @@ def prompts_of(which: str) -> list[dict[str, Any]]:
             left = [line for line in every[split] if line["tag"] == tag and line["prompt"] not in known]
             chosen += chance.sample(left, 3)
     return chosen
-
-
-def _by_turns(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return prompts with the first of each tag first, so that a run that stops early has had all tags alike."""
-    seen: dict[str, int] = {}
-    turns = [seen.update({line["tag"]: seen.get(line["tag"], -1) + 1}) or seen[line["tag"]] for line in lines]
-    return [
-        line for _, _, line in sorted(zip(turns, range(len(lines)), lines, strict=True), key=lambda each: each[:2])
-    ]
 
 
 def measure(lidar: LiDAR, banks: dict[str, LookaheadBank], unit: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,6 +304,14 @@ def table(lines: list[dict[str, Any]]) -> str:
             less = _less(row, found["lidar"], JUDGES[1]) if name != "lidar" else "-"
             spread = np.mean([line["diversity"] for line in row.values()])
             text += f"| {name} | {len(row)} | " + " | ".join([*cells, f"{spread:.3f}", less]) + " |\n"
+    every: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        every.setdefault(line["row"], {})[line["prompt"]] = line
+    text += "\n## Prompts of both sets\n\n"
+    text += "| row | less | prompts | guiding | held-out | diversity |\n|---|---|---|---|---|---|\n"
+    for name, other in combinations(REPORTED[1:4], 2):
+        cells = [_less(every[other], every[name], key) for key in (*JUDGES[:2], "diversity")]
+        text += f"| {other} | {name} | {len(set(every[name]) & set(every[other]))} | " + " | ".join(cells) + " |\n"
     return text
 
 

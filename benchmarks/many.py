@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ def units(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     every = {split: glyph.prompts(split) for split in ("geneval", "hard")}
     tags = {split: len({line["tag"] for line in prompts}) for split, prompts in every.items()}
     spread = [glyph.spread(prompts, arguments.prompts // tags[split]) for split, prompts in every.items()]
-    turns = [sorted(lines, key=partial(_turn, lines)) for lines in spread]
+    turns = [by_turns(lines) for lines in spread]
     for seed in range(arguments.seeds):
         for pair in zip(*turns, strict=True):
             for split, metadata in zip(every, pair, strict=True):
@@ -109,9 +109,12 @@ def units(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                             yield {**of, "method": method, "kept": [kept]}
 
 
-def _turn(lines: list[dict[str, Any]], line: dict[str, Any]) -> int:
-    """Return which of its tag a prompt is, so that a run that stops early has had all tags alike."""
-    return [other["prompt"] for other in lines if other["tag"] == line["tag"]].index(line["prompt"])
+def by_turns(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return prompts with the first of each tag first, so that a run that stops early has had all tags alike."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(line["tag"], []).append(line)
+    return [line for turn in zip_longest(*groups.values()) for line in turn if line is not None]
 
 
 class Pool(NamedTuple):

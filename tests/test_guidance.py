@@ -1,6 +1,7 @@
 """The mathematics: equality with the published formula, its invariances, its limits."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -142,6 +143,22 @@ def test_a_prepared_bank_is_as_near_to_float64_as_its_storage_allows(variance, s
     prepared = Members(z, r, reward_scale=1.0, resident=True, storage=storage)
     delta, _ = prepared.shift(x, **levels)
     assert (delta - exact).norm() < most * exact.norm()
+
+
+def test_a_bank_that_is_not_resident_is_read_a_block_at_a_time(monkeypatch):
+    """Nothing beside the bank is larger than a block: the one before is let go of."""
+    alive, blocks = [], Members._blocks
+
+    def watch(self):
+        for part, y in blocks(self):
+            alive.append(weakref.ref(y))
+            assert sum(block() is not None for block in alive) <= 2
+            yield part, y
+
+    monkeypatch.setattr(Members, "_blocks", watch)
+    _, z, r = problem(0)
+    Members(z, r, reward_scale=1.0, block_size=2)
+    assert len(alive) == 6
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])

@@ -263,9 +263,9 @@ class Members:
         self._grid = grid
         if grid is not None:
             check_grid(grid, self.shape)
-        looks = [(part, self._look(y)) for part, y in self._blocks()]
-        self._half_norms = torch.cat([look.square().sum(1) / 2 for _, look in looks])  # (n,)
-        self._looks = None if grid is None else torch.cat([look for _, look in looks])  # (n, K)
+        self._looks = None if grid is None else torch.cat([self._look(y) for _, y in self._blocks()])  # (n, K)
+        compared = (y for _, y in self._blocks()) if self._looks is None else (self._looks,)
+        self._half_norms = torch.cat([y.square().sum(1) / 2 for y in compared])  # (n,)
 
     def shift(self, x_t: Tensor, *, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, ShiftInfo]:
         """Return for x_t (B, *) what :func:`mean_shift` returns."""

@@ -225,7 +225,7 @@ def takes_eta(scheduler: Any) -> bool:
 
 
 def settings_for(pipe: Any) -> Settings:
-    """Return the row of ``pipe``'s class, whatever its task; where there is none, a cautious one.
+    """Return the row of ``pipe``'s class, whatever its task, or a cautious row if the class has no own.
 
     >>> settings_for(object()).scale
     1.0

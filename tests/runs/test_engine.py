@@ -211,8 +211,9 @@ class TestProgress:
         with pytest.raises(KeyboardInterrupt):
             methods.load("fk").draw(loaded.with_progress(stop), ["a cat"], images=2, seed=0)
 
-    def test_estimates_what_is_left_by_evaluations(self, monkeypatch):
-        clock = [0.0]
+    def pace(self, monkeypatch, units, samples):
+        """Return a pace with a clock of its own, that clock, and what it tells."""
+        clock, seen = [0.0], []
         monkeypatch.setattr("lidar_sampling.runs.local.time.monotonic", lambda: clock[0])
 
         class Task:
@@ -221,8 +222,10 @@ class TestProgress:
             describe = staticmethod(str)
             cost = staticmethod(lambda record: Cost(network_evaluations=record))
 
-        seen = []
-        pace = _Pace(Task(), [10, 30, 60], 4, seen.append)
+        return _Pace(Task(), units, samples, seen.append), clock, seen
+
+    def test_estimates_what_is_left_by_evaluations(self, monkeypatch):
+        pace, clock, seen = self.pace(monkeypatch, [10, 30, 60], 4)
         pace.begin([10])
         clock[0] = 5.0
         pace.end([(10, 10)])
@@ -235,16 +238,7 @@ class TestProgress:
         assert seen[-1].cost.network_evaluations == 40
 
     def test_estimates_the_phase_of_the_first_prompt_by_its_pace(self, monkeypatch):
-        clock = [0.0]
-        monkeypatch.setattr("lidar_sampling.runs.local.time.monotonic", lambda: clock[0])
-
-        class Task:
-            lidar = None
-            evaluations = staticmethod(lambda unit, lidar: unit)
-            describe = staticmethod(str)
-
-        seen = []
-        pace = _Pace(Task(), [10], 1, seen.append)
+        pace, clock, seen = self.pace(monkeypatch, [10], 1)
         pace.begin([10])
         told = []
         for seconds, phase, done in (

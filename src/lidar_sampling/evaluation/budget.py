@@ -17,8 +17,8 @@ from pathlib import Path
 from .._files import natural_order, write_once
 from .._forecast import Rates
 from .._sampler import LiDAR
+from ..methods import least_number, with_number
 from ..methods import load as load_method
-from ..methods import with_number
 from ..runs import Job, read_json
 from ..runs.job import read_budget
 
@@ -140,8 +140,8 @@ def within(
         except ValueError:  # too large for the method, such as more steps than the scheduler has
             return False
 
-    least = _least(cost, max(8 * images, 64))
-    step = _least(lambda k: cost(least + k), 64)  # some methods take only multiples
+    least = least_number(cost, max(8 * images, 64))
+    step = least_number(lambda k: cost(least + k), 64)  # some methods take only multiples
     more = least + step * math.ceil(max(8 * images - least, least) / step)
     low, high = cost(least), cost(more)
     if not high > low:
@@ -153,22 +153,6 @@ def within(
             f"that gives images={images}"
         )
     return with_number(name, least + step * (_largest(lambda k: fits(least + step * (k - 1)), 1) - 1))
-
-
-def _least(cost: Callable[[int], float], most: int) -> int:
-    """Return the smallest number that the method accepts; it may have to be at least the number of images.
-
-    Raises:
-        ValueError: it accepts no number up to ``most``.
-    """
-    for n in range(1, most):
-        try:
-            cost(n)
-        except ValueError:
-            continue
-        return n
-    cost(most)
-    return most
 
 
 def _largest(fits: Callable[[int], bool], low: int) -> int:

@@ -241,14 +241,23 @@ def check_name(name: str) -> str:
     >>> check_name("steered-N:islands=3"), check_name("fk")
     ('steered-3:islands=3', 'fk')
     """
-    for n in range(1, 64):  # some methods take multiples of a setting alone
+    return with_number(name, least_number(lambda n: load(with_number(name, n)), 64))
+
+
+def least_number(take: Callable[[int], object], most: int) -> int:
+    """Return the smallest number up to ``most`` that ``take`` does not refuse: some methods want multiples, or many.
+
+    Raises:
+        ValueError: it refuses them all; the message is that of the last.
+    """
+    for n in range(1, most):
         try:
-            load(with_number(name, n))
+            take(n)
         except ValueError:
             continue
-        return with_number(name, n)
-    load(with_number(name, 64))
-    return with_number(name, 64)
+        return n
+    take(most)
+    return most
 
 
 def split(names: str) -> list[str]:

@@ -32,12 +32,12 @@ EXHAUSTIVE = 200_000  # most sets to enumerate; with more, exchanges from a gree
 
 
 def with_features(judges: Iterable[Any]) -> Any:
-    """Return the first reward or metric with features; None if there is none."""
+    """Return the first reward or metric with features; None if none has them."""
     return next((judge for judge in judges if hasattr(judge, "features")), None)
 
 
 def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
-    """Return unit features (m, d) of samples by the first judge with features; None if there is none.
+    """Return unit features (m, d) of samples by the first judge with features; None if none has them.
 
     Args:
         judges: rewards and metrics; one with a method ``features(images)`` has features.
