@@ -15,14 +15,18 @@ others get as many network evaluations as LiDAR takes for M pictures, bank inclu
 
 Samples of LiDAR and of plain sampling do not depend on one another, so a pool of each is drawn once per prompt, and
 every M takes its share of it; where a pool holds several such shares, their mean counts. Guiding reward, held-out
-reward, GenEval and diversity are means over the kept pictures. What is done is kept in results.jsonl, and a run that
-was stopped goes on.
+reward, GenEval and diversity are means over the kept pictures.
+
+For more pictures than were drawn there is a second table. What LiDAR gains does not depend on M. Best M of N keeps a
+share M / N of its samples, so the same share of a pool estimates it; of a sample on the cut its part counts. What is
+done is kept in results.jsonl, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +41,11 @@ from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
+from lidar_sampling.runs._machine import DTYPES, dtype_of
 
 from ._differences import draw_differences
 
+MORE = (64, math.inf)  # pictures kept, more than are drawn
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 COLUMNS = (*JUDGES, "diversity")
@@ -55,7 +61,7 @@ def main() -> None:
     parser.add_argument("--anew", nargs="*", default=DRAWN_ANEW, help="methods that draw for each M anew")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the network (default auto)")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
@@ -67,14 +73,15 @@ def main() -> None:
         lidar = LiDAR.from_pretrained(
             "glyph",
             device=arguments.device,
-            dtype=getattr(torch, arguments.dtype),
+            dtype=dtype_of(arguments.dtype, arguments.device),
             steps=arguments.steps,
             batch_size=16,
         )
         for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measure(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
-    (arguments.out / f"table-{arguments.steps}.md").write_text(table(lines, arguments.steps))
+    text = table(lines, arguments.steps) + table_of_more(lines)
+    (arguments.out / f"table-{arguments.steps}.md").write_text(text)
     draw_figure(lines, arguments.out / f"figure-{arguments.steps}.svg")
     found, strata = gather(lines)
     kept_of = {method: sorted(kept for kept, name in found if name == method) for _, method in found}
@@ -148,7 +155,16 @@ def measure(lidar: LiDAR, unit: Mapping[str, Any]) -> dict[str, Any]:
             "best M of N": select(plain, kept, budget // each, budget / kept),
             f"best M of N@{FEW}": select(quick, kept, budget // each_few, budget / kept),
         }
-    return {"results": found}
+    pools = {"lidar": guided, "vanilla": plain, f"vanilla@{FEW}": quick}
+    return {
+        "results": found,
+        "pools": {name: {judge: _rounded(pool.scores[judge]) for judge in JUDGES} for name, pool in pools.items()},
+        "dtype": str(lidar.pipe.dtype).removeprefix("torch."),
+    }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def _label(pattern: str) -> str:
@@ -228,6 +244,57 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
             + " | ".join([*cells, spread, less])
             + " |\n"
         )
+    return text
+
+
+def foretell(line: Mapping[str, Any]) -> dict[tuple[float, str], dict[str, float]]:
+    """Return, by M and method, the means that the pools of a line foretell for more pictures than were drawn."""
+    kept = max(map(int, line["results"]))
+    each, guided = (line["results"][str(kept)][method]["evaluations"] for method in ("vanilla", "lidar"))
+    bank = (guided - each) * kept
+    found = {}
+    for more in MORE:
+        for method, pool, cost in (
+            ("lidar", "lidar", None),
+            ("vanilla", "vanilla", None),
+            ("best M of N", "vanilla", each),
+            (f"best M of N@{FEW}", f"vanilla@{FEW}", each * FEW / line["steps"]),
+        ):
+            share = 1.0 if cost is None else cost / (each + bank / more)
+            found[more, method] = {**mean_of_share(line["pools"][pool], share), "share": share}
+    return found
+
+
+def mean_of_share(pool: Mapping[str, Sequence[float]], share: float) -> dict[str, float]:
+    """Return the means over the best share of a pool by the guiding reward; of one on the cut its part counts."""
+    order = np.argsort(pool["glyph"])[::-1]
+    weights = np.clip(share * len(order) - np.arange(len(order)), 0, 1)
+    return {judge: float(np.average(np.array(pool[judge])[order], weights=weights)) for judge in JUDGES}
+
+
+def table_of_more(lines: list[dict[str, Any]]) -> str:
+    """Return what the pools of lines foretell for more pictures, as Markdown; nothing if no line has pools."""
+    found: dict[tuple[float, str], dict[tuple[str, int], Any]] = {}
+    lines = [line for line in lines if "pools" in line]
+    strata = {line["prompt"]: f"{line['split']} {line['tag']}" for line in lines}
+    for line in lines:
+        for row, values in foretell(line).items():
+            found.setdefault(row, {})[line["prompt"], line["seed"]] = values
+    if not found:
+        return ""
+    text = (
+        "\n## More pictures than were drawn\n\n"
+        f"Foretold by the pools of {len(strata)} prompts. Gains as above.\n\n"
+        "| kept | method | share kept | guiding | held-out | GenEval | less LiDAR's |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    for (kept, method), row in found.items():
+        if method == "vanilla":
+            continue
+        share = np.mean([values["share"] for values in row.values()])
+        cells = [_gain(found, strata, kept, method, key) for key in JUDGES]
+        less = "-" if method == "lidar" else str(gains(found, strata, (kept, method), (kept, "lidar"), JUDGES[1]))
+        text += f"| {kept} | {method} | {share:.2f} | " + " | ".join([*cells, less]) + " |\n"
     return text
 
 

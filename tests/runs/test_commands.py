@@ -74,6 +74,14 @@ class TestTheSameRun:
         copy = ["--model", tmp_path / "copy", *tiny[2:]]
         assert lidar("generate", "a cat", *copy, *FAST, "--out", tmp_path / "out", "--resume")[0] == 0
 
+    def test_of_a_comparison_goes_on_with_levers_that_compute_the_same(self, lidar, tiny, prompts, tmp_path):
+        run = ["compare", "--prompts", prompts, *tiny, *COMPARE, "--out", tmp_path / "report"]
+        assert lidar(*run, "--fast", "encode-once")[0] == 0
+        before = (tmp_path / "report/results-0.jsonl").read_bytes()
+        assert lidar(*run, "--fast", "channels-last")[0] == 0
+        assert (tmp_path / "report/results-0.jsonl").read_bytes() == before
+        assert "--fast knows channels-last" in failure(lidar(*run, "--fast", "warp"))
+
     def test_uses_what_other_processes_drew(self, lidar, tiny, prompts, tmp_path, monkeypatch):
         run = ["compare", "--prompts", prompts, *tiny, *COMPARE, "--out", tmp_path / "report"]
         for environment in ({"RANK": "1", "WORLD_SIZE": "3"}, {"RANK": "0", "WORLD_SIZE": "2"}, {}):

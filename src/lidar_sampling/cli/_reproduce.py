@@ -99,6 +99,7 @@ def reproduce(
     dtype: Dtype = None,
     device: o.Device = None,
     batch_size: o.BatchSize = 16,
+    fast: o.Fast = None,
     pictures: Pictures = 12,
     ray: o.Ray = None,
     collect: Collect = False,
@@ -141,7 +142,7 @@ def reproduce(
         "dtype": dtype,
         "variant": variant,
     }
-    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "pictures": pictures}
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "fast": fast, "pictures": pictures}
     made = None if dry_run else room.read_plan(out, asks)
     if collect:
         if made is None:

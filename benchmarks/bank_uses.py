@@ -1,0 +1,234 @@
+"""Two further uses of a bank: as the potential of particles, and enriched by refined members.
+
+    python -m benchmarks.bank_uses --out docs/results/bank-uses
+
+glyph, 25 steps, four pictures of a prompt, a bank of 50 in 5 steps; prompts are the development ones of
+``benchmarks.collapse``, by turns. Every row starts from the same noise:
+
+    lidar                   guided by the bank
+    best of 12              of plain samples
+    steered by the reward   12 particles, resampled by the rewards of their clean predictions: a decode and a reward
+                            call each at three steps
+    steered by the bank     the same by the expected future reward that the bank's closed form gives: no decode and no
+                            reward call; ``grid 2`` has it given a coarse look at x_t
+    enriched                lidar with 20 more members, offspring of good ones: noised half way, denoised in 5 steps
+    enriched, alike         the same without their importance weights
+
+An offspring of a member is as likely as the member where both ways, noising and denoising, are exact. Parents drawn
+with probabilities v_i in place of 1 / n therefore leave offspring of weight 1 / (n v_i).
+
+What a potential knows is the rank correlation, over the 12 plain samples of a prompt, of its values on the way with
+the rewards at the end. What is done is kept in results.jsonl, and a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_sampling import LiDAR, LookaheadBank, methods
+from lidar_sampling._draw import Item
+from lidar_sampling._guidance import Members, auto_strength, tempering
+from lidar_sampling._hooks import Hook, Step
+from lidar_sampling._levels import NoiseLevel
+from lidar_sampling._result import Result
+from lidar_sampling.evaluation.rows import estimate
+from lidar_sampling.methods._face import best, hook_batches, only, rewards_of_predictions
+from lidar_sampling.methods.refine import Refine
+from lidar_sampling.methods.steered import Resampled, Steered
+from lidar_sampling.rewards import diversity, features_of
+from lidar_sampling.runs._lines import fill, read_objects
+
+from .collapse import IMAGES, JUDGES, STEPS, Weights, prompts_of
+from .many import by_turns
+
+N, OFFSPRING, PARTICLES = 50, 20, 12
+MOMENTS = (0.2, 0.4, 0.6, 0.8)  # of a run, at which potentials are compared with the end
+GRIDS = {"bank": None, "bank, grid 2": 2, "bank, grid 4": 4}
+
+
+def main() -> None:
+    """Draw what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=24, help="of the 24 development prompts (default all)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
+    parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "results.jsonl"
+    if not arguments.table:
+        lidar = LiDAR.from_pretrained("glyph", dtype=getattr(torch, arguments.dtype), steps=STEPS, n=N, batch_size=16)
+        units = [{"prompt": line["prompt"]} for line in by_turns(prompts_of("development"))[: arguments.prompts]]
+        for line in fill(path, units, lambda unit: measure(lidar, unit["prompt"])):
+            print(line["prompt"], flush=True)
+    (arguments.out / "table.md").write_text(table(read_objects(path)))
+
+
+def measure(lidar: LiDAR, prompt: str) -> dict[str, Any]:
+    """Return the means over the pictures of each row, and what each potential knew."""
+    bank = lidar.look(prompt)[0]
+    plain, known = draw_plain(lidar, bank, prompt)
+    results = {
+        "vanilla": only(plain, torch.arange(IMAGES)[None]),
+        "best of 12": best(lidar, plain, IMAGES)[0],
+        "lidar": lidar.draw_guided([prompt], IMAGES, 0, [bank]),
+        "steered by the reward": methods.load(f"steered-{PARTICLES}").draw(lidar, [prompt], images=IMAGES, seed=0),
+        "steered by the bank": draw_steered(lidar, bank, prompt, None),
+        "steered by the bank, grid 2": draw_steered(lidar, bank, prompt, 2),
+        **draw_enriched(lidar, bank, prompt),
+    }
+    return {"rows": {name: judge(lidar, result) for name, result in results.items()}, "known": known}
+
+
+def judge(lidar: LiDAR, result: Result) -> dict[str, float]:
+    """Return the means over the pictures."""
+    result = lidar.judge(result)
+    features = features_of([metric for metric in lidar.metrics if metric.name == "glyph-heldout"], result.images[0])
+    means = {name: round(float(result.rewards[name].mean()), 5) for name in JUDGES}
+    return {**means, "diversity": round(float(diversity(features)), 5)}
+
+
+def members_of(bank: LookaheadBank, grid: int | None) -> Members:
+    """Return the bank, ready to give expected future rewards at the strength that fits it."""
+    strength = auto_strength(bank.reward(), 0.25)
+    return Members(bank.samples, bank.reward(), reward_scale=strength, grid=grid)
+
+
+class Notes(Hook):
+    """The hook that notes what each potential says of the samples of a batch at each moment."""
+
+    def __init__(self, lidar: LiDAR, bank: LookaheadBank, batch: Sequence[Item]) -> None:
+        self.members = {name: members_of(bank, grid) for name, grid in GRIDS.items()}
+        self.rewards = rewards_of_predictions(lidar, batch)
+        self.found: dict[str, list[Tensor]] = {}
+
+    def start(self, steps: int) -> None:
+        """Choose the steps of the moments."""
+        self.times = {round(moment * steps) for moment in MOMENTS}
+
+    @torch.no_grad()
+    def before(self, step: Step) -> Step:
+        """Note the values (B,) of all potentials."""
+        if step.index in self.times:
+            level = step.level
+            for name, members in self.members.items():
+                _, info = members.shift(step.x_t, alpha=level.alpha, sigma=level.sigma)
+                self.found.setdefault(name, []).append(info.log_efr)
+            self.found.setdefault("prediction", []).append(self.rewards(step.x0))
+        return step
+
+
+def draw_plain(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> tuple[Result, dict[str, list[float]]]:
+    """Return plain samples, and the rank correlation of each potential with their rewards, by moment."""
+    around, hooks = hook_batches(lidar, lambda batch: Notes(lidar.with_prompts([prompt]), bank, batch))
+    result = lidar.sample([prompt], PARTICLES, 0, around=around, together=PARTICLES)
+    (notes,) = hooks
+    scores, _ = lidar.scores(result, lidar.parts)
+    (end,) = scores.values()
+    return result, {
+        name: [round(rank_correlation(values, end[0]), 5) for values in moments]
+        for name, moments in notes.found.items()
+    }
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Return Spearman's correlation of (m,) and (m,); 0 where one is constant."""
+    ranks = torch.stack([values.double().argsort().argsort().double() for values in (one, other)])
+    return 0.0 if float(one.std()) == 0 or float(other.std()) == 0 else float(torch.corrcoef(ranks)[0, 1])
+
+
+def draw_steered(lidar: LiDAR, bank: LookaheadBank, prompt: str, grid: int | None) -> Result:
+    """Return the best of particles that are resampled by what the bank says of them."""
+    settings, members = Steered(PARTICLES), members_of(bank, grid)
+
+    def expect(step: Step) -> Tensor:
+        return members.shift(step.x_t, alpha=step.level.alpha, sigma=step.level.sigma)[1].log_efr
+
+    def resample(batch: Sequence[Item]) -> Resampled:
+        return Resampled(settings, lambda expected: expected, [batch[0].seed], expect)
+
+    around, _ = hook_batches(lidar, resample)
+    many = lidar.sample([prompt], PARTICLES, 0, around=around, together=PARTICLES)
+    return best(lidar, many, IMAGES)[0]
+
+
+def draw_enriched(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> dict[str, Result]:
+    """Return samples guided by the bank and by offspring of its good members, weighed and not."""
+    r = bank.reward().double()
+    chances = (float(tempering(r, 0.1)) * r).softmax(0)
+    parents = torch.multinomial(chances, OFFSPRING, replacement=True, generator=torch.Generator().manual_seed(0))
+    again, call = Refine(steps=5)._again(lidar)
+    offspring = lidar.sample([prompt], OFFSPRING, 1, pipe=again, call=call, rows={"image": bank.samples[parents]})
+    (theirs,) = lidar.scores(offspring, lidar.parts)[0].values()
+    samples = torch.cat([bank.samples, offspring.latents[0].to(bank.samples)])
+    rewards = torch.cat([r, theirs[0].double()])
+    weights = torch.cat([torch.zeros(len(r)), -(len(r) * chances[parents]).log()]).double()
+    alike = torch.zeros_like(weights)
+    return {
+        "enriched": draw_weighed(lidar, prompt, samples, rewards, weights),
+        "enriched, alike": draw_weighed(lidar, prompt, samples, rewards, alike),
+    }
+
+
+def draw_weighed(lidar: LiDAR, prompt: str, samples: Tensor, rewards: Tensor, log_weights: Tensor) -> Result:
+    """Return samples guided by weighed members, in glyph's window, at its scale and strength."""
+    x = samples.flatten(1).double()
+    mean = x.mean(0)
+    y = x - mean
+    tilt = float(lidar.settings.reward_scale) * (rewards - rewards.max())
+
+    def shift(x_t: Tensor, level: NoiseLevel) -> Tensor:
+        seen = x_t.flatten(1).double() - level.alpha * mean
+        logits = (level.alpha * seen @ y.T - level.alpha**2 * y.square().sum(1) / 2) / level.sigma**2 + log_weights
+        return (((logits + tilt).softmax(1) - logits.softmax(1)) @ y).view_as(x_t).to(x_t.dtype)
+
+    around, _ = hook_batches(lidar, lambda batch: Weights(shift, lidar.settings.scale))
+    return lidar.sample([prompt], IMAGES, 0, around=around)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the gains of the rows, and what the potentials knew, as Markdown."""
+    text = (
+        f"# Further uses of a bank\n\n{len(lines)} development prompts. Gains over vanilla, paired, with 95 % "
+        "bootstrap intervals over prompts; in the last column\nthe held-out reward less LiDAR's.\n\n"
+        "| row | guiding | held-out | GenEval | diversity | less LiDAR's |\n|---|---|---|---|---|---|\n"
+    )
+    for name in lines[0]["rows"]:
+        cells = [interval(gain(lines, name, "vanilla", key)) if name != "vanilla" else "-" for key in JUDGES]
+        less = interval(gain(lines, name, "lidar", JUDGES[1])) if name != "lidar" else "-"
+        spread = np.mean([line["rows"][name]["diversity"] for line in lines])
+        text += f"| {name} | " + " | ".join([*cells, f"{spread:.3f}", less]) + " |\n"
+    text += (
+        "\n## What a potential knows\n\nRank correlation with the reward of the finished sample, over 12 plain "
+        "samples of a prompt: mean and 95 % interval over prompts.\n\n| potential | "
+        + " | ".join(f"{moment:.0%} of the steps" for moment in MOMENTS)
+        + " |\n|---|"
+        + "---|" * len(MOMENTS)
+        + "\n"
+    )
+    for name in lines[0]["known"]:
+        values = np.array([line["known"][name] for line in lines])
+        text += f"| {name} | " + " | ".join(map(interval, values.T)) + " |\n"
+    return text
+
+
+def gain(lines: list[dict[str, Any]], name: str, other: str, key: str) -> np.ndarray:
+    """Return a row's values less another's, by prompt."""
+    return np.array([line["rows"][name][key] - line["rows"][other][key] for line in lines])
+
+
+def interval(values: np.ndarray) -> str:
+    """Return the mean and its 95 % bootstrap interval over prompts."""
+    return str(estimate(values, ["all"] * len(values)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
