@@ -1,49 +1,118 @@
 """Gains, diversity and cost of a comparison side by side: what each method gains, and what it does to a set.
 
     python -m benchmarks.fronts docs/results/fronts/rivals
+    python -m benchmarks.fronts docs/results/fronts/rivals docs/results/fronts/confirmed --figure front.svg
 
-Prints a table of the lines that ``lidar compare`` left in a folder: paired gains over vanilla, diversity, and the
-held-out gain over best-of-N, with 95 % bootstrap intervals over the prompts that all three have.
+Prints a table of the lines that ``lidar compare`` left in the folders: paired gains over vanilla, diversity, and the
+held-out gain over best-of-N, with 95 % bootstrap intervals over the prompts that all three have. The last interval is
+wider: all of its column hold together with 95 %, by Bonferroni's rule. The figure sets the held-out gain against the
+share of vanilla's diversity that is left.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lidar_sampling.evaluation.rows import estimate
+from lidar_sampling.evaluation.statistics import Interval, bootstrap
 from lidar_sampling.runs._lines import files_of, read
 
 BASE, RIVAL = "vanilla", "best-of-12@10"
 JUDGES = ("glyph", "glyph-heldout", "geneval")
+Lines = Mapping[str, Mapping[str, Any]]
+"""Method -> prompt -> line."""
 
 
-def less(row: dict[str, Any], other: dict[str, Any], prompts: list[str], judge: str) -> str:
-    """Return the paired difference of two methods in the mean over the pictures of a prompt."""
-    gains = [np.mean(row[prompt]["rewards"][judge]) - np.mean(other[prompt]["rewards"][judge]) for prompt in prompts]
-    return "-" if row is other else str(estimate(np.array(gains), ["all"] * len(prompts)))
+class Row(NamedTuple):
+    """A method over the prompts that it shares with vanilla and best-of-N."""
+
+    prompts: int
+    gains: list[Interval]  # over vanilla, by judge
+    diversity: float
+    share: Interval  # of vanilla's diversity
+    less: Interval  # held-out, less best-of-N's
+    together: Interval  # the same, so wide that those of all methods hold at once
+    cost: Mapping[str, Any]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of a comparison that has vanilla and best-of-12@10")
+    parser.add_argument("folders", type=Path, nargs="+", help="comparisons that have vanilla and best-of-12@10")
+    parser.add_argument("--figure", type=Path, help="an SVG")
+    arguments = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
-    for line in read(*files_of(parser.parse_args().folder)):
-        found.setdefault(line["method"], {})[line["prompt"]] = line
-    print("| method | prompts | guiding | held-out | GenEval | diversity | held-out less best-of-12's ", end="")
-    print("| evaluations | reward calls |\n" + "|---" * 9 + "|")
-    for name, row in found.items():
-        prompts = sorted(set(row) & set(found[BASE]) & set(found[RIVAL]))
-        gains = [less(row, found[BASE], prompts, judge) for judge in JUDGES]
-        spread = np.mean([row[prompt]["diversity"] for prompt in prompts])
-        cost = row[prompts[0]]["cost"]
-        back = f" and {cost['backward_passes']} back" if cost["backward_passes"] else ""
-        cells = [f"`{name}`", str(len(prompts)), *gains, f"{spread:.3f}", less(row, found[RIVAL], prompts, JUDGES[1])]
-        print("| " + " | ".join([*cells, f"{cost['network_evaluations']}{back}", str(cost["reward_calls"])]) + " |")
+    for folder in arguments.folders:
+        for line in read(*files_of(folder)):
+            found.setdefault(line["method"], {})[line["prompt"]] = line
+    rows = {name: row_of(found, name) for name in found}
+    print(
+        "| method | prompts | guiding | held-out | GenEval | diversity | held-out less best-of-12's | all at once ",
+        end="",
+    )
+    print("| evaluations | reward calls |\n" + "|---" * 10 + "|")
+    for name, row in rows.items():
+        back = f" and {row.cost['backward_passes']} back" if row.cost["backward_passes"] else ""
+        cells = [f"`{name}`", str(row.prompts), *map(str, row.gains), f"{row.diversity:.3f}", str(row.less)]
+        ends = "-" if name == RIVAL else f"[{row.together.low:.3f}, {row.together.high:.3f}]"
+        calls = str(row.cost["reward_calls"])
+        print("| " + " | ".join([*cells, ends, f"{row.cost['network_evaluations']}{back}", calls]) + " |")
+    if arguments.figure:
+        draw(rows, arguments.figure)
+
+
+def row_of(found: Lines, name: str) -> Row:
+    """Return what a method gains and costs."""
+    row, base, rival = found[name], found[BASE], found[RIVAL]
+    prompts = sorted(set(row) & set(base) & set(rival))
+    strata = ["all"] * len(prompts)
+
+    def values(lines: Mapping[str, Any], judge: str) -> np.ndarray:
+        return np.array([np.mean(lines[prompt]["rewards"][judge]) for prompt in prompts])
+
+    def diversities(lines: Mapping[str, Any]) -> np.ndarray:
+        return np.array([lines[prompt]["diversity"] for prompt in prompts])
+
+    less = values(row, JUDGES[1]) - values(rival, JUDGES[1])
+    draws = bootstrap(less[:, None], strata, draws=40_000)[:, 0]
+    tail = 2.5 / (len(found) - 1)
+    return Row(
+        len(prompts),
+        [Interval() if row is base else estimate(values(row, j) - values(base, j), strata) for j in JUDGES],
+        float(diversities(row).mean()),
+        estimate(diversities(row) / diversities(base).mean(), strata),
+        Interval() if row is rival else estimate(less, strata),
+        Interval(float(draws[0]), *np.percentile(draws[1:], [tail, 100 - tail]).tolist()),
+        row[prompts[0]]["cost"],
+    )
+
+
+def draw(rows: Mapping[str, Row], path: Path) -> None:
+    """Draw the held-out gain against the share of vanilla's diversity."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "fronts"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    for name, row in rows.items():
+        gain = Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1]
+        x, y = row.share.estimate, gain.estimate
+        (dot,) = axes.plot(x, y, marker="o", ms=5, linestyle="none")
+        style = {"fmt": "none", "ecolor": dot.get_color(), "alpha": 0.35}
+        axes.errorbar(x, y, yerr=[[y - gain.low], [gain.high - y]], **style)
+        axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7.5)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.axvline(0.8, color="0.4", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="share of vanilla's diversity that is left", ylabel="held-out gain over vanilla")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
