@@ -85,9 +85,11 @@ def main() -> None:
 
 
 def cell(key: str, name: str) -> str:
-    """Return ``yes``, ``noise`` if a method runs only with it, or why it fails."""
-    found = run(key, name, None)
-    return "noise" if found != "yes" and run(key, name, "ddpm") == "yes" else found
+    """Return ``yes``, ``noise`` if a method runs only with it, or why it fails even so."""
+    if run(key, name, None) == "yes":
+        return "yes"
+    found = run(key, name, "ddpm")
+    return "noise" if found == "yes" else found
 
 
 def run(key: str, name: str, noise: str | None) -> str:

@@ -6,7 +6,7 @@ import torch
 from oracle import SD, bank_of_four, before, sample, shares, total_variation
 from tiny_lidar import PROMPTS, make
 
-from lidar_sampling import testing
+from lidar_sampling import LiDAR, testing
 from lidar_sampling._draw import _call, _call_with_graph
 from lidar_sampling._hooks import Hook, attach
 from lidar_sampling._levels import clean_prediction, noise_level
@@ -149,6 +149,11 @@ class TestUniversalGuidance:
         assert len(lidar.pipe.scheduler.timesteps) == 10  # of the last run; the next one chooses its own
         with pytest.raises(ValueError, match="takes steps again with DDIMScheduler alone, got PNDMScheduler"):
             UniversalGuidance(recurrence=2).draw(make("PNDMScheduler"), PROMPTS, images=1, seed=0)
+
+    def test_recurrence_refuses_a_scheduler_that_takes_a_step_twice_by_itself(self):
+        lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", steps=5, noise="ddpm")
+        with pytest.raises(ValueError, match="PNDMScheduler takes one twice by itself: use another scheduler"):
+            UniversalGuidance(recurrence=2).cost(lidar, images=1)
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="'jpeg-compressibility' has none"):

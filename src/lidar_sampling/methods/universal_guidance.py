@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -64,8 +65,9 @@ class UniversalGuidance:
         call, backward ``backward_steps`` decodes and reward calls.
 
         Raises:
-            ValueError: the reward says that it is not differentiable; or recurrence with another scheduler than DDIM,
-                or in a part of the schedule.
+            ValueError: the reward says that it is not differentiable; recurrence with another scheduler than DDIM
+                whose steps ``noise`` does not replace, or with one that takes a step twice by itself; or recurrence
+                in a part of the schedule.
         """
         self._check(lidar)
         if self.recurrence > 1:
@@ -96,6 +98,22 @@ class UniversalGuidance:
                 check_ddim(lidar.pipe.scheduler, "universal guidance takes steps again")
             else:
                 check_kernel(lidar.pipe.scheduler)
+                _check_no_level_twice(lidar)
+
+
+def _check_no_level_twice(lidar: LiDAR) -> None:
+    """Refuse a scheduler that takes a step twice by itself: it counts, and would take a repetition for its own.
+
+    Raises:
+        ValueError: it does, as PNDM's does.
+    """
+    levels = levels_of(lidar.pipe, lidar.arguments())
+    if any(one == other for one, other in pairwise(levels)):
+        name = type(lidar.pipe.scheduler).__name__
+        raise ValueError(
+            f"recurrence takes every step again, and {name} takes one twice by itself: use another scheduler, such "
+            "as DDIMScheduler"
+        )
 
 
 def _is_guidable(level: NoiseLevel) -> bool:
