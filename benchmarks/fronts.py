@@ -24,6 +24,7 @@ from lidar_sampling.runs._lines import files_of, read
 
 BASE, RIVAL = "vanilla", "best-of-12@10"
 JUDGES = ("glyph", "glyph-heldout", "geneval")
+LOWEST = -0.5  # gain of what is drawn
 Lines = Mapping[str, Mapping[str, Any]]
 """Method -> prompt -> line."""
 
@@ -100,17 +101,27 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "fronts"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
-    for name, row in rows.items():
-        gain = Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1]
-        x, y = row.share.estimate, gain.estimate
-        (dot,) = axes.plot(x, y, marker="o", ms=5, linestyle="none")
-        style = {"fmt": "none", "ecolor": dot.get_color(), "alpha": 0.35}
-        axes.errorbar(x, y, yerr=[[y - gain.low], [gain.high - y]], **style)
-        axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7.5)
+    points = {
+        name: (row.share, Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1]) for name, row in rows.items()
+    }
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.4), layout="constrained")
+    left_out = []
+    for number, (name, (share, gain)) in enumerate(sorted(points.items(), key=lambda each: each[1][0].estimate), 1):
+        x, y = share.estimate, gain.estimate
+        if y < LOWEST:
+            left_out.append(f"{name} ({x:.2f}, {y:.2f})")
+            continue
+        (dot,) = axes.plot(x, y, marker="o", ms=5, linestyle="none", label=f"{number}  {name}")
+        error = [[y - gain.low], [gain.high - y]]
+        axes.errorbar(x, y, yerr=error, fmt="none", ecolor=dot.get_color(), alpha=0.35)
+        axes.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.axvline(0.8, color="0.4", linewidth=0.8, linestyle=":")
     axes.set(xlabel="share of vanilla's diversity that is left", ylabel="held-out gain over vanilla")
+    title = f"not drawn: {', '.join(left_out)}" if left_out else None
+    figure.legend(
+        loc="outside right upper", fontsize=7.5, frameon=False, handletextpad=0.2, title=title, title_fontsize=7.5
+    )
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
