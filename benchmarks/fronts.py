@@ -12,7 +12,7 @@ share of vanilla's diversity that is left.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +47,13 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="comparisons that have vanilla and best-of-12@10")
     parser.add_argument("--figure", type=Path, help="an SVG")
     arguments = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
+    runs: list[dict[str, dict[str, Any]]] = []
     for folder in arguments.folders:
+        runs.append({})
         for line in read(*files_of(folder)):
-            found.setdefault(line["method"], {})[line["prompt"]] = line
-    rows = {name: row_of(found, name) for name in found}
+            runs[-1].setdefault(line["method"], {})[line["prompt"]] = line
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    rows = {name: row_of(runs, name, len(names) - 1) for name in names}
     print(
         "| method | prompts | guiding | held-out | GenEval | diversity | held-out less best-of-12's | all at once ",
         end="",
@@ -67,29 +69,39 @@ def main() -> None:
         draw(rows, arguments.figure)
 
 
-def row_of(found: Lines, name: str) -> Row:
-    """Return what a method gains and costs."""
-    row, base, rival = found[name], found[BASE], found[RIVAL]
-    prompts = sorted(set(row) & set(base) & set(rival))
+def row_of(runs: Sequence[Lines], name: str, others: int) -> Row:
+    """Return what a method gains and costs; what is compared is of one run, the first that has all three of a prompt.
+
+    Args:
+        runs: the comparisons.
+        name: the method.
+        others: intervals that are to hold together.
+    """
+    of: dict[str, Lines] = {}
+    for run in runs:
+        if name in run:
+            for prompt in set(run[name]) & set(run[BASE]) & set(run[RIVAL]):
+                of.setdefault(prompt, run)
+    prompts = sorted(of)
     strata = ["all"] * len(prompts)
 
-    def values(lines: Mapping[str, Any], judge: str) -> np.ndarray:
-        return np.array([np.mean(lines[prompt]["rewards"][judge]) for prompt in prompts])
+    def values(method: str, judge: str) -> np.ndarray:
+        return np.array([np.mean(of[prompt][method][prompt]["rewards"][judge]) for prompt in prompts])
 
-    def diversities(lines: Mapping[str, Any]) -> np.ndarray:
-        return np.array([lines[prompt]["diversity"] for prompt in prompts])
+    def diversities(method: str) -> np.ndarray:
+        return np.array([of[prompt][method][prompt]["diversity"] for prompt in prompts])
 
-    less = values(row, JUDGES[1]) - values(rival, JUDGES[1])
+    less = values(name, JUDGES[1]) - values(RIVAL, JUDGES[1])
     draws = bootstrap(less[:, None], strata, draws=40_000)[:, 0]
-    tail = 2.5 / (len(found) - 1)
+    tail = 2.5 / others
     return Row(
         len(prompts),
-        [Interval() if row is base else estimate(values(row, j) - values(base, j), strata) for j in JUDGES],
-        float(diversities(row).mean()),
-        estimate(diversities(row) / diversities(base).mean(), strata),
-        Interval() if row is rival else estimate(less, strata),
+        [Interval() if name == BASE else estimate(values(name, j) - values(BASE, j), strata) for j in JUDGES],
+        float(diversities(name).mean()),
+        estimate(diversities(name) / diversities(BASE).mean(), strata),
+        Interval() if name == RIVAL else estimate(less, strata),
         Interval(float(draws[0]), *np.percentile(draws[1:], [tail, 100 - tail]).tolist()),
-        row[prompts[0]]["cost"],
+        of[prompts[0]][name][prompts[0]]["cost"],
     )
 
 
