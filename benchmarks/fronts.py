@@ -116,7 +116,7 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
     points = {
         name: (row.share, Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1]) for name, row in rows.items()
     }
-    figure, axes = pyplot.subplots(figsize=(8.4, 4.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(4.6, 6.8), layout="constrained")
     left_out = []
     for number, (name, (share, gain)) in enumerate(sorted(points.items(), key=lambda each: each[1][0].estimate), 1):
         x, y = share.estimate, gain.estimate
@@ -132,7 +132,7 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
     axes.set(xlabel="share of vanilla's diversity that is left", ylabel="held-out gain over vanilla")
     title = f"not drawn: {', '.join(left_out)}" if left_out else None
     figure.legend(
-        loc="outside right upper", fontsize=7.5, frameon=False, handletextpad=0.2, title=title, title_fontsize=7.5
+        loc="outside lower left", fontsize=7.5, frameon=False, handletextpad=0.2, title=title, title_fontsize=7.5
     )
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
