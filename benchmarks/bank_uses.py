@@ -25,32 +25,37 @@ the rewards at the end. What is done is kept in results.jsonl, and a run that wa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from lidar_sampling import LiDAR, LookaheadBank, methods
 from lidar_sampling._draw import Item
 from lidar_sampling._guidance import Members, auto_strength, tempering
 from lidar_sampling._hooks import Hook, Step
-from lidar_sampling._levels import NoiseLevel
 from lidar_sampling._result import Result
 from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods._face import best, hook_batches, only, rewards_of_predictions
 from lidar_sampling.methods.refine import Refine
 from lidar_sampling.methods.steered import Resampled, Steered
-from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
+from lidar_sampling.runs._machine import DTYPES, dtype_of
 
-from .collapse import IMAGES, JUDGES, STEPS, Weights, prompts_of
+from .collapse import IMAGES, JUDGES, STEPS, by_weights, less, means, prompts_of
 from .many import by_turns
 
 N, OFFSPRING, PARTICLES = 50, 20, 12
 MOMENTS = (0.2, 0.4, 0.6, 0.8)  # of a run, at which potentials are compared with the end
+PAIRS = (
+    ("steered early by the bank, grid 2", "steered early by the reward"),
+    ("steered by the bank, grid 2", "steered by the reward"),
+    ("steered by the bank, grid 2", "best of 12"),
+)
 GRIDS = {"bank": None, "bank, grid 2": 2, "bank, grid 4": 4}
 
 
@@ -58,14 +63,14 @@ def main() -> None:
     """Draw what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=24, help="of the 24 development prompts (default all)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the network (default auto)")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained("glyph", dtype=getattr(torch, arguments.dtype), steps=STEPS, n=N, batch_size=16)
+        lidar = LiDAR.from_pretrained("glyph", dtype=dtype_of(arguments.dtype), steps=STEPS, n=N, batch_size=16)
         prompts = [line["prompt"] for line in by_turns(prompts_of("development"))[: arguments.prompts]]
         units = [{"prompt": prompt, "part": part} for prompt in prompts for part in PARTS]
         for line in fill(path, units, lambda unit: PARTS[unit["part"]](lidar, unit["prompt"])):
@@ -86,7 +91,7 @@ def measure(lidar: LiDAR, prompt: str) -> dict[str, Any]:
         "steered by the bank, grid 2": draw_steered(lidar, bank, prompt, 2),
         **draw_enriched(lidar, bank, prompt),
     }
-    return {"rows": {name: judge(lidar, result) for name, result in results.items()}, "known": known}
+    return {"rows": {name: means(lidar, lidar.judge(result)) for name, result in results.items()}, "known": known}
 
 
 def measure_early(lidar: LiDAR, prompt: str) -> dict[str, Any]:
@@ -95,18 +100,10 @@ def measure_early(lidar: LiDAR, prompt: str) -> dict[str, Any]:
     by_reward = methods.load(f"steered-{PARTICLES}:end=0.2").draw(lidar, [prompt], images=IMAGES, seed=0)
     by_bank = draw_steered(lidar, bank, prompt, 2, Steered(PARTICLES, end=0.2))
     results = {"steered early by the reward": by_reward, "steered early by the bank, grid 2": by_bank}
-    return {"rows": {name: judge(lidar, result) for name, result in results.items()}}
+    return {"rows": {name: means(lidar, lidar.judge(result)) for name, result in results.items()}}
 
 
 PARTS = {"whole": measure, "early": measure_early}
-
-
-def judge(lidar: LiDAR, result: Result) -> dict[str, float]:
-    """Return the means over the pictures."""
-    result = lidar.judge(result)
-    features = features_of([metric for metric in lidar.metrics if metric.name == "glyph-heldout"], result.images[0])
-    means = {name: round(float(result.rewards[name].mean()), 5) for name in JUDGES}
-    return {**means, "diversity": round(float(diversity(features)), 5)}
 
 
 def members_of(bank: LookaheadBank, grid: int | None) -> Members:
@@ -154,8 +151,7 @@ def draw_plain(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> tuple[Result, 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
     """Return Spearman's correlation of (m,) and (m,); 0 where one is constant."""
-    ranks = torch.stack([values.double().argsort().argsort().double() for values in (one, other)])
-    return 0.0 if float(one.std()) == 0 or float(other.std()) == 0 else float(torch.corrcoef(ranks)[0, 1])
+    return 0.0 if float(one.std()) == 0 or float(other.std()) == 0 else float(spearmanr(one, other).statistic)
 
 
 def draw_steered(
@@ -183,30 +179,17 @@ def draw_enriched(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> dict[str, R
     again, call = Refine(steps=5)._again(lidar)
     offspring = lidar.sample([prompt], OFFSPRING, 1, pipe=again, call=call, rows={"image": bank.samples[parents]})
     (theirs,) = lidar.scores(offspring, lidar.parts)[0].values()
-    samples = torch.cat([bank.samples, offspring.latents[0].to(bank.samples)])
-    rewards = torch.cat([r, theirs[0].double()])
-    weights = torch.cat([torch.zeros(len(r)), -(len(r) * chances[parents]).log()]).double()
-    alike = torch.zeros_like(weights)
+    (name,) = bank.rewards
+    more = LookaheadBank(
+        torch.cat([bank.samples, offspring.latents[0].to(bank.samples)]),
+        {name: torch.cat([bank.reward(), theirs[0].to(bank.reward())])},
+        prompt,
+    )
+    log_weights = torch.cat([torch.zeros_like(r), -(len(r) * chances[parents]).log()])
     return {
-        "enriched": draw_weighed(lidar, prompt, samples, rewards, weights),
-        "enriched, alike": draw_weighed(lidar, prompt, samples, rewards, alike),
+        "enriched": by_weights(lidar, more, {"prompt": prompt}, log_weights=log_weights),
+        "enriched, alike": by_weights(lidar, more, {"prompt": prompt}),
     }
-
-
-def draw_weighed(lidar: LiDAR, prompt: str, samples: Tensor, rewards: Tensor, log_weights: Tensor) -> Result:
-    """Return samples guided by weighed members, in glyph's window, at its scale and strength."""
-    x = samples.flatten(1).double()
-    mean = x.mean(0)
-    y = x - mean
-    tilt = float(lidar.settings.reward_scale) * (rewards - rewards.max())
-
-    def shift(x_t: Tensor, level: NoiseLevel) -> Tensor:
-        seen = x_t.flatten(1).double() - level.alpha * mean
-        logits = (level.alpha * seen @ y.T - level.alpha**2 * y.square().sum(1) / 2) / level.sigma**2 + log_weights
-        return (((logits + tilt).softmax(1) - logits.softmax(1)) @ y).view_as(x_t).to(x_t.dtype)
-
-    around, _ = hook_batches(lidar, lambda batch: Weights(shift, lidar.settings.scale))
-    return lidar.sample([prompt], IMAGES, 0, around=around)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -225,6 +208,10 @@ def table(lines: list[dict[str, Any]]) -> str:
         spread = np.mean([values["diversity"] for values in row.values()])
         last = "-" if name == "lidar" else less(row, rows["lidar"], JUDGES[1])
         text += f"| {name} | {len(row)} | " + " | ".join([*cells, f"{spread:.3f}", last]) + " |\n"
+    text += "\n| row | less | prompts | guiding | held-out | diversity |\n|---|---|---|---|---|---|\n"
+    for name, other in PAIRS:
+        cells = [less(rows[name], rows[other], key) for key in (*JUDGES[:2], "diversity")]
+        text += f"| {name} | {other} | {len(set(rows[name]) & set(rows[other]))} | " + " | ".join(cells) + " |\n"
     known = [line["known"] for line in lines if "known" in line]
     text += (
         "\n## What a potential knows\n\nRank correlation with the reward of the finished sample, over 12 plain "
@@ -234,15 +221,11 @@ def table(lines: list[dict[str, Any]]) -> str:
         + "---|" * len(MOMENTS)
         + "\n"
     )
-    for name in known[0]:
-        columns = np.array([values[name] for values in known]).T
-        text += f"| {name} | " + " | ".join(map(interval, columns)) + " |\n"
+    potentials = {name: np.array([values[name] for values in known]) for name in known[0]}
+    potentials["bank, grid 2, less prediction"] = potentials["bank, grid 2"] - potentials["prediction"]
+    for name, values in potentials.items():
+        text += f"| {name} | " + " | ".join(map(interval, values.T)) + " |\n"
     return text
-
-
-def less(row: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]], key: str) -> str:
-    """Return a row's values less another's over the prompts that both have."""
-    return interval(np.array([row[prompt][key] - other[prompt][key] for prompt in row if prompt in other]))
 
 
 def interval(values: np.ndarray) -> str:

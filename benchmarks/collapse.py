@@ -115,6 +115,11 @@ def measure(lidar: LiDAR, banks: dict[str, LookaheadBank], unit: Mapping[str, An
         result = lidar.vanilla(prompt, images=IMAGES)
     else:
         result = methods.load(name).sampler(lidar)(prompt, images=IMAGES, banks=banks[prompt])  # type: ignore[attr-defined]
+    return means(lidar, result)
+
+
+def means(lidar: LiDAR, result: Result) -> dict[str, float]:
+    """Return the means of the judges over the pictures of a judged result, and their diversity."""
     features = features_of([judge for judge in lidar.metrics if judge.name == "glyph-heldout"], result.images[0])
     values = {judge: round(float(result.rewards[judge].mean()), 5) for judge in JUDGES}
     return {**values, "diversity": round(float(diversity(features)), 5)}
@@ -146,8 +151,12 @@ def by_weights(
     stop: bool = False,
     strength: Strength = 20.0,
     scale: float = 6.0,
+    log_weights: Tensor | float = 0.0,
 ) -> Result:
-    """Return samples guided by the posterior means given ``A x_t``, with A (k, D) that ``look`` makes of the bank."""
+    """Return samples guided by the posterior means given ``A x_t``, with A (k, D) that ``look`` makes of the bank.
+
+    Members weigh alike beforehand, or by ``log_weights`` (n,).
+    """
     r = bank.reward().double()
     tilt = (auto_strength(r, 0.25) if strength == "auto" else strength) * (r - r.max())
     x = bank.samples.flatten(1).double()
@@ -160,6 +169,7 @@ def by_weights(
         seen = x_t.flatten(1).double() - level.alpha * mean
         seen = seen if a is None else seen @ a.T
         logits = power * (level.alpha * seen @ keys.T - level.alpha**2 * keys.square().sum(1) / 2) / level.sigma**2
+        logits = logits + log_weights
         plain, tilted = logits.softmax(1), (logits + tilt).softmax(1)
         delta = (tilted - plain) @ y
         if projected and a is not None:
@@ -300,22 +310,23 @@ def table(lines: list[dict[str, Any]]) -> str:
             "|---|---|---|---|---|---|---|\n"
         )
         for name, row in found.items():
-            cells = [_less(row, found["vanilla"], key) if name != "vanilla" else "-" for key in JUDGES]
-            less = _less(row, found["lidar"], JUDGES[1]) if name != "lidar" else "-"
+            cells = [less(row, found["vanilla"], key) if name != "vanilla" else "-" for key in JUDGES]
+            last = less(row, found["lidar"], JUDGES[1]) if name != "lidar" else "-"
             spread = np.mean([line["diversity"] for line in row.values()])
-            text += f"| {name} | {len(row)} | " + " | ".join([*cells, f"{spread:.3f}", less]) + " |\n"
+            text += f"| {name} | {len(row)} | " + " | ".join([*cells, f"{spread:.3f}", last]) + " |\n"
     every: dict[str, dict[str, dict[str, Any]]] = {}
     for line in lines:
         every.setdefault(line["row"], {})[line["prompt"]] = line
     text += "\n## Prompts of both sets\n\n"
     text += "| row | less | prompts | guiding | held-out | diversity |\n|---|---|---|---|---|---|\n"
     for name, other in combinations(REPORTED[1:4], 2):
-        cells = [_less(every[other], every[name], key) for key in (*JUDGES[:2], "diversity")]
+        cells = [less(every[other], every[name], key) for key in (*JUDGES[:2], "diversity")]
         text += f"| {other} | {name} | {len(set(every[name]) & set(every[other]))} | " + " | ".join(cells) + " |\n"
     return text
 
 
-def _less(row: Mapping[str, Any], other: Mapping[str, Any], key: str) -> str:
+def less(row: Mapping[str, Any], other: Mapping[str, Any], key: str) -> str:
+    """Return a row's values less another's, paired over the prompts that both have, with their interval."""
     shared = [prompt for prompt in row if prompt in other]
     values = np.array([row[prompt][key] - other[prompt][key] for prompt in shared])
     return str(estimate(values, ["all"] * len(shared)))

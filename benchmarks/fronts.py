@@ -2,11 +2,13 @@
 
     python -m benchmarks.fronts docs/results/fronts/rivals
     python -m benchmarks.fronts docs/results/fronts/rivals docs/results/fronts/confirmed --figure front.svg
+    python -m benchmarks.fronts docs/results/fronts/confirmed --over steered-12@10
+    python -m benchmarks.fronts docs/results/fronts/confirmed --tags color_position,two_counts,three_objects
 
-Prints a table of the lines that ``lidar compare`` left in the folders: paired gains over vanilla, diversity, and the
-held-out gain over best-of-N, with 95 % bootstrap intervals over the prompts that all three have. The last interval is
-wider: all of its column hold together with 95 %, by Bonferroni's rule. The figure sets the held-out gain against the
-share of vanilla's diversity that is left.
+Prints a table of the lines that ``lidar compare`` left in the folders: paired gains over vanilla or another method,
+diversity and its share of vanilla's, and the held-out gain over best-of-N, with 95 % bootstrap intervals over the
+prompts that all of these have. The last interval is wider: all of its column hold together with 95 %, by Bonferroni's
+rule. The figure sets the held-out gain over vanilla against the share of vanilla's diversity that is left.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ Lines = Mapping[str, Mapping[str, Any]]
 
 
 class Row(NamedTuple):
-    """A method over the prompts that it shares with vanilla and best-of-N."""
+    """A method over the prompts that it shares with those that it is compared with."""
 
     prompts: int
-    gains: list[Interval]  # over vanilla, by judge
+    gains: list[Interval]  # over vanilla or another, by judge
     diversity: float
-    share: Interval  # of vanilla's diversity
+    share: float  # of vanilla's diversity
     less: Interval  # held-out, less best-of-N's
     together: Interval  # the same, so wide that those of all methods hold at once
     cost: Mapping[str, Any]
@@ -45,23 +47,43 @@ def main() -> None:
     """Print the table, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="comparisons that have vanilla and best-of-12@10")
+    parser.add_argument("--over", default=BASE, help="the method that gains are over (default vanilla)")
+    parser.add_argument("--tags", help="leave out prompts of other tags; comma separated")
     parser.add_argument("--figure", type=Path, help="an SVG")
     arguments = parser.parse_args()
+    if arguments.figure and arguments.over != BASE:
+        parser.error("--figure draws gains over vanilla: leave out --over")
+    tags = arguments.tags and arguments.tags.split(",")
     runs: list[dict[str, dict[str, Any]]] = []
     for folder in arguments.folders:
         runs.append({})
         for line in read(*files_of(folder)):
-            runs[-1].setdefault(line["method"], {})[line["prompt"]] = line
+            if tags is None or line["tag"] in tags:
+                runs[-1].setdefault(line["method"], {})[line["prompt"]] = line
     names = list(dict.fromkeys(name for run in runs for name in run))
-    rows = {name: row_of(runs, name, len(names) - 1) for name in names}
-    print(
-        "| method | prompts | guiding | held-out | GenEval | diversity | held-out less best-of-12's | all at once ",
-        end="",
+    if missing := {arguments.over, BASE, RIVAL} - set(names):
+        parser.error(f"no lines of {', '.join(sorted(missing))} in these folders, of these tags")
+    rows = {name: row_of(runs, name, arguments.over, len(names) - 1) for name in names}
+    heads = (
+        "method",
+        "prompts",
+        "guiding",
+        "held-out",
+        "GenEval",
+        "diversity",
+        f"held-out less {RIVAL}",
+        "all at once",
     )
-    print("| evaluations | reward calls |\n" + "|---" * 10 + "|")
+    print("| " + " | ".join([*heads, "evaluations", "reward calls"]) + " |\n" + "|---" * 10 + "|")
     for name, row in rows.items():
         back = f" and {row.cost['backward_passes']} back" if row.cost["backward_passes"] else ""
-        cells = [f"`{name}`", str(row.prompts), *map(str, row.gains), f"{row.diversity:.3f}", str(row.less)]
+        cells = [
+            f"`{name}`",
+            str(row.prompts),
+            *map(str, row.gains),
+            f"{row.diversity:.3f} ({100 * row.share:.0f} %)",
+            str(row.less),
+        ]
         ends = "-" if name == RIVAL else f"[{row.together.low:.3f}, {row.together.high:.3f}]"
         calls = str(row.cost["reward_calls"])
         print("| " + " | ".join([*cells, ends, f"{row.cost['network_evaluations']}{back}", calls]) + " |")
@@ -69,19 +91,19 @@ def main() -> None:
         draw(rows, arguments.figure)
 
 
-def row_of(runs: Sequence[Lines], name: str, others: int) -> Row:
-    """Return what a method gains and costs; what is compared is of one run, the first that has all three of a prompt.
+def row_of(runs: Sequence[Lines], name: str, over: str, others: int) -> Row:
+    """Return what a method gains and costs; what is compared is of one run, the first that has all of a prompt.
 
     Args:
         runs: the comparisons.
         name: the method.
+        over: the method that its gains are over.
         others: intervals that are to hold together.
     """
     of: dict[str, Lines] = {}
     for run in runs:
-        if name in run:
-            for prompt in set(run[name]) & set(run[BASE]) & set(run[RIVAL]):
-                of.setdefault(prompt, run)
+        for prompt in set.intersection(*(set(run.get(method, ())) for method in (name, over, BASE, RIVAL))):
+            of.setdefault(prompt, run)
     prompts = sorted(of)
     strata = ["all"] * len(prompts)
 
@@ -96,9 +118,9 @@ def row_of(runs: Sequence[Lines], name: str, others: int) -> Row:
     tail = 2.5 / others
     return Row(
         len(prompts),
-        [Interval() if name == BASE else estimate(values(name, j) - values(BASE, j), strata) for j in JUDGES],
+        [Interval() if name == over else estimate(values(name, j) - values(over, j), strata) for j in JUDGES],
         float(diversities(name).mean()),
-        estimate(diversities(name) / diversities(BASE).mean(), strata),
+        float(diversities(name).mean() / diversities(BASE).mean()),
         Interval() if name == RIVAL else estimate(less, strata),
         Interval(float(draws[0]), *np.percentile(draws[1:], [tail, 100 - tail]).tolist()),
         of[prompts[0]][name][prompts[0]]["cost"],
@@ -118,8 +140,8 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
     }
     figure, axes = pyplot.subplots(figsize=(4.6, 6.8), layout="constrained")
     left_out = []
-    for number, (name, (share, gain)) in enumerate(sorted(points.items(), key=lambda each: each[1][0].estimate), 1):
-        x, y = share.estimate, gain.estimate
+    for number, (name, (share, gain)) in enumerate(sorted(points.items(), key=lambda each: each[1][0]), 1):
+        x, y = share, gain.estimate
         if y < LOWEST:
             left_out.append(f"{name} ({x:.2f}, {y:.2f})")
             continue

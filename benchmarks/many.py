@@ -48,7 +48,6 @@ from ._differences import draw_differences
 MORE = (64, math.inf)  # pictures kept, more than are drawn
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
-COLUMNS = (*JUDGES, "diversity")
 DRAWN_ANEW = ("steered-N@10", "steered-N@10:islands={kept}", "fk+best-of-N", "refine-N")
 
 
@@ -254,13 +253,13 @@ def foretell(line: Mapping[str, Any]) -> dict[tuple[float, str], dict[str, float
     bank = (guided - each) * kept
     found = {}
     for more in MORE:
-        for method, pool, cost in (
-            ("lidar", "lidar", None),
-            ("vanilla", "vanilla", None),
-            ("best M of N", "vanilla", each),
-            (f"best M of N@{FEW}", f"vanilla@{FEW}", each * FEW / line["steps"]),
+        budget = each + bank / more  # evaluations per kept picture
+        for method, pool, share in (
+            ("lidar", "lidar", 1.0),
+            ("vanilla", "vanilla", 1.0),
+            ("best M of N", "vanilla", each / budget),
+            (f"best M of N@{FEW}", f"vanilla@{FEW}", each * FEW / line["steps"] / budget),
         ):
-            share = 1.0 if cost is None else cost / (each + bank / more)
             found[more, method] = {**mean_of_share(line["pools"][pool], share), "share": share}
     return found
 
