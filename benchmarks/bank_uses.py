@@ -1,9 +1,10 @@
 """Two further uses of a bank: as the potential of particles, and enriched by refined members.
 
     python -m benchmarks.bank_uses --out docs/results/bank-uses
+    python -m benchmarks.bank_uses --prompts reported --out docs/results/bank-uses/reported
 
-glyph, 25 steps, four pictures of a prompt, a bank of 50 in 5 steps; prompts are the development ones of
-``benchmarks.collapse``, by turns. Every row starts from the same noise:
+glyph, 25 steps, four pictures of a prompt, a bank of 50 in 5 steps, and the prompts of ``benchmarks.collapse``: the
+development ones chose what the reported ones are asked. Every row starts from the same noise:
 
     lidar                   guided by the bank
     best of 12              of plain samples
@@ -43,11 +44,11 @@ from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods._face import best, hook_batches, only, rewards_of_predictions
 from lidar_sampling.methods.refine import Refine
 from lidar_sampling.methods.steered import Resampled, Steered
+from lidar_sampling.runs import Job, load_sampler
 from lidar_sampling.runs._lines import fill, read_objects
-from lidar_sampling.runs._machine import DTYPES, dtype_of
+from lidar_sampling.runs._machine import DTYPES
 
 from .collapse import IMAGES, JUDGES, STEPS, by_weights, less, means, prompts_of
-from .many import by_turns
 
 N, OFFSPRING, PARTICLES = 50, 20, 12
 MOMENTS = (0.2, 0.4, 0.6, 0.8)  # of a run, at which potentials are compared with the end
@@ -55,6 +56,7 @@ PAIRS = (
     ("steered early by the bank, grid 2", "steered early by the reward"),
     ("steered by the bank, grid 2", "steered by the reward"),
     ("steered by the bank, grid 2", "best of 12"),
+    ("steered early by the bank, grid 2", "best of 12"),
 )
 GRIDS = {"bank": None, "bank, grid 2": 2, "bank, grid 4": 4}
 
@@ -62,48 +64,63 @@ GRIDS = {"bank": None, "bank, grid 2": 2, "bank, grid 4": 4}
 def main() -> None:
     """Draw what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=24, help="of the 24 development prompts (default all)")
+    parser.add_argument("--prompts", choices=PARTS, default="development")
+    parser.add_argument("--first", type=int, help="draw no more of them")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the network (default auto)")
+    parser.add_argument("--fast", help="levers of docs/performance.md, such as compile,compile-reward")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and table.md")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained("glyph", dtype=dtype_of(arguments.dtype), steps=STEPS, n=N, batch_size=16)
-        prompts = [line["prompt"] for line in by_turns(prompts_of("development"))[: arguments.prompts]]
-        units = [{"prompt": prompt, "part": part} for prompt in prompts for part in PARTS]
-        for line in fill(path, units, lambda unit: PARTS[unit["part"]](lidar, unit["prompt"])):
+        prompts = [line["prompt"] for line in prompts_of(arguments.prompts)[: arguments.first]]
+        job = Job(prompts, settings={"steps": STEPS, "n": N}, dtype=arguments.dtype, fast=arguments.fast)
+        lidar = load_sampler(job)
+        parts = PARTS[arguments.prompts]
+        units = [{"prompt": prompt, "part": part} for prompt in prompts for part in parts]
+        for line in fill(path, units, lambda unit: parts[unit["part"]](lidar, unit["prompt"])):
             print(line["prompt"], line["part"], flush=True)
-    (arguments.out / "table.md").write_text(table(read_objects(path)))
+    (arguments.out / "table.md").write_text(table(read_objects(path), arguments.prompts))
 
 
 def measure(lidar: LiDAR, prompt: str) -> dict[str, Any]:
     """Return the means over the pictures of each row, and what each potential knew."""
     bank = lidar.look(prompt)[0]
-    plain, known = draw_plain(lidar, bank, prompt)
-    results = {
-        "vanilla": only(plain, torch.arange(IMAGES)[None]),
-        "best of 12": best(lidar, plain, IMAGES)[0],
+    results, known = draw_plain(lidar, bank, prompt)
+    results |= {
         "lidar": lidar.draw_guided([prompt], IMAGES, 0, [bank]),
         "steered by the reward": methods.load(f"steered-{PARTICLES}").draw(lidar, [prompt], images=IMAGES, seed=0),
         "steered by the bank": draw_steered(lidar, bank, prompt, None),
         "steered by the bank, grid 2": draw_steered(lidar, bank, prompt, 2),
         **draw_enriched(lidar, bank, prompt),
     }
-    return {"rows": {name: means(lidar, lidar.judge(result)) for name, result in results.items()}, "known": known}
+    return {"rows": judged(lidar, results), "known": known}
 
 
 def measure_early(lidar: LiDAR, prompt: str) -> dict[str, Any]:
     """Return the means over the pictures of the rows that resample once, early."""
+    return {"rows": judged(lidar, draw_early(lidar, lidar.look(prompt)[0], prompt))}
+
+
+def measure_again(lidar: LiDAR, prompt: str) -> dict[str, Any]:
+    """Return what the development prompts asked to see again, on others."""
     bank = lidar.look(prompt)[0]
-    by_reward = methods.load(f"steered-{PARTICLES}:end=0.2").draw(lidar, [prompt], images=IMAGES, seed=0)
-    by_bank = draw_steered(lidar, bank, prompt, 2, Steered(PARTICLES, end=0.2))
-    results = {"steered early by the reward": by_reward, "steered early by the bank, grid 2": by_bank}
-    return {"rows": {name: means(lidar, lidar.judge(result)) for name, result in results.items()}}
+    results, known = draw_plain(lidar, bank, prompt)
+    results |= {
+        "lidar": lidar.draw_guided([prompt], IMAGES, 0, [bank]),
+        "steered by the bank, grid 2": draw_steered(lidar, bank, prompt, 2),
+        **draw_early(lidar, bank, prompt),
+    }
+    return {"rows": judged(lidar, results), "known": known}
 
 
-PARTS = {"whole": measure, "early": measure_early}
+PARTS = {"development": {"whole": measure, "early": measure_early}, "reported": {"again": measure_again}}
+
+
+def judged(lidar: LiDAR, results: dict[str, Result]) -> dict[str, dict[str, float]]:
+    """Return the means over the pictures of each result."""
+    return {name: means(lidar, lidar.judge(result)) for name, result in results.items()}
 
 
 def members_of(bank: LookaheadBank, grid: int | None) -> Members:
@@ -136,14 +153,15 @@ class Notes(Hook):
         return step
 
 
-def draw_plain(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> tuple[Result, dict[str, list[float]]]:
-    """Return plain samples, and the rank correlation of each potential with their rewards, by moment."""
+def draw_plain(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> tuple[dict[str, Result], dict[str, list[float]]]:
+    """Return the rows of plain samples, and the rank correlation of each potential with their rewards, by moment."""
     around, hooks = hook_batches(lidar, lambda batch: Notes(lidar.with_prompts([prompt]), bank, batch))
     result = lidar.sample([prompt], PARTICLES, 0, around=around, together=PARTICLES)
     (notes,) = hooks
     scores, _ = lidar.scores(result, lidar.parts)
     (end,) = scores.values()
-    return result, {
+    rows = {"vanilla": only(result, torch.arange(IMAGES)[None]), "best of 12": best(lidar, result, IMAGES)[0]}
+    return rows, {
         name: [round(rank_correlation(values, end[0]), 5) for values in moments]
         for name, moments in notes.found.items()
     }
@@ -171,6 +189,13 @@ def draw_steered(
     return best(lidar, many, IMAGES)[0]
 
 
+def draw_early(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> dict[str, Result]:
+    """Return the rows that resample once, early."""
+    by_reward = methods.load(f"steered-{PARTICLES}:end=0.2").draw(lidar, [prompt], images=IMAGES, seed=0)
+    by_bank = draw_steered(lidar, bank, prompt, 2, Steered(PARTICLES, end=0.2))
+    return {"steered early by the reward": by_reward, "steered early by the bank, grid 2": by_bank}
+
+
 def draw_enriched(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> dict[str, Result]:
     """Return samples guided by the bank and by offspring of its good members, weighed and not."""
     r = bank.reward().double()
@@ -192,14 +217,14 @@ def draw_enriched(lidar: LiDAR, bank: LookaheadBank, prompt: str) -> dict[str, R
     }
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def table(lines: list[dict[str, Any]], prompts: str) -> str:
     """Return the gains of the rows, and what the potentials knew, as Markdown."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for line in lines:
         for name, values in line["rows"].items():
             rows.setdefault(name, {})[line["prompt"]] = values
     text = (
-        "# Further uses of a bank\n\nDevelopment prompts. Gains over vanilla, paired, with 95 % bootstrap intervals "
+        f"# Further uses of a bank, {prompts} prompts\n\nGains over vanilla, paired, with 95 % bootstrap intervals "
         "over prompts; in the last column the\nheld-out reward less LiDAR's.\n\n"
         "| row | prompts | guiding | held-out | GenEval | diversity | less LiDAR's |\n|---|---|---|---|---|---|---|\n"
     )
@@ -210,6 +235,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         text += f"| {name} | {len(row)} | " + " | ".join([*cells, f"{spread:.3f}", last]) + " |\n"
     text += "\n| row | less | prompts | guiding | held-out | diversity |\n|---|---|---|---|---|---|\n"
     for name, other in PAIRS:
+        if not {name, other} <= set(rows):
+            continue
         cells = [less(rows[name], rows[other], key) for key in (*JUDGES[:2], "diversity")]
         text += f"| {name} | {other} | {len(set(rows[name]) & set(rows[other]))} | " + " | ".join(cells) + " |\n"
     known = [line["known"] for line in lines if "known" in line]

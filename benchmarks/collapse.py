@@ -100,7 +100,7 @@ def prompts_of(which: str) -> list[dict[str, Any]]:
         for tag in tags:
             left = [line for line in every[split] if line["tag"] == tag and line["prompt"] not in known]
             chosen += chance.sample(left, 3)
-    return chosen
+    return by_turns(chosen)
 
 
 def measure(lidar: LiDAR, banks: dict[str, LookaheadBank], unit: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,9 @@ from lidar_sampling.evaluation.budget import within
 from lidar_sampling.evaluation.rows import estimate
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
+from lidar_sampling.runs import Job, load_sampler
 from lidar_sampling.runs._lines import fill, read_objects
-from lidar_sampling.runs._machine import DTYPES, dtype_of
+from lidar_sampling.runs._machine import DTYPES
 
 from ._differences import draw_differences
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the network (default auto)")
+    parser.add_argument("--fast", help="levers of docs/performance.md, such as compile,compile-reward")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl, table.md and figure.svg")
     parser.add_argument("--table", action="store_true", help="draw nothing, write the table of what is there")
     arguments = parser.parse_args()
@@ -69,14 +71,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     if not arguments.table:
-        lidar = LiDAR.from_pretrained(
-            "glyph",
-            device=arguments.device,
-            dtype=dtype_of(arguments.dtype, arguments.device),
-            steps=arguments.steps,
-            batch_size=16,
+        order = list(units(arguments))
+        lidar = load_sampler(
+            Job(
+                [unit["prompt"] for unit in order[:1]],
+                settings={"steps": arguments.steps},
+                device=arguments.device,
+                dtype=arguments.dtype,
+                fast=arguments.fast,
+            )
         )
-        for number, line in enumerate(fill(path, list(units(arguments)), lambda unit: measure(lidar, unit)), 1):
+        for number, line in enumerate(fill(path, order, lambda unit: measure(lidar, unit)), 1):
             print(number, line["prompt"], line["method"], flush=True)
     lines = [line for line in read_objects(path) if line["steps"] == arguments.steps]
     text = table(lines, arguments.steps) + table_of_more(lines)
