@@ -563,7 +563,7 @@ def test_table_8_draws_each_population_once_in_either_manner(lidar, short, model
     table = TABLES["table8"]
     study = table.studies["sd15"]
     monkeypatch.setitem(TABLES, "table8", table._replace(studies={"sd15": study._replace(runs=study.runs[1:2])}))
-    for manner, how in (("paper", "form=paper,potential=max"), ("official", "form=code,potential=difference")):
+    for manner, how in (("paper", "form=paper,potential=max"), ("official", "form=cut,potential=difference")):
         out = tmp_path / manner
         more = ["--as", manner, "--dtype", "float32"]
         assert lidar(*command(models, two, "table8", out, *more))[0] == 0

@@ -129,6 +129,15 @@ def test_of_a_search_is_the_most_that_is_counted(name, steps):
     assert counted.reward_calls == counted.decodes
 
 
+@pytest.mark.parametrize("name", ["dts-4:widening=1,power=0.5", "dts-6:widening=1,power=0.5"])
+@pytest.mark.parametrize("steps", [11, 19])
+def test_of_a_tree_leaves_out_what_no_rollout_fits_into(name, steps):
+    """The first part is longer where five do not divide the steps, and what is left is less than the last part."""
+    told, counted = forecast_and_count(methods.load(name), make(steps=steps))
+    left = (told.network_evaluations - counted.network_evaluations) / 2  # with guidance
+    assert 0 <= left < steps // 5
+
+
 @pytest.mark.parametrize(
     "name",
     [

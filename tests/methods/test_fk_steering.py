@@ -120,7 +120,8 @@ def released(settings, rewards, generator, k=4):
             memory.append({"max": max(r, past[i]), "sum": r + past[i], "rt": r, "difference": r}[settings.potential])
             telescopes = settings.potential == "difference"
             weight = math.exp(settings.reward_scale * (r - past[i] if telescopes else memory[i]))
-            weights.append(weight / product[i] if last and not telescopes else weight)
+            weight = weight / product[i] if last and not telescopes else weight
+            weights.append(min(weight, 1e10) if settings.form == "cut" else weight)
         size = sum(weights) ** 2 / sum(w * w for w in weights)
         shares = torch.tensor(weights, dtype=torch.float64)
         drawn = torch.multinomial(shares / shares.sum(), k, replacement=True, generator=generator).tolist()
@@ -138,11 +139,12 @@ class TestReleasedRule:
 
     @pytest.mark.parametrize("potential", ["max", "sum", "rt", "difference"])
     @pytest.mark.parametrize("adaptive", [False, True])
-    def test_who_goes_on(self, potential, adaptive):
-        how = FKSteering(potential, reward_scale=1.5, adaptive=adaptive)
+    @pytest.mark.parametrize(("form", "spread"), [("code", 1.0), ("cut", 15.0)])
+    def test_who_goes_on(self, potential, adaptive, form, spread):
+        how = FKSteering(potential, reward_scale=1.5, adaptive=adaptive, form=form)
         stayed = resampled = 0
         for seed in range(20):
-            table = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            table = spread * torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             expected = released(how, table.tolist(), torch.Generator().manual_seed(seed))
             particles, lineages = Weighed(how, None, [seed]), list(range(4))
             particles.start(10)
@@ -155,6 +157,14 @@ class TestReleasedRule:
                 resampled += chosen != [0, 1, 2, 3]
         assert stayed > 5
         assert resampled > 5
+
+    def test_weights_above_the_cut_are_alike(self):
+        r = torch.tensor([[20.0, 30.0, 40.0, 50.0]], dtype=torch.float64)  # exp(lambda r) is 1e13 and more
+        for form, stays in (("cut", True), ("code", False)):
+            particles = Weighed(FKSteering("rt", 1.5, adaptive=True, form=form), None, [0])
+            particles.start(10)
+            particles._step = 2
+            assert (particles.choose(r).tolist() == [[0, 1, 2, 3]]) is stays
 
     def test_the_last_step_leaves_equal_weights_alone_and_the_paper_does_not(self):
         """The rewards grow too little to justify resampling: ess is at least half."""

@@ -52,10 +52,10 @@ SWITCHES = {
         "every=1",
     ),
     "fk": Switch(
-        "FK steering by the maximum, its last step as in FK's paper; the official code weighs by differences, and "
-        "its last step resamples only where weights are uneven",
+        "FK steering by the maximum, its last step as in FK's paper; the official code weighs by differences, "
+        "cuts weights at 1e10, and its last step resamples only where weights are uneven",
         "form=paper,potential=max",
-        "form=code,potential=difference",
+        "form=cut,potential=difference",
     ),
 }
 

@@ -180,8 +180,9 @@ def tables(found: Findings, *, study: Study, of: int) -> list[Part]:
 
 _CLAIMS = (
     "The claims: paired differences here with their 95 % intervals, beside those of the paper's figures. Each "
-    "is decided on its own: without any true difference, one in forty would be found to hold, and one "
-    "in forty not to."
+    "judge is decided on its own: without any true difference, one in forty would be found above 0, and one in "
+    "forty below. A claim holds if all of its judges agree, and does not if one is below 0: by chance alone, a "
+    "claim of four judges fails in up to one of ten cases, and hardly ever holds."
 )
 _OURS = (
     "What the paper does not tabulate: the best of LiDAR's own bank, and selection that costs as many network "

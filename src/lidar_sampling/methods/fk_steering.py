@@ -6,23 +6,24 @@ r of its clean prediction, and the population is resampled by the weights G (tab
     difference  G = exp(lambda (r_t - r_prev))        sum  G = exp(lambda (r_t + all before))
     max         G = exp(lambda max(r_t, all before))  rt   G = exp(lambda r_t)
 
-The last step divides by what was weighed before, the product P of a particle's earlier weights. There are two forms:
+The last step divides by what was weighed before, the product P of a particle's earlier weights. Three forms:
 
     paper  always resamples, by G = exp(lambda r) / P. As k grows the population follows the law tilted by
            exp(lambda r), whatever the potential. The law is the sampler's own, or that of LiDAR ("SMC + LiDAR" of the
            LiDAR paper's table 8).
-    code   what the released code does: by G = exp(lambda M) / P, with the running maximum or sum M for max and sum,
-           and only where the effective sample size falls below k / 2. It follows no law that can be stated: where
-           nothing is resampled at the end, the last weights are left out.
-
-The released code (https://github.com/zacharyhorvitz/Fk-Diffusion-Steering, 9413005) also cuts every weight at 1e10,
-so that exp does not overflow. Here weights are kept as logarithms, which cannot, and nothing is cut: the cut would
-depend on where the reward has its zero, and would make all particles alike once lambda M is above 23. With
-ImageReward, which is at most 2, and lambda = 10 the sum alone reaches it.
+    code   what the released code does, but for a cut: resamples by G = exp(lambda M) / P, with the running maximum or
+           sum M for max and sum, and only where the effective sample size falls below k / 2. It follows no law that
+           can be stated: where nothing is resampled at the end, the last weights are left out.
+    cut    all that the released code does (https://github.com/zacharyhorvitz/Fk-Diffusion-Steering, 9413005): as
+           code, and every weight is cut at 1e10, so that exp does not overflow. Here weights are kept as logarithms,
+           which cannot. A cut depends on where the reward has its zero, and makes all particles alike once lambda M
+           is above 23. With ImageReward, which is at most 2, and lambda = 10 the sum reaches that, and a difference
+           that rises by more than 2.3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,9 +64,9 @@ class FKSteering:
         adaptive: resample only where the effective sample size falls below half the particles. The last step does so
             in the form of the code whatever this says, and never in that of the paper.
         floor: the reward before the first, which ``max`` cannot fall below.
-        form: ``"code"`` as released, or ``"paper"``, which follows the tilted law. They differ in the last step, and
-            in what ``difference`` is measured from after a look at which nothing was resampled: in the code that
-            look, in the paper the last one at which something was.
+        form: ``"code"`` as released but for its cut, ``"cut"`` with it, or ``"paper"``, which follows the tilted law.
+            Code and paper differ in the last step, and in what ``difference`` is measured from after a look at which
+            nothing was resampled: in the code that look, in the paper the last one at which something was.
         guided: steer the guided sampler, which costs a bank per prompt, instead of the plain one.
     """
 
@@ -76,7 +77,7 @@ class FKSteering:
     every: float = 0.2
     adaptive: bool = False
     floor: float = 0.0
-    form: Literal["code", "paper"] = "code"
+    form: Literal["code", "cut", "paper"] = "code"
     guided: bool = False
 
     def __post_init__(self) -> None:
@@ -125,6 +126,9 @@ class FKSteering:
             check(lidar.pipe.scheduler)
 
 
+_LOG_CUT = math.log(1e10)  # of the released code
+
+
 class Weighed(Particles):
     """The hook that weighs particles and resamples them, after the step as the released code does."""
 
@@ -158,6 +162,8 @@ class Weighed(Particles):
             log_weights = how.reward_scale * (r if paper else kept) - product
         else:
             log_weights = how.reward_scale * kept
+        if how.form == "cut":
+            log_weights = log_weights.clamp(max=_LOG_CUT)
         weights = log_weights.softmax(1)
         count = r.shape[1]
         may_stay = not paper if last else how.adaptive

@@ -12,9 +12,10 @@ whose clean prediction is the sample, spends all that is left and takes the best
 
 Rule and settings are those of the released code (https://github.com/KAIST-Visual-AI-Group/Flow-Inference-Time-Scaling,
 b65bb07: rbf/rbf.py and config/compositional_image/rbf.yaml), which was read; of the paper only the abstract was. The
-code takes FLUX.1-schnell to a variance preserving path. The kernel here (:mod:`lidar_sampling._kernel`) depends on
-sigma / alpha alone, so another path would only place the steps elsewhere: ``timesteps`` or ``sigmas`` of the call do.
-The code spends one budget of 500 evaluations on two samples side by side and keeps the better.
+code takes FLUX.1-schnell to a variance preserving path, and steps an SDE whose noise has a size of its own. The
+kernel here (:mod:`lidar_sampling._kernel`) depends on sigma / alpha alone, so another path only places the steps
+elsewhere, which ``timesteps`` or ``sigmas`` of the call do; but its noise is that of DDPM, unless ``noise`` says
+otherwise. The code spends one budget of 500 evaluations on two samples side by side and keeps the better.
 """
 
 from __future__ import annotations

@@ -108,8 +108,9 @@ class DTS:
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt, however many images are wanted.
 
-        Decodes and reward calls are upper bounds, if the tree branches below its root: how many rollouts the
-        steps are enough for depends on where they branch. With five parts it was a third of that on average.
+        If the tree branches below its root, these are upper bounds: how many rollouts the steps are enough for
+        depends on where they branch. With five parts it was a third of the stated decodes on average. Where the
+        parts do not divide the steps, up to a part of them may be left that no rollout fits into.
         """
         self._check(lidar, images)
         call = in_steps(lidar, self.steps)
