@@ -319,7 +319,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         every.setdefault(line["row"], {})[line["prompt"]] = line
     text += "\n## Prompts of both sets\n\n"
     text += "| row | less | prompts | guiding | held-out | diversity |\n|---|---|---|---|---|---|\n"
-    for name, other in combinations(REPORTED[1:4], 2):
+    for name, other in (*combinations(REPORTED[1:4], 2), ("lidar", "related")):
         cells = [less(every[other], every[name], key) for key in (*JUDGES[:2], "diversity")]
         text += f"| {other} | {name} | {len(set(every[name]) & set(every[other]))} | " + " | ".join(cells) + " |\n"
     return text

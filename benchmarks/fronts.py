@@ -2,6 +2,7 @@
 
     python -m benchmarks.fronts docs/results/fronts/rivals
     python -m benchmarks.fronts docs/results/fronts/rivals docs/results/fronts/confirmed --figure front.svg
+    python -m benchmarks.fronts docs/results/fronts/confirmed --without docs/results/fronts/rivals
     python -m benchmarks.fronts docs/results/fronts/confirmed --over steered-12@10
     python -m benchmarks.fronts docs/results/fronts/confirmed --tags color_position,two_counts,three_objects
 
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lidar_sampling.evaluation.rows import estimate
-from lidar_sampling.evaluation.statistics import Interval, bootstrap
+from lidar_sampling.evaluation.statistics import Interval, bootstrap, interval
 from lidar_sampling.runs._lines import files_of, read
 
 BASE, RIVAL = "vanilla", "best-of-12@10"
@@ -37,7 +38,7 @@ class Row(NamedTuple):
     prompts: int
     gains: list[Interval]  # over vanilla or another, by judge
     diversity: float
-    share: float  # of vanilla's diversity
+    share: Interval  # of vanilla's diversity
     less: Interval  # held-out, less best-of-N's
     together: Interval  # the same, so wide that those of all methods hold at once
     cost: Mapping[str, Any]
@@ -49,16 +50,18 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="comparisons that have vanilla and best-of-12@10")
     parser.add_argument("--over", default=BASE, help="the method that gains are over (default vanilla)")
     parser.add_argument("--tags", help="leave out prompts of other tags; comma separated")
+    parser.add_argument("--without", type=Path, help="leave out the prompts of this comparison")
     parser.add_argument("--figure", type=Path, help="an SVG")
     arguments = parser.parse_args()
     if arguments.figure and arguments.over != BASE:
         parser.error("--figure draws gains over vanilla: leave out --over")
     tags = arguments.tags and arguments.tags.split(",")
+    known = {line["prompt"] for line in read(*files_of(arguments.without))} if arguments.without else set()
     runs: list[dict[str, dict[str, Any]]] = []
     for folder in arguments.folders:
         runs.append({})
         for line in read(*files_of(folder)):
-            if tags is None or line["tag"] in tags:
+            if line["prompt"] not in known and (tags is None or line["tag"] in tags):
                 runs[-1].setdefault(line["method"], {})[line["prompt"]] = line
     names = list(dict.fromkeys(name for run in runs for name in run))
     if missing := {arguments.over, BASE, RIVAL} - set(names):
@@ -81,7 +84,7 @@ def main() -> None:
             f"`{name}`",
             str(row.prompts),
             *map(str, row.gains),
-            f"{row.diversity:.3f} ({100 * row.share:.0f} %)",
+            f"{row.diversity:.3f} ({share(row.share)})",
             str(row.less),
         ]
         ends = "-" if name == RIVAL else f"[{row.together.low:.3f}, {row.together.high:.3f}]"
@@ -113,18 +116,29 @@ def row_of(runs: Sequence[Lines], name: str, over: str, others: int) -> Row:
     def diversities(method: str) -> np.ndarray:
         return np.array([of[prompt][method][prompt]["diversity"] for prompt in prompts])
 
+    both = bootstrap(np.stack([diversities(name), diversities(BASE)], axis=1), strata)
     less = values(name, JUDGES[1]) - values(RIVAL, JUDGES[1])
     draws = bootstrap(less[:, None], strata, draws=40_000)[:, 0]
     tail = 2.5 / others
     return Row(
         len(prompts),
         [Interval() if name == over else estimate(values(name, j) - values(over, j), strata) for j in JUDGES],
-        float(diversities(name).mean()),
-        float(diversities(name).mean() / diversities(BASE).mean()),
+        float(both[0, 0]),
+        interval(both[:, 0] / both[:, 1]),
         Interval() if name == RIVAL else estimate(less, strata),
         Interval(float(draws[0]), *np.percentile(draws[1:], [tail, 100 - tail]).tolist()),
         of[prompts[0]][name][prompts[0]]["cost"],
     )
+
+
+def share(part: Interval) -> str:
+    """Return a share in percent, with its interval where it has one.
+
+    >>> share(Interval(0.8, 0.7, 0.9)), share(Interval(1.0, 1.0, 1.0))
+    ('80 % [70, 90]', '100 %')
+    """
+    bounds = f" [{100 * part.low:.0f}, {100 * part.high:.0f}]" if part.high > part.low else ""
+    return f"{100 * part.estimate:.0f} %{bounds}"
 
 
 def draw(rows: Mapping[str, Row], path: Path) -> None:
@@ -136,7 +150,8 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
     from matplotlib import pyplot
 
     points = {
-        name: (row.share, Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1]) for name, row in rows.items()
+        name: (row.share.estimate, Interval(0.0, 0.0, 0.0) if name == BASE else row.gains[1])
+        for name, row in rows.items()
     }
     figure, axes = pyplot.subplots(figsize=(4.6, 6.8), layout="constrained")
     left_out = []
