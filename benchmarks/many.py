@@ -49,6 +49,7 @@ from ._differences import draw_differences
 MORE = (64, math.inf)  # pictures kept, more than are drawn
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
+LEAST = 10  # prompts, for a point of a figure
 DRAWN_ANEW = ("steered-N@10", "steered-N@10:islands={kept}", "fk+best-of-N", "refine-N")
 
 
@@ -88,11 +89,11 @@ def main() -> None:
     (arguments.out / f"table-{arguments.steps}.md").write_text(text)
     draw_figure(lines, arguments.out / f"figure-{arguments.steps}.svg")
     found, strata = gather(lines)
-    kept_of = {method: sorted(kept for kept, name in found if name == method) for _, method in found}
+    found |= {(int(kept), method): row for (kept, method), row in gather_more(lines).items() if kept < math.inf}
     draw_differences(
         {
             method: [
-                (m, *gains(found, strata, (m, method), (m, "lidar"), "glyph-heldout")[:3]) for m in kept_of[method]
+                (m, *gains(found, strata, (m, method), (m, "lidar"), JUDGES[1])[:3]) for m in kept_of(found, method)
             ]
             for method in ("best M of N", f"best M of N@{FEW}")
         },
@@ -214,6 +215,11 @@ def gather(lines: list[dict[str, Any]]) -> tuple[dict[tuple[int, str], dict[tupl
     return found, {line["prompt"]: f"{line['split']} {line['tag']}" for line in lines}
 
 
+def kept_of(found: Mapping[tuple[int, str], Mapping[Any, Any]], method: str) -> list[int]:
+    """Return the numbers of pictures at which a method was drawn of enough prompts to be shown in a figure."""
+    return sorted(kept for kept, name in found if name == method and len(found[kept, name]) >= LEAST)
+
+
 def gains(
     found: Mapping[tuple[int, str], Mapping[Any, Any]], strata: Mapping[str, str], one: tuple, other: tuple, key: str
 ) -> Any:
@@ -231,21 +237,23 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
     found, strata = gather(lines)
     text = (
         f"# Many pictures of a prompt, {steps} steps\n\n{len(strata)} prompts. Gains over vanilla in as many steps, "
-        "paired, with 95 % bootstrap intervals over prompts; in the last column the\nheld-out reward less LiDAR's."
-        "\n\n| kept | method | prompts | evaluations per picture | guiding | held-out | GenEval | diversity "
-        "| less LiDAR's |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+        "paired, with 95 % bootstrap intervals over prompts; in the last columns the\nheld-out reward less LiDAR's, "
+        f"and less that of best M of N@{FEW}.\n\n| kept | method | prompts | evaluations per picture | guiding "
+        f"| held-out | GenEval | diversity | less LiDAR's | less best M of N@{FEW} |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for kept, method in sorted(found, key=lambda row: row[0]):
         row = found[kept, method]
         cost = np.mean([values["evaluations"] for values in row.values()])
         cells = ["-"] * 3 if method == "vanilla" else [_gain(found, strata, kept, method, key) for key in JUDGES]
         spread = "-" if kept == 1 else f"{np.mean([values['diversity'] for values in row.values()]):.3f}"
-        rows = (kept, method), (kept, "lidar")
-        less = "-" if method == "lidar" else str(gains(found, strata, *rows, "glyph-heldout"))
+        less = [
+            "-" if method == other else str(gains(found, strata, (kept, method), (kept, other), "glyph-heldout"))
+            for other in ("lidar", f"best M of N@{FEW}")
+        ]
         text += (
             f"| {kept} | {method} | {len({prompt for prompt, _ in row})} | {cost:.0f} | "
-            + " | ".join([*cells, spread, less])
+            + " | ".join([*cells, spread, *less])
             + " |\n"
         )
     return text
@@ -276,14 +284,19 @@ def mean_of_share(pool: Mapping[str, Sequence[float]], share: float) -> dict[str
     return {judge: float(np.average(np.array(pool[judge])[order], weights=weights)) for judge in JUDGES}
 
 
+def gather_more(lines: list[dict[str, Any]]) -> dict[tuple[float, str], dict[tuple[str, int], Any]]:
+    """Return what the pools of lines foretell, by (M, method) and (prompt, seed)."""
+    found: dict[tuple[float, str], dict[tuple[str, int], Any]] = {}
+    for line in lines:
+        for row, values in foretell(line).items() if "pools" in line else ():
+            found.setdefault(row, {})[line["prompt"], line["seed"]] = values
+    return found
+
+
 def table_of_more(lines: list[dict[str, Any]]) -> str:
     """Return what the pools of lines foretell for more pictures, as Markdown; nothing if no line has pools."""
-    found: dict[tuple[float, str], dict[tuple[str, int], Any]] = {}
-    lines = [line for line in lines if "pools" in line]
-    strata = {line["prompt"]: f"{line['split']} {line['tag']}" for line in lines}
-    for line in lines:
-        for row, values in foretell(line).items():
-            found.setdefault(row, {})[line["prompt"], line["seed"]] = values
+    found = gather_more(lines)
+    strata = {line["prompt"]: f"{line['split']} {line['tag']}" for line in lines if "pools" in line}
     if not found:
         return ""
     text = (
@@ -315,24 +328,30 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     found, strata = gather(lines)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for method in dict.fromkeys(method for _, method in found if method != "vanilla"):
         points = []
-        for kept in sorted(kept for kept, name in found if name == method):
+        for kept in kept_of(found, method):
             gain = gains(found, strata, (kept, method), (kept, "vanilla"), "glyph-heldout")
             cost = np.mean([values["evaluations"] for values in found[kept, method].values()])
             points.append((cost, gain.estimate, gain.estimate - gain.low, gain.high - gain.estimate, kept))
+        if not points:
+            continue
         x, y, low, high, kept_here = zip(*points, strict=True)
         (line,) = axes.plot(x, y, marker="o", label=method)
         axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=line.get_color(), alpha=0.4)
         for cost, gain_here, kept in zip(x, y, kept_here, strict=True):
             axes.annotate(str(kept), (cost, gain_here), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    ticks = [
+        np.mean([row["evaluations"] for row in found[kept, "lidar"].values()]) for kept in kept_of(found, "lidar")
+    ]
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("network evaluations per kept picture; at the points, pictures kept")
     axes.set_ylabel("held-out gain over vanilla")
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
