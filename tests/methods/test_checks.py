@@ -63,7 +63,7 @@ NAMES = {
 }
 WRONG = [
     (FKSteering, "potential", "diff", "'difference' or 'max' or 'sum' or 'rt', got 'diff'"),
-    (FKSteering, "form", "published", "'code' or 'paper', got 'published'"),
+    (FKSteering, "form", "published", "'code' or 'cut' or 'paper', got 'published'"),
     (FKSteering, "reward_scale", -5.0, "at least 0, got -5.0"),
     (FKSteering, "reward_scale", float("inf"), "finite and at least 0, got inf"),
     (FKSteering, "floor", float("nan"), "finite, got nan"),
