@@ -38,6 +38,7 @@ from torch import Tensor
 from lidar_sampling import Cost, LiDAR, glyph, methods
 from lidar_sampling.evaluation.budget import within
 from lidar_sampling.evaluation.rows import estimate
+from lidar_sampling.evaluation.verdicts import LEAST
 from lidar_sampling.methods import Method
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs import Job, load_sampler
@@ -49,7 +50,6 @@ from ._differences import draw_differences
 MORE = (64, math.inf)  # pictures kept, more than are drawn
 FEW = 10  # steps of the samples that are selected from, where steps are free
 JUDGES = ("glyph", "glyph-heldout", "geneval")
-LEAST = 10  # prompts, for a point of a figure
 DRAWN_ANEW = ("steered-N@10", "steered-N@10:islands={kept}", "fk+best-of-N", "refine-N")
 
 
@@ -217,7 +217,17 @@ def gather(lines: list[dict[str, Any]]) -> tuple[dict[tuple[int, str], dict[tupl
 
 def kept_of(found: Mapping[tuple[int, str], Mapping[Any, Any]], method: str) -> list[int]:
     """Return the numbers of pictures at which a method was drawn of enough prompts to be shown in a figure."""
-    return sorted(kept for kept, name in found if name == method and len(found[kept, name]) >= LEAST)
+    return sorted(kept for kept, name in found if name == method and len(prompts_of(found[kept, name])) >= LEAST)
+
+
+def prompts_of(row: Mapping[tuple[str, int], Any]) -> set[str]:
+    """Return the prompts of a row of any seed."""
+    return {prompt for prompt, _ in row}
+
+
+def evaluations_of(row: Mapping[tuple[str, int], Any]) -> float:
+    """Return the mean of the evaluations per kept picture."""
+    return float(np.mean([values["evaluations"] for values in row.values()]))
 
 
 def gains(
@@ -244,7 +254,6 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
     )
     for kept, method in sorted(found, key=lambda row: row[0]):
         row = found[kept, method]
-        cost = np.mean([values["evaluations"] for values in row.values()])
         cells = ["-"] * 3 if method == "vanilla" else [_gain(found, strata, kept, method, key) for key in JUDGES]
         spread = "-" if kept == 1 else f"{np.mean([values['diversity'] for values in row.values()]):.3f}"
         less = [
@@ -252,7 +261,7 @@ def table(lines: list[dict[str, Any]], steps: int) -> str:
             for other in ("lidar", f"best M of N@{FEW}")
         ]
         text += (
-            f"| {kept} | {method} | {len({prompt for prompt, _ in row})} | {cost:.0f} | "
+            f"| {kept} | {method} | {len(prompts_of(row))} | {evaluations_of(row):.0f} | "
             + " | ".join([*cells, spread, *less])
             + " |\n"
         )
@@ -333,7 +342,7 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
         points = []
         for kept in kept_of(found, method):
             gain = gains(found, strata, (kept, method), (kept, "vanilla"), "glyph-heldout")
-            cost = np.mean([values["evaluations"] for values in found[kept, method].values()])
+            cost = evaluations_of(found[kept, method])
             points.append((cost, gain.estimate, gain.estimate - gain.low, gain.high - gain.estimate, kept))
         if not points:
             continue
@@ -343,9 +352,7 @@ def draw_figure(lines: list[dict[str, Any]], path: Path) -> None:
         for cost, gain_here, kept in zip(x, y, kept_here, strict=True):
             axes.annotate(str(kept), (cost, gain_here), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    ticks = [
-        np.mean([row["evaluations"] for row in found[kept, "lidar"].values()]) for kept in kept_of(found, "lidar")
-    ]
+    ticks = [evaluations_of(found[kept, "lidar"]) for kept in kept_of(found, "lidar")]
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations per kept picture; at the points, pictures kept")
