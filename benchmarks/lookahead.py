@@ -23,7 +23,7 @@ STEPS, REFERENCE, JUDGES = (3, 5, 8, 10), 50, ("glyph", "glyph-heldout")
 
 HEADER = """# How few steps a lookahead may take
 
-`python -m benchmarks.lookahead`: Kendall's tau between the rewards of N-step samples and of 50-step samples from the
+`python -m benchmarks.lookahead --prompts {prompts}`: Kendall's tau between the rewards of N-step samples and of 50-step samples from the
 same noise, on glyph with `dpm:N`; the last columns are mean rewards.
 
 """
@@ -78,7 +78,7 @@ def table(banks: dict[int, list[LookaheadBank]], tags: list[str], n: int) -> str
             cells.append(str(interval(bootstrap(means[:, None], tags)[:, 0])))
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
     return (
-        HEADER
+        HEADER.format(prompts=len(tags))
         + f"{len(tags)} prompts x {n} noises; 95 % bootstrap intervals over prompts.\n\n"
         + "\n".join(lines)
         + "\n"
