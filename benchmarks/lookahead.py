@@ -23,8 +23,8 @@ STEPS, REFERENCE, JUDGES = (3, 5, 8, 10), 50, ("glyph", "glyph-heldout")
 
 HEADER = """# How few steps a lookahead may take
 
-`python -m benchmarks.lookahead --prompts {prompts}`: Kendall's tau between the rewards of N-step samples and of 50-step samples from the
-same noise, on glyph with `dpm:N`; the last columns are mean rewards.
+`python -m benchmarks.lookahead --prompts {prompts}`: Kendall's tau between the rewards of N-step samples and of
+50-step samples from the same noise, on glyph with `dpm:N`; the last columns are mean rewards.
 
 """
 
