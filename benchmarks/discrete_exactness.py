@@ -16,6 +16,8 @@ import torch
 from lidar_sampling.discrete import Absorbing, Uniform
 from lidar_sampling.testing import Sequences
 
+from ._command import command
+
 STEPS = (4, 8, 16, 32, 64, 128, 256)
 REWARD_SCALE = 1.5
 KERNELS = {"uniform": Uniform(4), "absorbing": Absorbing(5, mask_id=4)}
@@ -55,7 +57,7 @@ def table(found: dict[str, dict[str, torch.Tensor]], seeds: int) -> str:
     lines = [
         "# How exact guidance of tokens is",
         "",
-        "`python -m benchmarks.discrete_exactness`: total variation between the law in which factorised sampling",
+        f"`{command()}`: total variation between the law in which factorised sampling",
         f"ends and the law it aims at, on all 64 sequences of 3 tokens out of 4, mean of {seeds} random laws and",
         f"rewards, reward_scale {REWARD_SCALE:g}; the bank is the population. `none` is the model itself, without",
         "guidance: the error of its steps.",

@@ -29,6 +29,8 @@ from lidar_sampling import LiDAR, accelerate, glyph, rewards
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._command import command
+
 NONE = "none"
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 WAIT = 2.0  # seconds per batch that the waiting reward waits
@@ -148,7 +150,7 @@ def table(lines: list[dict[str, Any]], names: list[str]) -> str:
     by = {(line["lever"], line["prompt"]): line for line in lines}
     drawn_for = dict.fromkeys(line["prompt"] for line in lines)
     text = (
-        "# Levers on glyph\n\n`python -m benchmarks.levers`: 4 images per prompt, n = 50, 50 steps, "
+        f"# Levers on glyph\n\n`{command()}`: 4 images per prompt, n = 50, 50 steps, "
         f"{torch.get_num_threads()} threads. Seconds are of both\n"
         "phases; `of none` is their ratio to the run without levers, paired by prompt, `first` what the first calls\n"
         "took, compiling and all. Rewards are differences to none; `apart` is the mean distance of a latent value,\n"

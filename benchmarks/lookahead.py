@@ -19,11 +19,13 @@ from benchmarks.quality import pictures_of
 from lidar_sampling import LiDAR, LookaheadBank, glyph, rewards
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
+from ._command import command
+
 STEPS, REFERENCE, JUDGES = (3, 5, 8, 10), 50, ("glyph", "glyph-heldout")
 
 HEADER = """# How few steps a lookahead may take
 
-`python -m benchmarks.lookahead --prompts {prompts}`: Kendall's tau between the rewards of N-step samples and of
+`{command}`: Kendall's tau between the rewards of N-step samples and of
 50-step samples from the same noise, on glyph with `dpm:N`; the last columns are mean rewards.
 
 """
@@ -78,7 +80,7 @@ def table(banks: dict[int, list[LookaheadBank]], tags: list[str], n: int) -> str
             cells.append(str(interval(bootstrap(means[:, None], tags)[:, 0])))
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
     return (
-        HEADER.format(prompts=len(tags))
+        HEADER.format(command=command())
         + f"{len(tags)} prompts x {n} noises; 95 % bootstrap intervals over prompts.\n\n"
         + "\n".join(lines)
         + "\n"

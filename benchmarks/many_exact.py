@@ -26,6 +26,7 @@ from lidar_sampling import LookaheadBank, guide
 from lidar_sampling._guidance import auto_strength
 from lidar_sampling.evaluation.rows import Interval, estimate
 
+from ._command import command
 from ._differences import draw_differences
 
 CONTENTS, DETAILS, DIMENSIONS, APART, SPREAD = 40, 40, 16, 0.1, 0.01
@@ -145,7 +146,7 @@ def table(found: list[dict[tuple[str, int], tuple[float, float, float]]]) -> str
     blur = {steps: float(nearest(plain(steps, 2000, 7))[1].mean()) for steps in SELECTED_FROM}
     text = (
         "# Many pictures, where steps matter\n\n"
-        f"`python -m benchmarks.many_exact --prompts {len(found)}`. What vanilla samples lack in sharpness: "
+        f"`{command()}`: {len(found)} prompts. What vanilla samples lack in sharpness: "
         + ", ".join(f"{value:.2f} in {steps} steps" for steps, value in blur.items())
         + ".\nThe judge's mean, and its paired difference to LiDAR's with a 95 % bootstrap interval over prompts.\n\n"
         "| kept | method | evaluations per picture | judge | less LiDAR's | diversity |\n|---|---|---|---|---|---|\n"

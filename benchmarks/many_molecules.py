@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lidar_sampling.discrete import TokenLiDAR, TokenResult, molecules
 
+from ._command import command
 from ._differences import draw_differences
 
 STEPS, LOOKAHEAD = 32, 8
@@ -76,7 +77,7 @@ def table(found: list[dict[Row, Any]], n: int, reward_scale: float) -> str:
     """Return the means over seeds, with the least and the most, as Markdown."""
     text = (
         "# Many molecules\n\n"
-        f"`python -m benchmarks.many_molecules`: a bank of {n} samples of {LOOKAHEAD} steps, reward_scale "
+        f"`{command()}`: a bank of {n} samples of {LOOKAHEAD} steps, reward_scale "
         f"{reward_scale:g}, single-site guidance. Mean over\n{len(found)} seeds [least, most].\n\n"
         "| kept | method | evaluations per sample | rings | valid | new |\n|---|---|---|---|---|---|\n"
     )

@@ -23,6 +23,8 @@ from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling._quiet import quieten
 from lidar_sampling.methods import load
 
+from ._command import command
+
 METHODS = (
     "vanilla",
     "lidar",
@@ -123,7 +125,7 @@ def page(rows: dict[str, dict[str, str]]) -> str:
     """Return the table as Markdown, with the reasons of refusals below it."""
     reasons: dict[str, int] = {}
     text = (
-        "# Methods on pipelines\n\n`python -m benchmarks.methods`: every cell is a run on the tiny weights of "
+        f"# Methods on pipelines\n\n`{command()}`: every cell is a run on the tiny weights of "
         "`lidar_sampling.testing`\n(random: a method runs or does not, nothing is said of how well). `noise` "
         'stands\nwhere `noise="ddpm"` is needed, since the scheduler remembers earlier steps. A number names the '
         "reason of a refusal below.\n\n"

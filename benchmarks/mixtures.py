@@ -18,6 +18,8 @@ from lidar_sampling import LiDAR, glyph, rewards
 from lidar_sampling.evaluation.statistics import Interval, bootstrap, interval
 from lidar_sampling.rewards import Mixture
 
+from ._command import command
+
 PARTS = ("glyph", "glyph-heldout")
 SHARES = (1.0, 0.9, 0.5, 0.1, 0.0)
 
@@ -85,9 +87,8 @@ def table(rows: dict[float, list[list[float]]], tags: list[str], arguments: argp
         cells: list[Interval] = [interval(draws[:, j]) for j in range(draws.shape[1])]
         lines.append(f"| {share:g} | {1 - share:g} | " + " | ".join(map(str, cells)) + " |")
     how = f"{len(tags)} prompts x {arguments.images} images, {arguments.steps} steps, n = {arguments.n}, "
-    command = f"python -m benchmarks.mixtures --prompts {arguments.prompts}{' --hard' * arguments.hard}"
     return (
-        HEADER.format(command=command)
+        HEADER.format(command=command())
         + how
         + f"reward_scale {arguments.reward_scale:g}.\n\n"
         + "\n".join(lines)

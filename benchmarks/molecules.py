@@ -26,6 +26,8 @@ from lidar_sampling.discrete import TokenFKSteering, TokenLiDAR, TokenResult, mo
 from lidar_sampling.runs._lines import fill
 from lidar_sampling.runs._lines import read_objects as read
 
+from ._command import command
+
 FORMS = ("token-independent", "single-site", "joint")
 LOOKAHEAD, STEPS = 8, 32
 COLUMNS = {
@@ -147,7 +149,7 @@ def agree(path: Path, how: dict[str, Any]) -> None:
 def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     """Return means over seeds, with the range if there are several, as Markdown."""
     text = (
-        "# Guided molecules\n\n`python -m benchmarks.molecules`: "
+        f"# Guided molecules\n\n`{command()}`: "
         f"{arguments.samples} samples of the embedded model in {STEPS} steps, banks of {LOOKAHEAD}-step samples,\n"
         f"reward_scale {arguments.reward_scale:g}. Mean over seeds [least, most]. Novel counts distinct molecules\n"
         "that QM9 lacks; `raw` counts strings, as the published figures do, so another spelling of a known molecule\n"

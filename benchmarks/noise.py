@@ -20,6 +20,8 @@ from lidar_sampling import LiDAR, glyph
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._command import command
+
 NOISES = ("ddpm:0", "ddpm:0.5", "ddpm", "cps:0.3", "cps:0.7", "cps")
 STEPS = (10, 25, 50)
 JUDGES = ("glyph", "glyph-heldout", "geneval")
@@ -63,7 +65,7 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     whole = {prompt for prompt, cells in cells_of.items() if len(cells) == len(STEPS) * len(NOISES)}
     lines = [line for line in lines if line["prompt"] in whole]
     text = (
-        f"# Stochastic steps on glyph\n\n`python -m benchmarks.noise`: vanilla, {arguments.images} images of each of "
+        f"# Stochastic steps on glyph\n\n`{command()}`: vanilla, {arguments.images} images of each of "
         f"{len(whole)} prompts,\none seed. Differences are to `ddpm:0`, the deterministic sampler, in "
         "as many steps; 95 % bootstrap intervals over prompts.\n\n"
         "| steps | noise | held-out reward | difference | GenEval | difference |\n|---|---|---|---|---|---|\n"

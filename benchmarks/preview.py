@@ -25,12 +25,14 @@ from lidar_sampling import LiDAR, glyph, rewards
 from lidar_sampling._decode import decode_with
 from lidar_sampling.evaluation.statistics import bootstrap, interval
 
+from ._command import command
+
 LOOKAHEAD, JUDGES, KEPT, BATCHES = "dpm:5", ("glyph", "glyph-heldout"), (1, 3, 5, 10), (8, 13, 25)
 COLUMNS = ("tau", "bias", "spread", *(f"best in {k}" for k in KEPT), "lost")
 
 HEADER = """# Scoring a bank with a tiny decoder
 
-`python -m benchmarks.preview --prompts {prompts} --n {n}`: rewards of bank members (glyph, `dpm:5`) by
+`{command}`: rewards of bank members (glyph, `dpm:5`) by
 `glyph.load_tiny_decoder()` against rewards of the same members by the full decoder. No reward had a part in its
 training.
 
@@ -77,7 +79,7 @@ def main() -> None:
         for name, wanted, got in zip(JUDGES, scores[None], scores[tiny], strict=True):
             agreed[name].append(agreement(wanted, got))
         print(number, bank.prompt, flush=True)
-    page = HEADER.format(prompts=len(texts), n=arguments.n) + table(agreed) + NOTES
+    page = HEADER.format(command=command()) + table(agreed) + NOTES
     arguments.out.write_text(page + timings(lidar, tiny, judges[0], arguments.repeats))
 
 

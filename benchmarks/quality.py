@@ -26,11 +26,13 @@ from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import name_of, score
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._command import command
+
 JUDGES = ("glyph", "glyph-heldout", "geneval")
 IMAGES, EQUAL_COST = 4, 9
 HEADER = """# Quality on glyph
 
-`python -m benchmarks.quality`, default settings of the model; the numbers of each prompt lie beside this table
+`{command}`, default settings of the model; the numbers of each prompt lie beside this table
 (their seconds were taken beside other work: do not read them). Intervals are 95 % bootstrap intervals over prompts,
 stratified by tag. `lidar` and `vanilla` are means over the 4 images returned, the others over the images kept; the
 guiding reward selects.
@@ -110,7 +112,7 @@ def summarise(lines: list[dict[str, Any]]) -> str:
     """Return the table as Markdown: estimates with 95 % bootstrap intervals, and differences to vanilla."""
     tags = [line["tag"] for line in lines]
     out = [
-        HEADER,
+        HEADER.format(command=command()),
         f"{len(lines)} prompts, { {t: tags.count(t) for t in dict.fromkeys(tags)} }\n",
         "| row | guiding reward | held-out reward | GenEval | position | GenEval minus vanilla |",
         "|---|---|---|---|---|---|",

@@ -21,6 +21,8 @@ from benchmarks.peers.clock import now
 from lidar_sampling import Cost, LiDAR, glyph
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._command import command
+
 SWEEPS: dict[str, list[int]] = {
     "n": [3, 16, 64, 256, 1024, 4096],
     "lookahead steps": [1, 2, 4, 8, 16],
@@ -84,7 +86,7 @@ def line_of(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
 def table(lines: list[dict[str, Any]]) -> str:
     """Return slopes and peaks as Markdown."""
     text = (
-        f"# How the cost grows\n\n`python -m benchmarks.scaling`, {torch.get_num_threads()} threads: glyph, 10\n"
+        f"# How the cost grows\n\n`{command()}`, {torch.get_num_threads()} threads: glyph, 10\n"
         "steps; what does not vary is n = 16, 4 lookahead steps, 4 images, 1 prompt. `off` is the largest distance\n"
         "of a point from the line, of its seconds; peaks are MiB beyond what was held.\n\n"
         "| what | from, to | seconds | a unit, s | off | network evaluations | peak | of it bank | images |\n"

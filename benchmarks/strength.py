@@ -22,6 +22,8 @@ from lidar_sampling.evaluation.statistics import bootstrap, interval
 from lidar_sampling.rewards import diversity, features_of
 from lidar_sampling.runs._lines import fill, read_objects
 
+from ._command import command
+
 MIXTURE = "glyph:0.5+glyph-heldout:0.5"
 GUIDES = ("glyph", "glyph-heldout", "brightness", "jpeg-incompressibility", MIXTURE)
 TUNED = 20.0  # lambda of glyph's own reward
@@ -80,7 +82,7 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     rows: dict[tuple[str | None, Any], dict[str, dict[str, Any]]] = {}
     for line in lines:
         rows.setdefault((line["guide"], line["strength"]), {})[line["prompt"]] = line
-    prompts = list(set.intersection(*(set(row) for row in rows.values())))
+    prompts = sorted(set.intersection(*(set(row) for row in rows.values())))
     vanilla = rows[None, None]
     tags = [vanilla[prompt]["tag"] for prompt in prompts]
 
@@ -94,7 +96,7 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         return str(interval(bootstrap(values[:, None], tags)[:, 0]))
 
     text = (
-        f"# The automatic strength with other rewards, on glyph\n\n`python -m benchmarks.strength`: "
+        f"# The automatic strength with other rewards, on glyph\n\n`{command()}`: "
         f"{len(prompts)} prompts, {arguments.images} images each, {arguments.steps} steps, one seed; none of the "
         "prompts is among those on which the target of `auto` was chosen.\nGains over vanilla, paired; 95 % "
         "bootstrap intervals over prompts. The third row of each guide is `auto` minus\nthe tuned strength. A "

@@ -16,6 +16,8 @@ from typing import Any
 from lidar_sampling import LookaheadBank
 from lidar_sampling.discrete import TokenLiDAR, TokenResult, molecules
 
+from ._command import command
+
 HEAD = ("changed", "of the bank valid", "it weighs as", "valid", "novel", "rings", "rings, novel")
 
 
@@ -70,7 +72,7 @@ def table(rows: list[list[str]], samples: int) -> str:
     lines = [
         "# What validity has to do with",
         "",
-        f"`python -m benchmarks.validity`: {samples} samples by ring count, single-site, n = 1,024, reward_scale",
+        f"`{command()}`: {samples} samples by ring count, single-site, n = 1,024, reward_scale",
         "1.5, 32 steps, one seed; a bank of 8 steps, unless it says another.",
         "",
         f"| {' | '.join(HEAD)} |",
