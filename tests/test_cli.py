@@ -392,6 +392,14 @@ def test_a_run_is_explained(lidar, tiny, tmp_path):
     assert json.loads(lidar("explain", tmp_path / "out/result.json", "--json")[1])["prompts"] == 2
 
 
+def test_a_run_of_a_method_with_settings_is_explained(lidar, tiny, tmp_path):
+    lidar("generate", "a cat", *tiny, *FAST, "--method", "lidar:n=3", "--beside-vanilla", "--out", tmp_path / "out")
+    status, out, _ = lidar("explain", tmp_path / "out")
+    assert status == 0
+    assert "3 members" in out
+    assert "brightness, which guided, " in out
+
+
 def test_what_was_not_guided_is_not_explained(lidar, tiny, tmp_path):
     lidar("generate", "a cat", *tiny, *FAST, "--method", "best-of-2", "--out", tmp_path / "out")
     assert "holds no run that guidance drew" in failure(lidar("explain", tmp_path / "out"))

@@ -290,6 +290,8 @@ class TestTransitions:
         [
             ("das", "DAS proposes along the noise of every step"),
             ("ug:recurrence=2", "recurrence takes every step again"),
+            ("rbf-3:start=2", "RBF proposes along the noise of every step"),
+            ("evo:population=(4,4),schedule=(0.4,),elites=2", "EvoSearch mutates by the noise of a step"),
         ],
     )
     def test_are_refused_where_every_step_needs_noise(self, name, message):

@@ -269,8 +269,8 @@ class TestFailures:
             pass
 
 
-def post(url, body, path="/score", method="POST"):
-    request = urllib.request.Request(url + path, body, method=method)
+def post(url, body, path="/score", method="POST", kind="application/json"):
+    request = urllib.request.Request(url + path, body, {"Content-Type": kind}, method=method)
     with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request):
         pass
     return refused.value.code, json.loads(refused.value.read())["error"]
@@ -286,6 +286,8 @@ def test_what_a_client_must_not_send(url):
     assert post(url, json.dumps({**good, "images": ["AAAA"]}).encode())[0] == 400
     assert post(url, json.dumps({**good, "images": ["gASVCQAAAAAAAAB9lC4="]}).encode())[0] == 400  # a pickle
     assert post(url, json.dumps({**good, "reward": ["red"]}).encode())[0] == 400
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):  # a page in a browser can send these
+        assert post(url, json.dumps(good).encode(), kind=kind)[0] == 415
     for key in good:
         code, error = post(url, json.dumps({k: v for k, v in good.items() if k != key}).encode())
         assert (code, error) == (

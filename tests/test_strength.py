@@ -102,7 +102,16 @@ class TestDefaults:
         assert "reward_scale 5000 was chosen with image-reward: with brightness each bank gets its own" in caplog.text
         caplog.clear()
         assert LiDAR(pipe, reward="brightness", reward_scale=3.0).settings.reward_scale == 3.0
-        assert LiDAR(pipe, reward="brightness", settings="paper-sd15").settings.reward_scale == 5000.0
+        assert not caplog.text
+
+    def test_a_preset_keeps_its_strength_and_says_that_it_belongs_to_another_reward(self, caplog):
+        pipe = testing.tiny_stable_diffusion()
+        lidar = LiDAR(pipe, reward="brightness", settings="paper-sd15")
+        assert lidar.settings.reward_scale == 5000.0
+        assert lidar.settings.tuned_for is None  # so a collapse is warned of, too
+        assert "reward_scale 5000 was chosen with image-reward: with brightness set reward_scale" in caplog.text
+        caplog.clear()
+        LiDAR(pipe, reward="brightness", settings="paper-sd15", reward_scale=3.0)
         assert not caplog.text
 
 

@@ -112,8 +112,7 @@ class LiDAR:
         found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
         if not isinstance(found, Settings):
             raise TypeError(f"settings must be Settings or the name of a preset, got {settings!r}")
-        if settings is None:
-            found = for_reward(found, _name_of_any(reward), changes)
+        found = for_reward(found, _name_of_any(reward), changes, asked=settings is not None)
         self.settings = found.with_changes(**changes)
         self.pipe = _with_scheduler(pipe, self.settings.scheduler)
         self.reward = _rewards.load(reward, device=device, dtype=reward_dtype) if isinstance(reward, str) else reward

@@ -200,23 +200,22 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def for_reward(settings: Settings, reward: str, changes: Collection[str] = ()) -> Settings:
+def for_reward(settings: Settings, reward: str, changes: Collection[str] = (), *, asked: bool = False) -> Settings:
     """Return the settings, with an automatic strength where theirs was chosen with another reward than ``reward``.
 
-    They stay what they are where ``reward_scale`` is among the ``changes`` that are to come.
+    They stay what they are where ``reward_scale`` is among the ``changes`` that are to come. Settings that the user
+    ``asked`` for keep their strength, with a warning.
 
     >>> for_reward(GLYPH, "glyph").reward_scale, for_reward(GLYPH, "brightness").reward_scale
     (20.0, 'auto')
     """
     if settings.tuned_for in (None, reward) or "reward_scale" in changes:
         return settings
+    mend = "set reward_scale, to 'auto' if you know no better" if asked else "each bank gets its own, as 'auto' says"
     _log.warning(
-        "reward_scale %g was chosen with %s: with %s each bank gets its own, as reward_scale='auto' says",
-        settings.reward_scale,
-        settings.tuned_for,
-        reward,
+        "reward_scale %g was chosen with %s: with %s %s", settings.reward_scale, settings.tuned_for, reward, mend
     )
-    return replace(settings, reward_scale="auto", tuned_for=None)
+    return replace(settings, reward_scale=settings.reward_scale if asked else "auto", tuned_for=None)
 
 
 def takes_eta(scheduler: Any) -> bool:

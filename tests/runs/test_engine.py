@@ -105,6 +105,14 @@ class TestShares:
         with pytest.raises(ValueError, match="--overwrite would delete what other processes draw"):
             run(replace(job, prompts=PROMPTS[:1]), tmp_path, shard=(1, 2), lidar=loaded, overwrite=True)
 
+    @pytest.mark.parametrize("task", ["compare", "look"])
+    def test_that_go_on_with_what_is_there_delete_nothing(self, job, loaded, tmp_path, task):
+        kept = tmp_path / "results-0.jsonl"
+        kept.write_text("")
+        with pytest.raises(ValueError, match=f"--overwrite deletes runs of pictures, .* remove {tmp_path}"):
+            run(replace(job, task=task), tmp_path, lidar=loaded, overwrite=True)
+        assert kept.exists()
+
     def test_are_told_by_slurm(self, lidar, tiny, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
         monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")

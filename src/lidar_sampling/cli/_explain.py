@@ -45,8 +45,8 @@ def sentences(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
     >>> trace = [{"ess_tilted": [3.0], "shift_norm": [2.0]}, {"ess_tilted": [1.0], "shift_norm": [0.0]}]
     >>> bank, plain = {"clip": [20.0, 24.0]}, {"rewards": {"clip": [21.0], "heldout": [5.0]}}
-    >>> ours = {"rewards": {"clip": [23.0], "heldout": [4.0]}}
-    >>> for sentence in sentences([{"trace": trace, "bank": bank, "vanilla": plain, "lidar": ours}]):
+    >>> drawn = {"methods": ["vanilla", "lidar"], "lidar": {"rewards": {"clip": [23.0], "heldout": [4.0]}}}
+    >>> for sentence in sentences([{"trace": trace, "bank": bank, "vanilla": plain, **drawn}]):
     ...     print(sentence)
     It moved the prediction in 1 of 2 guided steps: in the others both weightings rest on one member.
     Guidance followed 3.0 of 2 members at its first step, and one alone from step 2 on.
@@ -70,18 +70,21 @@ look at the pictures.
 
 def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:
     guides = list(entries[0]["bank"])
+    drawn = [entry[entry["methods"][-1]] for entry in entries]
     if not all("vanilla" in entry for entry in entries):
-        ours = mean(mean(entry["lidar"]["rewards"][guides[0]]) for entry in entries)
+        ours = mean(_mean(each, guides[0]) for each in drawn)
         banks = mean(mean(entry["bank"][guides[0]]) for entry in entries)
         best = mean(max(entry["bank"][guides[0]]) for entry in entries)
         return (
             f"By {guides[0]} its pictures have {ours:.4g}, the bank {banks:.4g} and the best of the bank {best:.4g}; "
             "draw with --beside-vanilla to learn more."
         )
+    plain = [entry["vanilla"] for entry in entries]
+    plain = [entry["vanilla"] for entry in entries]
     gains = {
-        name: mean(_mean(entry["lidar"], name) - _mean(entry["vanilla"], name) for entry in entries)
-        for name in entries[0]["lidar"]["rewards"]
-        if all(None not in entry[who]["rewards"][name] for entry in entries for who in ("lidar", "vanilla"))
+        name: mean(_mean(ours, name) - _mean(other, name) for ours, other in zip(drawn, plain, strict=True))
+        for name in drawn[0]["rewards"]
+        if all(None not in each["rewards"][name] for each in (*drawn, *plain))
     }
     told = [
         f"{name}{', which guided,' if name in guides else ''} {'gained' if gain >= 0 else 'lost'} {abs(gain):.2f}"

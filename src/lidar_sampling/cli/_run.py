@@ -75,10 +75,13 @@ def run(
     result.json, the grid and the tables.
     """
     from ..runs import Job
+    from ..runs._folder import check_overwrite
 
     found = Job.read(job)
     changes: dict[str, Any] = {"batch_size": batch_size, "device": device}
     found = replace(found, **{name: value for name, value in changes.items() if value is not None})
+    if overwrite:
+        check_overwrite(found, out)
     if collect:
         _collect(found, out, json=json)
         return

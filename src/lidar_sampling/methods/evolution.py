@@ -43,7 +43,7 @@ from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from .._settings import takes_eta
-from ._checks import check_fields, check_middle, check_population, with_noise
+from ._checks import check_fields, check_middle, check_own_noise, check_population, with_noise
 from ._face import check_comparable, guiding_scores, hook_batches, in_steps, looks_cost, only
 
 PUBLISHED = (42, 26, 26, 26, 30)
@@ -151,6 +151,8 @@ class EvoSearch:
             )
         if births:
             check_middle(lidar, "EvoSearch")
+            if not self.renoised:
+                check_own_noise(lidar, "EvoSearch", "mutates by the noise of a step")
         return [0, *births]
 
     def _draw(

@@ -36,7 +36,15 @@ from .._kernel import check_kernel, new_noise, next_level, noise_like, step_with
 from .._levels import NoiseLevel, start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_middle, check_population, takes_own_steps, with_noise
+from ._checks import (
+    check_ddim,
+    check_fields,
+    check_middle,
+    check_own_noise,
+    check_population,
+    takes_own_steps,
+    with_noise,
+)
 from ._face import (
     charge_looks,
     check_comparable,
@@ -115,6 +123,7 @@ class RBF:
             if takes_own_steps(lidar):
                 check_ddim(lidar.pipe.scheduler, "RBF proposes steps")
             check_kernel(lidar.pipe.scheduler)
+            check_own_noise(lidar, "RBF", "proposes along the noise of every step")
         check_population(lidar, "RBF", "goes on from one of several proposals", copies=self.m > 1)
         if self.m > 1 or self.start > 1:
             check_middle(lidar, "RBF")

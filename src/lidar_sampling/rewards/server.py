@@ -128,6 +128,9 @@ def make_app(
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
         """Score pictures; lidar_sampling.rewards.service describes the protocol."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a page in a browser can send other types anywhere without asking
+            return JSONResponse({"error": f"send Content-Type: application/json, got {kind[:80]!r}"}, 415)
         body = await request.body()
         status, content = await asyncio.to_thread(_answer, served, body, pixels, seconds)
         return JSONResponse(content, status)

@@ -39,6 +39,17 @@ _COSTS = ("network_evaluations", "reward_calls", "seconds")  # costs that report
 _TRIES = 3  # attempts to write a prompt, since another run may sweep its half-written folder away
 
 
+def check_overwrite(job: Job, out: str | Path) -> None:
+    """Refuse to delete what a Job continues.
+
+    Raises:
+        ValueError: the Job draws no pictures into a folder of its own, but lines of a comparison or banks of a store.
+    """
+    if job.task != "generate":
+        what = "a comparison" if job.task == "compare" else "a folder of banks"
+        raise ValueError(f"--overwrite deletes runs of pictures, and this Job goes on with {what}: remove {out}")
+
+
 class Folder:
     """An output folder of one run, which several processes may share.
 

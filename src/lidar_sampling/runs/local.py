@@ -22,6 +22,7 @@ from .._sampler import LiDAR
 from ..rewards import RewardError
 from ._banks import Banks
 from ._comparison import Comparison
+from ._folder import check_overwrite
 from ._pictures import Pictures
 from ._shards import check_shard, order
 from .job import Job
@@ -154,7 +155,7 @@ def run(
         shard: (rank, number of processes). Each draws its own share of the prompts; the last to finish writes
             ``result.json``. For a comparison, each then draws what the others have not drawn yet.
         resume: continue the run in ``out``, if it is the same. Shards and comparisons always do.
-        overwrite: delete the run in ``out`` first.
+        overwrite: delete the run in ``out`` first; of pictures alone.
         profile: also measure where the time goes.
         tell: called before each unit, after every step and after each unit.
         lidar: the sampler, if it is already loaded.
@@ -173,6 +174,8 @@ def run(
     """
     check_shard(*shard)
     check_writable(out)
+    if overwrite:
+        check_overwrite(job, out)
     job = on_this_machine(job)
     task = task_of(job, out, rank=shard[0])
     task.begin(lidar or load_sampler(job), shared=shard[1] > 1, resume=resume, overwrite=overwrite)

@@ -34,7 +34,7 @@ from .._cost import Cost
 from .._files import check_writable
 from .._values import accepts
 from ..rewards import RewardError
-from ._folder import contents_of, sweep
+from ._folder import check_overwrite, contents_of, sweep
 from ._ray_actors import Drawn, Judge, Worker
 from ._ray_actors import RayReward as RayReward
 from .job import Job
@@ -81,7 +81,7 @@ def run(
             in 8 bits, which changes scores slightly. None computes rewards in the workers.
         resume: continue the run in ``out``, if it is the same. Workers share the folder as shards do, so they always
             continue, and you can simply restart a killed driver.
-        overwrite: delete the run in ``out`` first.
+        overwrite: delete the run in ``out`` first; of pictures alone.
         tell: called when a worker answers, and every few seconds.
 
     Raises:
@@ -100,6 +100,8 @@ def run(
     if job.device is not None and ":" in job.device:
         raise ValueError(f"Ray gives each worker its own GPU, got --device {job.device!r}: use cuda")
     check_writable(out)
+    if overwrite:
+        check_overwrite(job, out)
     folder = Path(out).resolve()
     if job.task == "generate" and folder.is_dir() and contents_of(folder) and not (folder / "run.json").is_file():
         raise FileExistsError(
@@ -110,7 +112,7 @@ def run(
             gpus = 1.0 if job.device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
         if address is None and gpus > (there := ray.cluster_resources().get("GPU", 0)):
             raise ValueError(f"this machine has {there:g} GPUs and a worker should get {gpus:g}: give gpus=0")
-        if overwrite and job.task == "generate" and folder.exists():
+        if overwrite and folder.exists():
             shutil.rmtree(folder)
         if gpus == 0 and job.device is None:
             job = replace(job, device="cpu")
