@@ -22,7 +22,7 @@ def main() -> None:
         lidar = LiDAR(testing.tiny_flux(), reward="brightness", n=4, steps=4, window=(1.0, 0.0), pipe_kwargs=size)
     else:
         pipe = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", dtype=torch.bfloat16).to("cuda")
-        # The paper's lambda of 5,000 is for ImageReward; the spread of HPS is about fifty times smaller.
+        # The paper's lambda of 5,000 is for ImageReward; we take the spread of HPS to be fifty times smaller.
         lidar = LiDAR(pipe, reward="hpsv2.1", lookahead="hyper-flux:8", reward_scale=250_000.0)
 
     result = lidar(arguments.prompt, images=2, seed=0)

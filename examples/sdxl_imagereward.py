@@ -1,4 +1,7 @@
-"""SDXL guided by ImageReward, judged by HPS v2.1: the paper's settings for SDXL."""
+"""SDXL guided by ImageReward, judged by HPS v2.1, with the paper's n, scale and lambda.
+
+settings="paper-sdxl" adds the paper's sampler.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .._guidance import mean_sizes, reading
 from . import _options as o
 from ._screen import echo, guard_printing, print_json
 
-Place = Annotated[Path, typer.Argument(help="The folder of a run, or its result.json.")]
+Place = Annotated[Path, typer.Argument(help="The folder of a run that guidance drew, or its result.json.")]
 
 _MOVED = 0.01  # a step counts as moved above this share of the run's largest shift
 

@@ -84,7 +84,7 @@ def solvers(json: o.Json = False) -> None:
 _NO_DOWNLOAD = [
     {
         "name": "dpm:N",
-        "note": "DPM-Solver++ in N steps with the model's own weights; fits every model but SANA Sprint",
+        "note": "DPM-Solver++ in N steps with the model's own weights; not for SANA Sprint, Mochi, Cosmos 2",
     },
     {"name": "dpm:N-karras", "note": "the same on Karras's noise levels, for SD and SDXL"},
     {"name": "own:N", "note": "the model's own scheduler in N steps"},

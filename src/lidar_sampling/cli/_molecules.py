@@ -54,7 +54,9 @@ def molecules(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")] = False,
     seed: o.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 256,
-    device: o.Device = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to compute on. [default: cuda if there, else cpu]", show_default=False)
+    ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

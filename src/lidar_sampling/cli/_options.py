@@ -127,7 +127,7 @@ Scheduler = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Precision of the pipeline: float32, float16, bfloat16, or auto (bfloat16 where the device "
+        help="Precision of the networks: float32, float16, bfloat16, or auto (bfloat16 where the device "
         "computes in it, else float32)."
     ),
 ]
@@ -148,7 +148,7 @@ Profile = Annotated[
     bool, typer.Option("--profile", help="Also show where the time went, beside the least time for the same work.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish the run that is in --out.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in --out first.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run of pictures that is in --out first.")]
 Ray = Annotated[
     str | None,
     typer.Option(

@@ -78,7 +78,8 @@ Dtype = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of results. An unfinished run there is continued. [default: reproduce/TABLE-MODEL]",
+        help="Folder of results. An unfinished run there is continued. [default: reproduce/TABLE-MODEL, with "
+        "-official at the end for --as official]",
         show_default=False,
     ),
 ]
@@ -103,7 +104,9 @@ def reproduce(
     pictures: Pictures = 12,
     ray: o.Ray = None,
     collect: Collect = False,
-    dry_run: o.DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Draw nothing; print the plan with its Jobs as JSON, and its cost.")
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

@@ -26,11 +26,19 @@ JobFile = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent, or hold the same run.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="With --ray: number of processes that draw. [default: one per GPU]", show_default=False),
+    typer.Option(
+        min=1,
+        help="With --ray: number of processes that draw. [default: one per GPU, or per two CPUs without]",
+        show_default=False,
+    ),
 ]
 Gpus = Annotated[
     float | None,
-    typer.Option(min=0, help="With --ray: GPUs per worker; a fraction is allowed. [default: 1]", show_default=False),
+    typer.Option(
+        min=0,
+        help="With --ray: GPUs per worker; a fraction is allowed. [default: 1 if there are any]",
+        show_default=False,
+    ),
 ]
 JudgeGpus = Annotated[
     float | None,

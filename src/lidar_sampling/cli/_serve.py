@@ -20,8 +20,8 @@ Token = Annotated[
     list[str] | None,
     typer.Option(
         "--token",
-        help="What clients must send as Authorization: Bearer TOKEN. Repeat for several clients, who are then "
-        "served in turn. To hide tokens from other users, set LIDAR_TOKEN instead, with commas between them.",
+        help="What clients must send as Authorization: Bearer TOKEN. Repeat for several clients; pictures are then "
+        "drawn for them in turn. To hide tokens from other users, set LIDAR_TOKEN instead, with commas between them.",
         show_default=False,
     ),
 ]

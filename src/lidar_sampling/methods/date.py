@@ -56,8 +56,7 @@ class DATE:
 
         Raises:
             ValueError: the reward says that it is not differentiable.
-            TypeError: a pipeline without one network for both branches, or without plain latents; or one that cuts
-                its schedule at both ends.
+            TypeError: a pipeline without one network for both branches; or one that cuts its schedule at both ends.
         """
         check_differentiable(lidar, "DATE")
         module, scale = _denoiser(lidar.pipe), _guidance_scale(lidar)

@@ -100,7 +100,7 @@ def load(name: str, pipe: Any = None) -> Solver:
         if base_of(pipe) in preset.bases:
             return preset
     bases = " or ".join(base for preset in known[name] for base in preset.bases)
-    raise ValueError(f"{name} is made for {bases}, not for {type(pipe).__name__}; dpm:N and own:N fit every model")
+    raise ValueError(f"{name} is made for {bases}, not for {type(pipe).__name__}; own:N fits every model, dpm:N most")
 
 
 def lookahead_pipeline(solver: Solver, pipe: Any) -> Any:
