@@ -274,6 +274,30 @@ class TestTransitions:
             drawn(scheduler, None, steps=10, chains=8)
         assert seen[3] == 8
 
+    def test_go_on_from_the_survivors_of_fk_alone(self):
+        """What the others were before they were dropped does not matter."""
+
+        class Copying(Weighed):
+            def choose(self, r):
+                return torch.zeros(r.shape, dtype=torch.long) if self._step == 6 else torch.arange(8).expand(r.shape)
+
+        class Moving(Hook):
+            def __init__(self, others):
+                self.others, self.step = others, -1
+
+            def after(self, step, x):
+                self.step += 1
+                return torch.cat([x[:1], x[1:] * (self.others if self.step == 4 else 1.0)])
+
+        found = []
+        for others in (1.0, 3.0):
+            scheduler, hook = flow(), Copying(FKSteering(), lambda x0: torch.zeros(len(x0)), [0])
+            hook.start(10)
+            with stochastic(scheduler, "glass:5"), attach(scheduler, Moving(others)), attach(scheduler, hook):
+                found.append(drawn(scheduler, None, steps=10, chains=8)[0])
+        assert len(found[0].unique()) == 8
+        assert torch.equal(*found)
+
     @pytest.mark.parametrize("name", ["fk", "steered-4:islands=2", "svdd-2", "beam-2x2", "threshold-2:parts=2"])
     @pytest.mark.parametrize("key", ["sd", "sd3"])
     def test_serve_every_method_that_wants_noise(self, key, name):

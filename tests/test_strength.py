@@ -66,6 +66,12 @@ class TestSampler:
         assert other.trace.reward_scales == [auto_strength(other.banks[0].reward(), 0.5)]
         assert other.trace.reward_scales[0] < expected[0]
 
+    def test_of_a_bank_of_two_guides(self):
+        lidar = sampler(n=2)
+        result = lidar("a cat", images=2)
+        assert not torch.allclose(result.latents, lidar.vanilla("a cat", images=2).latents, atol=1e-3)
+        assert result.trace.reward_scales[0] * result.banks[0].reward().std() > 0.1
+
     def test_guide_takes_it_too(self):
         pipe, bank = testing.tiny_stable_diffusion(), testing.tiny_bank()
         with guide(pipe, bank, scale=1.0, reward_scale="auto", ess=0.6) as trace:

@@ -164,13 +164,14 @@ def tempering(rewards: Tensor, ess: float) -> Tensor:
 def auto_strength(rewards: Tensor, ess: float) -> float:
     """Return the lambda of a bank of rewards (n,) whose weights are worth ``ess * n`` members at pure noise.
 
-    Those are at least two: with fewer every sample would go to one and the same.
+    Those are at least two, and of two members one and a half: with fewer every sample would go to one and the same.
 
     >>> rewards = torch.tensor([0.0, 1.0, 2.0, 3.0])
     >>> round(auto_strength(rewards, 0.01), 3) == round(auto_strength(rewards, 0.5), 3)
     True
     """
-    return float(tempering(rewards, max(ess, min(1.0, 2 / len(rewards)))))
+    n = len(rewards)
+    return float(tempering(rewards, max(ess, min(2, (n + 1) / 2) / n)))
 
 
 def mean_sizes(rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -58,10 +58,11 @@ class Trace:
             for step in self.steps
         ]
 
-    def of(self, rows: slice) -> Trace:
+    def of(self, rows: Sequence[int]) -> Trace:
         """Return the trace of some samples of the batch."""
-        steps = [step._replace(info=ShiftInfo(*(values[rows] for values in step.info))) for step in self.steps]
-        return Trace(steps, self.seen, self.reward_scales[rows])
+        taken = list(rows)
+        steps = [step._replace(info=ShiftInfo(*(values[taken] for values in step.info))) for step in self.steps]
+        return Trace(steps, self.seen, [self.reward_scales[row] for row in taken] if self.reward_scales else [])
 
     @staticmethod
     def join(traces: Sequence[Trace]) -> Trace:

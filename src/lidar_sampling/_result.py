@@ -62,7 +62,7 @@ class Result:
                 rewards={name: values[p : p + 1] for name, values in self.rewards.items()},
                 cost=cost,
                 banks=self.banks[p : p + 1],
-                trace=self.trace.of(slice(p * m, (p + 1) * m)),
+                trace=self.trace.of(range(p * m, (p + 1) * m)),
             )
             for p, prompt in enumerate(self.prompts)
         ]

@@ -35,6 +35,19 @@ class TestBestOf:
         guided = lidar(PROMPTS, images=4, seed=1).rewards["brightness"]
         torch.testing.assert_close(kept.rewards["brightness"], guided.sort(1, descending=True).values[:, :2])
 
+    def test_of_guided_samples_keeps_their_trace(self):
+        lidar = make(reward_scale="auto")
+        kept = BestOf(Guided(), 4).draw(lidar, PROMPTS, images=1, seed=1)
+        alone = [lidar(prompt, images=1, seed=1).trace.reward_scales for prompt in PROMPTS]
+        assert [each.trace.reward_scales for each in kept.split()] == [
+            pytest.approx(each, rel=1e-3) for each in alone
+        ]
+        assert alone[0] != pytest.approx(alone[1], rel=1e-2)
+        every = lidar(PROMPTS, images=4, seed=1)
+        best = every.rewards["brightness"].argmax(1)
+        found, whole = (r.trace.steps[0].info.ess for r in (kept, every))
+        assert torch.equal(found, whole.view(2, 4)[torch.arange(2), best])
+
     def test_refuses_to_keep_more_than_it_draws(self):
         with pytest.raises(ValueError, match="images must be 1 to n = 2, got 3"):
             BestOf(Vanilla(), 2).draw(make(), PROMPTS, images=3, seed=0)

@@ -218,6 +218,13 @@ def test_is_told_without_a_call_of_the_network():
     assert scheduler.timesteps is before["timesteps"]
 
 
+@pytest.mark.parametrize("name", ["ug", "fmrg", "date", "das", "reno-2"])
+def test_gradients_of_a_mixture_over_a_bank_are_refused(name):
+    lidar = make(reward=Mixture({"brightness": 1.0}))
+    with pytest.raises(ValueError, match="give the mixture a calibration"):
+        methods.load(name).cost(lidar, images=1)
+
+
 @pytest.mark.parametrize(
     ("name", "images", "message"),
     [

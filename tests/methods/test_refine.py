@@ -5,7 +5,7 @@ from tiny_lidar import PROMPTS, make
 
 from lidar_sampling import testing
 from lidar_sampling.methods import BestOf, Refine, Vanilla
-from lidar_sampling.solvers import load
+from lidar_sampling.solvers import Solver, load
 
 
 class TestRefine:
@@ -21,6 +21,10 @@ class TestRefine:
         assert refined.cost["lookahead"].network_evaluations == 12 * 3 * 2
         assert refined.cost["selection"].reward_calls == 12
         assert refined.images.shape == (2, 2, 3, 16, 16)
+
+    def test_starts_from_a_lookahead_of_ones_own(self):
+        lidar = make(lookahead=Solver("mine:2", steps=2, scheduler="EulerDiscreteScheduler"))
+        assert Refine(n=3, steps=2).draw(lidar, PROMPTS, images=1, seed=1).cost["lookahead"].network_evaluations == 24
 
     def test_keeps_the_best_of_its_offspring(self):
         lidar = make()

@@ -1,6 +1,8 @@
 """The identity of a run: everything that changes results, and nothing else."""
 
 import json
+from dataclasses import replace
+from threading import Lock
 
 import pytest
 import torch
@@ -63,6 +65,31 @@ def test_settings_that_older_versions_lacked_count_only_where_they_are_used():
     assert not {"noise", "grid"} & set(identity(sampler()))
     assert identity(sampler(grid=2))["grid"] == 2
     assert identity(sampler(noise="ddpm"))["noise"] == "ddpm"
+
+
+def test_the_reward_that_a_strength_was_tuned_for_does_not_count(tmp_path):
+    """It draws nothing, and folders of versions that counted it can be continued."""
+    pipe, now = testing.tiny_stable_diffusion(), identity(sampler())
+    assert identity(sampler(pipe, settings=replace(sampler(pipe).settings, tuned_for="brightness"))) == now
+    agree(tmp_path, {**now, "tuned_for": "brightness"}, now, "")
+
+
+def test_a_judge_that_cannot_be_told_from_others_is_named(caplog):
+    class Locked:
+        name = "locked"
+
+        def __init__(self):
+            self.lock = Lock()
+
+        def __call__(self, *, images, prompts):
+            return images.flatten(1).mean(1)
+
+    found = identity(sampler(reward=Locked()))
+    assert found["judges"]["locked"].endswith("Locked")
+    assert "a folder cannot tell this" in caplog.text
+    told = Locked()
+    told.stands_for = "the mean, version 1"
+    assert identity(sampler(reward=told))["judges"]["locked"] == "the mean, version 1"
 
 
 def test_two_mixtures_of_the_same_parts_differ():

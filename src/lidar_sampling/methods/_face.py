@@ -133,11 +133,12 @@ def judge_of(
 
 
 def check_differentiable(lidar: LiDAR, who: str) -> None:
-    """Refuse, for the method ``who``, a reward that says it has no gradient.
+    """Refuse, for the method ``who``, a reward that says it has no gradient, or a mixture that needs a bank.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is one of these.
     """
+    check_comparable(lidar)
     reward: Any = lidar.reward
     if not getattr(reward, "differentiable", True):
         raise ValueError(f"{who} needs the gradient of the reward, and {reward.name!r} has none")
@@ -246,7 +247,13 @@ def best(
 def only(result: Result, chosen: Tensor) -> Result:
     """Return the result with those samples alone whose places (P, k) are chosen, in that order."""
     rows = torch.arange(len(chosen))[:, None]
-    return replace(result, images=result.images[rows, chosen], latents=result.latents[rows, chosen])
+    places = (rows * result.images.shape[1] + chosen).flatten().tolist()
+    return replace(
+        result,
+        images=result.images[rows, chosen],
+        latents=result.latents[rows, chosen],
+        trace=result.trace.of(places),
+    )
 
 
 def where_better(better: Tensor, new: Tensor, old: Tensor) -> Tensor:

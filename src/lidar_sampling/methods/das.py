@@ -34,7 +34,6 @@ from .._sampler import LiDAR
 from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
     charge_looks,
-    check_comparable,
     check_differentiable,
     differentiable_rewards,
     hook_batches,
@@ -105,7 +104,6 @@ class DAS:
 
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "DAS")
-        check_comparable(lidar)
         check_own_noise(lidar, "DAS", "proposes along the noise of every step")
         if takes_own_steps(lidar):
             check_ddim(lidar.pipe.scheduler, "DAS proposes steps")

@@ -130,7 +130,10 @@ _LOG_CUT = math.log(1e10)  # of the released code
 
 
 class Weighed(Particles):
-    """The hook that weighs particles and resamples them, after the step as the released code does."""
+    """The hook that weighs particles and resamples them, after the step as the released code does.
+
+    Survivors of all looks but the last take their places as the next step begins, where other hooks are told of it.
+    """
 
     who = "FK steering"
 
@@ -141,13 +144,16 @@ class Weighed(Particles):
         self._survivors: Tensor | None = None
 
     def before(self, step: Step) -> Step:
-        """Weigh the particles by their clean predictions, at the steps to look at."""
+        """Let survivors take the places of the others, and weigh the particles at the steps to look at."""
+        if self._survivors is not None:
+            step = step.with_rows(self._survivors)
         self._survivors = self.survivors(step)
         return step
 
     def after(self, step: Step, x: Tensor) -> Tensor:
-        """Let survivors take the places of the others."""
-        return x if self._survivors is None else x[self._survivors.to(x.device)]
+        """Let survivors of the last look take the places of the others."""
+        last = self._survivors if self._step == self._last else None
+        return x if last is None else x[last.to(x.device)]
 
     def choose(self, r: Tensor) -> Tensor:
         """Resample particles of rewards (P, k) by their weights."""

@@ -77,7 +77,8 @@ class Refine:
         return starts + sampling_cost(lidar, refined, pipe=again, call=call) + chosen
 
     def _starts(self, lidar: LiDAR) -> BestOf:
-        return BestOf(Vanilla(solver=load_solver(self.solver or lidar.settings.lookahead, lidar.pipe)), self.n)
+        solver = lidar.solver if self.solver is None else load_solver(self.solver, lidar.pipe)
+        return BestOf(Vanilla(solver=solver), self.n)
 
     def _again(self, lidar: LiDAR) -> tuple[Any, dict[str, Any]]:
         """Return the pipeline that refines, and the arguments of its call but the starts."""

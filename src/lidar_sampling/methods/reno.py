@@ -39,7 +39,7 @@ from .._sampler import LiDAR
 from ..rewards import RewardError, name_of
 from ..solvers import Solver
 from ._checks import check_fields, check_start, check_whole
-from ._face import check_comparable, check_differentiable, hook_batches, judge_of, looks_cost, where_better
+from ._face import check_differentiable, hook_batches, judge_of, looks_cost, where_better
 from ._gradients import gradient_of, length_of
 from .noise_search import Start
 from .vanilla import Vanilla
@@ -83,7 +83,7 @@ class ReNO:
             TypeError: the pipeline takes no ``latents``, starts from a picture, or cannot be differentiated.
         """
         self._check(lidar)
-        with self._samples(lidar).use_pipeline(lidar.with_prompts(prompts)) as (pipe, call):
+        with self._samples(lidar).use_pipeline(lidar.with_prompts(prompts)) as (lidar, pipe, call):
             iterate = partial(_iterate, lidar, prompts, images, seed, pipe, call)
             found = best = iterate(None, climbs=self.n > 1)
             cost, descent = found.cost, Descent(self, found.noise.float())
@@ -107,7 +107,6 @@ class ReNO:
 
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "ReNO")
-        check_comparable(lidar)
         check_whole(lidar, "ReNO")
         check_start(lidar, "ReNO")
 

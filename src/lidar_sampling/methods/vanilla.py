@@ -36,18 +36,22 @@ class Vanilla:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` samples per prompt; classifier-free guidance doubles the evaluations of a step."""
-        with self.use_pipeline(lidar) as (pipe, call):
+        with self.use_pipeline(lidar) as (lidar, pipe, call):
             return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
 
     @contextmanager
-    def use_pipeline(self, lidar: LiDAR) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Yield the pipeline that draws and the arguments of its call, for as long as the block lasts."""
+    def use_pipeline(self, lidar: LiDAR) -> Iterator[tuple[LiDAR, Any, dict[str, Any]]]:
+        """Yield the sampler, the pipeline that draws and the arguments of its call, while the block lasts.
+
+        A solver takes its own steps, as it does for a bank, whatever noise the sampler has.
+        """
         if self.solver is None:
-            yield lidar.pipe, in_steps(lidar, self.steps)
+            yield lidar, lidar.pipe, in_steps(lidar, self.steps)
             return
+        lidar = lidar.with_settings(noise=None) if lidar.settings.noise is not None else lidar
         pipe = lidar.lookahead_pipeline(self.solver)
         with use_solver(self.solver, pipe):
-            yield pipe, self.solver.arguments(lidar.arguments())
+            yield lidar, pipe, self.solver.arguments(lidar.arguments())
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: the steps of ``images`` samples."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,6 +23,10 @@ from ..rewards import name_of
 from ..rewards.mixture import Mixture
 from ..solvers import Solver
 
+_log = logging.getLogger(__name__)
+
+_TELL_NOTHING = ("tuned_for",)  # of samples; runs of versions before this one have it
+
 
 def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
     """Return, as JSON values, everything that determines what ``lidar`` draws and how it is judged.
@@ -33,7 +38,7 @@ def identity(lidar: LiDAR, **more: Any) -> dict[str, Any]:
         **more: further values that count, such as ``images`` or ``seed``.
     """
     taken = lidar.settings_for(lidar.arguments())
-    settings = {name: value for name, value in asdict(taken).items() if name != "source"}
+    settings = {name: value for name, value in asdict(taken).items() if name not in ("source", *_TELL_NOTHING)}
     for name in ("noise", "grid"):  # absent where None, as in runs of versions that lacked them
         if settings[name] is None:
             del settings[name]
@@ -67,6 +72,7 @@ def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: 
     Raises:
         ValueError: the two differ; the message names the first such field and both values.
     """
+    before = {name: value for name, value in before.items() if name not in _TELL_NOTHING}
     if before != now:
         field, old, new = difference(before, now)
         raise ValueError(
@@ -151,13 +157,23 @@ def _contents_or_why(value: Any, name: str) -> Any:
 
 
 def short(value: Any) -> str:
-    """Return what distinguishes a judge or an autoencoder from others; for a remote one, its stated fingerprint."""
+    """Return what distinguishes a judge or an autoencoder from others; for a remote one, its stated fingerprint.
+
+    Where it cannot be read that is its class alone, and a warning says so.
+    """
     if isinstance(there := getattr(value, "stands_for", None), str):
         return there
     try:
         return key(contents(value))[:32]
-    except OpaqueError:
-        return type(value).__qualname__
+    except OpaqueError as error:
+        name = type(value).__qualname__
+        _log.warning(
+            "a folder cannot tell this %s from another (%s): continue it with the same alone, or give it a text "
+            "stands_for that changes when its results do",
+            name,
+            error,
+        )
+        return name
 
 
 def _spell(value: Any) -> str:
