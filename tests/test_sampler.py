@@ -95,6 +95,24 @@ def test_a_bank_may_have_another_reward_under_one_name():
     assert dark < bright
 
 
+def test_a_bank_that_another_reward_scored_says_that_it_guides(caplog):
+    pipe = testing.tiny_stable_diffusion()
+    bank = make(lambda: pipe).look("a cat")
+    assert "guides by the reward" not in caplog.text
+    make(lambda: pipe, reward="jpeg-compressibility")("a cat", images=1, banks=bank)
+    assert (
+        "the bank of 'a cat' guides by the reward that it was scored by, brightness, and not by jpeg" in caplog.text
+    )
+
+
+def test_the_end_of_a_prompt_that_is_not_read_is_named_once(caplog):
+    lidar = make()
+    for _ in range(2):
+        lidar.vanilla(["a cat", "a cat and " * 9, "a dog and " * 9], images=1)
+    assert "the model reads 24 tokens of a prompt, and 'a cat and " in caplog.text
+    assert caplog.text.count(" (so 1 more of the prompts): it never sees the rest") == 1
+
+
 def test_a_store_spares_phase_one(tmp_path):
     reward = counted(testing.brightness)
     first = make(reward=reward, store=tmp_path)(["a cat", "a dog"], images=1)
@@ -207,6 +225,13 @@ class TestRefusals:
             lidar("a cat", banks=banks)
         with pytest.raises(BankError, match="in their order"):
             lidar(["a cat", "a dog"], banks=banks[0])
+
+    def test_two_banks_of_one_prompt(self):
+        lidar = make()
+        banks = [lidar.look("a cat", seed=seed)[0] for seed in (0, 1)]
+        with pytest.raises(BankError, match="two banks of 'a cat': draw by one after the other"):
+            lidar(["a cat", "a cat"], images=1, banks=banks)
+        lidar(["a cat", "a cat"], images=1, banks=[banks[0]] * 2)
 
     def test_banks_of_another_model(self):
         bank = make().look("a cat")[0]

@@ -16,11 +16,13 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._values import cut
+
+_NO_LIMIT = 100_000  # tokenizers without a limit state a huge one
 
 _MARKS = (  # UTF-32 comes first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -53,6 +55,28 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     if not found:
         raise ValueError(f"{path} is empty: give it at least one prompt")
     return found
+
+
+def tokens_cut_off(pipe: Any, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the prompts of which no text encoder of a pipeline reads the end.
+
+    Each comes with its number of tokens, by the tokenizer that takes most, and with what that one takes, marks of
+    beginning and end included. A limit that a call sets, such as ``max_sequence_length``, is not known here.
+
+    >>> from lidar_sampling import testing
+    >>> list(tokens_cut_off(testing.tiny_stable_diffusion(), ["a cat", "cat " * 90]).values())
+    [(92, 24)]
+    """
+    parts = getattr(pipe, "components", {})
+    readers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    limits = [limit for reader in readers if isinstance(limit := getattr(reader, "model_max_length", None), int)]
+    if not limits or max(limits) > _NO_LIMIT:
+        return {}
+    limit = max(limits)
+    reader = next(reader for reader in readers if getattr(reader, "model_max_length", None) == limit)
+    long = [prompt for prompt in prompts if len(prompt) + 2 > limit]  # a token has a character or more
+    counts = [len(reader(prompt, verbose=False).input_ids) for prompt in long]
+    return {prompt: (count, limit) for prompt, count in zip(long, counts, strict=True) if count > limit}
 
 
 def check_prompt(prompt: Any) -> None:

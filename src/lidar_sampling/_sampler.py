@@ -29,11 +29,11 @@ from ._lookahead import draw_banks
 from ._parts import sampling_rate_of
 from ._precision import warn_if_emulated
 from ._preview import load_preview
-from ._prompts import check_prompt
+from ._prompts import check_prompt, tokens_cut_off
 from ._result import Result
 from ._settings import GLYPH, Settings, for_reward, preset, settings_for, takes_eta
 from ._space import space_of
-from ._values import accepts
+from ._values import accepts, cut
 from .rewards import Reward, name_of, score
 from .rewards.mixture import Mixture
 from .solvers import Solver, lookahead_pipeline
@@ -156,6 +156,7 @@ class LiDAR:
         self._lookaheads: list[tuple[Solver, Any]] = []
         self._progress: Progress | None = None
         self._only: tuple[int, ...] = ()
+        self._warned: set[str] = set()
         self._bank_seed: int | None = None
         self._live: tuple[Show, int] | None = None
 
@@ -392,9 +393,14 @@ class LiDAR:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
             )
-        of_prompt = {bank.prompt: self.with_guide(bank) for bank in given}
+        of_prompt: dict[str, LookaheadBank] = {}
+        for bank in given:
+            if of_prompt.setdefault(bank.prompt, bank) is not bank:
+                raise BankError(f"two banks of {bank.prompt!r}: draw by one after the other")
+        of_prompt = {prompt: self.with_guide(bank) for prompt, bank in of_prompt.items()}
         chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
+            self._warn_of_another(bank)
             self._warn_of_equal(bank, bank.reward(chosen))
         traces: list[Trace] = []
 
@@ -418,6 +424,16 @@ class LiDAR:
         result = replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
         self._warn_of_collapse(result)
         return result
+
+    def _warn_of_another(self, bank: LookaheadBank) -> None:
+        """Warn that a bank guides by another reward than the sampler's."""
+        if len(bank.rewards) == 1 and name_of(self.reward) not in bank.rewards:
+            _log.warning(
+                "the bank of %r guides by the reward that it was scored by, %s, and not by %s",
+                bank.prompt,
+                next(iter(bank.rewards)),
+                name_of(self.reward),
+            )
 
     def _warn_of_equal(self, bank: LookaheadBank, rewards: Tensor) -> None:
         """Warn that a bank cannot guide, since all of its members have the same reward."""
@@ -598,12 +614,28 @@ class LiDAR:
         """
         for judge in (*self.parts, *self.metrics):
             _rewards.check_prompts(judge, prompts)
+        self._warn_of_long(prompts)
         judged = any(isinstance(prompt, Mapping) and "include" in prompt for prompt in prompts)
         if judged and not getattr(self.reward, "reads_prompt", True):
             _log.warning(
                 "a reward without prompts: %s looks at images alone, and these are judged by what prompts ask for: "
                 "guide by a reward that reads them, such as clip",
                 name_of(self.reward),
+            )
+
+    def _warn_of_long(self, prompts: Sequence[str | Mapping[str, Any]]) -> None:
+        """Warn, once of each prompt, that the model does not read its end."""
+        texts = [prompt if isinstance(prompt, str) else prompt["prompt"] for prompt in prompts]
+        new = [text for text in dict.fromkeys(texts) if text not in self._warned]
+        if cut_off := tokens_cut_off(self.pipe, new):
+            self._warned |= set(cut_off)
+            (text, (has, reads)), *others = cut_off.items()
+            _log.warning(
+                "the model reads %d tokens of a prompt, and %r has %d%s: it never sees the rest",
+                reads,
+                cut(text, 60),
+                has,
+                f" (so {len(others)} more of the prompts)" if others else "",
             )
 
     @property
