@@ -17,6 +17,7 @@ from PIL import Image
 from lidar_sampling import LookaheadBank, testing
 from lidar_sampling._media import read_picture
 from lidar_sampling.cli import app, main
+from lidar_sampling.cli._explain import sentences
 from lidar_sampling.cli._panels import PANEL_OF
 from lidar_sampling.runs import _machine
 
@@ -404,3 +405,41 @@ def test_what_was_not_guided_is_not_explained(lidar, tiny, tmp_path):
     lidar("generate", "a cat", *tiny, *FAST, "--method", "best-of-2", "--out", tmp_path / "out")
     assert "holds no run that guidance drew" in failure(lidar("explain", tmp_path / "out"))
     assert "No such file" in failure(lidar("explain", tmp_path / "nothing"))
+
+
+def explained(*prompts, metrics=("heldout",)):
+    """Return the last sentence on guided prompts, of (clip, heldout) of plain samples and then of guided ones."""
+    trace = [{"ess_tilted": [2.0], "shift_norm": [1.0]}]
+    names = ("clip", *metrics)
+    entries = [
+        {
+            "trace": trace,
+            "bank": {"clip": [1.0, 2.0]},
+            "methods": ["vanilla", "lidar"],
+            "vanilla": {"rewards": {name: list(plain) for name, (plain, _) in zip(names, values, strict=True)}},
+            "lidar": {"rewards": {name: list(ours) for name, (_, ours) in zip(names, values, strict=True)}},
+        }
+        for values in prompts
+    ]
+    return sentences(entries)[-1]
+
+
+class TestOtherRewards:
+    """A reward may have no value for a picture; then its prompt does not count for that reward, and others do."""
+
+    WHOLE = (([1.0], [2.0]), ([5.0, 7.0], [1.0, 3.0]))
+
+    def test_are_averaged_over_the_prompts_that_have_values_of_both(self):
+        for missing in (([1.0, None], [9.0, 9.0]), ([1.0, 1.0], [None, 9.0])):
+            said = explained(*[self.WHOLE] * 20, (self.WHOLE[0], missing))
+            assert (
+                "clip, which guided, gained 1.00 and heldout, on 20 of 21 prompts, lost 4.00: they disagree" in said
+            )
+
+    def test_that_no_prompt_has_are_not_said_to_be_left_out(self):
+        said = explained((self.WHOLE[0], ([None], [1.0])))
+        assert "gained 1.00: no other reward has a value for every picture of a prompt, so look" in said
+        assert "no other reward was computed" in explained((self.WHOLE[0],), metrics=())
+
+    def test_are_none_where_the_guide_has_no_values_either(self):
+        assert "No reward has a value for every picture" in explained((([None], [1.0]),), metrics=())

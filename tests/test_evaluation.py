@@ -19,8 +19,10 @@ from lidar_sampling.evaluation import compare, table
 from lidar_sampling.evaluation.budget import with_numbers, within
 from lidar_sampling.evaluation.comparison import read
 from lidar_sampling.evaluation.guide import with_guide
-from lidar_sampling.evaluation.parts import judge_of_tags, parts
+from lidar_sampling.evaluation.parts import judge_of_tags, markdown, parts
+from lidar_sampling.evaluation.report import _table, headline
 from lidar_sampling.evaluation.statistics import bootstrap, interval
+from lidar_sampling.evaluation.tex import tex
 from lidar_sampling.rewards import Mixture
 
 __all__ = ["lidar", "tiny"]  # fixtures
@@ -113,6 +115,19 @@ class TestRuns:
         assert (
             len(list(compare(sampler(), PROMPTS, {"mine": methods.load("best-of-2")}, out=tmp_path, images=1))) == 3
         )
+
+    def test_with_a_store_of_banks_warn_that_costs_do_not_compare(self, tmp_path, caplog):
+        both = chosen("lidar", "lidar:scale=2.0")
+        costs = {}
+        for name, store in (("without", None), ("with", tmp_path / "banks")):
+            lines = compare(sampler(store=store), PROMPTS[:1], both, out=tmp_path / name, images=1)
+            costs[name] = [one["cost"]["network_evaluations"] for one in lines]
+            told = [message for message in caplog.messages if "do not compare costs" in message]
+            assert len(told) == (store is not None)
+        assert costs["without"][0] == costs["without"][1] == costs["with"][0] > costs["with"][1]
+        assert told == [
+            "a store holds banks for several methods, so only the first of them pays for one: do not compare costs"
+        ]
 
     def test_name_a_line_that_is_damaged(self, tmp_path):
         (line,) = compare(sampler(), PROMPTS[:1], chosen("vanilla"), out=tmp_path, images=1)
@@ -271,6 +286,64 @@ def line(prompt, method, guide, other, *, seed=0, tag="t"):
 
 
 class TestTables:
+    def test_a_mean_is_of_the_same_prompts_for_all_methods(self):
+        """The judge reads what vanilla drew of 2 of 10 prompts alone, and there both methods do equally well."""
+        lines = [line(f"p{k}", "vanilla", [1.0], [0.9 if k < 2 else None]) for k in range(10)]
+        lines += [line(f"p{k}", "lidar", [2.0], [0.9 if k < 2 else 0.5]) for k in range(10)]
+        rows = vanilla, lidar = table(lines)
+        assert vanilla.mean["other"].estimate == lidar.mean["other"].estimate == 0.9
+        assert vanilla.best["other"].estimate == lidar.best["other"].estimate == 0.9
+        assert lidar.gain["other"].estimate == lidar.best_lead["other"].estimate == 0
+        assert (lidar.tags["other"]["t"].estimate, lidar.mean["guide"].estimate) == (0.9, 2)
+        assert (lidar.prompts, lidar.counted) == (10, {"guide": 10, "other": 2})
+        found = {part.title: part.note for part in parts(rows, prompts=10, images=1)}
+        note = "other: 2 of 10 prompts have a value by every method."
+        assert found["Rewards"] == found["Gain over vanilla"] == found["Prompts won"] == headline(rows).note == note
+        assert found["Best image beside vanilla's"] == f"other, best{note.removeprefix('other')}"
+        assert found["Diversity and cost"] == ""
+        text = markdown(parts(rows, prompts=10, images=1))
+        assert "\n| lidar | 2.000 [2.000, 2.000] | 0.900 [0.900, 0.900] |" in text
+        assert text.count(f" |\n\n{note}\n") == 3
+        assert note in tex(parts(rows, prompts=10, images=1))
+        assert f"<p>{note}</p>" in _table(headline(rows))
+
+    def test_a_gain_is_of_the_same_prompts_for_all_methods(self):
+        """Of the second prompt the third method has no value; that prompt would double the second method's gain."""
+        values = {"vanilla": (0.0, 0.0), "x": (1.0, 3.0), "y": (1.0, None)}
+        rows = table([line(p, m, [1.0], [v]) for m, both in values.items() for p, v in zip("pq", both, strict=True)])
+        assert [row.gain["other"].estimate for row in rows] == [0, 1, 1]
+
+    def test_diversity_is_of_the_same_prompts_for_all_methods(self):
+        lines = [{**line(p, m, [1.0], [1.0]), "diversity": d} for p, d in (("p", 0.2), ("q", 0.6)) for m in "ab"]
+        lines[-1]["diversity"] = None
+        rows = table(lines)
+        assert [row.diversity.estimate for row in rows] == [0.2, 0.2]
+        note = parts(rows, prompts=2, images=1)[1].note
+        assert note == headline(rows).note == "diversity: 1 of 2 prompts have a value by every method."
+
+    def test_the_best_image_may_lack_a_value_that_others_have(self):
+        lines = [line(p, m, [1.0, 2.0], [3.0, None if p == "q" else 4.0]) for p in "pqr" for m in "ab"]
+        rows = table(lines)
+        assert (rows[0].mean["other"].estimate, rows[0].best["other"].estimate) == (pytest.approx(10 / 3), 4)
+        assert parts(rows, prompts=3, images=2)[0].note == (
+            "other, best: 2 of 3 prompts have a value by every method."
+        )
+
+    def test_a_method_without_any_value_takes_no_prompts_from_the_others(self):
+        values = {"a": (1.0, 3.0), "b": (2.0, 4.0), "c": (None, None)}
+        lines = [line(p, m, [1.0], [v]) for m, both in values.items() for p, v in zip("pq", both, strict=True)]
+        rows = table(lines)
+        assert [str(row.mean["other"])[:5] for row in rows] == ["2.000", "3.000", "-"]
+        assert parts(rows, prompts=2, images=1)[0].note == ""
+        lines[3]["rewards"]["other"] = [None]
+        (note,) = {part.note for part in parts(table(lines), prompts=2, images=1)[2::2]}
+        assert note == "other: 1 of 2 prompts have a value by every method that has any."
+
+    def test_a_judge_without_any_value_has_dashes_and_no_note(self):
+        rows = table([{**line(p, m, [1.0], [None]), "diversity": None} for p in "pq" for m in "ab"])
+        assert (str(rows[1].mean["other"]), str(rows[1].diversity)) == ("-", "-")
+        assert {part.note for part in parts(rows, prompts=2, images=1)} == {""}
+
     def test_mean_and_best_are_two_promises(self):
         rows = table([line("p", "vanilla", [1.0, 3.0], [10.0, 20.0]), line("p", "x", [5.0, 4.0], [30.0, 50.0])])
         assert rows[0].mean["other"].estimate == 15

@@ -435,6 +435,20 @@ FIXED = room.Pace(room.Rates(0.0, 0.0, 0.0), judging=0.25, step=0.125)
 FEW = ["--without", "vanilla-more,ug,date,ours"]  # vanilla and LiDAR are left
 
 
+def test_a_prompt_that_comes_twice_is_drawn_once_and_the_plan_is_complete(tmp_path):
+    what = room.read_target("table2", "sd15")
+    twice = [*PROMPTS[:2], PROMPTS[0]]
+    job = replace(room.job_of(what, what.study.runs[0], twice), methods=["vanilla"])
+    plan = room.Plan({"run": job}, {}, 3, room.Forecast(1, Cost(), 1.0), 0.1)
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run/results-0.jsonl"
+    texts = [json.dumps(line(one["prompt"], "vanilla", {IR: [1.0]})) + "\n" for one in PROMPTS[:2]]
+    file.write_text(texts[0])
+    assert not room.complete(plan, tmp_path)
+    file.write_text("".join(texts))
+    assert room.complete(plan, tmp_path)
+
+
 def report_of(out):
     return json.loads((out / "reproduce.json").read_text())
 

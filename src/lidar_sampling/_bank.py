@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor
 from ._files import write_atomically
 from ._hub import why_no_weights
 from ._space import Space
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = "lidar-sampling.bank"
 _VERSION = 1
@@ -320,6 +323,26 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
     if not listed:
         raise ValueError("banks must hold at least one bank")
     return listed
+
+
+def warn_of_equal(bank: LookaheadBank, reward: str, chosen: str | None = None) -> None:
+    """Warn that a bank cannot guide, since all of its members have the same value of ``reward``.
+
+    Args:
+        bank: that guides.
+        reward: its name, for the message.
+        chosen: its name in the bank; None if the bank has one reward.
+    """
+    values = bank.reward(chosen)
+    if len(values) > 1 and bool((values == values[0]).all()):
+        _log.warning(
+            "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing there: "
+            "give a reward that tells them apart",
+            reward,
+            len(values),
+            bank.prompt,
+            float(values[0]),
+        )
 
 
 def bank_key(prompt: str, provenance: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import rewards as _rewards
-from ._bank import BankError, BankStore, LookaheadBank, as_banks
+from ._bank import BankError, BankStore, LookaheadBank, as_banks, warn_of_equal
 from ._call import check_call, per_prompt
 from ._cost import Cost, meter
 from ._decode import check_decodes, check_preview
@@ -401,7 +401,7 @@ class LiDAR:
         chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
             self._warn_of_another(bank)
-            self._warn_of_equal(bank, bank.reward(chosen))
+            warn_of_equal(bank, name_of(self.reward), chosen)
         traces: list[Trace] = []
 
         @contextmanager
@@ -433,18 +433,6 @@ class LiDAR:
                 bank.prompt,
                 next(iter(bank.rewards)),
                 name_of(self.reward),
-            )
-
-    def _warn_of_equal(self, bank: LookaheadBank, rewards: Tensor) -> None:
-        """Warn that a bank cannot guide, since all of its members have the same reward."""
-        if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
-            _log.warning(
-                "constant reward: %s gives all %d members of the bank of %r the same %g, so guidance does nothing "
-                "there: give a reward that tells them apart",
-                name_of(self.reward),
-                len(rewards),
-                bank.prompt,
-                float(rewards[0]),
             )
 
     def _warn_of_collapse(self, result: Result) -> None:

@@ -261,13 +261,16 @@ class TestTokenLiDAR:
     @pytest.mark.parametrize(
         ("settings", "why"),
         [
-            ({"n": 0}, "n must be a positive integer, got 0"),
-            ({"steps": 2.5}, "steps must be a positive integer"),
-            ({"form": "pairs"}, "form must be one of token-independent"),
+            ({"n": 0}, "n must be at least 1, got 0"),
+            ({"n": True}, "n must be int, got True"),
+            ({"steps": 2.5}, "steps must be int, got 2.5"),
+            ({"form": "pairs"}, "form must be 'token-independent' or 'single-site' or 'joint', got 'pairs'"),
             ({"schedule": "linear"}, "schedule must be one of log-linear"),
             ({"floor": 1.0}, r"floor must be in \[0, 1\)"),
-            ({"reward_scale": float("nan")}, "reward_scale must be a finite number, got nan"),
-            ({"scale": "1"}, "scale must be a finite number, got '1'"),
+            ({"reward_scale": float("nan")}, "reward_scale must be finite and at least 0, got nan"),
+            ({"reward_scale": -3}, "reward_scale must be finite and at least 0, got -3"),
+            ({"scale": -1}, "scale must be finite and at least 0, got -1"),
+            ({"scale": "1"}, "scale must be float, got '1'"),
         ],
     )
     def test_settings_out_of_range_are_refused(self, settings, why):
@@ -309,6 +312,23 @@ class TestTokenLiDAR:
     def test_places_of_a_sequence_that_is_all_alike_look_alike(self):
         logits = small()(torch.full((1, 5), 2), torch.ones(1)).logits[0]
         torch.testing.assert_close(logits, logits[:1].expand(5, -1))
+
+    def test_a_bank_of_equal_rewards_warns(self, caplog):
+        """Without a word, plain samples would pass for guided ones."""
+
+        def same(x):
+            return [3.0] * len(x)
+
+        lidar = TokenLiDAR(small(), reward=same, n=4, steps=2, about="fives")
+        bank = lidar(2).bank
+        warning = (
+            "constant reward: same gives all 4 members of the bank of 'fives' the same 3, so guidance does nothing"
+        )
+        assert [warning in message for message in caplog.messages] == [True]
+        lidar(2, bank=bank)
+        assert len(caplog.messages) == 2
+        TokenLiDAR(small(), reward=threes, n=32, steps=2)(2)
+        assert len(caplog.messages) == 2
 
     def test_an_unknown_setting_is_named(self):
         with pytest.raises(TypeError, match="unknown setting 'lamda'"):

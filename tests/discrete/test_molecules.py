@@ -250,7 +250,8 @@ class TestCommand:
         ("arguments", "why"),
         [
             (["--reward", "rings"], "is no reward"),
-            (["--form", "pairs"], "form must be one of"),
+            (["--form", "pairs"], "form must be 'token-independent' or"),
+            (["--reward-scale", "-1"], "reward_scale must be finite and at least 0, got -1.0"),
             (["--floor", "1"], "floor must be in [0, 1), got 1.0"),
         ],
     )

@@ -120,18 +120,33 @@ class TestTextLiDAR:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"n": 0}, "n must be a whole number of at least 1, got 0"),
-            ({"reward_scale": float("nan")}, "reward_scale must be a finite number, got nan"),
-            ({"form": "joint"}, "form must be one of token-independent, single-site, got 'joint'"),
+            ({"n": 0}, "n must be at least 1, got 0"),
+            ({"n": True}, "n must be int, got True"),
+            ({"reward_scale": float("nan")}, "reward_scale must be finite and at least 0, got nan"),
+            ({"reward_scale": -3}, "reward_scale must be finite and at least 0, got -3"),
+            ({"scale": -1.0}, "scale must be finite and at least 0, got -1.0"),
+            ({"form": "joint"}, "form must be 'token-independent' or 'single-site', got 'joint'"),
             ({"softness": 1.0}, r"softness must be in \(0, 1\), got 1.0"),
             ({"temperature": 0.0}, "temperature must be above 0, got 0.0: at 0 every sample is the same"),
             ({"lenght": 4}, "unknown setting 'lenght'; known are n, lookahead_steps"),
             ({"pipe_kwargs": {"gen_length": 4}}, "gen_length is set by lidar itself"),
+            ({"pipe_kwargs": {"temperature": 0.2}}, "temperature is an argument of TextLiDAR: give it there"),
         ],
     )
     def test_refuses_settings(self, options, message):
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+    def test_warns_of_a_bank_of_equal_rewards(self, caplog):
+        def same(text):
+            return 3.0
+
+        lidar = TextLiDAR(testing.tiny_llada_2(), reward=same, gen_length=4, n=2, steps=2)
+        lidar(["a cat", "a cat"])
+        warning = (
+            "constant reward: same gives all 2 members of the bank of 'a cat' the same 3, so guidance does nothing"
+        )
+        assert [warning in message for message in caplog.messages] == [True]
 
     def test_refuses_other_pipelines_banks_and_rewards(self):
         with pytest.raises(TypeError, match="pipe must be a diffusers LLaDA2Pipeline, got StableDiffusionPipeline"):

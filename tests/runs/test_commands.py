@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
 from test_cli import FAST, failure, lidar, tiny
 
 from lidar_sampling import testing
+from lidar_sampling.runs import Job, load_sampler, run, task_of
 
 __all__ = ["lidar", "tiny"]  # fixtures
 
@@ -189,3 +191,66 @@ def test_a_preset_is_said_in_the_settings(lidar, tiny, tmp_path):
     assert lidar("generate", "a cat", *tiny, *fast, "--preset", "paper-sd15", "--out", tmp_path / "out")[0] == 0
     settings = json.loads((tmp_path / "out/result.json").read_text())["settings"]
     assert (settings["scheduler"], settings["eta"], settings["scale"]) == ("DDIMScheduler", 1.0, 12.5)
+
+
+class TestTheCostOfARunToCome:
+    """What --dry-run says, and what the time left rests on, is what the run will count."""
+
+    @pytest.fixture
+    def told(self, lidar, tiny, tmp_path):
+        """Return network evaluations and reward calls of each method, as --dry-run has them, and the drawn result."""
+
+        def tell(**changes):
+            job = self.job(tiny, **changes)
+            (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
+            line = ["run", tmp_path / "job.json", "--out", tmp_path / f"out-{job.task}", "--quiet"]
+            code, _, err = lidar(*line, "--dry-run")
+            assert code == 0, err
+            pattern = r"(\w+): (\d+) network evaluations(?:, (\d+) reward calls)? per prompt"
+            costs = re.findall(pattern, " ".join(err.split()))
+            code, out, err = lidar(*line, "--json")
+            assert code == 0, err
+            return {name: (int(network), int(reward or 0)) for name, network, reward in costs}, json.loads(out)
+
+        return tell
+
+    @staticmethod
+    def job(tiny, **changes):
+        settings = {"n": 4, "steps": 4, "lookahead": "dpm:2", "scale": 1.0, "reward_scale": 5.0}
+        base = {"prompts": ["a cat"], "model": tiny[1], "reward": "brightness", "device": "cpu", "settings": settings}
+        return Job(**{**base, **changes})
+
+    @staticmethod
+    def drawn(result):
+        """Return the network evaluations of each method."""
+        (entry,) = result["prompts"]
+        return {
+            name: sum(cost["network_evaluations"] for cost in entry[name]["cost"].values())
+            for name in entry["methods"]
+        }
+
+    def test_counts_the_images_of_only(self, told):
+        costs, result = told(images=4, only=[2], methods=["vanilla", "lidar"])
+        assert costs == {"vanilla": (10, 0), "lidar": (26, 4)}
+        assert self.drawn(result) == {"vanilla": 10, "lidar": 26}
+
+    def test_counts_a_bank_alone_and_no_bank_that_is_given(self, told, tiny, tmp_path):
+        assert told(task="look")[0] == {"bank": (16, 4)}
+        found = run(self.job(tiny, task="look"), tmp_path / "banks").cost
+        assert (found.network_evaluations, found.reward_calls) == (16, 4)
+        costs, result = told(images=2, banks=[str(tmp_path / "banks")])
+        assert costs == {"lidar": (20, 0)}
+        assert self.drawn(result) == {"lidar": 20}
+
+    def test_is_what_the_time_left_rests_on(self, tiny, tmp_path):
+        for changes, evaluations in (({}, 56), ({"only": [2]}, 26), ({"banks": ["banks"]}, 40)):
+            job = self.job(tiny, **changes)
+            assert task_of(job, tmp_path / "out").evaluations(0, load_sampler(job)) == evaluations
+
+
+@pytest.mark.parametrize(("task", "what"), [("compare", "a comparison"), ("look", "banks")])
+def test_a_profile_is_of_runs_of_pictures(lidar, tiny, tmp_path, task, what):
+    (tmp_path / "job.json").write_text(json.dumps({"prompts": ["a cat"], "task": task, "model": tiny[1]}))
+    err = failure(lidar("run", tmp_path / "job.json", "--out", tmp_path / "out", "--profile"))
+    assert f"--profile is for runs of pictures: leave it out for {what}" in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

@@ -79,26 +79,33 @@ def _agreement(entries: Sequence[Mapping[str, Any]]) -> str:
             f"By {guides[0]} its pictures have {ours:.4g}, the bank {banks:.4g} and the best of the bank {best:.4g}; "
             "draw with --beside-vanilla to learn more."
         )
-    plain = [entry["vanilla"] for entry in entries]
-    plain = [entry["vanilla"] for entry in entries]
-    gains = {
-        name: mean(_mean(ours, name) - _mean(other, name) for ours, other in zip(drawn, plain, strict=True))
-        for name in drawn[0]["rewards"]
-        if all(None not in each["rewards"][name] for each in (*drawn, *plain))
-    }
+    pairs = list(zip(drawn, (entry["vanilla"] for entry in entries), strict=True))
+    found = {name: _gains(pairs, name) for name in drawn[0]["rewards"]}
+    gains = {name: mean(values) for name, values in found.items() if values}
     told = [
-        f"{name}{', which guided,' if name in guides else ''} {'gained' if gain >= 0 else 'lost'} {abs(gain):.2f}"
+        f"{name}{', which guided,' if name in guides else ''}"
+        f"{'' if len(found[name]) == len(pairs) else f', on {len(found[name])} of {len(pairs)} prompts,'} "
+        f"{'gained' if gain >= 0 else 'lost'} {abs(gain):.2f}"
         for name, gain in gains.items()
     ]
+    if not told:
+        return "No reward has a value for every picture and its plain sample, so look at the pictures."
     others = {name: gain for name, gain in gains.items() if name not in guides}
     if not others:
-        verdict = "no other reward was computed, so look at the pictures"
+        missing = "was computed" if set(found) <= set(guides) else "has a value for every picture of a prompt"
+        verdict = f"no other reward {missing}, so look at the pictures"
     elif min(others.values()) >= 0:
         verdict = "they agree"
     else:
         verdict = "they disagree, so look at the pictures"
     listed = " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
     return f"Against plain samples of the same noise {listed}: {verdict}."
+
+
+def _gains(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str) -> list[float]:
+    """Return the gain by one reward of each prompt whose pictures, guided and plain, all have a value."""
+    values = [(ours["rewards"][name], plain["rewards"][name]) for ours, plain in pairs]
+    return [mean(ours) - mean(plain) for ours, plain in values if None not in (*ours, *plain)]
 
 
 def _mean(drawn: Mapping[str, Any], name: str) -> float:

@@ -44,8 +44,8 @@ def molecules(
         int | None, typer.Option(min=1, help="Steps per lookahead sample. [default: 8]")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps per sample.")] = 32,
-    reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward.")] = 1.5,
-    scale: Annotated[float, typer.Option(help="Strength of guidance, s.")] = 1.0,
+    reward_scale: Annotated[float, typer.Option(help="Lambda, in 1 / reward, at least 0.")] = 1.5,
+    scale: Annotated[float, typer.Option(help="Strength of guidance, s, at least 0.")] = 1.0,
     floor: Annotated[float, typer.Option(help="Least share of noise at which the bank guides, in [0, 1).")] = 0.02,
     form: Form = "single-site",
     candidates: Annotated[int, typer.Option(min=1, help="Candidates per sequence and step, for --form joint.")] = 8,

@@ -146,6 +146,9 @@ def carry_out(
     given = {name: value for name, value in (crew or {}).items() if value is not None}
     if ray is None and given:
         raise typer.BadParameter(f"--{next(iter(given)).replace('_', '-')} belongs to --ray")
+    if profile and job.task != "generate":
+        what = "a comparison" if job.task == "compare" else "banks"
+        raise typer.BadParameter(f"--profile is for runs of pictures: leave it out for {what}")
     if ray is not None and profile:
         raise typer.BadParameter("--profile sees one process: leave out --ray")
     shard = (0, 1) if ray is not None else runs.from_environment(os.environ)
@@ -261,20 +264,20 @@ def _rehearse(job: Job) -> None:
 
 
 def _costs(job: Job, lidar: LiDAR) -> Sequence[str]:
-    """Return one line per method that says what it will cost."""
+    """Return one line per method that says what it will cost; of banks alone one line."""
     from .._cost import spell_counts
     from .._forecast import Rates
-    from ..methods import load as load_method
+    from ..runs._pictures import cost_of_method
 
     prompt, units = job.text(0), len(job) * len(job.seeds)
     lidar = lidar.with_prompts(job.texts())
     rates = Rates.measure(lidar, prompt)
     lines = []
     for name in job.methods:
-        cost = load_method(name).cost(lidar, images=job.images)
+        cost = cost_of_method(job, name, lidar)
         seconds = rates.seconds(cost)
         lines.append(
-            f"{name}: {spell_counts(cost)} per prompt, about {spell_seconds(seconds)} here; about "
-            f"{spell_seconds(seconds * units)} for all {units}"
+            f"{'bank' if job.task == 'look' else name}: {spell_counts(cost)} per prompt, about "
+            f"{spell_seconds(seconds)} here; about {spell_seconds(seconds * units)} for all {units}"
         )
     return lines

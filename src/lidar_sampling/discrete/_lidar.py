@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
 
-from .._bank import BankError, LookaheadBank
+from .._bank import BankError, LookaheadBank, warn_of_equal
 from .._cost import Cost
+from .._settings import check_strength
 from .._space import Space, magnitudes
+from .._values import check_settings
 from ._guidance import TokenMembers
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
@@ -35,8 +36,8 @@ class TokenSettings:
         n: lookahead samples.
         lookahead_steps: steps of each.
         steps: of the guided samples.
-        reward_scale: lambda, in 1 / reward.
-        scale: s, of the estimate; 1 is the tilted law.
+        reward_scale: lambda, in 1 / reward, at least 0.
+        scale: s, of the estimate, at least 0; 1 is the tilted law.
         form: of guidance.
         candidates: M of the joint form.
         floor: the least share of noise that a bank is asked about, in [0, 1).
@@ -56,18 +57,16 @@ class TokenSettings:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        check_settings("TokenSettings", vars(self), get_type_hints(TokenSettings))
         for name in ("n", "lookahead_steps", "steps", "candidates", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
-        if self.form not in _FORMS:
-            raise ValueError(f"form must be one of {', '.join(_FORMS)}, got {self.form!r}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be in [0, 1), got {self.floor}")
         for name in ("reward_scale", "scale"):
-            if not isinstance(value := getattr(self, name), int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            check_strength(name, getattr(self, name))
 
 
 _FORMS: dict[str, type[TokenIndependent]] = {
@@ -185,6 +184,7 @@ class TokenLiDAR:
         if bank is None:
             bank, cost["lookahead"] = self._draw_bank(seed, progress)
         how, members = self.settings, self.members(bank)
+        warn_of_equal(bank, self._reward_name())
         more = {"candidates": how.candidates} if how.form == "joint" else {}
         stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
         result = self.sample(count, seed=seed, stepper=stepper, progress=progress)

@@ -17,23 +17,23 @@ formula for.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from .._bank import BankError, LookaheadBank
+from .._bank import BankError, LookaheadBank, warn_of_equal
 from .._cost import Cost
 from .._draw import Item, items_of
 from .._prompts import check_prompt
+from .._settings import check_strength
 from .._space import Space
-from .._values import accepts
+from .._values import accepts, check_settings
 from ..rewards import name_of
 from ._guidance import TokenMembers
 from ._kernels import Absorbing
@@ -53,8 +53,8 @@ class TextSettings:
         lookahead_steps: steps per block of each; at most so many, since tokens that the model is sure of come sooner.
         steps: per block of the guided samples, likewise.
         gen_length: tokens of a text.
-        reward_scale: lambda, in 1 / reward.
-        scale: s, of the estimate; 1 is the tilted law.
+        reward_scale: lambda, in 1 / reward, at least 0.
+        scale: s, of the estimate, at least 0; 1 is the tilted law.
         form: of guidance.
         softness: how little a token that differs from a member's counts against that member, in (0, 1).
     """
@@ -69,14 +69,12 @@ class TextSettings:
     softness: float = 0.1
 
     def __post_init__(self) -> None:
+        check_settings("TextSettings", vars(self), get_type_hints(TextSettings))
         for name in ("n", "lookahead_steps", "steps", "gen_length"):
-            if not accepts(int, getattr(self, name)) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name in ("reward_scale", "scale", "softness"):
-            if not accepts(float, value := getattr(self, name)) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
-        if self.form not in (known := get_args(TextForm)):
-            raise ValueError(f"form must be one of {', '.join(known)}, got {self.form!r}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("reward_scale", "scale"):
+            check_strength(name, getattr(self, name))
         if not 0 < self.softness < 1:
             raise ValueError(f"softness must be in (0, 1), got {self.softness}")
 
@@ -158,6 +156,10 @@ class TextLiDAR:
         taken = {"prompt", "generator", "output_type", "return_dict", "gen_length", "num_inference_steps"}
         if clash := sorted(taken & set(pipe_kwargs or ())):
             raise ValueError(f"{clash[0]} is set by lidar itself, leave it out of pipe_kwargs")
+        if "temperature" in (pipe_kwargs or {}):
+            raise ValueError(
+                "temperature is an argument of TextLiDAR: give it there, and leave it out of pipe_kwargs"
+            )
         self.pipe, self.reward, self.settings = pipe, reward, TextSettings(**settings)
         self.call = {**(pipe_kwargs or {}), "temperature": temperature}
         self.space = Space(f"{type(pipe).__name__} of {len(pipe.tokenizer)} tokens", (self.settings.gen_length,))
@@ -189,6 +191,8 @@ class TextLiDAR:
             raise BankError(f"{len(prompts)} prompts need as many banks, got {len(banks)}")
         for bank, prompt in zip(banks, prompts, strict=True):
             self._check(bank, prompt)
+        for bank in {bank.prompt: bank for bank in banks}.values():
+            warn_of_equal(bank, name_of(self.reward))
         result = self._sample(prompts, samples, seed, banks)
         result.cost = {"lookahead": cost, **result.cost}
         return result

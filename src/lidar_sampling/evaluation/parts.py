@@ -6,11 +6,12 @@ Markdown, TeX and the report show the same parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import NamedTuple
 
 from .rows import PEAK, Row
+from .statistics import Interval
 
 _GIBIBYTE = 2**30
 # An underscore within a word is not a mark; an ampersand is one only before the name of a letter.
@@ -25,12 +26,13 @@ _COSTS = {
 
 
 class Part(NamedTuple):
-    """A table of text: a head of N cells and rows of N cells, the method in the first."""
+    """A table of text: a head of N cells and rows of N cells, the method in the first; a note stands below it."""
 
     title: str
     caption: str
     head: list[str]
     body: list[list[str]]
+    note: str = ""
 
 
 def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
@@ -40,6 +42,9 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
     others = [j for j in judges if j not in (guide, *unguided)]
     mixture = f", a mixture of {' and '.join(others)}" if others else ""
     counted = costs(rows)
+    of_means = note_means(rows, judges)
+    of_best = _note_best(rows, judges)
+    fewer = [j for j in judges if rows[0].counted_best[j] != rows[0].counted[j]]
     found = [
         Part(
             "Rewards",
@@ -47,12 +52,14 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
             f"returned, and the best of them by the guiding reward, {guide}{mixture}.",
             ["method", *(f"{j}, mean" for j in judges), *(f"{j}, best" for j in judges)],
             [[r.method, *map(str, (*r.mean.values(), *r.best.values()))] for r in rows],
+            join_notes([of_means, _note_best(rows, fewer)]),
         ),
         Part(
             "Diversity and cost",
             "Diversity of the images of a prompt, and the cost per prompt.",
             ["method", "diversity", *counted.values()],
             [[r.method, str(r.diversity), *(cost(r, key) for key in counted)] for r in rows],
+            note_diversity(rows),
         ),
     ]
     if len(rows) > 1:
@@ -63,18 +70,21 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
                 f"deviations of {base} over prompts.",
                 ["method", *(f"{j}, gain" for j in judges), *(f"{j}, hacking" for j in unguided)],
                 [[r.method, *map(str, (*r.gain.values(), *r.hacking.values()))] for r in rows[1:]],
+                of_means,
             ),
             Part(
                 f"Best image beside {base}'s",
                 f"Paired differences of the best image, by {guide}, to the best of {base}.",
                 ["method", *(f"{j}, best" for j in judges)],
                 [[r.method, *map(str, r.best_lead.values())] for r in rows[1:]],
+                of_best,
             ),
             Part(
                 "Prompts won",
                 f"Share of prompts with a larger mean than {base}'s, ties half.",
                 ["method", *judges],
                 [[r.method, *map(str, r.win.values())] for r in rows[1:]],
+                of_means,
             ),
         ]
     if len(rows[0].tags[judge]) > 1:
@@ -84,9 +94,46 @@ def parts(rows: Sequence[Row], *, prompts: int, images: int) -> list[Part]:
                 f"Mean of {judge} over the images returned, by tag.",
                 ["method", *rows[0].tags[judge]],
                 [[r.method, *map(str, r.tags[judge].values())] for r in rows],
+                note_means(rows, [judge]),
             )
         )
     return found
+
+
+def note_means(rows: Sequence[Row], judges: Sequence[str]) -> str:
+    """Return on how many prompts the means of these judges rest, where those are not all; see :class:`Row`."""
+    return join_notes(_note(j, rows[0].counted[j], [row.mean[j] for row in rows], rows[0].prompts) for j in judges)
+
+
+def note_diversity(rows: Sequence[Row]) -> str:
+    """Return on how many prompts the diversity rests, where those are not all."""
+    return _note("diversity", rows[0].counted_diversity, [row.diversity for row in rows], rows[0].prompts)
+
+
+def join_notes(notes: Iterable[str]) -> str:
+    """Return the notes that are not empty as one."""
+    return " ".join(filter(None, notes))
+
+
+def _note_best(rows: Sequence[Row], judges: Sequence[str]) -> str:
+    return join_notes(
+        _note(f"{j}, best", rows[0].counted_best[j], [row.best[j] for row in rows], rows[0].prompts) for j in judges
+    )
+
+
+def _note(column: str, counted: int | None, cells: Sequence[Interval], prompts: int) -> str:
+    """Return on how many prompts a column rests, if not on all; nothing of a column without values.
+
+    >>> _note("ocr", 2, [Interval(0.5), Interval(0.7)], 10), _note("ocr", 10, [Interval(0.5)], 10)
+    ('ocr: 2 of 10 prompts have a value by every method.', '')
+    >>> _note("ocr", 2, [Interval(0.5), Interval()], 10)
+    'ocr: 2 of 10 prompts have a value by every method that has any.'
+    """
+    if counted is None or counted == prompts:
+        return ""
+    known = sum(isfinite(cell.estimate) for cell in cells)
+    which = " that has any" if 0 < known < len(cells) else ""
+    return f"{column}: {counted} of {prompts} prompts have a value by every method{which}."
 
 
 def judge_of_tags(rows: Sequence[Row]) -> str:
@@ -127,7 +174,8 @@ def markdown(tables: Sequence[Part]) -> str:
 
     return "\n".join(
         f"{escape_markdown(caption)}\n\n{line(head)}|{'---|' * len(head)}\n{''.join(map(line, body))}"
-        for _, caption, head, body in tables
+        + (f"\n{escape_markdown(note)}\n" if note else "")
+        for _, caption, head, body, note in tables
     )
 
 

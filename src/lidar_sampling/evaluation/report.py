@@ -13,7 +13,7 @@ from typing import Any
 from ..runs._lines import Line
 from .figures import NAMES
 from .gallery import gallery
-from .parts import Part, cost, costs, judge_of_tags
+from .parts import Part, cost, costs, join_notes, judge_of_tags, note_diversity, note_means
 from .rows import Row
 
 _PAGE = Template("""<!doctype html>
@@ -92,7 +92,8 @@ def headline(rows: Sequence[Row]) -> Part:
         for row in rows
     ]
     gained = f"Gains are paired differences to {rows[0].method}; {rows[0].guide} guided."
-    return Part("In short", f"{gained} In brackets 95 % intervals.", head, body)
+    note = join_notes([note_means(rows, list(dict.fromkeys([*held, judge]))), note_diversity(rows)])
+    return Part("In short", f"{gained} In brackets 95 % intervals.", head, body, note)
 
 
 def _what(caption: str, settings: Mapping[str, Any], command: str | None) -> str:
@@ -117,6 +118,7 @@ def _table(part: Part) -> str:
     return (
         f"<p>{escape(part.caption)}</p>"
         f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        + (f"<p>{escape(part.note)}</p>" if part.note else "")
     )
 
 

@@ -403,7 +403,8 @@ def complete(made: Plan, out: Path) -> bool:
     """Return whether ``out`` holds all lines of a plan, whichever process drew them."""
     for name, job in made.jobs.items():
         there = {key_of(line) for line in lines_of(job, out / name)}
-        if len(there) < len(job) * len(job.seeds) * len(job.methods):
+        prompts = set(job.texts())  # a line is of a prompt's text, so a prompt that comes twice has one
+        if len(there) < len(prompts) * len(job.seeds) * len(job.methods):
             return False
     return True
 

@@ -3,7 +3,8 @@
 Samples of a prompt share a bank, and seeds of a prompt share the prompt, so the prompt is the unit to resample. Tags
 have equal weight. Rewards are given twice, as the mean over the images returned and for the image that the guiding
 reward likes best, since these are two different promises. A mixture that guided is a judge of its own
-(:mod:`.guide`). Rows hold numbers; :mod:`.parts` turns them into text.
+(:mod:`.guide`). A judge may have no value for some prompts. Then only those count for which all methods have one, so
+that methods compare. Rows hold numbers; :mod:`.parts` turns them into text.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Row:
         diversity: diversity of the images of a prompt.
         cost: cost per prompt, by the names of :class:`lidar_sampling.Cost`; ``peak_memory`` is the largest of any
             prompt in bytes, NaN if no line has it.
+        prompts: number of prompts that all methods have.
+        counted: judge -> number of the prompts with a mean by every method that has any, which alone count for
+            ``mean``, ``gain``, ``effect``, ``win``, ``hacking`` and ``tags``; None if no method has any.
+        counted_best: judge -> the same for ``best``, ``best_gain`` and ``best_lead``.
+        counted_diversity: the same for ``diversity``.
     """
 
     method: str
@@ -54,6 +60,10 @@ class Row:
     tags: dict[str, dict[str, Interval]]
     diversity: Interval
     cost: dict[str, float]
+    prompts: int
+    counted: dict[str, int | None]
+    counted_best: dict[str, int | None]
+    counted_diversity: int | None
 
     @property
     def guide(self) -> str:
@@ -106,8 +116,12 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
 
     by_tag = partial(estimate, tags=tags)
     means = {m: {j: column(m, partial(mean_reward, j)) for j in judges} for m in methods}
-    base = means[baseline]
     best = {m: {j: column(m, partial(best_reward, guide, j)) for j in judges} for m in methods}
+    apart = {m: column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"]) for m in methods}
+    counted = {j: _keep_shared([means[m][j] for m in methods]) for j in judges}
+    counted_best = {j: _keep_shared([best[m][j] for m in methods]) for j in judges}
+    counted_diversity = _keep_shared(list(apart.values()))
+    base = means[baseline]
     spread = {j: _deviation(base[j]) for j in judges}
     rows = []
     for m in methods:
@@ -125,8 +139,12 @@ def table(lines: Sequence[Line], *, baseline: str | None = None) -> list[Row]:
                 win={j: by_tag(wins(means[m][j], base[j])) for j in judges},
                 hacking={j: by_tag(effects[guide] - effects[j]) for j in judges if j not in (guide, *parts)},
                 tags={j: {tag: _of_tag(means[m][j], tags, tag) for tag in dict.fromkeys(tags)} for j in judges},
-                diversity=by_tag(column(m, lambda x: np.nan if x["diversity"] is None else x["diversity"])),
+                diversity=by_tag(apart[m]),
                 cost=_cost([by_method[m][key] for key in common]),
+                prompts=len(seeds),
+                counted=counted,
+                counted_best=counted_best,
+                counted_diversity=counted_diversity,
             )
         )
     return rows
@@ -144,6 +162,30 @@ def find_shared(lines: Sequence[Line]) -> list[tuple[str, int]]:
         have.setdefault((line["prompt"], line["seed"]), set()).add(line["method"])
     everyone = {line["method"] for line in lines}
     return [key for key, methods in have.items() if methods == everyone]
+
+
+def _keep_shared(columns: Sequence[np.ndarray]) -> int | None:
+    """Set to NaN, in place, the prompts for which a method has no value; return how many are left.
+
+    A method without any value cannot be compared, so it takes no prompts from the others.
+
+    Args:
+        columns: (P,) of each method.
+
+    Returns:
+        The number of prompts; None if no method has any value.
+
+    >>> columns = [np.array([1.0, np.nan, 3.0]), np.array([4.0, 5.0, np.nan]), np.full(3, np.nan)]
+    >>> _keep_shared(columns), columns[:2]
+    (1, [array([ 1., nan, nan]), array([ 4., nan, nan])])
+    """
+    known = [column for column in columns if np.isfinite(column).any()]
+    if not known:
+        return None
+    shared = np.isfinite(known).all(0)
+    for column in known:
+        column[~shared] = np.nan
+    return int(shared.sum())
 
 
 def _check_judges(lines: Sequence[Line], judges: Sequence[str]) -> None:

@@ -48,8 +48,10 @@ def tex(tables: Sequence[Part]) -> str:
         f"\\caption{{{escape_tex(caption)}}}\n\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n"
         f"{line(head)}\\midrule\n"
         + "\\addlinespace\n".join(map(line, body))
-        + "\\bottomrule\n\\end{tabular}\n\\end{table*}\n"
-        for _, caption, head, body in tables
+        + "\\bottomrule\n\\end{tabular}\n"
+        + (f"\\par\\smallskip {escape_tex(note)}\n" if note else "")
+        + "\\end{table*}\n"
+        for _, caption, head, body, note in tables
     )
 
 

@@ -8,6 +8,7 @@ therefore continues where it was, and shards may share a folder: each uses the l
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import secrets
@@ -33,6 +34,8 @@ from ._identity import agree, identity, read_json
 from ._lines import Line, append, files_of, plain_guide, read
 from ._lines import key as key_of
 from .job import Job
+
+_log = logging.getLogger(__name__)
 
 
 class Unit(NamedTuple):
@@ -108,6 +111,11 @@ class Comparison:
         self._read()
         for line in self._lines.values():
             self._check_line(line)
+        if lidar.store is not None:
+            _log.warning(
+                "a store holds banks for several methods, so only the first of them pays for one: "
+                "do not compare costs"
+            )
 
     def index(self, unit: Unit) -> int:
         """Return the number of the unit's prompt."""

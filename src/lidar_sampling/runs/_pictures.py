@@ -20,6 +20,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Guided
 from ..methods import load as load_method
+from ..methods._face import bank_cost, sampling_cost
 from ..rewards import name_of
 from ._folder import Folder, place_of, read_record
 from ._grid import draw_grid
@@ -108,8 +109,7 @@ class Pictures:
     def evaluations(self, unit: int, lidar: LiDAR) -> float:
         """Return the network evaluations that a unit will cost."""
         if not self._evaluations:
-            methods = [load_method(name) for name in self.job.methods]
-            costs = [method.cost(lidar, images=self.job.images) for method in methods]
+            costs = [cost_of_method(self.job, name, lidar) for name in self.job.methods]
             self._evaluations = sum(cost.network_evaluations for cost in costs)
         return self._evaluations
 
@@ -210,6 +210,22 @@ def draw_judged(
         if vanilla is not None:
             _warn_of_coarse(result, vanilla, name_of(lidar.reward))
     return list(zip(found, plain, strict=True))
+
+
+def cost_of_method(job: Job, name: str, lidar: LiDAR) -> Cost:
+    """Return what one prompt of a Job will cost by a method: the images and the bank, as far as the Job draws them.
+
+    Args:
+        job: the Job.
+        name: one of its methods.
+        lidar: its sampler.
+    """
+    method, images = load_method(name), len(job.only) or job.images
+    if job.task == "look":
+        return bank_cost(lidar)
+    if job.banks and isinstance(method, Guided):
+        return sampling_cost(method.sampler(lidar), images)
+    return method.cost(lidar, images=images)
 
 
 def _told_apart(job: Job) -> dict[str, Any]:
