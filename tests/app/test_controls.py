@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lidar_sampling import Cost
+from lidar_sampling import Cost, LiDAR, testing
 from lidar_sampling.app import words
 from lidar_sampling.app.controls import Controls, as_command, as_python, plain, restore
+from lidar_sampling.app.page import usual_controls
 from lidar_sampling.app.plot import trace_svg
 from lidar_sampling.methods import Rates
+from lidar_sampling.rewards import Mixture
 from lidar_sampling.runs import Job
 
 BASE = Job(prompts=["-"], reward="glyph")
@@ -56,8 +58,67 @@ def controls():
 
 @given(controls())
 def test_a_job_restores_the_controls_that_made_it(asked):
-    found = replace(USUAL, **restore(asked.job(BASE).to_json(brief=True)))
-    assert found.job(BASE) == asked.job(BASE)
+    other = replace(USUAL, n=3, scale=1.0, auto=True, steps=4, method="vanilla", only="1", images=2)
+    found, lost = restore(asked.job(BASE).to_json(brief=True), BASE, other)
+    assert replace(other, **found).job(BASE) == asked.job(BASE)
+    assert lost == []
+
+
+def test_what_a_picture_leaves_out_goes_back_to_the_usual_values():
+    found, lost = restore({"prompts": ["a dog"]}, BASE, USUAL)
+    assert replace(USUAL, **found) == replace(USUAL, prompt="a dog")
+    assert "beside" not in found
+    assert lost == []
+    moved = replace(USUAL, method="vanilla", n=50, scale=1.0, auto=True, strength=3.0, steps=7, only="1", seed=5)
+    assert replace(moved, **found) == replace(USUAL, prompt="a dog")
+
+
+def test_what_no_control_sets_is_named():
+    settings = {"guidance_scale": 2.0, "noise": "cps:0.5", "window": [0.9, 0.3], "lookahead": "dpm:3", "n": 8}
+    job = Job(
+        prompts=[{"prompt": "a dog", "source": "dog.png"}],
+        reward="glyph",
+        settings=settings,
+        call={"height": 64},
+        scheduler="DDIMScheduler",
+        metrics=["brightness"],
+    )
+    found, lost = restore(job.to_json(brief=True), BASE, USUAL)
+    assert found["n"] == 8
+    assert lost == [
+        "metrics",
+        "call",
+        "scheduler",
+        "guidance_scale",
+        "noise",
+        "window",
+        "lookahead",
+        "the metadata of the prompt",
+    ]
+    assert words.say_restored(lost[:2]) == "Settings restored, but not metrics, call: the page draws with its own."
+    shared = replace(BASE, settings={"guidance_scale": 2.0, "window": (0.9, 0.3)}, metrics=["brightness"])
+    assert restore(job.to_json(), shared, USUAL)[1] == [
+        "call",
+        "scheduler",
+        "noise",
+        "lookahead",
+        "the metadata of the prompt",
+    ]
+    assert restore({"prompts": ["a dog"]}, shared, USUAL)[1] == ["metrics", "guidance_scale", "window"]
+
+
+def test_what_the_picture_of_another_model_or_reward_leaves_out_is_named():
+    other = replace(BASE, model="some/model", reward="clip")
+    found, lost = restore({"prompts": ["a dog"], "methods": ["vanilla"]}, other, replace(USUAL, reward="clip"))
+    assert (found["reward"], found["method"], lost) == ("glyph", "vanilla", ["model"])
+    found, lost = restore({"prompts": ["a dog"], "reward": "brightness"}, BASE, USUAL)
+    assert (found["strength"], lost) == (USUAL.strength, ["reward_scale"])
+    said = {"prompts": ["a dog"], "reward": "brightness", "settings": {"reward_scale": "auto"}}
+    found, lost = restore(said, BASE, USUAL)
+    assert (found["auto"], found["strength"], lost) == (True, USUAL.strength, [])
+    assert restore({"prompts": [{"prompt": "a photo of a dog"}]}, BASE, USUAL)[1] == []
+    embedded = Job(prompts=["a photo of a dog"]).line(0)
+    assert restore({"prompts": [embedded]}, BASE, USUAL)[1] == []
 
 
 @given(controls())
@@ -116,7 +177,7 @@ def test_what_cannot_be_drawn_is_said(changes, message):
 
 def test_a_picture_without_a_prompt_is_refused():
     with pytest.raises(ValueError, match="names no prompt"):
-        restore({"settings": {}})
+        restore({"settings": {}}, BASE, USUAL)
 
 
 def test_what_it_costs_with_and_without_a_bank():
@@ -145,3 +206,9 @@ def test_the_plot_is_drawn_to_scale():
 def test_text_of_others_is_never_markup():
     assert "<script>" not in words.refusal("<script>alert(1)</script>")
     assert re.search("&lt;script&gt;", words.refusal("<script>alert(1)</script>"))
+
+
+def test_the_page_starts_with_the_mixture_that_it_was_given():
+    job = Job(["a cat"], reward={"brightness": 0.5, "jpeg-compressibility": 0.5})
+    lidar = LiDAR(testing.tiny_stable_diffusion(), reward=Mixture(job.reward))
+    assert usual_controls(lidar, job).reward == "brightness:0.5+jpeg-compressibility:0.5"

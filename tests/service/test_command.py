@@ -113,6 +113,13 @@ def test_a_model_that_is_not_there_ends_the_command(lidar, tmp_path):
     assert said.startswith(f"lidar: {tmp_path}")
 
 
+def test_defaults_above_the_limits_end_the_command(lidar, tiny):
+    said = "n must be at most 8, got 50, the default of tiny: ask for fewer members, or start the server with --n or"
+    how = ["--model", f"tiny={tiny}", "--reward", "brightness", "--port", "0"]
+    assert lidar("serve", *how, "--most-n", "8") == (2, f"lidar: {said} a larger --most-n")
+    assert lidar("serve", *how, "--most-steps", "8")[1].startswith("lidar: steps must be at most 8, got 50")
+
+
 def test_names_are_the_server_s_own(lidar, tiny):
     assert lidar("serve", "--model", f"a={tiny}") == (2, "lidar: a brings no reward: give one with --reward")
     assert "unknown method 'best-off-4'" in lidar("serve", "--method", "best-off-4")[1]

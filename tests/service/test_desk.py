@@ -8,10 +8,13 @@ import pytest
 import slow_reward
 from PIL import Image
 
+from lidar_sampling import LiDAR, testing
 from lidar_sampling.service import Desk, FullError
+from lidar_sampling.service.banks import Banks
 from lidar_sampling.service.drawing import fits
 from lidar_sampling.service.order import Order
 from lidar_sampling.service.turns import Turns
+from lidar_sampling.solvers import Solver
 
 
 @pytest.fixture
@@ -132,6 +135,22 @@ def test_banks_go_when_there_is_no_room(tmp_path, job):
         desk.banks.most_bytes = desk.banks.bytes - 1
         desk.banks.trim(needed=[orders[1].bank.id])
         assert [order.bank.file.exists() for order in orders[:2]] == [False, True]
+
+
+def test_what_a_client_asked_of_the_target_is_not_kept_beside_a_bank(tmp_path, tiny, job):
+    banks = Banks(tmp_path, 1 << 20)
+    own = Solver("dpm:2", steps=2, scheduler="DPMSolverMultistepScheduler", guidance_scale=1.0)
+    for solver, kept in ((own, {"n", "lookahead"}), ("dpm:2", {"n", "lookahead", "guidance_scale"})):
+        for scale in (2.0, 3.0):
+            how = {"n": 2, "steps": 4, "scale": 0.5, "guidance_scale": scale}
+            lidar = LiDAR(
+                testing.tiny_stable_diffusion(), reward="brightness", store=banks.store, lookahead=solver, **how
+            )
+            (bank,) = lidar.look("a cat", seed=5)
+            asked = asking(job, settings=how, seeds=[9], bank_seed=5, images=3)
+            found = banks.job(banks.keep(lidar, bank, None, asked).id)
+            assert (found.task, found.model, found.reward, found.texts()) == ("look", tiny, None, ["a cat"])
+            assert (set(found.settings), found.seeds, found.bank_seed) == (kept, (5,), None)
 
 
 def test_a_restart_says_what_became_of_each_order(tmp_path, job):

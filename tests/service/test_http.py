@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from statistics import mean, pstdev
 
 import pytest
 import slow_reward
@@ -131,7 +132,7 @@ class TestBanksAndJobs:
         monkeypatch.setattr(desk.banks, "job", lambda name: replace(job, model="/another/model"))
         answer = client.post("/v1/images", json={"bank": name})
         assert answer.status_code == 404
-        assert "is of a model or reward that is no longer served" in answer.json()["error"]["message"]
+        assert "is of a model that is no longer served" in answer.json()["error"]["message"]
 
     def test_health_and_numbers(self, client):
         assert client.get("/healthz").json() == {"status": "ok"}
@@ -145,6 +146,134 @@ class TestBanksAndJobs:
         assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
         text = {"content-type": "text/plain"}  # browsers send such requests anywhere without asking
         assert client.post("/v1/banks", content=b'{"prompt": "x"}', headers=text).status_code == 400
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, tiny, base):
+    """Start a server of several rewards, the first of which is the default."""
+    mixture = "brightness:0.5+jpeg-compressibility:0.5"
+    rewards = {"bright": "brightness", "jpeg": "jpeg-compressibility", "mixed": mixture}
+    with serving(tmp_path_factory.mktemp("several"), tiny, base, rewards=rewards, samplers=3) as found:
+        yield found
+
+
+class TestABankOfSeveralClients:
+    def ask(self, client, **asked):
+        """Draw pictures as OpenAI's clients do."""
+        answer = client.post("/v1/images/generations", json={"prompt": "a cat", **asked})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def draw(self, several, client, **asked):
+        """Draw pictures that a bank guides, and return their order."""
+        answer = client.post("/v1/images?wait=20", json=asked).json()
+        assert answer["state"] == "done", answer
+        return several[1].orders[answer["id"]]
+
+    def test_guides_each_by_its_own_request(self, several, tiny, base):
+        with http(several[0]) as client:
+            first = self.ask(client, seed=1, reward="bright", scale=0, strength=7, steps=2)
+            name = bank(client, seed=1, reward="jpeg")
+            assert name == first["bank_id"]
+            order = self.draw(several, client, bank=name, reward="jpeg", seed=2)
+            assert order.job.reward == "jpeg-compressibility"
+            assert next(iter(order.bank.rewards)) == "jpeg-compressibility"
+            settings = order.job.settings
+            assert (settings["steps"], settings["n"], settings["lookahead"]) == (3, 4, "dpm:2")
+            assert not {"scale", "reward_scale"} & set(settings)
+            assert self.draw(several, client, bank=name).job.reward == "brightness"  # the default, of two
+            again = self.ask(client, bank_id=name, reward="jpeg", scale=2, seed=2)
+            assert (again["bank_id"], again["seed"]) == (name, 2)
+            assert again["data"][0]["reward"] == again["data"][0]["rewards"]["jpeg-compressibility"]
+            refused = client.post("/v1/images", json={"bank": name, "reward": "jpg"})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, "reward")
+
+    def test_is_scored_by_the_reward_that_it_lacks(self, several):
+        with http(several[0]) as client:
+            name = bank(client, prompt="a hat", seed=1, reward="jpeg", guidance_scale=2.0)
+            drawn = self.draw(several, client, bank=name, seed=2)  # its only reward guides
+            assert (drawn.job.reward, drawn.job.settings["guidance_scale"]) == ("jpeg-compressibility", 2.0)
+            order = self.draw(several, client, bank=name, seed=2, reward="bright")
+            assert order.bank.id == name
+            members = client.get(f"/v1/banks/{name}").json()["images"]
+            assert members[0]["rewards"].keys() == {"brightness", "jpeg-compressibility"}
+            found = self.draw(several, client, bank=name, seed=3, reward="mixed")
+            assert (found.bank.id, found.bank.drawn) == (name, False)  # both parts have scored it
+
+    def test_of_a_mixture_says_its_value_and_order(self, several):
+        with http(several[0]) as client:
+            answer = self.ask(client, prompt="a pot", seed=1, reward="mixed", n=2)
+            order = several[1].orders[answer["id"]]
+            scores = {name: order.bank.rewards[name] for name in ("brightness", "jpeg-compressibility")}
+            for sample in answer["data"]:
+                parts = [(sample["rewards"][name] - mean(r)) / pstdev(r) for name, r in scores.items()]
+                assert sample["reward"] == pytest.approx(sum(parts) / 2, rel=1e-3, abs=1e-3)
+            recalled = several[1].banks.recall(order.bank.id, order.job.reward)
+            assert [*recalled.rewards] == ["mixture", "brightness", "jpeg-compressibility"]
+            assert recalled.best_first() == order.bank.best_first()
+            shown = client.get(f"/v1/banks/{order.bank.id}").json()["images"]
+            bright = [member["rewards"]["brightness"] for member in shown]
+            assert bright == sorted(bright, reverse=True)  # by the default
+
+    def test_is_ordered_by_the_model_s_own_reward_where_no_other_guides(self, several):
+        with http(several[0]) as client:
+            name = bank(client, prompt="a pen", seed=1, reward="mixed")
+        file = several[1].banks.file(name).with_suffix(".json")
+        told = json.loads(file.read_text())
+        told["rewards"]["jpeg-compressibility"] = None  # as a model's own reward is called in a Job
+        file.write_text(json.dumps(told))
+        assert [*several[1].banks.recall(name, None).rewards] == ["jpeg-compressibility", "brightness"]
+
+    def test_that_an_older_version_drew_is_still_known(self, several, base):
+        with http(several[0]) as client:
+            name = bank(client, prompt="a cup", seed=1)
+            file = several[1].banks.file(name).with_suffix(".json")
+            old = several[1].banks.job(name)
+            how = {**old.settings, "scale": 0.0, "steps": 1}
+            file.write_text(json.dumps(replace(old, reward="brightness", settings=how).to_json()))
+            order = self.draw(several, client, bank=name, seed=2)
+            assert (order.bank.id, order.bank.drawn, order.job.settings["steps"]) == (name, False, 3)
+
+
+class TestLimitsOfDefaults:
+    def test_what_a_request_leaves_out_is_limited(self, tmp_path, tiny, base):
+        limits = Limits(n=3, steps=2, images=2)
+        with serving(tmp_path, tiny, base, limits=limits, warm=False) as (url, desk, _), http(url) as client:
+            answer = client.post("/v1/images/generations", json={"prompt": "a cat", "bank_size": 2})
+            said = "steps must be at most 2, got 3, the default of tiny: ask for fewer steps, "
+            mend = "or start the server with --steps or a larger --most-steps"
+            assert (answer.status_code, answer.json()["error"]["message"]) == (422, said + mend)
+            for body, field in (({}, "bank_size"), ({"bank_size": 2, "n": 3}, "n"), ({"bank_size": 9}, "bank_size")):
+                answer = client.post("/v1/images/generations", json={"prompt": "a cat", "steps": 2, **body})
+                assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+            assert desk.counts["done"] == 0
+            fine = {"prompt": "a cat", "steps": 2, "bank_size": 2}
+            name = client.post("/v1/images/generations", json=fine).json()["bank_id"]
+            answer = client.post("/v1/images", json={"bank": name, "steps": 2, "images": 3})
+            assert answer.json()["error"]["param"] == "images"
+            answer = client.post("/v1/images", json={"bank": name})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (422, "steps")
+
+    @pytest.mark.parametrize(
+        ("limits", "changes", "message"),
+        [
+            (Limits(n=3), {}, "n must be at most 3, got 4, the default of tiny: .* with --n or a larger --most-n"),
+            (Limits(steps=2), {}, "steps must be at most 2, got 3, the default of tiny: .* a larger --most-steps"),
+            (
+                Limits(pixels=300),
+                {"call": {"height": 16, "width": 24}},
+                "size must have at most 300 pixels, got 24x16, the default of tiny",
+            ),
+        ],
+    )
+    def test_a_server_whose_defaults_are_above_them_does_not_start(
+        self, tmp_path, tiny, base, limits, changes, message
+    ):
+        with (
+            pytest.raises(ValueError, match=message),
+            serving(tmp_path, tiny, replace(base, **changes), limits=limits),
+        ):
+            pass
 
 
 @pytest.fixture(scope="module")

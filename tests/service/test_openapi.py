@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 def test_schemathesis_finds_nothing(tmp_path, tiny, base, monkeypatch):
     for reader in ("_lookahead", "runs._identity"):  # this takes most of the time with a tiny pipeline
         monkeypatch.setattr(f"lidar_sampling.{reader}.pipeline_contents", lambda pipe: {})
+    base = replace(base, settings={**base.settings, "n": 2, "steps": 2})
     limits, token = Limits(images=2, n=2, steps=2, pixels=1024, prompt=200, places=4), "schema-secret"
     with serving(tmp_path / "desk", tiny, base, limits=limits, places=4, tokens=[token]) as (url, desk, _):
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml"), "run"]

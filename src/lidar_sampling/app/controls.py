@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .._geneval import with_requirements
 from ..runs import Job
 
 _NO_BANK = ("n", "scale", "reward_scale", "lookahead", "window", "ess")  # settings that plain samples do not use
 _OPTIONS = {"n": "--n", "scale": "--scale", "reward_scale": "--reward-scale", "steps": "--steps"}
 _FLAGS = {"lookahead": "--lookahead", "guidance_scale": "--guidance-scale", "noise": "--noise", "window": "--window"}
+_KEPT = ("model", "variant", "preset", "metrics", "call", "scheduler", "dtype", "fast", "banks")  # without a control
 _TEXTS = ("model", "variant", "preset", "scheduler", "dtype", "fast", "device")
 
 
@@ -78,30 +81,44 @@ def plain(job: Job) -> Job:
     return replace(job, methods=["vanilla"], settings=settings, bank_seed=None)
 
 
-def restore(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the controls that a Job from a picture or an order sets; others are not included.
+def restore(said: Mapping[str, Any], base: Job, usual: Controls) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of the controls for the Job of a picture or an order, and what of the Job has no control.
 
+    A control that the Job says nothing of gets its usual value. Only ``beside`` is left out, since no Job says it.
     Nothing is checked or imported here; that happens on drawing.
+
+    Args:
+        said: the Job as JSON values; fields that are left out have their defaults.
+        base: the Job that the page starts from.
+        usual: the first values of the controls.
 
     Raises:
         ValueError: the Job names no prompt.
     """
-    prompts = said.get("prompts") or [""]
-    prompt = prompts[0]["prompt"] if isinstance(prompts[0], Mapping) else prompts[0]
+    (line, *_) = said.get("prompts") or [""]
+    prompt = line["prompt"] if isinstance(line, Mapping) else line
     if not isinstance(prompt, str) or not prompt:
         raise ValueError("the picture names no prompt")
-    found: dict[str, Any] = {"prompt": prompt, "only": ",".join(map(str, said.get("only", ())))}
-    found |= {"reward": _one_word(said["reward"])} if said.get("reward") else {}
-    found |= {"method": said["methods"][-1]} if said.get("methods") else {}
-    found |= {"images": said.get("images", 4), "seed": (said.get("seeds") or [0])[0]}
-    bank_seed = said.get("bank_seed")
-    found["bank_seed"] = found["seed"] if bank_seed is None else bank_seed
-    settings = said.get("settings", {})
-    found |= {name: settings[name] for name in ("n", "scale", "steps") if name in settings}
-    if "reward_scale" in settings:
-        found["auto"] = settings["reward_scale"] == "auto"
-        found |= {} if found["auto"] else {"strength": settings["reward_scale"]}
-    return found
+    settings, seed = dict(said.get("settings", {})), (said.get("seeds") or [0])[0]
+    bank_seed, strength = said.get("bank_seed"), settings.get("reward_scale")
+    own = "glyph" if said.get("model", "glyph") == "glyph" else usual.reward  # only glyph brings a reward
+    reward, method = one_word(said.get("reward") or own), (said.get("methods") or ["lidar"])[-1]
+    found: dict[str, Any] = {
+        "prompt": prompt,
+        "reward": reward,
+        "method": method,
+        "images": said.get("images", 4),
+        "seed": seed,
+        "bank_seed": seed if bank_seed is None else bank_seed,
+        "only": ",".join(map(str, said.get("only", ()))),
+        **{name: settings.get(name, getattr(usual, name)) for name in ("n", "scale", "steps")},
+        "auto": usual.auto if strength is None else strength == "auto",
+        "strength": usual.strength if strength in (None, "auto") else strength,
+    }
+    lost = _lost(said, base, line)
+    if strength is None and method != "vanilla" and reward != usual.reward:
+        lost.append("reward_scale")  # the usual one was chosen for another reward
+    return found, lost
 
 
 def as_command(job: Job) -> str:
@@ -117,7 +134,7 @@ def as_command(job: Job) -> str:
     for name in _TEXTS:
         if (value := getattr(job, name)) != getattr(usual, name):
             words += [f"--{name}", shlex.quote(value)]
-    words += [] if job.reward is None else ["--reward", shlex.quote(_one_word(job.reward))]
+    words += [] if job.reward is None else ["--reward", shlex.quote(one_word(job.reward))]
     if job.methods != usual.methods:
         words += ["--method", shlex.quote(job.methods[-1])]
     words += ["--images", str(job.images), "--seed", str(job.seeds[0])]
@@ -142,9 +159,29 @@ def as_python(job: Job) -> str:
     return f'from lidar_sampling.runs import Job, run\n\njob = Job(\n{lines})\nrun(job, "out")\n'
 
 
-def _one_word(reward: str | Mapping[str, float]) -> str:
+def one_word(reward: str | Mapping[str, float]) -> str:
     """Return a reward, or a mixture, in the form of ``--reward``."""
     return reward if isinstance(reward, str) else "+".join(f"{name}:{weight}" for name, weight in reward.items())
+
+
+def _lost(said: Mapping[str, Any], base: Job, line: str | Mapping[str, Any]) -> list[str]:
+    """Return the names of what a Job says otherwise than ``base``, and that no control sets.
+
+    Args:
+        said: the Job as JSON values; fields that are left out have their defaults.
+        base: the Job that the page starts from.
+        line: the prompt of the Job, perhaps with metadata for judges.
+    """
+    usual, own = Job(prompts=["-"]).to_json(), base.to_json()
+    lost = [name for name in _KEPT if said.get(name, usual[name]) != own[name]]
+    settings, ours = dict(said.get("settings", {})), own["settings"]
+    names = dict.fromkeys([*settings, *ours])
+    lost += [name for name in names if name not in _OPTIONS and settings.get(name) != ours.get(name)]
+    if isinstance(line, Mapping):
+        plain_line = {"prompt": line["prompt"]}
+        if line not in (plain_line, json.loads(json.dumps(with_requirements(plain_line)))):
+            lost.append("the metadata of the prompt")
+    return lost
 
 
 def _places(text: str) -> tuple[int, ...]:

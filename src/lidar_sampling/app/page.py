@@ -12,7 +12,7 @@ from .._values import accepts
 from ..runs import Job
 from ..service import Desk, FullError, Order
 from . import shown, words
-from .controls import Controls, plain, restore
+from .controls import Controls, one_word, plain, restore
 
 TITLE = "LiDAR: guidance by lookahead samples"
 _PLAIN = "Without guidance, from the same noise"
@@ -231,15 +231,16 @@ def make_page(desk: Desk, base: Job, usual: Controls) -> gr.Blocks:
             if path is None:
                 return {state: ""}
             try:
-                found = restore(shown.said_by(path))
+                found, lost = restore(shown.said_by(path), base, usual)
             except (ValueError, OSError, KeyError, TypeError) as error:
                 return {state: words.refusal(str(error))}
-            return {**{inputs[name]: value for name, value in found.items()}, state: words.say("Settings restored.")}
+            said = words.say(words.say_restored(lost))
+            return {**{inputs[name]: value for name, value in found.items()}, state: said}
 
         def recalls(name: str | None) -> dict[Any, Any]:
             if (order := desk.orders.get(name or "")) is None:
                 return {state: words.refusal("this order is no longer kept")}
-            found = restore(order.job.to_json(brief=True))
+            found, _ = restore(order.job.to_json(brief=True), base, usual)
             return {
                 **all_of(order, plain_of(plain(order.job))),
                 **{inputs[name]: value for name, value in found.items()},
@@ -297,7 +298,7 @@ def usual_controls(lidar: Any, job: Job) -> Controls:
     """
     settings = lidar.settings
     auto = not accepts(float, settings.reward_scale)
-    reward = job.reward if isinstance(job.reward, str) else rewards.name_of(lidar.reward)
+    reward = rewards.name_of(lidar.reward) if job.reward is None else one_word(job.reward)
     return Controls(
         prompt=job.text(0),
         reward=reward,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._cost import Cost, spell_counts
 from .._forecast import Rates
@@ -64,6 +64,16 @@ def refusal(problem: str) -> str:
 def say(text: str) -> str:
     """Return a line on what was done as HTML."""
     return f'<p class="status" role="status">{html.escape(text)}</p>'
+
+
+def say_restored(lost: Sequence[str]) -> str:
+    """Return what the page says after it has restored a picture's settings, except those that were ``lost``.
+
+    >>> say_restored([]), say_restored(["noise", "window"])
+    ('Settings restored.', 'Settings restored, but not noise, window: the page draws with its own.')
+    """
+    but = f", but not {', '.join(lost)}: the page draws with its own" if lost else ""
+    return f"Settings restored{but}."
 
 
 def _bar(text: str, part: float | None) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from .._live import Glimpse
 from .._media import to_pil
-from ..rewards import name_of
 from ..runs import Job
 from .catalog import field_of
 from .desk import Desk
@@ -94,8 +93,7 @@ def job_view(desk: Desk, order: Order) -> dict[str, Any]:
 
 
 def bank_view(bank: Bank, job: Job) -> dict[str, Any]:
-    """Return a bank as JSON, by the Job that drew it."""
-    seed = job.seeds[0] if job.bank_seed is None else job.bank_seed
+    """Return a bank as JSON, by the Job that draws it."""
     members = [
         {
             "picture": f"/v1/banks/{bank.id}/images/{k}",
@@ -103,21 +101,20 @@ def bank_view(bank: Bank, job: Job) -> dict[str, Any]:
         }
         for k in bank.best_first()
     ]
-    return {"id": bank.id, "object": "bank", "prompt": job.text(0), "seed": seed, "images": members}
+    return {"id": bank.id, "object": "bank", "prompt": job.text(0), "seed": job.seeds[0], "images": members}
 
 
-def pictures(desk: Desk, order: Order) -> dict[str, Any]:
+def pictures(order: Order) -> dict[str, Any]:
     """Return OpenAI's answer for a finished order, with our fields beside its own."""
     entry = order.result()[order.job.methods[-1]]
-    guiding = _guide_of(desk, order)
     data = [
         {
             "b64_json": base64.b64encode((order.out / file).read_bytes()).decode(),
             "revised_prompt": None,
-            "reward": sample["rewards"].get(guiding or next(iter(sample["rewards"]), "")),
+            "reward": order.scores[k] if order.scores else None,
             "rewards": sample["rewards"],
         }
-        for file, sample in zip(entry["images"], _samples(order), strict=True)
+        for k, (file, sample) in enumerate(zip(entry["images"], _samples(order), strict=True))
     ]
     return {
         "created": int(order.since),
@@ -168,7 +165,7 @@ async def openai_events(desk: Desk, order: Order, gone: asyncio.Event, partial_i
         if order.state != "done":
             yield event("error", refusal_of(order))
             return
-        found = await asyncio.to_thread(pictures, desk, order)
+        found = await asyncio.to_thread(pictures, order)
         usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
         usage_of = {**usage, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
         ours = {name: found[name] for name in ("id", "seed", "bank_id", "notes")}
@@ -219,8 +216,3 @@ def _samples(order: Order) -> list[dict[str, Any]]:
 
 def _bank_id(order: Order) -> str | None:
     return order.bank.id if order.bank is not None and order.bank.file.is_file() else None
-
-
-def _guide_of(desk: Desk, order: Order) -> str | None:
-    lidar = desk.sampler(order.job)
-    return None if lidar is None else name_of(lidar.reward)

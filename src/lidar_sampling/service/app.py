@@ -41,6 +41,10 @@ def make_app(
         catalog: what clients can choose from, and their limits.
         tokens: a request must carry one of them; several tokens distinguish clients.
         warming: work that must be done before the server is ready.
+
+    Raises:
+        ValueError: the defaults of a loaded model are above the limits. Those of a model that is still being loaded
+            end its work in ``warming`` with this error.
     """
     from .. import __version__
 
@@ -49,6 +53,10 @@ def make_app(
     app.add_middleware(
         Guard, refusal=refusal, tokens=tuple(tokens), largest=limits.body, patience=30.0, seen=metrics.count
     )
+    desk.check_with(catalog.check_loaded)
+    for usual in catalog.jobs():
+        if (lidar := desk.sampler(usual)) is not None:  # it was loaded before it could be checked
+            catalog.check_loaded(usual, lidar)
     handle(app, desk)
     document(app, catalog)
     known = [Depends(HTTPBearer(auto_error=False))] if tokens else []
@@ -61,6 +69,7 @@ def make_app(
             job = make()
             if (lidar := desk.sampler(job)) is not None:
                 check_size(lidar, job.call)
+                catalog.check_loaded(job, lidar)
             return desk.submit(job, client=request.scope["lidar.client"], live=live)
 
         desk.check_room(request.scope["lidar.client"])  # at once, whatever else is running
@@ -122,7 +131,7 @@ def make_app(
             return _GONE
         if order.state != "done":
             return JSONResponse(answers.refusal_of(order), answers.status_of(order))
-        return JSONResponse(await asyncio.to_thread(answers.pictures, desk, order))
+        return JSONResponse(await asyncio.to_thread(answers.pictures, order))
 
     @app.post(
         "/v1/banks",
@@ -180,7 +189,7 @@ def make_app(
     @app.get("/v1/banks/{bank_id}", response_model=requests.BankView, responses=describe(404), dependencies=known)
     def bank(bank_id: str) -> Response:
         """Return the members of a bank, best first."""
-        job, found = desk.banks.job(bank_id), desk.banks.recall(bank_id)
+        job, found = desk.banks.job(bank_id), desk.banks.recall(bank_id, catalog.guide(bank_id, desk.banks))
         if found is None or job is None:
             raise RefusedError("bank_id", f"no bank {bank_id!r} here: draw one with POST /v1/banks", 404)
         return JSONResponse(answers.bank_view(found, job))

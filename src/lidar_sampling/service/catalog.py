@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .._sampler import LiDAR
 from ..runs import Job
 from .banks import Banks
 from .limits import Limits
@@ -59,8 +60,8 @@ class Catalog:
         self._seeds = _Seeds()
 
     def jobs(self) -> list[Job]:
-        """Return a Job of each model with the first reward, to warm up."""
-        return [self._job(model, None) for model in self.models]
+        """Return a Job of each model with the first reward and the usual settings, to warm up."""
+        return [replace(self._job(model, None), task="look") for model in self.models]
 
     def look(self, asked: Look) -> Job:
         """Return the Job that draws a bank.
@@ -88,8 +89,9 @@ class Catalog:
         Raises:
             RefusedError: there is no such bank, or it cannot be drawn.
         """
-        base, file = self._of_bank("bank", asked.bank, banks)
-        _check_most("images", asked.images, self.limits.images, "images")
+        base, file = self._of_bank("bank", asked.bank, asked.reward, banks)
+        images = asked.images or self.base.images
+        _check_most("images", images, self.limits.images, "images")
         _check_most("steps", asked.steps, self.limits.steps, "steps")
         prompt = base.text(0)
         return self._make_job(
@@ -97,7 +99,7 @@ class Catalog:
             {
                 "banks": [str(file)],
                 "methods": ("lidar",),
-                "images": asked.images or self.base.images,
+                "images": images,
                 "seeds": [self._seeds.of(prompt, asked.seed)],
             },
             settings=_drop_unset(scale=asked.scale, reward_scale=asked.strength, steps=asked.steps),
@@ -132,7 +134,7 @@ class Catalog:
         if asked.bank_id is None:
             call = self._size(asked.size)
             return self._make_job(self._job(asked.model, asked.reward), how, settings=settings, call=call)
-        base, file = self._of_bank("bank_id", asked.bank_id, banks)
+        base, file = self._of_bank("bank_id", asked.bank_id, asked.reward, banks)
         if base.text(0) != asked.prompt:
             raise RefusedError(
                 "prompt", f"the bank is of {base.text(0)!r}, not of {asked.prompt!r}: draw a bank of that prompt"
@@ -145,26 +147,65 @@ class Catalog:
         ):
             if not fine:
                 raise RefusedError(name, f"the bank sets {name}: leave out {name}, or leave out bank_id")
-        if asked.reward is not None and self._job(asked.model, asked.reward).reward != base.reward:
-            raise RefusedError(
-                "reward", "the bank was scored by another reward: leave out reward, or leave out bank_id"
-            )
         return self._make_job(base, {**how, "banks": [str(file)]}, settings=settings)
 
-    def _of_bank(self, field: str, name: str, banks: Banks) -> tuple[Job, Path]:
-        """Return a Job with the settings of a bank, and the file of the bank.
+    def guide(self, name: str, banks: Banks) -> str | dict[str, float] | None:
+        """Return the reward that a bank guides by where a request names none, as a Job has it."""
+        return self._job(None, self._only_reward(name, banks)).reward
+
+    def check_loaded(self, job: Job, lidar: LiDAR) -> None:
+        """Refuse a Job that is above the limits by what its request left out: only a loaded model tells its defaults.
+
+        Args:
+            job: the Job.
+            lidar: its sampler, with its settings.
 
         Raises:
-            RefusedError: there is no such bank, or its model or reward is no longer served.
+            RefusedError: the message names the field, and the options of the server that mend it.
+        """
+        limits, settings = self.limits, lidar.settings_for(lidar.arguments())
+        default = f", the default of {self._model_of(job.model)}"
+        server = "or start the server with"
+        _check_most(
+            "steps", settings.steps, limits.steps, "steps", default, f", {server} --steps or a larger --most-steps"
+        )
+        if job.banks:  # its members are there already
+            return
+        members = "n" if job.task == "look" else "bank_size"
+        _check_most(members, settings.n, limits.n, "members", default, f", {server} --n or a larger --most-n")
+        width, height = lidar.pipe_kwargs.get("width"), lidar.pipe_kwargs.get("height")
+        if width and height:
+            self._check_pixels(width, height, default, f", {server} another --call or a larger --most-pixels")
+
+    def _of_bank(self, field: str, name: str, reward: str | None, banks: Banks) -> tuple[Job, Path]:
+        """Return a Job with what drew a bank, guided by a reward, and the file of the bank.
+
+        Args:
+            field: the field of the request that names the bank.
+            name: id of the bank.
+            reward: name of the reward; None takes the only one that has scored the bank, or else the default.
+            banks: where the bank is.
+
+        Raises:
+            RefusedError: there is no such bank, its model is no longer served, or the reward is not served.
         """
         job, file = banks.job(name), banks.file(name)
         if job is None or file is None:
             raise RefusedError(field, f"no bank {name!r} here: draw one with POST /v1/banks", 404)
-        rewards = [self._job(None, reward).reward for reward in self.rewards or [None]]
-        if job.model not in self.models.values() or job.reward not in rewards:
-            raise RefusedError(field, f"bank {name!r} is of a model or reward that is no longer served", 404)
-        base = replace(self.base, model=job.model, reward=job.reward, prompts=job.prompts)
-        return replace(base, settings=job.settings, call=job.call), file
+        if (model := self._model_of(job.model)) is None:
+            raise RefusedError(field, f"bank {name!r} is of a model that is no longer served", 404)
+        base = self._job(model, reward or self._only_reward(name, banks))
+        settings = {**base.settings, **job.settings}
+        return replace(base, prompts=job.prompts, settings=settings, call=job.call), file
+
+    def _only_reward(self, name: str, banks: Banks) -> str | None:
+        """Return the name of the only reward that has scored a bank; None if there are more, or it is not served."""
+        known = [*banks.scored_by(name).values()]
+        return next((reward for reward in self.rewards if [self._job(None, reward).reward] == known), None)
+
+    def _model_of(self, path: str) -> str | None:
+        """Return the name of a model for clients; None if it is not served."""
+        return next((name for name, known in self.models.items() if known == path), None)
 
     def _job(self, model: str | None, reward: str | None) -> Job:
         model = next(iter(self.models)) if model is None else model
@@ -188,10 +229,13 @@ class Catalog:
         if size is None or size == "auto":
             return {}
         width, height = map(int, size.split("x"))
-        if width * height > self.limits.pixels:
-            text = f"size must have at most {self.limits.pixels} pixels, got {size}: ask for a smaller one"
-            raise RefusedError("size", text)
+        self._check_pixels(width, height)
         return {"height": height, "width": width}
+
+    def _check_pixels(self, width: int, height: int, default: str = "", mend: str = "") -> None:
+        if width * height > (most := self.limits.pixels):
+            text = f"size must have at most {most} pixels, got {width}x{height}{default}: ask for a smaller one{mend}"
+            raise RefusedError("size", text)
 
     def _make_job(
         self,
@@ -269,9 +313,10 @@ def _drop_unset(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _check_most(name: str, value: int | None, most: int, what: str) -> None:
+def _check_most(name: str, value: int | None, most: int, what: str, default: str = "", mend: str = "") -> None:
+    """Refuse a value above its limit, saying whose ``default`` it is and how else to ``mend`` it."""
     if value is not None and value > most:
-        raise RefusedError(name, f"{name} must be at most {most}, got {value}: ask for fewer {what}")
+        raise RefusedError(name, f"{name} must be at most {most}, got {value}{default}: ask for fewer {what}{mend}")
 
 
 def _check_name(field: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> None:

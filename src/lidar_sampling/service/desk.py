@@ -189,6 +189,13 @@ class Desk:
         """Return the loaded sampler of a Job with its settings; None if it is not loaded."""
         return self._samplers.get(job)
 
+    def check_with(self, check: Callable[[Job, LiDAR], object]) -> None:
+        """Let ``check`` refuse Jobs, by what it raises, once their samplers are loaded and before anything is drawn.
+
+        It is called with a Job and its sampler, also for the Jobs of :meth:`warm`.
+        """
+        self._samplers.check = check
+
     def stop(self, *, finish: bool = True) -> None:
         """Accept no more orders, drop waiting ones, and finish or stop the running one. Return at once."""
         with self._ready:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from .._bank import LookaheadBank
 from .._guide import GuidanceError
 from .._hooks import DivergedError
 from .._live import Glimpse
+from .._result import Result
 from .._sampler import LiDAR
 from ..methods import Guided
 from ..methods import load as load_method
-from ..rewards import RewardError
+from ..rewards import RewardError, name_of
+from ..rewards.mixture import Mixture
 from ..runs import Job, Progress, task_of
 from ..runs._folder import Folder
 from ..runs._pictures import draw_judged
@@ -102,25 +104,30 @@ class Drawing:
         method = load_method(self.job.methods[-1])
         found: list[LookaheadBank] | None = None
         if self.job.banks:
-            found = [self._load_bank(order, banks) for order in self.orders]
+            found = self._load_bank(lidar, banks)
         elif isinstance(method, Guided):
-            found = self._look(method.sampler(lidar), banks)
+            found = self._look(method.sampler(lidar), banks, [order.job for order in self.orders])
         if self.job.task == "look":
             return
         if any(order.live for order in self.orders):
             lidar = lidar.with_live_preview(self.show, every=max(1, lidar.settings.steps // _GLIMPSES))
         self._put(lidar, found)
 
-    def _load_bank(self, order: Order, banks: Banks) -> LookaheadBank:
-        """Return the given bank of an order."""
-        file = Path(order.job.banks[0])
+    def _load_bank(self, lidar: LiDAR, banks: Banks) -> list[LookaheadBank]:
+        """Return the bank that the Job names; draw it again to score it if the Job's reward has not scored it yet."""
+        (order,), file = self.orders, Path(self.job.banks[0])  # such an order is drawn alone
+        told = banks.job(file.stem)
+        if told is not None and not banks.holds(file.stem, lidar, self.job):
+            seed = told.seeds[0]
+            lidar = lidar.with_settings(**told.settings).with_bank_seed(seed)
+            return self._look(lidar, banks, [replace(self.job, bank_seed=seed)])
         bank = LookaheadBank.load(file)
         banks.use(file.stem)
-        order.tell(bank=banks.recall(file.stem))
-        return bank
+        order.tell(bank=banks.recall(file.stem, self.job.reward))
+        return [bank]
 
-    def _look(self, lidar: LiDAR, banks: Banks) -> list[LookaheadBank]:
-        """Find or draw the bank of each order."""
+    def _look(self, lidar: LiDAR, banks: Banks, jobs: Sequence[Job]) -> list[LookaheadBank]:
+        """Find or draw the bank of each order; ``jobs`` say how."""
         shown: list[tuple[list[str], Tensor]] = []
 
         def show(glimpse: Glimpse) -> None:
@@ -129,8 +136,8 @@ class Drawing:
 
         texts = [order.job.text(0) for order in self.orders]
         found = lidar.with_live_preview(show).look(texts, seed=self.job.seeds[0])
-        for order, bank in zip(self.orders, found, strict=True):
-            order.tell(bank=banks.keep(lidar, bank, members_of(shown, bank.prompt), order.job))
+        for order, bank, job in zip(self.orders, found, jobs, strict=True):
+            order.tell(bank=banks.keep(lidar, bank, members_of(shown, bank.prompt), job))
         return found
 
     def _put(self, lidar: LiDAR, found: list[LookaheadBank] | None) -> None:
@@ -148,6 +155,25 @@ class Drawing:
             folder = Folder(order.out, manifest, resume=None, overwrite=False, count=1)
             folder.put(0, self.job.methods[-1], result, vanilla, line, order.job)
             task_of(order.job, order.out).collect()
+            order.tell(scores=_guiding_scores(lidar, result))
+
+
+def _guiding_scores(lidar: LiDAR, result: Result) -> list[float]:
+    """Return the guiding reward of each sample of one prompt; none for a mixture that nothing standardises.
+
+    A mixture without a calibration is standardised over the bank that guided the samples, as it was for its members.
+    """
+    reward = lidar.reward
+    if not isinstance(reward, Mixture):
+        return result.rewards[name_of(reward)][0].tolist()
+    if (calibration := reward.calibration) is None:
+        if not result.banks:
+            return []
+        members = {name: result.banks[0].reward(name).float() for name in reward.weights}
+        calibration = {name: (r.mean().item(), r.std(correction=0).item() or 1.0) for name, r in members.items()}
+    scores = {name: result.rewards[name][0] for name in reward.weights}
+    samples = LookaheadBank(result.latents[0], scores, result.prompts[0])
+    return samples.combine(reward.weights, calibration=calibration).reward().tolist()
 
 
 FAILS_ALONE = (RewardError, DivergedError)

@@ -27,7 +27,7 @@ class Bank:
     Attributes:
         file: file of the bank.
         pictures: a file for each member.
-        rewards: reward -> scores of the members, the guiding reward first.
+        rewards: reward -> scores of the members, the guiding reward first if it has scored them.
         drawn: whether it was drawn for this order instead of found.
     """
 
@@ -62,6 +62,7 @@ class Order:
         phase: its current phase.
         glimpse: unfinished samples.
         bank: the bank that guides it, once it is there.
+        scores: the guiding reward of each sample; empty before the samples are drawn, and after a restart.
         notes: warnings of the library.
         problem: reason of a failure.
         fault: cause of a failure: the request, the time limit or the server.
@@ -78,6 +79,7 @@ class Order:
     progress: Progress | None = None
     glimpse: Glimpse | None = None
     bank: Bank | None = None
+    scores: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problem: str = ""
     fault: Fault = ""

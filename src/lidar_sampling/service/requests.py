@@ -80,6 +80,9 @@ class Draw(BaseModel):
     seed: Seed | None = None
     images: Count | None = None
     steps: Count | None = Field(None, description="Denoising steps.")
+    reward: Name | None = Field(
+        None, description="Guiding reward; by default the only one that has scored the bank, or else the first."
+    )
 
 
 class Picture(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +25,16 @@ class Samplers:
     Args:
         store: store of their banks.
         most: most samplers that stay loaded; samplers with the same pipeline share it.
+
+    Attributes:
+        check: called with a Job and its loaded sampler; it refuses the Job by what it raises.
     """
 
     def __init__(self, store: BankStore, most: int) -> None:
         self.store, self.most = store, most
         self._loaded: OrderedDict[str, LiDAR] = OrderedDict()
         self._rates: dict[str, Rates] = {}
+        self.check: Callable[[Job, LiDAR], object] = lambda job, lidar: None
 
     def get(self, job: Job) -> LiDAR | None:
         """Return the sampler of a Job with its settings, if it is loaded."""
@@ -50,7 +55,9 @@ class Samplers:
                 self._loaded.popitem(last=False)
             self._loaded[key] = lidar
         self._loaded.move_to_end(key)
-        return _with_settings(self._loaded[key], job)
+        found = _with_settings(self._loaded[key], job)
+        self.check(job, found)
+        return found
 
     def rates(self, job: Job) -> Rates | None:
         """Return the measured speed of a Job's sampler; None before it is measured."""

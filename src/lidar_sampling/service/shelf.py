@@ -83,7 +83,7 @@ def _read_orders(jobs: Path, banks: Banks) -> Iterator[Order]:
             end = json.loads((folder / "end.json").read_text())
             order.state, order.problem, order.notes = end["state"], end["problem"], end["notes"]
             order.fault, name = end.get("fault", ""), end.get("bank")
-            order.bank = None if name is None else banks.recall(name)
+            order.bank = None if name is None else banks.recall(name, order.job.reward)
         else:
             order.end("lost", "its process ended before it was done: ask again", "server")
         yield order
