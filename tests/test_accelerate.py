@@ -105,6 +105,28 @@ class TestAccelerate:
         assert set(sizes) == {4, 6, 10}
         assert len(graphs) == 1
 
+    @pytest.mark.parametrize("what", ["whole", "blocks"])
+    def test_where_a_gradient_flows_networks_run_uncompiled(self, what):
+        pipe, compiled = testing.tiny_flux(), []
+
+        def backend(graph, inputs):
+            compiled.append(graph)
+            return graph.forward
+
+        def gradient(module):
+            x = start.clone().requires_grad_()
+            (found,) = torch.autograd.grad(module(x).square().sum(), x)
+            return found
+
+        decoder, start = pipe.vae.decoder, torch.randn(2, pipe.vae.config.latent_channels, 4, 4)
+        expected = gradient(decoder)
+        accelerate(pipe, compile=what, backend=backend)
+        assert torch.equal(gradient(decoder), expected)
+        assert not compiled
+        with torch.no_grad():
+            decoder(start)
+        assert compiled
+
     def test_convolutions_have_their_channels_last(self):
         pipe = testing.tiny_stable_diffusion()
         accelerate(pipe, channels_last=True)

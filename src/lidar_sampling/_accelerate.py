@@ -33,7 +33,8 @@ def accelerate(
         target: a diffusers pipeline, a reward with ``networks``, or a module.
         channels_last: lay convolutions' memory out with the channels last (torch.channels_last).
         compile: ``torch.compile`` whole networks, or the repeated blocks of those that have such and the rest whole:
-            the same gain on transformers, in a fraction of the time that compiling takes.
+            the same gain on transformers, in a fraction of the time that compiling takes. Where a gradient flows, as
+            in DATE, networks run uncompiled.
         cuda_graphs: record the kernels of a whole network once, and launch them together; wants ``compile="whole"``.
         encode_once: let text encoders of a pipeline see equal rows of a batch once.
         backend: of ``torch.compile``.
@@ -76,16 +77,32 @@ def _lay_channels_last(network: nn.Module) -> None:
 
 def _compile(network: nn.Module, what: str, cuda_graphs: bool, backend: str) -> None:
     options: dict[str, Any] = {"backend": backend}
-    blocks: Any = getattr(network, "compile_repeated_blocks", None)
-    if what == "blocks" and blocks is not None and getattr(network, "_repeated_blocks", None):
-        blocks(fullgraph=True, **options)
+    repeated = (getattr(network, "_repeated_blocks", None) or ()) if what == "blocks" else ()
+    if blocks := [module for module in network.modules() if type(module).__name__ in repeated]:
+        for block in blocks:
+            _compile_forward(block, fullgraph=True, **options)
         return
     if cuda_graphs:
         options["mode"] = "reduce-overhead"
         network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
     network.register_forward_pre_hook(_expect_other_batches, with_kwargs=True)
-    # Its forward alone, so that hooks around it, such as those that count, stay outside.
-    network.forward = torch.compile(network.forward, **options)
+    _compile_forward(network, **options)
+
+
+def _compile_forward(module: nn.Module, **options: Any) -> None:
+    """Compile the forward of a module, so that hooks around it, such as those that count, stay outside.
+
+    Where a gradient flows into the module, it runs as it is: a compiled decoder had none (docs/pitfalls.md, 36).
+    """
+    plain, compiled = module.forward, torch.compile(module.forward, **options)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        flows = torch.is_grad_enabled() and any(
+            isinstance(value, Tensor) and value.requires_grad for value in tree_leaves((args, kwargs))
+        )
+        return (plain if flows else compiled)(*args, **kwargs)
+
+    module.forward = forward
 
 
 def _expect_other_batches(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
