@@ -110,6 +110,13 @@ class TestDefaults:
         assert LiDAR(pipe, reward="brightness", reward_scale=3.0).settings.reward_scale == 3.0
         assert not caplog.text
 
+    def test_a_target_without_an_automatic_strength_is_named(self, caplog):
+        lidar = LiDAR(testing.tiny_stable_diffusion(), reward="brightness", reward_scale=3.0, ess=0.5)
+        assert "ess=0.5 does nothing: it is the target of reward_scale='auto', and reward_scale is 3.0" in caplog.text
+        caplog.clear()
+        lidar.with_settings(reward_scale="auto", ess=0.5)
+        assert not caplog.text
+
     def test_a_preset_keeps_its_strength_and_says_that_it_belongs_to_another_reward(self, caplog):
         pipe = testing.tiny_stable_diffusion()
         lidar = LiDAR(pipe, reward="brightness", settings="paper-sd15")

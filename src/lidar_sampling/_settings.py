@@ -81,7 +81,14 @@ class Settings:
         """Return the settings with ``changes``; a strength among them was tuned for no reward that is known."""
         if "reward_scale" in changes:
             changes = {"tuned_for": None, **changes}
-        return replace(self, **changes)
+        changed = replace(self, **changes)
+        if "ess" in changes and changed.reward_scale != "auto":
+            _log.warning(
+                "ess=%g does nothing: it is the target of reward_scale='auto', and reward_scale is %s",
+                changed.ess,
+                changed.reward_scale,
+            )
+        return changed
 
 
 def check_strength(name: str, value: float) -> None:

@@ -186,6 +186,19 @@ def test_a_preset_and_a_scheduler_are_one_too_many(lidar, tiny, tmp_path):
     )
 
 
+def test_a_setting_that_a_method_has_of_its_own_is_named(lidar, tiny, tmp_path, caplog):
+    fast = ["--images", "2", "--steps", "3", "--n", "2", "--lookahead", "dpm:2"]
+    how = [*tiny, *fast, "--noise", "ddpm", "--reward-scale", "7"]
+    assert lidar("generate", "a cat", *how, "--method", "fk+lidar", "--out", tmp_path / "guided")[0] == 0
+    assert "of its own" not in caplog.text
+    assert lidar("generate", "a cat", *how, "--method", "fk:every=0.5", "--out", tmp_path / "own")[0] == 0
+    assert (
+        "fk:every=0.5 has a reward_scale of its own, 10.0, and does not read the setting reward_scale=7.0"
+        in caplog.text
+    )
+    assert "give it as fk:reward_scale=7.0,every=0.5" in caplog.text
+
+
 def test_a_preset_is_said_in_the_settings(lidar, tiny, tmp_path):
     fast = ["--n", "2", "--steps", "2", "--images", "1"]
     assert lidar("generate", "a cat", *tiny, *fast, "--preset", "paper-sd15", "--out", tmp_path / "out")[0] == 0

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Pictures:
         """Take the folder and make the sampler ready, or refuse before anything is drawn."""
         job, name = self.job, self.job.methods[-1]
         method = None if name == "lidar" else load_method(name)
+        _warn_of_own(job, name, method)
         self._banks = find_banks(job.banks, job.texts()) if job.banks else None
         drawn_by: Any = method
         if self._banks is not None:
@@ -242,6 +243,25 @@ def _identify_prompts(job: Job) -> Any:
     for index in range(len(job)):
         digest.update(json.dumps(job.line(index)).encode() + b"\n")
     return f"{len(job)} prompts, sha256 {digest.hexdigest()}"
+
+
+def _warn_of_own(job: Job, name: str, method: Any) -> None:
+    """Warn of settings that the method does not read, since it has fields of its own of these names."""
+    if not is_dataclass(method) or "lidar" in name.partition(":")[0].split("+"):  # a guided sampler reads them, too
+        return
+    own = {field.name: getattr(method, field.name) for field in fields(method)}
+    for setting, value in job.settings.items():
+        if own.get(setting) is not None:
+            kind, colon, rest = name.partition(":")
+            _log.warning(
+                "%s has a %s of its own, %s, and does not read the setting %s=%s: give it as %s",
+                name,
+                setting,
+                own[setting],
+                setting,
+                value,
+                f"{kind}:{setting}={value}" + (f",{rest}" if colon else ""),
+            )
 
 
 def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
