@@ -8,5 +8,6 @@ import sys
 
 def command() -> str:
     """Return the command that runs, without ``--table``, which draws nothing."""
-    module = sys.modules["__main__"].__spec__.name.removesuffix(".__main__")
-    return shlex.join(["python", "-m", module, *(word for word in sys.argv[1:] if word != "--table")])
+    found = sys.modules["__main__"].__spec__  # None where a script runs
+    program = ["-m", found.name.removesuffix(".__main__")] if found else sys.argv[:1]
+    return shlex.join(["python", *program, *(word for word in sys.argv[1:] if word != "--table")])

@@ -72,7 +72,8 @@ def agree(place: Path, before: Mapping[str, Any], now: Mapping[str, Any], mend: 
     Raises:
         ValueError: the two differ; the message names the first such field and both values.
     """
-    before = {name: value for name, value in before.items() if name not in _TELL_NOTHING}
+    if isinstance(before, Mapping):  # a file of another version may hold anything
+        before = {name: value for name, value in before.items() if name not in _TELL_NOTHING}
     if before != now:
         field, old, new = difference(before, now)
         raise ValueError(
