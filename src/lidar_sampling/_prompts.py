@@ -68,15 +68,13 @@ def tokens_cut_off(pipe: Any, prompts: Sequence[str]) -> dict[str, tuple[int, in
     [(92, 24)]
     """
     parts = getattr(pipe, "components", {})
-    readers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
-    limits = [limit for reader in readers if isinstance(limit := getattr(reader, "model_max_length", None), int)]
-    if not limits or max(limits) > _NO_LIMIT:
+    readers = [part for name, part in parts.items() if name.startswith("tokenizer")]
+    by_limit = {getattr(reader, "model_max_length", 0): reader for reader in readers}
+    if not (limit := max(by_limit, default=0)) or limit > _NO_LIMIT:
         return {}
-    limit = max(limits)
-    reader = next(reader for reader in readers if getattr(reader, "model_max_length", None) == limit)
     long = [prompt for prompt in prompts if len(prompt) + 2 > limit]  # a token has a character or more
-    counts = [len(reader(prompt, verbose=False).input_ids) for prompt in long]
-    return {prompt: (count, limit) for prompt, count in zip(long, counts, strict=True) if count > limit}
+    counts = {prompt: len(by_limit[limit](prompt, verbose=False).input_ids) for prompt in long}
+    return {prompt: (count, limit) for prompt, count in counts.items() if count > limit}
 
 
 def check_prompt(prompt: Any) -> None:

@@ -393,11 +393,11 @@ class LiDAR:
             raise BankError(
                 f"banks must answer the prompts in their order: got {[bank.prompt for bank in given]} for {texts}"
             )
-        of_prompt: dict[str, LookaheadBank] = {}
+        alone = {bank.prompt: bank for bank in given}
         for bank in given:
-            if of_prompt.setdefault(bank.prompt, bank) is not bank:
+            if alone[bank.prompt] is not bank:
                 raise BankError(f"two banks of {bank.prompt!r}: draw by one after the other")
-        of_prompt = {prompt: self.with_guide(bank) for prompt, bank in of_prompt.items()}
+        of_prompt = {prompt: self.with_guide(bank) for prompt, bank in alone.items()}
         chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
             self._warn_of_another(bank)

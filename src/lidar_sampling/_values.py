@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import numbers
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -83,6 +85,48 @@ def check_settings(what: str, values: Mapping[str, Any], known: Mapping[str, Any
             raise ValueError(f"{what} has no {name!r}; {hint}")
         if not accepts(known[name], value):
             raise ValueError(f"{what}: {name} must be {spelt(known[name])}, got {value!r}")
+
+
+def check_fields(settings: Any, **ranges: str) -> None:
+    """Refuse a dataclass whose fields have values of another type than their annotations, or out of their range.
+
+    Args:
+        settings: the dataclass.
+        **ranges: field -> interval, as mathematics writes it; None and words pass where the annotation allows them.
+
+    Raises:
+        ValueError: the message names the field, the value and what is expected.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Threshold:
+        ...     share: float = 0.5
+        >>> check_fields(Threshold(2.0), share="[0, 1]")
+        Traceback (most recent call last):
+        ValueError: share must be in [0, 1], got 2.0
+    """
+    what, values = type(settings).__name__, {field.name: getattr(settings, field.name) for field in fields(settings)}
+    check_settings(what, values, typing.get_type_hints(type(settings)))
+    for name, interval in ranges.items():
+        if not isinstance(values[name], str | None) and not _inside(values[name], interval):
+            raise ValueError(f"{name} must be {_in_words(interval, values[name])}, got {values[name]}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _in_words(interval: str, value: float) -> str:
+    low, high = interval[1:-1].split(", ")
+    if low == "-inf":
+        return "finite"
+    if high != "inf":
+        return f"in {interval}"
+    words = f"{'at least' if interval[0] == '[' else 'above'} {low}"
+    return words if math.isfinite(value) else f"finite and {words}"
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .._bank import BankError, LookaheadBank, warn_of_equal
 from .._cost import Cost
 from .._settings import check_strength
 from .._space import Space, magnitudes
-from .._values import check_settings
+from .._values import check_fields
 from ._guidance import TokenMembers
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
@@ -57,14 +57,10 @@ class TokenSettings:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        check_settings("TokenSettings", vars(self), get_type_hints(TokenSettings))
-        for name in ("n", "lookahead_steps", "steps", "candidates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        whole = dict.fromkeys(("n", "lookahead_steps", "steps", "candidates", "batch_size"), "[1, inf)")
+        check_fields(self, **whole, floor="[0, 1)")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"floor must be in [0, 1), got {self.floor}")
         for name in ("reward_scale", "scale"):
             check_strength(name, getattr(self, name))
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from .._draw import Item, items_of
 from .._prompts import check_prompt
 from .._settings import check_strength
 from .._space import Space
-from .._values import accepts, check_settings
+from .._values import accepts, check_fields
 from ..rewards import name_of
 from ._guidance import TokenMembers
 from ._kernels import Absorbing
@@ -69,14 +69,10 @@ class TextSettings:
     softness: float = 0.1
 
     def __post_init__(self) -> None:
-        check_settings("TextSettings", vars(self), get_type_hints(TextSettings))
-        for name in ("n", "lookahead_steps", "steps", "gen_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        whole = dict.fromkeys(("n", "lookahead_steps", "steps", "gen_length"), "[1, inf)")
+        check_fields(self, **whole, softness="(0, 1)")
         for name in ("reward_scale", "scale"):
             check_strength(name, getattr(self, name))
-        if not 0 < self.softness < 1:
-            raise ValueError(f"softness must be in (0, 1), got {self.softness}")
 
 
 @dataclass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
 from .._forecast import parameters_of
 from .._hooks import check_memoryless
@@ -13,49 +12,6 @@ from .._kernel import DEFAULT, GLASS, check_kernel, read_noise
 from .._levels import family, prediction_type
 from .._sampler import LiDAR
 from .._settings import takes_eta
-from .._values import check_settings
-
-
-def check_fields(settings: Any, **ranges: str) -> None:
-    """Refuse a dataclass whose fields have values of another type than their annotations, or out of their range.
-
-    Args:
-        settings: the dataclass.
-        **ranges: field -> interval, as mathematics writes it; None and words pass where the annotation allows them.
-
-    Raises:
-        ValueError: the message names the field, the value and what is expected.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Threshold:
-        ...     share: float = 0.5
-        >>> check_fields(Threshold(2.0), share="[0, 1]")
-        Traceback (most recent call last):
-        ValueError: share must be in [0, 1], got 2.0
-    """
-    what, values = type(settings).__name__, {field.name: getattr(settings, field.name) for field in fields(settings)}
-    check_settings(what, values, get_type_hints(type(settings)))
-    for name, interval in ranges.items():
-        if not isinstance(values[name], str | None) and not _inside(values[name], interval):
-            raise ValueError(f"{name} must be {_in_words(interval, values[name])}, got {values[name]}")
-
-
-def _inside(value: float, interval: str) -> bool:
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    return above and (value <= high if interval[-1] == "]" else value < high)
-
-
-def _in_words(interval: str, value: float) -> str:
-    low, high = interval[1:-1].split(", ")
-    if low == "-inf":
-        return "finite"
-    if high != "inf":
-        return f"in {interval}"
-    words = f"{'at least' if interval[0] == '[' else 'above'} {low}"
-    return words if math.isfinite(value) else f"finite and {words}"
 
 
 def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) -> None:

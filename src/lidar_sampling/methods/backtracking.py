@@ -32,7 +32,8 @@ from .._draw import Item, items_of, seed_of
 from .._forecast import calls_of, rows_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_parts, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_parts, check_population, with_noise
 from ._face import check_comparable, in_steps, looks_cost, sampling_cost
 from ._stretches import Reached, Stretch, Stretches, back
 

@@ -17,7 +17,8 @@ from .._draw import Item
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, check_start, with_noise
+from .._values import check_fields
+from ._checks import check_population, check_start, with_noise
 from ._face import charge_looks, check_comparable, hook_batches, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_whole
+from .._values import check_fields
+from ._checks import check_whole
 from ._face import Method, best, best_cost, check_features, wants_features
 
 

@@ -31,7 +31,8 @@ from .._hooks import Step
 from .._kernel import new_noise, next_level, noise_like
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_own_noise, check_population, takes_own_steps, with_noise
+from .._values import check_fields
+from ._checks import check_ddim, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
     charge_looks,
     check_differentiable,

@@ -29,7 +29,7 @@ from .._levels import NoiseLevel, clean_prediction, noise_level
 from .._parts import denoisers
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields
+from .._values import check_fields
 from ._face import charge_looks, check_differentiable, differentiable_rewards, looks_cost, sampling_cost
 
 

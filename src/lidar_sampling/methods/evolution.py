@@ -43,7 +43,8 @@ from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from .._settings import takes_eta
-from ._checks import check_fields, check_middle, check_own_noise, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_middle, check_own_noise, check_population, with_noise
 from ._face import check_comparable, guiding_scores, hook_batches, in_steps, looks_cost, only
 
 PUBLISHED = (42, 26, 26, 26, 30)

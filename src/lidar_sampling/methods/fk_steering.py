@@ -38,7 +38,8 @@ from .._hooks import Step
 from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_population, with_noise
 from ._face import (
     bank_cost,
     charge_looks,

@@ -45,7 +45,7 @@ from .._hooks import Step
 from .._levels import NoiseLevel, check
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields
+from .._values import check_fields
 from ._face import check_differentiable
 from ._gradients import Climb, climbing_cost, draw_climbing, length_of
 

@@ -28,7 +28,8 @@ from .._cost import Cost
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_parts, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_parts, check_population, with_noise
 from ._face import best, check_features, in_steps, wants_features
 from ._segments import prune, pruning_cost
 

@@ -15,7 +15,8 @@ from itertools import pairwise
 from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_parts, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_parts, check_population, with_noise
 from ._face import best, selection_cost
 from ._segments import prune, pruning_cost
 

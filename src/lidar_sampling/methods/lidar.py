@@ -10,8 +10,8 @@ from .._levels import check
 from .._result import Result
 from .._sampler import LiDAR
 from .._settings import Strength
+from .._values import check_fields
 from ..solvers import load
-from ._checks import check_fields
 from ._face import bank_cost, sampling_cost
 
 

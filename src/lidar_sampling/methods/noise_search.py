@@ -24,7 +24,8 @@ from .._hooks import Hook, Step
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_start, check_whole
+from .._values import check_fields
+from ._checks import check_start, check_whole
 from ._face import check_comparable, guiding_scores, hook_batches, sampling_cost, selection_cost, where_better
 
 

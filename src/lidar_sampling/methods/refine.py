@@ -17,8 +17,9 @@ from .._decode import is_plain
 from .._draw import seed_of
 from .._result import Result
 from .._sampler import LiDAR
+from .._values import check_fields
 from ..solvers import load as load_solver
-from ._checks import check_fields, check_whole
+from ._checks import check_whole
 from ._face import best, in_steps, sampling_cost, selection_cost
 from .best_of import BestOf
 from .vanilla import Vanilla

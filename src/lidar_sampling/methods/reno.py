@@ -36,9 +36,10 @@ from .._kernel import noise_like
 from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
+from .._values import check_fields
 from ..rewards import RewardError, name_of
 from ..solvers import Solver
-from ._checks import check_fields, check_start, check_whole
+from ._checks import check_start, check_whole
 from ._face import check_differentiable, hook_batches, judge_of, looks_cost, where_better
 from ._gradients import gradient_of, length_of
 from .noise_search import Start

@@ -24,8 +24,8 @@ from .._hooks import Hook, Step
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
+from .._values import check_fields
 from ..rewards import name_of
-from ._checks import check_fields
 from ._face import bank_cost, hook_batches, sampling_cost
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]

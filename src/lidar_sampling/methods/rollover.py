@@ -36,15 +36,8 @@ from .._kernel import check_kernel, new_noise, next_level, noise_like, step_with
 from .._levels import NoiseLevel, start_scale
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import (
-    check_ddim,
-    check_fields,
-    check_middle,
-    check_own_noise,
-    check_population,
-    takes_own_steps,
-    with_noise,
-)
+from .._values import check_fields
+from ._checks import check_ddim, check_middle, check_own_noise, check_population, takes_own_steps, with_noise
 from ._face import (
     charge_looks,
     check_comparable,

@@ -29,7 +29,8 @@ from .._forecast import calls_of
 from .._guidance import tempering
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_population, with_noise
 from ._face import (
     best,
     best_cost,

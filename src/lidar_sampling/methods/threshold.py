@@ -33,7 +33,8 @@ from .._draw import items_of, seed_of
 from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_fields, check_parts, check_population, with_noise
+from .._values import check_fields
+from ._checks import check_parts, check_population, with_noise
 from ._face import check_comparable, guiding_scores, in_steps, looks_cost, sampling_cost
 from ._segments import predictions, run_part
 

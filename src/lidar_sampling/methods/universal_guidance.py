@@ -31,7 +31,8 @@ from .._kernel import check_kernel, next_level, noise_like, take_again
 from .._levels import NoiseLevel
 from .._result import Result
 from .._sampler import LiDAR
-from ._checks import check_ddim, check_fields, check_level_by_step, check_own_noise, takes_own_steps, with_noise
+from .._values import check_fields
+from ._checks import check_ddim, check_level_by_step, check_own_noise, takes_own_steps, with_noise
 from ._face import check_differentiable
 from ._gradients import Climb, climbing_cost, draw_climbing
 

@@ -10,8 +10,8 @@ from typing import Any
 from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
+from .._values import check_fields
 from ..solvers import Solver, use_solver
-from ._checks import check_fields
 from ._face import in_steps, sampling_cost, solver_cost
 
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -28,7 +27,7 @@ from .._files import write_json
 from .._media import save_sample
 from .._sampler import LiDAR
 from ..rewards import name_of
-from ..runs import Job
+from ..runs import Job, read_json
 from .order import Bank
 
 _ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")
@@ -77,7 +76,7 @@ class Banks:
         if (file := self.file(name)) is None:
             return {}
         with suppress(OSError, ValueError):
-            return json.loads(file.with_suffix(".json").read_text()).get("rewards", {})
+            return read_json(file.with_suffix(".json")).get("rewards", {})
         return {}
 
     def holds(self, name: str, lidar: LiDAR, job: Job) -> bool:
