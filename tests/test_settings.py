@@ -1,12 +1,14 @@
 """Settings that come with a model: complete, by name, and without anything that a scheduler silently ignores."""
 
 import inspect
+import re
+from functools import partial
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FluxControlPipeline
 
 from lidar_sampling import LiDAR, _precision, _settings, methods, testing
 from lidar_sampling._settings import DEFAULTS, PRESETS, settings_for
@@ -36,6 +38,65 @@ class TestEta:
     def test_that_has_an_effect_is_kept(self, caplog):
         lidar = LiDAR(ddim(testing.tiny_stable_diffusion()), reward="brightness", eta=1.0, reward_scale=1.0)
         assert lidar.settings.eta == 1.0
+        assert not caplog.records
+
+
+class TestWhatNothingReads:
+    @pytest.mark.parametrize(
+        ("make", "options", "line"),
+        [
+            (testing.tiny_stable_diffusion, {"steps": 5, "pipe_kwargs": {"num_inference_steps": 3}}, "steps=5 .*=3"),
+            (
+                testing.tiny_stable_diffusion,
+                {"steps": 5, "pipe_kwargs": {"timesteps": [9, 5]}},
+                "steps=5 .* 2 timeste",
+            ),
+            (
+                testing.tiny_stable_diffusion,
+                {"guidance_scale": 3.0, "pipe_kwargs": {"guidance_scale": 7.5}},
+                "guidance_scale=3.0 does nothing: the call has guidance_scale=7.5",
+            ),
+            (
+                testing.tiny_stable_diffusion,
+                {"guidance_scale": 1.0, "pipe_kwargs": {"negative_prompt": "grey"}},
+                "negative_prompt does nothing: it is read where guidance_scale is above 1",
+            ),
+            (
+                partial(testing.tiny_flux, schnell=True),
+                {"guidance_scale": 3.5},
+                "guidance_scale=3.5 does nothing: this FluxPipeline .* but true_cfg_scale with a negative_prompt",
+            ),
+            (partial(testing.tiny_flux, FluxControlPipeline, schnell=True), {"guidance_scale": 3.5}, "not read it$"),
+            (testing.tiny_flux, {"pipe_kwargs": {"negative_prompt": "grey"}}, "where true_cfg_scale is above 1"),
+            (testing.tiny_qwen_image, {"pipe_kwargs": {"guidance_scale": 2.0}}, "guidance_scale=2.0 does nothing"),
+        ],
+    )
+    def test_is_named_once(self, caplog, make, options, line):
+        lidar = LiDAR(make(), reward="brightness", reward_scale=1.0, **options)
+        lidar.with_settings(n=2)
+        assert re.search(line, "\n".join(record.getMessage() for record in caplog.records), re.MULTILINE)
+        assert len(caplog.records) == 1
+
+    def test_is_eta_of_steps_that_noise_replaces(self, caplog):
+        lidar = LiDAR(ddim(testing.tiny_stable_diffusion()), reward="brightness", eta=1.0, reward_scale=1.0)
+        assert not caplog.records
+        LiDAR(lidar.pipe, reward="brightness", eta=1.0, noise="ddpm", reward_scale=1.0)
+        assert "eta=1.0 does nothing: noise=ddpm replaces the steps of the scheduler" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("make", "options"),
+        [
+            (testing.tiny_stable_diffusion, {"steps": 3, "pipe_kwargs": {"num_inference_steps": 3}}),
+            (testing.tiny_stable_diffusion, {"pipe_kwargs": {"negative_prompt": "grey"}}),
+            (partial(testing.tiny_flux, schnell=True), {"guidance_scale": 0.0}),  # as its model card has it
+            (testing.tiny_flux, {"guidance_scale": 3.5}),
+            (testing.tiny_flux, {"pipe_kwargs": {"negative_prompt": "grey", "true_cfg_scale": 4.0}}),
+            (testing.tiny_qwen_image, {"pipe_kwargs": {"negative_prompt": " "}}),
+            (testing.tiny_pixart_sigma, {"guidance_scale": 4.5, "pipe_kwargs": {"negative_prompt": "grey"}}),
+        ],
+    )
+    def test_is_nothing_of_a_usual_call(self, caplog, make, options):
+        LiDAR(make(), reward="brightness", reward_scale=1.0, **options)
         assert not caplog.records
 
 

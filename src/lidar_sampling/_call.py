@@ -62,6 +62,14 @@ def inputs_of(pipe: Any) -> Collection[str]:
     return inspect.signature(pipe.__call__).parameters if blocks_of(pipe) is None else blocks_of(pipe).input_names
 
 
+def parameters_of(pipe: Any) -> dict[str, Any]:
+    """Return the arguments that ``pipe`` can be called with, and their defaults."""
+    blocks = blocks_of(pipe)
+    if blocks is not None:
+        return {parameter.name: parameter.default for parameter in blocks.inputs}
+    return {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
+
+
 def blocks_of(pipe: Any) -> Any:
     """Return the blocks of a modular pipeline; None of a classic one."""
     return getattr(pipe, "blocks", None)

@@ -15,20 +15,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ._call import TARGET_ONLY, blocks_of
+from ._branches import is_guided, with_scales
+from ._call import TARGET_ONLY, blocks_of, parameters_of
 from ._cost import Cost
 from ._levels import NoiseLevel, noise_level
-from ._parts import denoisers
 from ._profile import profiled
 from ._sampler import LiDAR
-
-
-def parameters_of(pipe: Any) -> dict[str, Any]:
-    """Return the arguments that ``pipe`` can be called with, and their defaults."""
-    blocks = blocks_of(pipe)
-    if blocks is not None:
-        return {parameter.name: parameter.default for parameter in blocks.inputs}
-    return {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
 
 
 def calls_of(pipe: Any, call: Mapping[str, Any]) -> int:
@@ -126,8 +118,6 @@ def _number_of_steps(arguments: Mapping[str, Any], timesteps: Tensor) -> int:
 def rows_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Return how many rows the denoiser sees of a sample at a step: one for each branch of guidance.
 
-    The pipeline's own property says whether there is classifier-free guidance, if it has one. Otherwise it is
-    ``true_cfg_scale`` above 1 with a negative prompt, or ``guidance_scale`` above 1 of a model that does not read it.
     Where branches come and go along the steps, this is the most; :func:`evaluations_of` adds them up as they are.
 
     Example:
@@ -138,9 +128,9 @@ def rows_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """
     if getattr(pipe, "guider", None) is not None:
         return max(_conditions(pipe.guider, timesteps_of(pipe, call)))
-    guided = _is_guided(pipe, call)
+    guided = is_guided(pipe, call)
     branches = 3 if guided and "InstructPix2Pix" in type(pipe).__name__ else 1 + guided
-    twin = _with_scales(pipe, call)
+    twin = with_scales(pipe, call)
     return branches + sum(bool(getattr(twin, f"do_{name}_guidance", False)) for name in _FURTHER)
 
 
@@ -163,7 +153,7 @@ def evaluations_of(pipe: Any, call: Mapping[str, Any]) -> int:
     if getattr(pipe, "guider", None) is not None:
         return sum(_conditions(pipe.guider, timesteps))
     calls, rows = len(timesteps), rows_of(pipe, call)
-    if not _is_guided(pipe, call):
+    if not is_guided(pipe, call):
         return calls * rows
     steps = _number_of_steps(arguments, timesteps)
     skipping = cut = 0
@@ -182,26 +172,6 @@ def _conditions(guider: Any, timesteps: Tensor) -> list[int]:
         twin.set_state(step=i, num_inference_steps=len(timesteps), timestep=timestep)
         branches.append(twin.num_conditions)
     return branches
-
-
-def _is_guided(pipe: Any, call: Mapping[str, Any]) -> bool:
-    if hasattr(type(pipe), "do_classifier_free_guidance"):
-        return bool(_with_scales(pipe, call).do_classifier_free_guidance)
-    arguments = {**parameters_of(pipe), **call}
-    if "true_cfg_scale" in arguments:
-        return arguments["true_cfg_scale"] > 1 and call.get("negative_prompt") is not None
-    reads = any(getattr(module.config, "guidance_embeds", False) for module in denoisers(pipe).values())
-    return not reads and (arguments.get("guidance_scale") or 0) > 1
-
-
-def _with_scales(pipe: Any, call: Mapping[str, Any]) -> Any:
-    """Return a copy of ``pipe`` that has taken the scales of guidance of a call, as its properties read them."""
-    twin, arguments = copy(pipe), {**parameters_of(pipe), **call}
-    for name, value in arguments.items():
-        if name.endswith("_scale"):
-            # Sound takes over the scale of pictures where it has none.
-            vars(twin)[f"_{name}"] = value or arguments.get(name.removeprefix("audio_"))
-    return twin
 
 
 @dataclass(frozen=True)

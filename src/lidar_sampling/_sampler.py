@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import rewards as _rewards
 from ._bank import BankError, BankStore, LookaheadBank, as_banks, warn_of_equal
+from ._branches import unread_of
 from ._call import check_call, per_prompt
 from ._cost import Cost, meter
 from ._decode import check_decodes, check_preview
@@ -42,6 +43,7 @@ from .solvers import load as load_solver
 Progress = Callable[[str, float, int], None]
 
 _ONE, _SOME = 1.01, 1.5  # effective sample sizes: below the first one member counts, above the second several do
+_OF_CALL = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}  # field -> argument
 _log = logging.getLogger(__name__)
 
 
@@ -122,10 +124,9 @@ class LiDAR:
             raise TypeError(f"overlap must be True or False, got {overlap!r}")
         self.metrics = [_rewards.load(m, device=device) if isinstance(m, str) else m for m in metrics]
         self.pipe_kwargs = dict(pipe_kwargs or {})
+        self._warned: set[str] = set()
         check_call(self.pipe, self.pipe_kwargs)
-        self._check_eta("eta" in changes)
-        if self.settings.noise is not None:
-            check_kernel(self.pipe.scheduler)
+        self._check_changes(changes)
         self.settings_for(self.arguments())  # what the call sets otherwise is checked as settings are
         self.batch_size = batch_size
         self.store = BankStore(store) if isinstance(store, str | Path) else store
@@ -156,7 +157,6 @@ class LiDAR:
         self._lookaheads: list[tuple[Solver, Any]] = []
         self._progress: Progress | None = None
         self._only: tuple[int, ...] = ()
-        self._warned: set[str] = set()
         self._bank_seed: int | None = None
         self._live: tuple[Show, int] | None = None
 
@@ -231,9 +231,7 @@ class LiDAR:
         twin.settings = self.settings.with_changes(**changes)
         if twin.settings.scheduler != self.settings.scheduler:
             twin.pipe, twin._lookaheads = _with_scheduler(self.pipe, twin.settings.scheduler), []
-        twin._check_eta("eta" in changes)
-        if twin.settings.noise is not None:
-            check_kernel(twin.pipe.scheduler)
+        twin._check_changes(changes)
         if twin.settings.lookahead != self.settings.lookahead:
             twin._solver = load_solver(twin.settings.lookahead, self.pipe)
         return twin
@@ -648,8 +646,7 @@ class LiDAR:
 
     def settings_for(self, call: Mapping[str, Any]) -> Settings:
         """Return the settings, with the values that the arguments of a call set otherwise."""
-        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "eta": "eta"}
-        return replace(self.settings, **{field: call[name] for field, name in names.items() if name in call})
+        return replace(self.settings, **{field: call[name] for field, name in _OF_CALL.items() if name in call})
 
     def _check_rates(self, by_name: Sequence[bool]) -> None:
         """Set the rewards that were loaded by name to the rate at which the pipeline draws audio.
@@ -670,21 +667,50 @@ class LiDAR:
                     )
                 own.sampling_rate = rate
 
+    def _check_changes(self, changes: Mapping[str, Any]) -> None:
+        """Refuse settings of the user that the scheduler cannot follow; warn of those that nothing reads.
+
+        Raises:
+            ValueError: the message names the setting and the mend.
+        """
+        call = self.pipe_kwargs
+        for field, name in _OF_CALL.items():
+            if field in changes and name in call and call[name] != changes[field]:
+                self.warn_once(f"{field}={changes[field]} does nothing: the call has {name}={call[name]}")
+        for name in ("timesteps", "sigmas"):
+            if "steps" in changes and call.get(name) is not None and len(call[name]) != changes["steps"]:
+                self.warn_once(f"steps={changes['steps']} does nothing: the call has {len(call[name])} {name}")
+        self._check_eta("eta" in changes)
+        if self.settings.noise is not None:
+            check_kernel(self.pipe.scheduler)
+        asked = {name: value for name, value in changes.items() if name == "guidance_scale"}
+        for line in unread_of(self.pipe, {**asked, **call}):
+            self.warn_once(line)
+
+    def warn_once(self, line: str) -> None:
+        """Log a warning, unless this sampler or one that was made of it has logged it before."""
+        if line not in self._warned:
+            self._warned.add(line)
+            _log.warning("%s", line)
+
     def _check_eta(self, asked: bool) -> None:
-        """Refuse an eta of the user that has no effect; leave out a default one, with a warning.
+        """Refuse an eta of the user that no step takes; leave out a default one, with a warning.
 
         Raises:
             ValueError: a step of the scheduler takes no eta.
         """
         eta = self.pipe_kwargs.get("eta") if "eta" in self.pipe_kwargs else self.settings.eta
+        asked = asked or "eta" in self.pipe_kwargs
+        if eta and asked and self.settings.noise is not None:
+            self.warn_once(f"eta={eta} does nothing: noise={self.settings.noise} replaces the steps of the scheduler")
         if eta is None or takes_eta(self.pipe.scheduler):
             return
         name = type(self.pipe.scheduler).__name__
-        if asked or "eta" in self.pipe_kwargs:
+        if asked:
             raise ValueError(
                 f"eta={eta} has no effect: a step of {name} takes none; leave it out or use DDIMScheduler"
             )
-        _log.warning("eta=%s of the settings is left out: a step of %s takes none", eta, name)
+        self.warn_once(f"eta={eta} of the settings is left out: a step of {name} takes none")
         self.settings = replace(self.settings, eta=None)
 
 

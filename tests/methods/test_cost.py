@@ -314,6 +314,19 @@ def family(key):
     return LiDAR(tiny.make(), reward=mean, pipe_kwargs=tiny.call, **options)
 
 
+def test_of_flux_pipelines_that_do_not_read_the_scale_of_guidance():
+    pipe = testing.tiny_flux(diffusers.FluxControlPipeline, schnell=True)
+    config, channels = (
+        pipe.transformer.config,
+        {"in_channels": 32, "out_channels": 16},
+    )  # latents beside the picture's
+    pipe.register_modules(transformer=diffusers.FluxTransformer2DModel.from_config(config, **channels))
+    picture = {"control_image": torch.zeros(1, 3, 16, 16), "height": 16, "width": 16, "guidance_scale": 3.5}
+    lidar = LiDAR(pipe, reward=mean, steps=2, pipe_kwargs=picture)
+    told, counted = forecast_and_count(methods.load("vanilla"), lidar)
+    assert told == counted
+
+
 @pytest.mark.parametrize("key", testing.PIPELINES)
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])
 def test_of_every_family(key, guidance_scale):

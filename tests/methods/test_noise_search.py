@@ -38,6 +38,18 @@ class TestNoiseSearch:
         NoiseSearch(rounds=1, neighbours=1, cosine=1.0).draw(lidar, ["a cat"], images=1, seed=1)
         torch.testing.assert_close(drawn[1].images, drawn[0].images, rtol=0, atol=1e-5)
 
+    def test_has_its_own_eta_whatever_the_settings_say_of_theirs(self):
+        for eta in (0.0, 0.5):
+            for settings in ({}, {"eta": None}):
+                found = NoiseSearch(rounds=0, eta=eta).draw(make(**settings), PROMPTS, images=1, seed=1)
+                plain = make(eta=eta).sample(PROMPTS, 1, 1)
+                torch.testing.assert_close(found.images, plain.images, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("options", [{"scheduler": "EulerDiscreteScheduler"}, {"noise": "ddpm"}])
+    def test_refuses_an_eta_that_no_step_takes(self, options):
+        with pytest.raises(ValueError, match=r"eta=0\.5 of noise search has no effect: the steps of the sampler"):
+            NoiseSearch(eta=0.5).draw(make(**options), PROMPTS, images=1, seed=1)
+
     def test_climbs_from_round_to_round(self):
         lidar = make()
         runs = [

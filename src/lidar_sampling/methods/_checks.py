@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-from .._forecast import parameters_of
+from .._call import parameters_of
 from .._hooks import check_memoryless
 from .._kernel import DEFAULT, GLASS, check_kernel, read_noise
 from .._levels import family, prediction_type

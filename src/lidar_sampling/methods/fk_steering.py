@@ -125,6 +125,8 @@ class FKSteering:
         check_comparable(lidar)
         if self.guided:
             check(lidar.pipe.scheduler)
+        if images == 1:
+            lidar.warn_once("FK steering chooses among the images of a prompt: one alone is drawn as it is")
 
 
 _LOG_CUT = math.log(1e10)  # of the released code

@@ -18,14 +18,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._call import parameters_of
 from .._cost import Cost
 from .._draw import items_of
 from .._hooks import Hook, Step
 from .._levels import start_scale
 from .._result import Result
 from .._sampler import LiDAR
+from .._settings import takes_eta
 from .._values import check_fields
-from ._checks import check_start, check_whole
+from ._checks import check_start, check_whole, takes_own_steps
 from ._face import check_comparable, guiding_scores, hook_batches, sampling_cost, selection_cost, where_better
 
 
@@ -60,7 +62,7 @@ class NoiseSearch:
         """
         self._check(lidar)
         call = lidar.arguments()
-        if self.eta is not None and "eta" in call:
+        if self.eta is not None and _reads_eta(lidar):
             call["eta"] = self.eta
         around, starts = hook_batches(lidar, lambda batch: Start(), whole=True)
         best = lidar.sample(list(prompts), images, seed, call=call, around=around)
@@ -94,6 +96,13 @@ class NoiseSearch:
         check_comparable(lidar)
         check_whole(lidar, "noise search")
         check_start(lidar, "noise search")
+        if self.eta and not _reads_eta(lidar):
+            raise ValueError(f"eta={self.eta} of noise search has no effect: the steps of the sampler take none")
+
+
+def _reads_eta(lidar: LiDAR) -> bool:
+    """Return whether eta reaches the steps of a sampler."""
+    return takes_own_steps(lidar) and takes_eta(lidar.pipe.scheduler) and "eta" in parameters_of(lidar.pipe)
 
 
 def neighbours(pivots: Tensor, count: int, cosine: float, seeds: Sequence[int]) -> Tensor:

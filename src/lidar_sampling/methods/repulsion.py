@@ -69,6 +69,8 @@ class Repelling(ABC):
     def _check(self, lidar: LiDAR) -> None:
         if self.worst > lidar.settings.n:
             raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
+        if self.worst == lidar.settings.n:
+            lidar.warn_once(f"worst={self.worst} is the whole bank: samples keep away from its best members, too")
 
 
 @dataclass(frozen=True)
