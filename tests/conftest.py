@@ -28,6 +28,12 @@ def glyph_lidar():
     return LiDAR.from_pretrained("glyph")
 
 
+@pytest.fixture
+def said(caplog):
+    """Return a function that returns the warnings of this library so far; transformers has its own when it loads."""
+    return lambda: [text for name, _, text in caplog.record_tuples if name.startswith("lidar_sampling")]
+
+
 # Less used pipelines: a different third of their tests runs each week.
 LONG_TAIL = ["wan-i2v", "chroma", "hidream", "lumina-2", "cogview-4", "ltx-2", "kandinsky-5", "mochi"]
 LONG_TAIL += ["audioldm-2", "ace-step", "stable-audio-3", "kolors", "cosmos-2.5", "qwen-image-edit"]

@@ -74,12 +74,12 @@ class TestRepulsion:
             replace(method, worst=0)
 
     @pytest.mark.parametrize("method", [SafeDenoiser(), Spell()])
-    def test_from_the_whole_bank_says_so(self, method, caplog):
+    def test_from_the_whole_bank_says_so(self, method, said):
         lidar = make()
         replace(method, worst=5).draw(lidar, PROMPTS, images=1, seed=0)
-        assert not caplog.records
+        assert not said()
         replace(method, worst=6).draw(lidar, PROMPTS, images=1, seed=0)
-        assert caplog.messages == ["worst=6 is the whole bank: samples keep away from its best members, too"]
+        assert said() == ["worst=6 is the whole bank: samples keep away from its best members, too"]
 
     def test_of_packed_latents(self):
         flux = LiDAR(testing.tiny_flux(), reward="brightness", n=3, steps=2, pipe_kwargs={"height": 16, "width": 16})

@@ -93,6 +93,8 @@ class FKSteering:
                 noise, under which copies stay alike; or a call that ends before the samples are clean.
         """
         self._check(lidar, images)
+        if images == 1:
+            lidar.warn_once("FK steering chooses among the images of a prompt: one alone is drawn as it is")
         lidar = with_noise(lidar, copies=images > 1)
 
         def particles(batch: Sequence[Item]) -> Weighed:
@@ -125,8 +127,6 @@ class FKSteering:
         check_comparable(lidar)
         if self.guided:
             check(lidar.pipe.scheduler)
-        if images == 1:
-            lidar.warn_once("FK steering chooses among the images of a prompt: one alone is drawn as it is")
 
 
 _LOG_CUT = math.log(1e10)  # of the released code

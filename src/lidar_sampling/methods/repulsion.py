@@ -48,6 +48,8 @@ class Repelling(ABC):
             ValueError: a bank that is smaller than ``worst``.
         """
         self._check(lidar)
+        if self.worst == lidar.settings.n:
+            lidar.warn_once(f"worst={self.worst} is the whole bank: samples keep away from its best members, too")
         banks, cost = lidar.draw_banks(list(prompts), seed, None)
         members = {}
         for bank in banks:
@@ -69,8 +71,6 @@ class Repelling(ABC):
     def _check(self, lidar: LiDAR) -> None:
         if self.worst > lidar.settings.n:
             raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
-        if self.worst == lidar.settings.n:
-            lidar.warn_once(f"worst={self.worst} is the whole bank: samples keep away from its best members, too")
 
 
 @dataclass(frozen=True)
