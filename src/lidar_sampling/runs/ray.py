@@ -116,10 +116,19 @@ def run(
             shutil.rmtree(folder)
         if gpus == 0 and job.device is None:
             job = replace(job, device="cpu")
-        crew = _Crew(ray, job, folder, gpus=gpus, judge_gpus=judge_gpus, workers=workers, tell=tell)
+        crew = _Crew(ray, _anchored(job), folder, gpus=gpus, judge_gpus=judge_gpus, workers=workers, tell=tell)
         with crew.sign_in():
             crew.work()
     return crew.outcome()
+
+
+def _anchored(job: Job) -> Job:
+    """Return the Job with absolute paths: a worker of a cluster that runs already begins in another folder."""
+    model = job.model
+    if model != "glyph" and Path(model).is_dir():  # else a hub id
+        model = str(Path(model).resolve())
+    store = job.store and str(Path(job.store).resolve())
+    return replace(job, model=model, store=store, banks=tuple(str(Path(bank).resolve()) for bank in job.banks))
 
 
 @dataclass(eq=False)
