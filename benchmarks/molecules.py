@@ -111,9 +111,7 @@ def methods(
 
     def fk(k: int) -> TokenResult:
         stepper = TokenFKSteering(lidar.score, lidar.kernel, reward_scale=arguments.reward_scale, particles=k)
-        result = lidar.sample(count, seed=seed, stepper=stepper)
-        result.cost["steering"] = Cost(reward_calls=stepper.evaluations)
-        return result
+        return lidar.sample(count, seed=seed, stepper=stepper)
 
     found: dict[str, Callable[[], TokenResult]] = {"plain": lambda: lidar.vanilla(count, seed=seed)}
     for n in map(int, arguments.ns.split(",")):

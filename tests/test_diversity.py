@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pictures import pictures
 
 from lidar_sampling import LiDAR, methods, rewards, testing
-from lidar_sampling.rewards import _diversity, diversity, features_of, select_diverse
+from lidar_sampling.rewards import RewardError, _diversity, diversity, features_of, select_diverse
+from lidar_sampling.rewards.mixture import Ensemble
 
 SEEDS = st.integers(0, 10_000)
 
@@ -111,8 +112,52 @@ def test_features_are_those_of_the_first_judge_that_has_some():
     images = pictures(3)
     glyph, heldout = rewards.load("glyph"), rewards.load("glyph-heldout")
     found = features_of([rewards.load("brightness"), glyph, heldout], images)
-    assert torch.equal(found, glyph.features(images))
+    torch.testing.assert_close(found, glyph.features(images), rtol=0, atol=1e-6)
     assert features_of([rewards.load("brightness")], images) is None
+    ensemble = Ensemble([rewards.load("brightness"), glyph])
+    assert torch.equal(features_of([ensemble], images), found)
+
+
+class Eyes:
+    """A judge whose features are given."""
+
+    name = "eyes"
+
+    def __init__(self, found):
+        self.found = found
+
+    def features(self, images):
+        return self.found
+
+    def __call__(self, *, images, prompts):
+        return images.flatten(1).mean(1)
+
+
+def test_features_count_by_their_direction_alone():
+    long = torch.tensor([[10.0, 0.0], [0.0, 5.0], [1.0, 1.0]])
+    found = features_of([Eyes(long)], pictures(3))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    assert 0 <= diversity(found) <= 2
+
+
+@pytest.mark.parametrize("found", [torch.eye(3)[:1], torch.full((3, 2), torch.nan), torch.zeros(3, 2, 2)])
+def test_features_that_are_none_are_refused(found):
+    with pytest.raises(RewardError, match=r"features of eyes must be finite, \(3, d\), got "):
+        features_of([Eyes(found)], pictures(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "features", "count", "worth", "words"),
+    [
+        (torch.tensor([1.0, torch.nan, 3.0]), torch.eye(3), 2, 0.0, "rewards must be finite, got"),
+        (torch.ones(3), torch.eye(2), 2, 0.0, "3 candidates need as many features, got 2"),
+        (torch.ones(3), torch.eye(3), 1.5, 0.0, "count must be 1 to 3"),
+        (torch.ones(3), torch.eye(3), 2, -5.0, "diverse must be finite and at least 0, got -5"),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused(values, features, count, worth, words):
+    with pytest.raises(ValueError, match=words):
+        select_diverse(values, features, count, worth)
 
 
 def test_features_of_a_video_are_the_mean_of_its_frames():

@@ -75,6 +75,12 @@ class TestFamilies:
         (series,) = families(["lidar:n=27,scale=3", "lidar:scale=3,n=9"])
         assert series == ("lidar:n=*,scale=3", "n", [(9.0, "lidar:scale=3,n=9"), (27.0, "lidar:n=27,scale=3")])
 
+    def test_numbers_are_read_as_settings_are(self):
+        (series,) = families(["lidar:scale=.5", "lidar:scale=2", "lidar:scale=1E-1"])
+        assert [x for x, _ in series.points] == [0.1, 0.5, 2.0]
+        (series,) = families(["halving-8:keep_at=[.25,.5],steps=4", "halving-8:keep_at=[.25,.5],steps=8"])
+        assert (series.key, [x for x, _ in series.points]) == ("steps", [4.0, 8.0])
+
     def test_a_grid_is_a_series_each_way(self):
         names = [f"lidar:n={n},scale={scale}" for n in (3, 9) for scale in (1.5, 6)]
         assert [series.name for series in families(names)] == [

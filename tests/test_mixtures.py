@@ -25,6 +25,16 @@ def blue(*, images, prompts):
     return 1000 * images[:, 2].flatten(1).mean(1)
 
 
+class Ear:
+    """A reward that hears at a rate."""
+
+    def __init__(self, rate):
+        self.sampling_rate, self.name = rate, f"ear {rate}"
+
+    def __call__(self, *, images, prompts):
+        return images.flatten(1).mean(1)
+
+
 def bank_of(**rewards):
     n = len(next(iter(rewards.values())))
     columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in rewards.items()}
@@ -122,11 +132,20 @@ def test_mixtures_that_are_refused(arguments, message):
     [
         (([red],), "at least two members, got 1"),
         (([red, blue], "max"), "how must be"),
+        (([Ear(8000), Ear(16000)],), "must hear at one rate, got 8000 and 16000 Hz"),
     ],
 )
 def test_ensembles_that_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ensemble(*arguments)
+
+
+def test_an_ensemble_hears_at_the_rate_of_its_members():
+    ensemble = Ensemble([Ear(48_000), Ear(48_000)])
+    for judge in (ensemble, Mixture({"ensemble": 1.0}, rewards=[ensemble])):
+        with pytest.raises(ValueError, match="ensemble hears 48000 samples per second, and the pipeline draws"):
+            LiDAR(testing.tiny_stable_audio(), reward=judge)
+    assert not hasattr(Ensemble([red, blue]), "sampling_rate")
 
 
 def test_a_part_goes_by_its_own_name():

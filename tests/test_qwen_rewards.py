@@ -370,6 +370,9 @@ def test_edit_reward_is_the_published_one_of_each_pair_in_any_batch(edit, tmp_pa
 
 def test_edit_reward_refusals(edit, tmp_path):
     path, weights, _ = edit
+    for source in (torch.rand(1, 3, 60, 60), torch.rand(3, 60, 60) * 2 - 1, torch.rand(3, 60, 60) * torch.nan):
+        with pytest.raises(ValueError, match=r"source must be a picture \(3, H, W\)|must lie in \[0, 1\]|hold NaN"):
+            EditReward(path, source=source, processor=path)
     reward = EditReward(path, processor=path)
     with pytest.raises(ValueError, match=r'needs the picture before the edit as source= or "source", got .*a cat'):
         reward(images=pictures(1, 60), prompts=[{"prompt": "a cat"}])

@@ -264,6 +264,20 @@ class TestFailures:
         with pytest.raises(ValueError, match="name the reward at the service"):
             rewards.load("http://127.0.0.1:8000/")
 
+    def test_a_name_with_a_slash_is_quoted(self):
+        def red(*, images, prompts):
+            return images[:, 0].flatten(1).mean(1)
+
+        red.name = "clip:my/model"
+        with serve([red], port=0) as url:
+            found = rewards.load(f"{url}/clip:my%2Fmodel")
+            assert found.name == "clip:my/model"
+            assert found(images=pictures(2), prompts=["a", "b"]).shape == (2,)
+
+    def test_a_video_is_refused(self):
+        with pytest.raises(ValueError, match=r"takes pictures \(B, 3, H, W\), got \(1, 2, 3, 4, 4\)"):
+            RemoteReward("http://127.0.0.1:1", "red")(images=torch.zeros(1, 2, 3, 4, 4), prompts=["a"])
+
     def test_nothing_to_serve(self):
         with pytest.raises(ValueError, match="one or more rewards"), serve([]):
             pass

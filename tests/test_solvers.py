@@ -3,16 +3,18 @@
 import copy
 import logging
 import sys
+from functools import partial
 
 import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lidar_sampling import BankError, LiDAR, accelerate, solvers, testing
 from lidar_sampling._hub import Published
-from lidar_sampling.solvers import PRESETS, Solver
+from lidar_sampling.solvers import PRESETS, Solver, load, use_solver
 
 
 def run(pipe, **call):
@@ -309,11 +311,37 @@ class TestRefusals:
                 {"steps": 1, "lora": "a", "denoiser": "b"},
                 "give one of lora, denoiser and pipeline, got lora and denoiser",
             ),
+            ({"steps": 1, "lora_scale": 0.3}, "lora_scale=0.3 has no effect without a lora"),
+            (
+                {"steps": 1, "scheduler": lambda own: own, "settings": {"shift": 3.0}},
+                "settings change a scheduler that is named, and this one is a function",
+            ),
         ],
     )
     def test_what_does_not_fit_together(self, fields, message):
         with pytest.raises(ValueError, match=message):
             Solver("x", **fields)
+
+    @pytest.mark.parametrize(
+        ("make_pipe", "name"),
+        [
+            (testing.tiny_flux_2, "hyper-flux:8"),
+            (testing.tiny_flux_2, "schnell:4"),
+            (testing.tiny_z_image, "schnell:4"),
+        ],
+    )
+    def test_models_of_another_family(self, make_pipe, name):
+        with pytest.raises(ValueError, match=f"{name} is made for FLUX.1, not for"):
+            load(name, make_pipe())
+
+    def test_the_weights_of_another_denoiser(self, tmp_path):
+        save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+        with pytest.raises(
+            ValueError, match=r"other\.safetensors holds the weights of another network \(Missing key"
+        ):
+            make(testing.tiny_stable_diffusion(), Solver("x", 1, denoiser=tmp_path / "other.safetensors")).look(
+                "a cat"
+            )
 
     def test_weights_that_are_not_there(self):
         with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
@@ -334,6 +362,23 @@ def test_banks_of_two_solvers_are_kept_apart(tmp_path):
     pipe = testing.tiny_stable_diffusion()
     first, second = (make(pipe, Solver("x:2", 2, settings=s), store=tmp_path) for s in ({}, {"beta_end": 0.03}))
     assert first.look("a cat")[0].key != second.look("a cat")[0].key
+
+
+def test_a_shift_of_its_own_takes_the_place_of_the_targets():
+    pipe = testing.tiny_stable_diffusion_3()
+    pipe.scheduler.set_shift(5.0)
+    for settings, shift in (({}, 5.0), ({"shift": 12.0}, 12.0)):
+        with use_solver(Solver("x", 4, settings=settings), pipe):
+            assert pipe.scheduler.shift == shift
+
+
+def test_any_function_makes_a_scheduler():
+    lidar = make(testing.tiny_stable_diffusion(), Solver("x:2", 2, partial(make_own, steps=2)))
+    assert "make_own" in lidar.look("a cat")[0].provenance["solver"]["scheduler"][0]
+
+
+def make_own(scheduler, steps):
+    return type(scheduler).from_config(scheduler.config)
 
 
 def test_a_solver_is_not_changed_by_use(lora):

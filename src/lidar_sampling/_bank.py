@@ -325,6 +325,15 @@ def as_banks(banks: LookaheadBank | Sequence[LookaheadBank]) -> list[LookaheadBa
     return listed
 
 
+def warn_of_another(bank: LookaheadBank, reward: str) -> None:
+    """Warn that a bank guides by another reward than ``reward``, that of the sampler."""
+    if len(bank.rewards) == 1 and reward not in bank.rewards:
+        own = next(iter(bank.rewards))
+        _log.warning(
+            "the bank of %r guides by the reward that it was scored by, %s, and not by %s", bank.prompt, own, reward
+        )
+
+
 def warn_of_equal(bank: LookaheadBank, reward: str, chosen: str | None = None) -> None:
     """Warn that a bank cannot guide, since all of its members have the same value of ``reward``.
 

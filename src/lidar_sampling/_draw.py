@@ -15,6 +15,7 @@ from ._batches import run_batches
 from ._call import alone, apart, blocks_of, for_batch, inputs_of, prompts_for
 from ._hooks import DivergedError, Hook, Watch, attach, record
 from ._media import check_pictures
+from ._values import check_integer
 
 
 class Item(NamedTuple):
@@ -48,10 +49,15 @@ def seed_of(seed: int, stream: str, prompt: str, index: int) -> int:
 def items_of(prompts: Sequence[str], count: int, seed: int, stream: str) -> list[Item]:
     """Return ``count`` items per prompt, prompt by prompt; a prompt that comes again gets further seeds.
 
+    Raises:
+        ValueError: ``count``, the images of a prompt, or ``seed`` is no whole number, or there are no images.
+
     >>> a, b = items_of(["a cat", "a cat"], 1, 0, "target")
     >>> a.seed != b.seed, [a, b] == items_of(["a cat"], 2, 0, "target")
     (True, True)
     """
+    check_integer("images", count, least=1)
+    check_integer("seed", seed)
     return [
         Item(prompt, seed_of(seed, stream, prompt, prompts[:i].count(prompt) * count + k))
         for i, prompt in enumerate(prompts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,24 @@ class Published:
                 f"{self.repo}/{self.file} is neither in the cache of the model hub nor in reach: "
                 f"download it once with 'hf download {self.repo} {self.file}{at}'"
             ) from None
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Give a module its weights.
+
+    Args:
+        module: takes them.
+        weights: name -> tensor, all of the module's and no other.
+        path: where they are from, for the message.
+
+    Raises:
+        ValueError: they are those of another network.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(f"{path} holds the weights of another network ({first[0].strip()})") from None
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -92,6 +92,31 @@ def check_prompt(prompt: Any) -> None:
         raise ValueError(f"a prompt {why}")
 
 
+def check_texts(prompts: Sequence[str]) -> list[str]:
+    """Return prompts as a list, if they can be drawn.
+
+    Raises:
+        TypeError: one text in place of a list, whose letters would be drawn; or what is not a text.
+        ValueError: there is none, or as in :func:`check_prompt`.
+
+    >>> check_texts("cat")
+    Traceback (most recent call last):
+    TypeError: prompts must be a list of texts, got 'cat': give ['cat']
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be a list of texts, got {cut(prompts)!r}: give [{cut(prompts)!r}]")
+    texts = list(prompts)
+    if not texts:
+        raise ValueError("prompts must hold at least one prompt")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a prompt must be a string, got {type(text).__name__}")
+        if not text.strip():
+            raise ValueError("a prompt must not be empty")
+        check_prompt(text)
+    return texts
+
+
 LONGEST = 20_000
 """Characters of a prompt; encoders cut off what is far shorter."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import rewards as _rewards
-from ._bank import BankError, BankStore, LookaheadBank, as_banks, warn_of_equal
+from ._bank import BankError, BankStore, LookaheadBank, as_banks, warn_of_another, warn_of_equal
 from ._branches import unread_of
 from ._call import check_call, per_prompt
 from ._cost import Cost, meter
@@ -30,11 +30,11 @@ from ._lookahead import draw_banks
 from ._parts import sampling_rate_of
 from ._precision import warn_if_emulated
 from ._preview import load_preview
-from ._prompts import check_prompt, tokens_cut_off
+from ._prompts import check_texts, tokens_cut_off
 from ._result import Result
 from ._settings import GLYPH, Settings, for_reward, preset, settings_for, takes_eta
 from ._space import space_of
-from ._values import accepts, cut
+from ._values import check_integer, check_known, cut
 from .rewards import Reward, name_of, score
 from .rewards.mixture import Mixture
 from .solvers import Solver, lookahead_pipeline
@@ -106,9 +106,7 @@ class LiDAR:
     ) -> None:
         scheduler_of(pipe)
         device = getattr(pipe, "device", "cpu")
-        unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
-        if unknown:
-            raise TypeError(f"unknown setting {unknown[0]!r}; known are {', '.join(Settings.__dataclass_fields__)}")
+        check_known(Settings, changes)
         if lookahead is not None:
             changes["lookahead"] = lookahead.name if isinstance(lookahead, Solver) else lookahead
         found = preset(settings) if isinstance(settings, str) else settings or settings_for(pipe)
@@ -144,10 +142,10 @@ class LiDAR:
                 f"two judges are called {twice[0]!r}, and results go by name: give each a name attribute of its own"
             )
         warn_if_emulated(getattr(self.pipe, "dtype", torch.float32), device)
-        _check_whole("batch_size", batch_size, least=1)
+        check_integer("batch_size", batch_size, least=1)
         if preview is not None:
             check_preview(preview, pipe)
-        _check_whole("rescore", rescore)
+        check_integer("rescore", rescore)
         if rescore < 0 or (rescore and preview is None):
             raise ValueError(f"rescore must be at least 0, and wants a preview, got {rescore}")
         if rescore:
@@ -245,7 +243,7 @@ class LiDAR:
             ValueError: an argument has more or fewer values than there are prompts.
         """
         twin = copy(self)
-        twin.pipe_kwargs = per_prompt(self.pipe, self.pipe_kwargs, prompts)
+        twin.pipe_kwargs = per_prompt(self.pipe, self.pipe_kwargs, check_texts(prompts))
         return twin
 
     def with_progress(self, progress: Progress | None) -> LiDAR:
@@ -289,7 +287,7 @@ class LiDAR:
             seed: of the noise of banks; None takes that of the samples.
         """
         if seed is not None:
-            _check_whole("bank_seed", seed)
+            check_integer("bank_seed", seed)
         twin = copy(self)
         twin._bank_seed = seed
         return twin
@@ -310,7 +308,7 @@ class LiDAR:
         >>> [(glimpse.phase, len(glimpse.images), glimpse.step) for glimpse in seen]
         [('lookahead', 4, 4), ('sampling', 3, 2), ('sampling', 3, 4)]
         """
-        _check_whole("every", every, least=1)
+        check_integer("every", every, least=1)
         twin = copy(self)
         twin._live = None if show is None else (show, every)
         return twin
@@ -371,7 +369,7 @@ class LiDAR:
 
     def draw_guided(
         self,
-        texts: list[str],
+        texts: Sequence[str],
         images: int,
         seed: int,
         banks: list[LookaheadBank] | None,
@@ -386,6 +384,8 @@ class LiDAR:
         outputs.
         """
         check(self.pipe.scheduler)
+        texts = check_texts(texts)
+        check_integer("images", images, least=1)
         given, cost = self.draw_banks(texts, seed, progress) if banks is None else (banks, Cost())
         if [bank.prompt for bank in given] != texts:
             raise BankError(
@@ -398,7 +398,7 @@ class LiDAR:
         of_prompt = {prompt: self.with_guide(bank) for prompt, bank in alone.items()}
         chosen = None if all(len(bank.rewards) == 1 for bank in of_prompt.values()) else name_of(self.reward)
         for bank in of_prompt.values():
-            self._warn_of_another(bank)
+            warn_of_another(bank, name_of(self.reward))
             warn_of_equal(bank, name_of(self.reward), chosen)
         traces: list[Trace] = []
 
@@ -422,16 +422,6 @@ class LiDAR:
         result = replace(result, banks=given, trace=Trace.join(traces), cost={"lookahead": cost, **result.cost})
         self._warn_of_collapse(result)
         return result
-
-    def _warn_of_another(self, bank: LookaheadBank) -> None:
-        """Warn that a bank guides by another reward than the sampler's."""
-        if len(bank.rewards) == 1 and name_of(self.reward) not in bank.rewards:
-            _log.warning(
-                "the bank of %r guides by the reward that it was scored by, %s, and not by %s",
-                bank.prompt,
-                next(iter(bank.rewards)),
-                name_of(self.reward),
-            )
 
     def _warn_of_collapse(self, result: Result) -> None:
         """Warn that all samples of a prompt follow one member from the first guided step on."""
@@ -465,10 +455,11 @@ class LiDAR:
         return pipe
 
     def draw_banks(
-        self, prompts: list[str], seed: int, progress: Progress | None = None
+        self, prompts: Sequence[str], seed: int, progress: Progress | None = None
     ) -> tuple[list[LookaheadBank], Cost]:
         """Draw the banks of prompts that were checked; return them, and what they cost."""
-        _check_whole("seed", seed)
+        prompts = check_texts(prompts)
+        check_integer("seed", seed)
         progress = progress or self._progress
         return draw_banks(
             self.lookahead_pipeline(self._solver),
@@ -489,7 +480,7 @@ class LiDAR:
 
     def sample(
         self,
-        prompts: list[str],
+        prompts: Sequence[str],
         images: int,
         seed: int,
         progress: Progress | None = None,
@@ -519,8 +510,7 @@ class LiDAR:
             differentiable: keep the graph of each step for a hook that wants gradients.
             decoded: False leaves the decoder out; the images are latents then.
         """
-        _check_whole("images", images, least=1)
-        _check_whole("seed", seed)
+        prompts = check_texts(prompts)
         pipe, progress = pipe or self.pipe, progress or self._progress
         call = per_prompt(pipe, call or self.arguments(), prompts)
         items = list(items or items_of(prompts, images, seed, "target"))
@@ -714,14 +704,6 @@ class LiDAR:
         self.settings = replace(self.settings, eta=None)
 
 
-def _check_whole(name: str, value: Any, least: int | None = None) -> None:
-    """Refuse what is not a whole number of at least ``least``."""
-    if not accepts(int, value):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def _name_of_any(reward: Reward | str) -> str:
     """Return the name of a reward that may not be loaded yet."""
     return reward if isinstance(reward, str) else name_of(reward)
@@ -768,13 +750,5 @@ def _with_scheduler(pipe: Any, name: str | None) -> Any:
 
 
 def _as_prompts(prompts: str | Sequence[str]) -> list[str]:
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise ValueError("prompts must hold at least one prompt")
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"a prompt must be a string, got {type(text).__name__}")
-        if not text.strip():
-            raise ValueError("a prompt must not be empty")
-        check_prompt(text)
-    return texts
+    """Return one prompt or several as a list."""
+    return check_texts([prompts] if isinstance(prompts, str) else prompts)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from ._guidance import check_cells
 from ._kernel import read_noise
-from ._values import check_settings
+from ._values import check_known, check_settings
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,12 @@ class Settings:
             read_noise(self.noise)
 
     def with_changes(self, **changes: Any) -> Settings:
-        """Return the settings with ``changes``; a strength among them was tuned for no reward that is known."""
+        """Return the settings with ``changes``; a strength among them was tuned for no reward that is known.
+
+        Raises:
+            TypeError: a name that is no setting.
+        """
+        check_known(Settings, changes)
         if "reward_scale" in changes:
             changes = {"tuned_for": None, **changes}
         changed = replace(self, **changes)

@@ -129,6 +129,30 @@ def _in_words(interval: str, value: float) -> str:
     return words if math.isfinite(value) else f"finite and {words}"
 
 
+def check_known(settings: type, changes: Iterable[str]) -> None:
+    """Refuse a change of what is no field of a dataclass of settings.
+
+    Raises:
+        TypeError: the message names the change, and the fields.
+    """
+    known = [each.name for each in fields(settings)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"unknown setting {name!r}; known are {', '.join(known)}")
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
+    """Refuse what is not a whole number of at least ``least``.
+
+    Raises:
+        ValueError: the message begins with ``name``.
+    """
+    if not accepts(int, value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the parameters of ``function`` and their annotations; one that cannot be resolved is ``Any``."""
     try:

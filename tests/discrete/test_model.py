@@ -175,6 +175,18 @@ class TestPublishedLayout:
         with pytest.raises(ValueError, match=why):
             from_udlm(tmp_path)
 
+    def test_a_damaged_one_is_named(self, tmp_path):
+        self.folder(tmp_path)
+        save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=r"model\.safetensors holds the weights of another network"):
+            from_udlm(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "udlm"}))
+        with pytest.raises(ValueError, match=r"config\.json has no 'model_length'"):
+            from_udlm(tmp_path)
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(ValueError, match=r"config\.json is damaged"):
+            from_udlm(tmp_path)
+
     def test_an_empty_folder_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=str(tmp_path)):
             from_udlm(tmp_path)
@@ -330,9 +342,44 @@ class TestTokenLiDAR:
         TokenLiDAR(small(), reward=threes, n=32, steps=2)(2)
         assert len(caplog.messages) == 2
 
+    def test_a_bank_of_another_reward_warns(self, said):
+        def twos(x):
+            return (x == 2).float().sum(1)
+
+        bank = TokenLiDAR(small(), reward=twos, n=4, steps=2).look()
+        TokenLiDAR(small(), reward=threes, n=4, steps=2)(2, bank=bank)
+        assert "guides by the reward that it was scored by, twos, and not by threes" in said()[0]
+
     def test_an_unknown_setting_is_named(self):
         with pytest.raises(TypeError, match="unknown setting 'lamda'"):
             TokenLiDAR(small(), reward=threes, lamda=1.0)
+        with pytest.raises(TypeError, match="unknown setting 'lamda'"):
+            TokenLiDAR(small(), reward=threes).with_settings(lamda=1.0)
+
+    def test_a_kernel_of_another_vocabulary_is_refused(self):
+        with pytest.raises(ValueError, match="the kernel has 70 tokens, the denoiser "):
+            TokenLiDAR(small(), reward=threes, kernel=Uniform(70))
+
+    def test_looks_of_a_stepper_count_as_reward_calls(self):
+        lidar = TokenLiDAR(small(), reward=threes, n=4, steps=6)
+        stepper = TokenFKSteering(lidar.score, lidar.kernel, reward_scale=1.0, every=2)
+        for _ in range(2):
+            result = lidar.sample(8, stepper=stepper)
+            assert (result.cost["sampling"].reward_calls, result.cost["scoring"].reward_calls) == (3 * 8, 8)
+
+    @pytest.mark.parametrize("wrong", [{"reward_scale": float("nan")}, {"particles": 2.5}, {"every": 0}])
+    def test_wrong_numbers_of_steering_are_refused(self, wrong):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            TokenFKSteering(threes, Uniform(5), **{"reward_scale": 1.0, **wrong})
+
+    @pytest.mark.parametrize("logits", [(torch.inf, 0.0, 0.0), (-torch.inf,) * 3, (torch.nan, 0.0, 0.0)])
+    def test_logits_without_a_law_are_refused(self, logits):
+        def network(x, sigma):
+            return torch.tensor(logits).expand(*x.shape, 3)
+
+        with pytest.raises(ValueError, match="got NaN, inf, or -inf for every token"):
+            sample(network, Uniform(3), 2, 4, steps=2)
 
     def test_a_function_as_network_wants_kernel_and_length(self):
         with pytest.raises(TypeError, match="needs kernel and length"):

@@ -130,12 +130,30 @@ class TestTextLiDAR:
             ({"temperature": 0.0}, "temperature must be above 0, got 0.0: at 0 every sample is the same"),
             ({"lenght": 4}, "unknown setting 'lenght'; known are n, lookahead_steps"),
             ({"pipe_kwargs": {"gen_length": 4}}, "gen_length is set by lidar itself"),
+            ({"pipe_kwargs": {"mask_token_id": 3}}, "mask_token_id is set by lidar itself"),
+            ({"pipe_kwargs": {"input_ids": None}}, "input_ids is set by lidar itself"),
+            ({"pipe_kwargs": {"sampling_method": "greedy"}}, "sampling_method='greedy' draws every sample alike"),
             ({"pipe_kwargs": {"temperature": 0.2}}, "temperature is an argument of TextLiDAR: give it there"),
         ],
     )
     def test_refuses_settings(self, options, message):
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+    def test_refuses_arguments_that_the_pipeline_has_not(self):
+        with pytest.raises(TypeError, match="takes no argument 'block_lenght'; did you mean 'block_length'"):
+            make(pipe_kwargs={"block_lenght": 4})
+
+    def test_warns_of_a_bank_of_another_reward(self, said):
+        def long(text):
+            return float(len(text))
+
+        def short(text):
+            return -float(len(text))
+
+        lidars = [TextLiDAR(testing.tiny_llada_2(), reward=r, gen_length=4, n=2, steps=2) for r in (long, short)]
+        lidars[1]("a cat", banks=lidars[0].look("a cat"))
+        assert any("guides by the reward that it was scored by, long, and not by short" in told for told in said())
 
     def test_warns_of_a_bank_of_equal_rewards(self, caplog):
         def same(text):

@@ -1,13 +1,15 @@
 """Settings of a wrong type or range and samplers without noise are refused before anything is loaded or drawn."""
 
+import functools
 import math
 
 import diffusers
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from tiny_lidar import make
 
-from lidar_sampling import testing
+from lidar_sampling import RewardError, testing
 from lidar_sampling.methods import (
     DAS,
     DATE,
@@ -148,6 +150,48 @@ def test_a_wrong_value_is_refused_in_python_and_in_a_name(cls, field, value, mes
         text = repr(value) if isinstance(value, tuple) else value
         with pytest.raises(ValueError, match=f"{NAMES[cls]}:{field}="):
             load(f"{NAMES[cls]}:{field}={text}")
+
+
+@pytest.mark.parametrize("name", [*NAMES.values(), "best-of-4", "lidar+best-of-4", "fk+lidar", "fk+best-of-4"])
+@pytest.mark.parametrize(
+    ("prompts", "images", "seed", "message"),
+    [
+        ("cat", 1, 0, r"prompts must be a list of texts, got 'cat': give \['cat'\]"),
+        ([], 1, 0, "prompts must hold at least one prompt"),
+        ([3], 1, 0, "a prompt must be a string, got int"),
+        (["a cat"], 1.5, 0, r"images must be a whole number, got \d+\.\d"),
+        (["a cat"], 0, 0, "images must be (at least 1|1 to .*), got 0"),
+        (["a cat"], 1, 0.5, "seed must be a whole number, got 0.5"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_every_method(name, prompts, images, seed, message):
+    lidar = make(steps=20, n=40, metrics=["glyph"])
+
+    @functools.wraps(lidar.pipe.unet.forward)
+    def forward(*args, **kwargs):
+        raise AssertionError("it drew")
+
+    lidar.pipe.unet.forward = forward
+    with pytest.raises((TypeError, ValueError), match=message):
+        load(name).draw(lidar, prompts, images=images, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["lidar", "fmrg", "ug", "safe-denoiser", "spell"])
+def test_a_scheduler_that_cuts_the_shift_away_is_refused(name):
+    lidar = make(n=20)
+    lidar.pipe.scheduler = DDIMScheduler.from_config(lidar.pipe.scheduler.config, clip_sample=True)
+    for ask in (load(name).cost, lambda lidar, images: load(name).draw(lidar, ["a cat"], images=images, seed=0)):
+        with pytest.raises(ValueError, match="clip_sample=True, which cuts the guided prediction back"):
+            ask(lidar, images=1)
+
+
+@pytest.mark.parametrize("name", ["das", "date", "fmrg", "reno-2", "ug"])
+def test_a_reward_that_gives_nan_is_named(name):
+    def hollow(*, images, prompts):
+        return images.flatten(1).mean(1) * torch.nan
+
+    with pytest.raises(RewardError, match="reward 'hollow' returned nan, from which no gradient leads on"):
+        load(name).draw(make(reward=hollow), ["a cat"], images=2, seed=0)
 
 
 def test_every_method_can_be_made_of_its_defaults_and_refuses_a_field_it_has_not():

@@ -73,6 +73,14 @@ class TestRepulsion:
         with pytest.raises(ValueError, match="worst must be at least 1, got 0"):
             replace(method, worst=0)
 
+    def test_of_a_bank_of_equal_rewards_says_so(self, said):
+        def same(*, images, prompts):
+            return torch.ones(len(images))
+
+        Spell(worst=2).draw(make(reward=same), ["a cat"], images=1, seed=0)
+        (told,) = said()
+        assert told.startswith("constant reward: same gives all 6 members of the bank of 'a cat' the same 1")
+
     @pytest.mark.parametrize("method", [SafeDenoiser(), Spell()])
     def test_from_the_whole_bank_says_so(self, method, said):
         lidar = make()

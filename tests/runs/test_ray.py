@@ -208,11 +208,11 @@ def test_judges_score_pictures_of_eight_bits_and_a_run_goes_on_without_them(job,
 def test_paths_are_those_of_the_driver(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    there = ray._anchored(replace(job, model="./model", store="kept", banks=["one.safetensors"]))
+    there = ray._at_home(replace(job, model="./model", store="kept", banks=["one.safetensors"]))
     assert (there.model, there.store) == (str(tmp_path / "model"), str(tmp_path / "kept"))
     assert there.banks == (str(tmp_path / "one.safetensors"),)
     for model in ("glyph", "owner/name", str(tmp_path)):
-        assert ray._anchored(replace(job, model=model)) == replace(job, model=model)
+        assert ray._at_home(replace(job, model=model)) == replace(job, model=model)
 
 
 def test_banks_are_drawn_on_ray_too(job, cluster, tmp_path):

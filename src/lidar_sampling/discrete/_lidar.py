@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._bank import BankError, LookaheadBank, warn_of_equal
+from .._bank import BankError, LookaheadBank, warn_of_another, warn_of_equal
 from .._cost import Cost
 from .._settings import check_strength
 from .._space import Space, magnitudes
-from .._values import check_fields
+from .._values import check_fields, check_known
 from ._guidance import TokenMembers
 from ._kernels import SCHEDULES, Kernel, kernel_of
 from ._reward import Reward, score
@@ -130,10 +130,7 @@ class TokenLiDAR:
         about: str = "tokens",
         **settings: Any,
     ) -> None:
-        unknown = [name for name in settings if name not in TokenSettings.__dataclass_fields__]
-        if unknown:
-            known = ", ".join(TokenSettings.__dataclass_fields__)
-            raise TypeError(f"unknown setting {unknown[0]!r}; known are {known}")
+        check_known(TokenSettings, settings)
         if not callable(reward):
             raise TypeError(f"reward must be a function of tokens, got {reward!r}")
         self.settings, self.reward, self.about = TokenSettings(**settings), reward, about
@@ -145,6 +142,10 @@ class TokenLiDAR:
             config = network.config
             kernel = kernel or kernel_of(config.noise, config.vocab_size, config.mask_id)
             length = length or config.length
+            if kernel.vocab_size != config.vocab_size:
+                raise ValueError(
+                    f"the kernel has {kernel.vocab_size} tokens, the denoiser {config.vocab_size}: leave kernel out"
+                )
             self.device, self._timeless = torch.device(device or network.device), not config.time_conditioning
             self._weights = magnitudes(network.parameters())
             self.network: Network = lambda x, sigma: network(x, sigma).logits
@@ -157,6 +158,7 @@ class TokenLiDAR:
 
     def with_settings(self, **changes: Any) -> TokenLiDAR:
         """Return the same sampler with other :class:`TokenSettings`."""
+        check_known(TokenSettings, changes)
         twin = copy(self)
         twin.settings = replace(self.settings, **changes)
         return twin
@@ -180,6 +182,7 @@ class TokenLiDAR:
         if bank is None:
             bank, cost["lookahead"] = self._draw_bank(seed, progress)
         how, members = self.settings, self.members(bank)
+        warn_of_another(bank, self._reward_name())
         warn_of_equal(bank, self._reward_name())
         more = {"candidates": how.candidates} if how.form == "joint" else {}
         stepper = _FORMS[how.form](members, scale=how.scale, floor=how.floor, **more)
@@ -208,8 +211,10 @@ class TokenLiDAR:
     def sample(
         self, count: int, *, seed: int = 0, stepper: Stepper | None = None, progress: Progress | None = None
     ) -> TokenResult:
-        """Draw ``count`` sequences by ``stepper``, and reward them."""
+        """Draw ``count`` sequences by ``stepper``, and reward them; its looks on the way count as sampling."""
+        looked = getattr(stepper, "evaluations", 0)
         tokens, sampling = self._draw(count, self.settings.steps, seed, "target", stepper, progress)
+        sampling = sampling + Cost(reward_calls=getattr(stepper, "evaluations", 0) - looked)
         start = time.perf_counter()
         rewards = self.score(tokens)
         scoring = Cost(reward_calls=count, seconds=time.perf_counter() - start)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from .._draw import seed_of
+from .._settings import check_strength
+from .._values import check_integer
 from ._guidance import TokenMembers
 from ._kernels import Kernel, Schedule, log_linear
 from ._reward import Reward, score
@@ -152,6 +154,9 @@ class TokenFKSteering:
         reward_scale: lambda, in 1 / reward.
         particles: k, sequences of a population.
         every: steps between two resamplings; the last step always resamples.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     candidates = 2  # numbers: for the predicted clean tokens, and for the next
@@ -165,8 +170,9 @@ class TokenFKSteering:
         particles: int = 4,
         every: int = 4,
     ) -> None:
-        if particles < 1 or every < 1:
-            raise ValueError(f"particles and every must be at least 1, got {particles} and {every}")
+        check_integer("particles", particles, least=1)
+        check_integer("every", every, least=1)
+        check_strength("reward_scale", reward_scale)
         self.reward, self.kernel, self.reward_scale = reward, kernel, reward_scale
         self.together, self.every = particles, every
         self.evaluations = 0
@@ -293,8 +299,9 @@ class _Asked:
             sigma = torch.full((int(changed.sum()),), alpha, device=x.device).log().neg()
             fresh = self._network(x[changed], sigma)
             wanted = (len(sigma), x.shape[1], self._kernel.vocab_size)
-            if fresh.shape != wanted or fresh.isnan().any():
-                what = tuple(fresh.shape) if fresh.shape != wanted else "NaN"
+            # A token may be impossible, with -inf, but not all of them, and none may be certain beyond measure.
+            if fresh.shape != wanted or not fresh.amax(-1).isfinite().all():
+                what = tuple(fresh.shape) if fresh.shape != wanted else "NaN, inf, or -inf for every token"
                 raise ValueError(f"the network must give logits {wanted} for a kernel of that vocabulary, got {what}")
             logits = fresh if len(fresh) == len(x) or logits is None else logits.index_put((changed,), fresh)
             self.evaluations += len(fresh)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from .._hub import load_state_dict
+from .._hub import fill, load_state_dict
 
 
 class DenoiserConfig(PretrainedConfig):
@@ -192,22 +192,23 @@ def from_udlm(folder: str | Path) -> Denoiser:
         ValueError: it is another model, or was trained with classes.
     """
     folder = Path(folder)
-    published = json.loads((folder / "config.json").read_text())
+    try:
+        published = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({error}): download it again") from None
     if published.get("model_type") != "udlm":
         raise ValueError(f"{folder} holds a {published.get('model_type')!r} model, not a 'udlm'")
     if published.get("cfg"):
         raise ValueError(f"{folder} was trained with classes for classifier-free guidance: take the one without")
     names = {"model_length": "length", "hidden_dim": "hidden_size", "n_blocks": "layers", "n_heads": "heads"}
     same = ("vocab_size", "cond_dim", "dropout", "time_conditioning")
+    if missing := [name for name in (*names, *same) if name not in published]:
+        raise ValueError(f"{folder / 'config.json'} has no {missing[0]!r}, which a 'udlm' model needs")
     fields = {ours: published[theirs] for theirs, ours in {**names, **{name: name for name in same}}.items()}
     model = Denoiser(DenoiserConfig(**fields, noise="uniform"))
-    model.load_state_dict(
-        {
-            _rename(name): w
-            for name, w in load_state_dict(folder / "model.safetensors").items()
-            if not name.endswith("rotary_emb.inv_freq")
-        }
-    )
+    file = folder / "model.safetensors"
+    weights = {name: w for name, w in load_state_dict(file).items() if not name.endswith("rotary_emb.inv_freq")}
+    fill(model, {_rename(name): w for name, w in weights.items()}, file)
     return model.eval()
 
 

@@ -27,7 +27,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._bank import BankError, LookaheadBank, warn_of_equal
+from .._bank import BankError, LookaheadBank, warn_of_another, warn_of_equal
+from .._call import check_call
 from .._cost import Cost
 from .._draw import Item, items_of
 from .._prompts import check_prompt
@@ -42,6 +43,8 @@ from ._reward import TextReward, score
 TextForm = Literal["token-independent", "single-site"]
 _ALPHA = 0.5  # any share of noise gives the same factors
 _TINY = 1e-300
+_OWN = {"prompt", "messages", "input_ids", "attention_mask", "generator", "output_type", "return_dict"}
+_OWN |= {"gen_length", "num_inference_steps", "mask_token_id", "eos_token_id"}
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,15 @@ class TextLiDAR:
         if unknown:
             known = ", ".join(TextSettings.__dataclass_fields__)
             raise ValueError(f"unknown setting {unknown[0]!r}; known are {known}")
-        taken = {"prompt", "generator", "output_type", "return_dict", "gen_length", "num_inference_steps"}
-        if clash := sorted(taken & set(pipe_kwargs or ())):
+        if clash := sorted(_OWN & set(pipe_kwargs or ())):
             raise ValueError(f"{clash[0]} is set by lidar itself, leave it out of pipe_kwargs")
         if "temperature" in (pipe_kwargs or {}):
             raise ValueError(
                 "temperature is an argument of TextLiDAR: give it there, and leave it out of pipe_kwargs"
             )
+        check_call(pipe, pipe_kwargs or {})
+        if (pipe_kwargs or {}).get("sampling_method") == "greedy":
+            raise ValueError("sampling_method='greedy' draws every sample alike: leave it out")
         self.pipe, self.reward, self.settings = pipe, reward, TextSettings(**settings)
         self.call = {**(pipe_kwargs or {}), "temperature": temperature}
         self.space = Space(f"{type(pipe).__name__} of {len(pipe.tokenizer)} tokens", (self.settings.gen_length,))
@@ -188,6 +193,7 @@ class TextLiDAR:
         for bank, prompt in zip(banks, prompts, strict=True):
             self._check(bank, prompt)
         for bank in {bank.prompt: bank for bank in banks}.values():
+            warn_of_another(bank, name_of(self.reward))
             warn_of_equal(bank, name_of(self.reward))
         result = self._sample(prompts, samples, seed, banks)
         result.cost = {"lookahead": cost, **result.cost}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_NUMBER = re.compile(r"(?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_NUMBER = re.compile(r"(?:(?<==)-)?(?:\d+(?:\.\d*)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class Series(NamedTuple):
@@ -52,7 +52,7 @@ def families(methods: Sequence[str]) -> list[Series]:
 def _sort_settings(method: str) -> str:
     """Return the name with its settings in sorted order."""
     match = re.fullmatch(r"(.*?:)(\w+=.*)", method)
-    return match[1] + ",".join(sorted(match[2].split(","))) if match else method
+    return match[1] + ",".join(sorted(re.split(r",(?=\w+=)", match[2]))) if match else method
 
 
 def _key(before: str) -> str:

@@ -12,6 +12,7 @@ from .._kernel import DEFAULT, GLASS, check_kernel, read_noise
 from .._levels import family, prediction_type
 from .._sampler import LiDAR
 from .._settings import takes_eta
+from .._values import check_integer
 
 
 def check_population(lidar: LiDAR, who: str, what: str, *, copies: bool = True) -> None:
@@ -48,6 +49,23 @@ def check_own_noise(lidar: LiDAR, who: str, what: str) -> None:
     noise = lidar.settings.noise
     if noise is not None and read_noise(noise)[0] == GLASS:
         raise ValueError(f"{who} {what}, and noise={noise} draws noise once for several steps: use noise=ddpm")
+
+
+def check_images(images: Any, most: int | None = None, spelt: str = "n = {}") -> None:
+    """Refuse a number of images that a method cannot return.
+
+    Args:
+        images: of a prompt.
+        most: as many as there are to choose from; None sets no limit.
+        spelt: what these are, for the message.
+
+    Raises:
+        ValueError: it is no whole number from 1 to ``most``.
+    """
+    check_integer("images", images)
+    if images < 1 or (most is not None and images > most):
+        end = "at least 1" if most is None else f"1 to {spelt.format(most)}"
+        raise ValueError(f"images must be {end}, got {images}")
 
 
 def check_ddim(scheduler: Any, what: str) -> None:

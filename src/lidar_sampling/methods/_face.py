@@ -19,8 +19,8 @@ from .._forecast import evaluations_of
 from .._hooks import Hook, attach
 from .._result import Result
 from .._sampler import LiDAR
-from .._values import accepts
-from ..rewards import ask_part, features_of, name_of, score, select_diverse, with_features
+from .._values import check_integer
+from ..rewards import RewardError, ask_part, features_of, name_of, score, select_diverse, with_features
 from ..rewards.mixture import Mixture
 from ..solvers import Solver, use_solver
 
@@ -121,13 +121,16 @@ def judge_of(
         call: its arguments.
 
     Raises:
-        RewardError: the reward returned something else than one number per image.
+        RewardError: the reward returned something else than one finite number per image.
     """
     decoder, prompts = Decoder(pipe, call, batch), [item.prompt for item in batch]
 
     def judge(x0: Tensor) -> tuple[Tensor, Tensor]:
         images = decoder(x0)
-        return images, ask_part(lidar.reward, images=images, prompts=prompts)
+        rewards = ask_part(lidar.reward, images=images, prompts=prompts)
+        if rewards.isnan().any():
+            raise RewardError(f"reward {name_of(lidar.reward)!r} returned nan, from which no gradient leads on")
+        return images, rewards
 
     return judge
 
@@ -166,8 +169,7 @@ def sampling_cost(lidar: LiDAR, images: int, *, pipe: Any = None, call: Mapping[
     Raises:
         ValueError: images below 1.
     """
-    if not accepts(int, images) or images < 1:
-        raise ValueError(f"images must be a whole number of at least 1, got {images!r}")
+    check_integer("images", images, least=1)
     each = evaluations_of(pipe or lidar.pipe, call or lidar.arguments())
     return Cost(network_evaluations=images * each, decodes=images)
 

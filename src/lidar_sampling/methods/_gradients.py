@@ -102,7 +102,7 @@ def draw_climbing(
         return make(lambda x0: rewards(x0).sum())
 
     around, hooks = hook_batches(lidar, climb)
-    result = lidar.sample(list(prompts), images, seed, around=around, differentiable=differentiable)
+    result = lidar.sample(prompts, images, seed, around=around, differentiable=differentiable)
     looks, gradients, taken = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients", "taken"))
     backward = result.cost["sampling"].network_evaluations * gradients // taken
     return charge_looks(lidar, result, looks, backward_passes=backward)

@@ -263,10 +263,10 @@ def least_number(take: Callable[[int], object], most: int) -> int:
 def split(names: str) -> list[str]:
     """Split a comma-separated list of names, whose settings have commas too.
 
-    >>> split("vanilla,lidar:n=9,scale=3,fk")
-    ['vanilla', 'lidar:n=9,scale=3', 'fk']
+    >>> split("vanilla,lidar:n=9,scale=3,halving-8:keep_at=[0.25,0.5]")
+    ['vanilla', 'lidar:n=9,scale=3', 'halving-8:keep_at=[0.25,0.5]']
     """
-    return re.split(r",(?!\w+=)", names)
+    return re.split(r",(?!\w+=)(?![^\[\](),]*(?:,[^\[\](),]*)*[\])])", names)
 
 
 def _with_fields(method: Any, changes: dict[str, Any]) -> Any:

@@ -58,7 +58,7 @@ def run_part(
     if latents is not None:  # the pipeline scales them as it would noise
         rows["latents"] = latents.flatten(0, 1).to(lidar.pipe.device) / start_scale(scheduler)
     result = lidar.sample(
-        list(prompts),
+        prompts,
         count,
         seed,
         around=around,

@@ -18,7 +18,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_population, check_start, with_noise
+from ._checks import check_images, check_population, check_start, with_noise
 from ._face import charge_looks, check_comparable, hook_batches, looks_cost, rewards_of_predictions, sampling_cost
 from ._particles import Particles
 from ._rollout import Rollout, check_rollout, rollout_cost
@@ -62,7 +62,7 @@ class BeamSearch:
             return Beams(self, rewards, [item.seed for item in batch[::together]], ends)
 
         around, hooks = hook_batches(lidar, make)
-        result = lidar.sample(list(prompts), together, seed, around=around, together=together)
+        result = lidar.sample(prompts, together, seed, around=around, together=together)
         # The last step adds no noise, so the candidates of a beam end alike.
         first = slice(None, images * self.candidates, self.candidates)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])
@@ -86,8 +86,7 @@ class BeamSearch:
         if self.lookahead > 1:
             check_start(lidar, "beam search with lookahead")
             check_rollout(lidar, "beam search")
-        if not 1 <= images <= self.beams:
-            raise ValueError(f"images must be 1 to the {self.beams} beams, got {images}")
+        check_images(images, self.beams, "the {} beams")
 
 
 class Beams(Particles):

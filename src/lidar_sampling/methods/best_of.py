@@ -15,7 +15,7 @@ from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_whole
+from ._checks import check_images, check_whole
 from ._face import Method, best, best_cost, check_features, wants_features
 
 
@@ -58,8 +58,7 @@ class BestOf:
         return self.method.cost(lidar, images=self.n) + best_cost(lidar, self.n, self.diverse)
 
     def _check(self, lidar: LiDAR, images: int) -> None:
-        if not 1 <= images <= self.n:
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_images(images, self.n)
         check_whole(lidar, "best-of-N")
         if wants_features(self.diverse):
             check_features(lidar)

@@ -85,7 +85,7 @@ class DAS:
             return Tempered(self, rewards, seeds, steps=lidar.settings.steps)
 
         around, hooks = hook_batches(lidar, make)
-        result = lidar.sample(list(prompts), images, seed, around=around, together=images, differentiable=True)
+        result = lidar.sample(prompts, images, seed, around=around, together=images, differentiable=True)
         looks, gradients = (sum(getattr(h, name) for h in hooks) for name in ("evaluations", "gradients"))
         each = result.cost["sampling"].network_evaluations // looks  # of the network, per particle and step
         return charge_looks(lidar, result, looks, backward_passes=each * gradients)

@@ -77,7 +77,7 @@ class DATE:
             with constant_weights(lidar.pipe), attach(lidar.pipe, updates[-1]), updates[-1]:
                 yield
 
-        result = lidar.sample(list(prompts), images, seed, around=adapt)
+        result = lidar.sample(prompts, images, seed, around=adapt)
         looks = sum(update.evaluations for update in updates)
         return charge_looks(lidar, result, looks, backward_passes=looks)
 

@@ -44,7 +44,7 @@ from .._result import Result
 from .._sampler import LiDAR
 from .._settings import takes_eta
 from .._values import check_fields
-from ._checks import check_middle, check_own_noise, check_population, with_noise
+from ._checks import check_images, check_middle, check_own_noise, check_population, with_noise
 from ._face import check_comparable, guiding_scores, hook_batches, in_steps, looks_cost, only
 
 PUBLISHED = (42, 26, 26, 26, 30)
@@ -140,8 +140,7 @@ class EvoSearch:
         check_population(lidar, "EvoSearch", what, copies=any(self.schedule))
         check_comparable(lidar)
         total = sum(self.population)
-        if not 1 <= images <= total:
-            raise ValueError(f"images must be 1 to the {total} samples of all generations, got {images}")
+        check_images(images, total, "the {} samples of all generations")
         steps = calls_of(lidar.pipe, in_steps(lidar, self.steps))
         births = [round(at * steps) for at in self.schedule]
         ends = max(steps - 1, 1)  # the last step adds no noise that would part children
@@ -175,7 +174,7 @@ class EvoSearch:
             lidar, lambda batch: _Passing(births[0], births[1:], steps, scheduler), whole=True
         )
         rows = {} if latents is None else {"latents": latents.flatten(0, 1).to(lidar.pipe.device)}
-        result = lidar.sample(list(prompts), size, seed, around=around, call=call, rows=rows)
+        result = lidar.sample(prompts, size, seed, around=around, call=call, rows=rows)
         rewards, selection = guiding_scores(lidar, result)
         crossed = {at: _join([hook.crossed[at] for hook in seen], rewards.shape) for at in seen[0].crossed}
         return _Generation(result, rewards, crossed, result.cost["sampling"] + selection)

@@ -103,9 +103,9 @@ class FKSteering:
 
         around, populations = hook_batches(lidar, particles)
         if self.guided:
-            result = lidar.draw_guided(list(prompts), images, seed, None, around=around, together=images)
+            result = lidar.draw_guided(prompts, images, seed, None, around=around, together=images)
         else:
-            result = lidar.sample(list(prompts), images, seed, around=around, together=images)
+            result = lidar.sample(prompts, images, seed, around=around, together=images)
         return charge_looks(lidar, result, sum(population.evaluations for population in populations))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

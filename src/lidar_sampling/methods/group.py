@@ -29,7 +29,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_parts, check_population, with_noise
+from ._checks import check_images, check_parts, check_population, with_noise
 from ._face import best, check_features, in_steps, wants_features
 from ._segments import prune, pruning_cost
 
@@ -120,8 +120,7 @@ class Group:
         """Refuse what cannot be drawn; return the fractions of the steps at which looks come."""
         check_population(lidar, "group inference", "goes on with some of the samples", copies=False)
         check_parts(lidar, "group inference")
-        if not 1 <= images <= self.n:
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_images(images, self.n)
         if images < self.n and wants_features(self.diverse, self.weight):
             check_features(lidar)
         steps = calls_of(lidar.pipe, in_steps(lidar, self.steps))

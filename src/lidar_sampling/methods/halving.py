@@ -16,7 +16,7 @@ from .._cost import Cost
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_parts, check_population, with_noise
+from ._checks import check_images, check_parts, check_population, with_noise
 from ._face import best, selection_cost
 from ._segments import prune, pruning_cost
 
@@ -71,5 +71,4 @@ class Halving:
         check_population(lidar, "successive halving", "goes on with some of the samples", copies=False)
         check_parts(lidar, "successive halving")
         end = self._alive[-1]
-        if not 1 <= images <= end:
-            raise ValueError(f"images must be 1 to the {end} that reach the end, got {images}")
+        check_images(images, end, "the {} that reach the end")

@@ -52,7 +52,7 @@ class Guided:
 
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` guided samples per prompt, for a bank of ``n`` few-step samples per prompt, once."""
-        return self.sampler(lidar).draw_guided(list(prompts), images, seed, None)
+        return self.sampler(lidar).draw_guided(prompts, images, seed, None)
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
         """Return what :meth:`draw` will count for one prompt: its bank, and the steps of ``images`` samples.

@@ -65,14 +65,14 @@ class NoiseSearch:
         if self.eta is not None and _reads_eta(lidar):
             call["eta"] = self.eta
         around, starts = hook_batches(lidar, lambda batch: Start(), whole=True)
-        best = lidar.sample(list(prompts), images, seed, call=call, around=around)
+        best = lidar.sample(prompts, images, seed, call=call, around=around)
         scores, selection = guiding_scores(lidar, best)  # (P, m)
         cost, pivots = best.cost["sampling"] + selection, torch.cat([start.noise.cpu() for start in starts])
         pivots = pivots.unflatten(0, scores.shape)
         for k in range(self.rounds):
             seeds = [item.seed for item in items_of(prompts, images, seed, f"search {k}")]
             near = neighbours(pivots.flatten(0, 1), self.neighbours, self.cosine, seeds).flatten(0, 1)
-            tried = lidar.sample(list(prompts), images * self.neighbours, seed, call=call, rows={"latents": near})
+            tried = lidar.sample(prompts, images * self.neighbours, seed, call=call, rows={"latents": near})
             found, selection = guiding_scores(lidar, tried)
             found, where = found.view(*scores.shape, -1).max(2)
             rows = (torch.arange(scores.numel()) * self.neighbours).view_as(where) + where

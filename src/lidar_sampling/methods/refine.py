@@ -61,7 +61,7 @@ class Refine:
         pictures = starts.latents if is_plain(lidar.pipe, lidar.arguments()) else starts.images
         rows = {"image": pictures.flatten(0, 1).repeat_interleave(self.offspring, 0)}
         noise = seed_of(seed, "refine", "", 0)  # the start has met the noise of the seed itself
-        refined = lidar.sample(list(prompts), images * self.offspring, noise, pipe=again, call=call, rows=rows)
+        refined = lidar.sample(prompts, images * self.offspring, noise, pipe=again, call=call, rows=rows)
         selection = starts.cost["selection"]
         if self.offspring > 1:
             refined, choice = best(lidar, refined, images)

@@ -37,7 +37,6 @@ from .._levels import data_scale, start_scale
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ..rewards import RewardError, name_of
 from ..solvers import Solver
 from ._checks import check_start, check_whole
 from ._face import check_differentiable, hook_batches, judge_of, looks_cost, where_better
@@ -162,7 +161,7 @@ def _iterate(
 
     around, ends = hook_batches(lidar, make, pipe=pipe, whole=True)
     result = lidar.sample(
-        list(prompts),
+        prompts,
         images,
         seed,
         around=around,
@@ -175,9 +174,6 @@ def _iterate(
     names = ("noise", "images", "rewards", "gradient")
     found = {name: torch.cat([getattr(end, name) for end in ends]) for name in names}
     rewards, spent, shape = found["rewards"], result.cost["sampling"], result.latents.shape[:2]
-    if not rewards.isfinite().all():
-        bad = rewards[~rewards.isfinite()][0].item()
-        raise RewardError(f"reward {name_of(lidar.reward)!r} returned {bad}, from which no gradient leads on")
     looks = looks_cost(lidar, len(rewards), backward_passes=spent.network_evaluations if climbs else 0)
     result = replace(result, images=found["images"].unflatten(0, shape))
     return Iterate(result, rewards.view(shape), found["noise"], found["gradient"], spent + looks)

@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._bank import warn_of_equal
 from .._cost import Cost
 from .._hooks import Hook, Step
-from .._levels import NoiseLevel
+from .._levels import NoiseLevel, check
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
 from ..rewards import name_of
+from ._checks import check_images
 from ._face import bank_cost, hook_batches, sampling_cost
 
 Shift = Callable[[Tensor, Tensor, Tensor, NoiseLevel], Tensor]
@@ -45,19 +47,22 @@ class Repelling(ABC):
         """Draw ``images`` samples per prompt; each prompt costs a bank of ``n`` few-step samples, once.
 
         Raises:
-            ValueError: a bank that is smaller than ``worst``.
+            ValueError: a bank that is smaller than ``worst``, or a scheduler that cuts the shift away.
         """
         self._check(lidar)
+        check_images(images)
         if self.worst == lidar.settings.n:
             lidar.warn_once(f"worst={self.worst} is the whole bank: samples keep away from its best members, too")
-        banks, cost = lidar.draw_banks(list(prompts), seed, None)
+        banks, cost = lidar.draw_banks(prompts, seed, None)
         members = {}
         for bank in banks:
-            rewards = lidar.with_guide(bank).reward(name_of(lidar.reward))
+            guide = lidar.with_guide(bank)
+            warn_of_equal(guide, name_of(lidar.reward), name_of(lidar.reward))
+            rewards = guide.reward(name_of(lidar.reward))
             members[bank.prompt] = bank.samples[rewards.argsort(stable=True)[: self.worst]]
 
         around, _ = hook_batches(lidar, lambda batch: Repulsion([members[item.prompt] for item in batch], self.shift))
-        result = lidar.sample(list(prompts), images, seed, around=around)
+        result = lidar.sample(prompts, images, seed, around=around)
         return replace(result, banks=banks, cost={"lookahead": cost, **result.cost})
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:
@@ -69,6 +74,7 @@ class Repelling(ABC):
         return bank_cost(lidar) + sampling_cost(lidar, images)
 
     def _check(self, lidar: LiDAR) -> None:
+        check(lidar.pipe.scheduler)
         if self.worst > lidar.settings.n:
             raise ValueError(f"worst must be at most n = {lidar.settings.n}, the size of the bank, got {self.worst}")
 

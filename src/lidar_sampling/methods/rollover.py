@@ -91,7 +91,7 @@ class RBF:
             return Proposing(self, rewards, Predictor(lidar, batch, call), seeds)
 
         around, hooks = hook_batches(lidar, make)
-        result = lidar.sample(list(prompts), images, seed, around=around, call=call)
+        result = lidar.sample(prompts, images, seed, around=around, call=call)
         return charge_looks(lidar, result, sum(hook.evaluations for hook in hooks))
 
     def cost(self, lidar: LiDAR, *, images: int) -> Cost:

@@ -30,7 +30,7 @@ from .._guidance import tempering
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_population, with_noise
+from ._checks import check_images, check_population, with_noise
 from ._face import (
     best,
     best_cost,
@@ -104,7 +104,7 @@ class Steered:
 
         around, hooks = hook_batches(lidar, resample)
         call = in_steps(lidar, self.steps)
-        many = lidar.sample(list(prompts), self.n, seed, around=around, together=size, call=call)
+        many = lidar.sample(prompts, self.n, seed, around=around, together=size, call=call)
         many = charge_looks(lidar, many, sum(hook.evaluations for hook in hooks))
         kept, selection = best(lidar, many, images, self.diverse, islands=self.islands)
         return replace(kept, cost={**many.cost, "selection": selection})
@@ -133,8 +133,7 @@ class Steered:
         check_comparable(lidar)
         if wants_features(self.diverse):
             check_features(lidar)
-        if not 1 <= images <= self.n:
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_images(images, self.n)
 
 
 class Resampled(Particles):

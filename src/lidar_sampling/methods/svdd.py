@@ -76,7 +76,7 @@ class SVDD:
             return Proposals(self, rewards, [item.seed for item in batch[:: self.m]], ends)
 
         around, hooks = hook_batches(lidar, proposals)
-        result = lidar.sample(list(prompts), images * self.m, seed, around=around, together=self.m)
+        result = lidar.sample(prompts, images * self.m, seed, around=around, together=self.m)
         # The last step adds no noise, so the proposals of a sample end alike.
         first = slice(None, None, self.m)
         result = replace(result, images=result.images[:, first], latents=result.latents[:, first])

@@ -34,7 +34,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_parts, check_population, with_noise
+from ._checks import check_images, check_parts, check_population, with_noise
 from ._face import check_comparable, guiding_scores, in_steps, looks_cost, sampling_cost
 from ._segments import predictions, run_part
 
@@ -119,6 +119,7 @@ class Threshold:
         return self.n > 1 and self.parts > 1
 
     def _check(self, lidar: LiDAR, images: int) -> None:
+        check_images(images)
         what = "goes on from one of several proposals"
         check_population(lidar, "verifier threshold", what, copies=self._copies)
         check_parts(lidar, "verifier threshold")

@@ -42,7 +42,7 @@ from .._forecast import calls_of
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
-from ._checks import check_parts, check_population, with_noise
+from ._checks import check_images, check_parts, check_population, with_noise
 from ._face import check_comparable, in_steps, looks_cost, sampling_cost
 from ._stretches import Reached, Stretch, Stretches
 
@@ -139,8 +139,7 @@ class DTS:
         check_population(lidar, "tree search", "goes on from one state several times", copies=self.n > 1)
         check_comparable(lidar)
         check_parts(lidar, "tree search")
-        if images < 1 or (images > self.n and not self.sampling):
-            raise ValueError(f"images must be 1 to n = {self.n}, got {images}")
+        check_images(images, None if self.sampling else self.n)
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ from .._cost import Cost
 from .._forecast import levels_of
 from .._hooks import Step
 from .._kernel import check_kernel, next_level, noise_like, take_again
-from .._levels import NoiseLevel
+from .._levels import NoiseLevel, check
 from .._result import Result
 from .._sampler import LiDAR
 from .._values import check_fields
@@ -92,6 +92,7 @@ class UniversalGuidance:
 
     def _check(self, lidar: LiDAR) -> None:
         check_differentiable(lidar, "universal guidance")
+        check(lidar.pipe.scheduler)
         if self.recurrence > 1:
             check_level_by_step(lidar.pipe, "recurrence", cache=True)
             check_own_noise(lidar, "recurrence", "takes every step again")

@@ -37,7 +37,7 @@ class Vanilla:
     def draw(self, lidar: LiDAR, prompts: Sequence[str], *, images: int, seed: int) -> Result:
         """Draw ``images`` samples per prompt; classifier-free guidance doubles the evaluations of a step."""
         with self.use_pipeline(lidar) as (lidar, pipe, call):
-            return lidar.sample(list(prompts), images, seed, pipe=pipe, call=call)
+            return lidar.sample(prompts, images, seed, pipe=pipe, call=call)
 
     @contextmanager
     def use_pipeline(self, lidar: LiDAR) -> Iterator[tuple[LiDAR, Any, dict[str, Any]]]:

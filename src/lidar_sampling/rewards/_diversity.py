@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._score import FRAMES
+from .._values import accepts
+from ._score import FRAMES, RewardError, name_of
 
 EXHAUSTIVE = 200_000  # most sets to enumerate; with more, exchanges from a greedy start
 
@@ -44,6 +45,9 @@ def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
         samples: pictures (m, 3, H, W) or videos (m, F, 3, H, W) in [0, 1], or audio (m, channels, S). The features of
             a video are the mean over its frames.
 
+    Raises:
+        RewardError: the features are not finite, or not one row for each picture.
+
     Example:
         >>> from lidar_sampling import rewards
         >>> features_of([rewards.load("brightness"), rewards.load("glyph")], torch.rand(2, 3, 128, 128)).shape
@@ -52,12 +56,20 @@ def features_of(judges: Sequence[Any], samples: Tensor) -> Tensor | None:
     judge = with_features(judges)
     if judge is None:
         return None
+    if samples.dim() != 5:
+        return _features(judge, samples.clone())
+    shown = samples[:, torch.linspace(0, samples.shape[1] - 1, min(FRAMES, samples.shape[1])).round().long()]
+    each = _features(judge, shown.flatten(0, 1)).view(len(samples), shown.shape[1], -1)
+    return F.normalize(each.mean(1), dim=1)
+
+
+def _features(judge: Any, images: Tensor) -> Tensor:
     with torch.no_grad():
-        if samples.dim() != 5:
-            return judge.features(samples.clone()).float().cpu()
-        shown = samples[:, torch.linspace(0, samples.shape[1] - 1, min(FRAMES, samples.shape[1])).round().long()]
-        each = judge.features(shown.flatten(0, 1)).float().cpu().view(len(samples), shown.shape[1], -1)
-        return F.normalize(each.mean(1), dim=1)
+        found = judge.features(images).float().cpu()
+    if found.dim() != 2 or len(found) != len(images) or not found.isfinite().all():
+        what = tuple(found.shape) if found.dim() != 2 or len(found) != len(images) else "NaN or infinity"
+        raise RewardError(f"features of {name_of(judge)} must be finite, ({len(images)}, d), got {what}")
+    return F.normalize(found, dim=1)
 
 
 def distances(features: Tensor) -> Tensor:
@@ -97,7 +109,7 @@ def select_diverse(
         weight: worth of a pair's distance, in the unit of the reward; replaces ``diverse``.
 
     Raises:
-        ValueError: ``count`` is not 1 to m.
+        ValueError: ``count`` is not 1 to m, a reward is not finite, or a worth is negative or infinite.
 
     Example:
         >>> values, features = torch.tensor([2.0, 1.9, 1.0]), torch.eye(2)[[0, 0, 1]]  # the two best are copies
@@ -105,8 +117,15 @@ def select_diverse(
         ([0, 1], [0, 2])
     """
     m = len(rewards)
-    if not 1 <= count <= m:
+    if not accepts(int, count) or not 1 <= count <= m:
         raise ValueError(f"count must be 1 to {m}, the number of candidates, got {count}")
+    if len(features) != m:
+        raise ValueError(f"{m} candidates need as many features, got {len(features)}")
+    if not rewards.isfinite().all():
+        raise ValueError(f"rewards must be finite, got {rewards.tolist()}")
+    for name, worth in (("diverse", diverse), ("weight", weight or 0.0)):
+        if not 0 <= worth < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {worth}")
     values, apart = rewards.double().cpu(), distances(features.double().cpu())
     if weight is None:
         spread, usual = values.std(correction=0), apart.sum() / max(1, m * (m - 1))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .._hub import Published
-from .._media import read_picture
+from .._media import check_pictures, read_picture
 from ._qwen_head import Reader, checkpoint
 from ._weights import Source, name_with_source, where
 from .hpsv3 import REWARD_TOKEN, ranking_heads
@@ -102,6 +102,10 @@ class EditReward:
         origin = where(model)[0]
         weights, heads = checkpoint(model, "model.safetensors")
         self._source = source if source is None or isinstance(source, Tensor) else read_picture(source)
+        if isinstance(source, Tensor):
+            if source.dim() != 3:
+                raise ValueError(f"source must be a picture (3, H, W), got {tuple(source.shape)}")
+            check_pictures(source[None])
         self._reader = Reader(weights, [REWARD_TOKEN], origin=origin, processor=processor, device=device, dtype=dtype)
         names = ["rm_heads.head_0", "rm_heads.head_1"]
         self._heads = [head.to(device) for head in ranking_heads(heads, names, self._reader.width, origin=origin)]

@@ -167,6 +167,9 @@ class Ensemble:
         if not 0 <= coefficient < math.inf:
             raise ValueError(f"coefficient must be finite and at least 0, got {coefficient}")
         _check_parts(members)
+        rates = sorted({member.sampling_rate for member in members if hasattr(member, "sampling_rate")})
+        if len(rates) > 1:
+            raise ValueError(f"the members of an ensemble must hear at one rate, got {rates[0]} and {rates[1]} Hz")
         self.members, self.how, self.coefficient, self.name = list(members), how, coefficient, name
         self.networks = [network for member in members for network in getattr(member, "networks", ())]
 
@@ -189,6 +192,16 @@ class Ensemble:
     def modality(self) -> str:
         """``"video"`` if any member takes whole videos; the others get frames."""
         return _modality(self.members)
+
+    @property
+    def sampling_rate(self) -> int:
+        """The rate in Hz at which its members hear; those of pictures have none."""
+        return _first_of(self.members, "sampling_rate")
+
+    @property
+    def features(self) -> Any:
+        """The features of the first member that has any, by which samples are told apart."""
+        return _first_of(self.members, "features")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that a member cannot read.
@@ -246,6 +259,18 @@ def _check_parts(parts: Sequence[Reward]) -> None:
                 f"{part.name!r} is standardised over a bank, so it cannot be a part: "
                 "give it calibration={name: (mean, std)}"
             )
+
+
+def _first_of(parts: Sequence[Reward], name: str) -> Any:
+    """Return the attribute of the first part that has it.
+
+    Raises:
+        AttributeError: none has it.
+    """
+    for part in parts:
+        if hasattr(part, name):
+            return getattr(part, name)
+    raise AttributeError(name)
 
 
 def _modality(parts: Sequence[Reward]) -> str:

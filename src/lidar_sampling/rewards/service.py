@@ -93,6 +93,8 @@ class RemoteReward:
             ValueError: images or prompts have another form.
         """
         check_batch(images, prompts)
+        if images.dim() != 4:
+            raise ValueError(f"a reward service takes pictures (B, 3, H, W), got {tuple(images.shape)}")
         pictures = [_png(image) for image in images.detach().float().cpu()]
         answer = self._post({"reward": self.name, "prompts": list(prompts), "images": pictures})
         scores = answer.get("scores") if isinstance(answer, dict) else None
@@ -134,14 +136,18 @@ class RemoteReward:
 
 def connect(model: str, *, device: torch.device | str, dtype: torch.dtype) -> RemoteReward:
     """Return the reward at ``http:`` and ``model``, ``//HOST:PORT/NAME``; device and precision are the server's."""
-    url, _, name = f"http:{model}".rpartition("/")
-    return RemoteReward(url, name)
+    return _at(f"http:{model}")
 
 
 def connect_tls(model: str, *, device: torch.device | str, dtype: torch.dtype) -> RemoteReward:
     """Return the same with ``https:``."""
-    url, _, name = f"https:{model}".rpartition("/")
-    return RemoteReward(url, name)
+    return _at(f"https:{model}")
+
+
+def _at(address: str) -> RemoteReward:
+    """Return the reward at an address, whose name is quoted where it holds a slash: ``clip:my%2Fmodel``."""
+    url, _, name = address.rpartition("/")
+    return RemoteReward(url, urllib.parse.unquote(name))
 
 
 def _png(image: Tensor) -> str:

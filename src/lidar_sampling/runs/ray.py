@@ -116,13 +116,13 @@ def run(
             shutil.rmtree(folder)
         if gpus == 0 and job.device is None:
             job = replace(job, device="cpu")
-        crew = _Crew(ray, _anchored(job), folder, gpus=gpus, judge_gpus=judge_gpus, workers=workers, tell=tell)
+        crew = _Crew(ray, _at_home(job), folder, gpus=gpus, judge_gpus=judge_gpus, workers=workers, tell=tell)
         with crew.sign_in():
             crew.work()
     return crew.outcome()
 
 
-def _anchored(job: Job) -> Job:
+def _at_home(job: Job) -> Job:
     """Return the Job with absolute paths: a worker of a cluster that runs already begins in another folder."""
     model = job.model
     if model != "glyph" and Path(model).is_dir():  # else a hub id

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .._hub import Published, load_state_dict
+from .._hub import Published, fill, load_state_dict
 from .._load import load_pipeline
 from .._parts import denoisers
 from .._values import annotations_of, check_settings
@@ -29,8 +29,8 @@ _FAMILIES = {
     "StableDiffusionXL": SDXL,
     "StableDiffusion3": SD3,
     "StableDiffusion": SD,
-    "Flux": FLUX,
-    "Sana": SANA,
+    "Flux(?!2)": FLUX,
+    "Sana(?!Video)": SANA,
 }
 _ADAPTER = "lidar-lookahead"
 
@@ -63,7 +63,7 @@ def base_of(pipe: Any) -> str:
     """Return the family of ``pipe`` as presets name it, or else the name of its class."""
     for cls in type(pipe).__mro__:
         for prefix, family in _FAMILIES.items():
-            if cls.__name__.startswith(prefix):
+            if re.match(prefix, cls.__name__):
                 return family
     return type(pipe).__name__
 
@@ -144,7 +144,9 @@ def _scheduler(solver: Solver, own: Any) -> Any:
         raise ValueError(f"{solver.name}: diffusers has no scheduler {solver.scheduler!r}")
     check_settings(f"{solver.name}: {cls.__name__}", solver.settings, annotations_of(cls.__init__))
     made = cls.from_config(own.config, **solver.settings)
-    if solver.scheduler is None and hasattr(own, "set_shift"):  # a shift that was set is not in the configuration
+    if (
+        solver.scheduler is None and "shift" not in solver.settings and hasattr(own, "set_shift")
+    ):  # a shift that was set is not in the configuration
         made.set_shift(own.shift)
     return made
 
@@ -169,7 +171,8 @@ def _with_lora(solver: Solver, pipe: Any) -> Any:
 def _with_denoiser(solver: Solver, pipe: Any) -> Any:
     name, denoiser = _denoiser(solver, pipe)
     twin = type(denoiser).from_config(denoiser.config)
-    twin.load_state_dict(load_state_dict(_file(solver.denoiser)))
+    file = _file(solver.denoiser)
+    fill(twin, load_state_dict(file), file)
     return _twin(pipe, {name: twin.to(denoiser.device, denoiser.dtype).eval()})
 
 

@@ -66,6 +66,10 @@ class Solver:
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(f"{self.name}: {self.steps} steps need as many timesteps, got {self.timesteps}")
         given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if callable(self.scheduler) and self.settings:
+            raise ValueError(f"{self.name}: settings change a scheduler that is named, and this one is a function")
+        if self.lora is None and self.lora_scale != 1:
+            raise ValueError(f"{self.name}: lora_scale={self.lora_scale} has no effect without a lora")
         if len(given) > 1:
             raise ValueError(f"{self.name}: give one of lora, denoiser and pipeline, got {' and '.join(given)}")
 
@@ -83,7 +87,7 @@ class Solver:
         """Return what decides the samples, as JSON values."""
         scheduler, weights = self.scheduler, self.weights
         if callable(scheduler):
-            scheduler = scheduler.__qualname__
+            scheduler = getattr(scheduler, "__qualname__", None) or repr(scheduler)
         if isinstance(weights, Published):
             weights = [weights.repo, weights.file, weights.revision]
         elif weights is not None and not isinstance(weights, str):

@@ -70,7 +70,12 @@ def decode(tokenizer: PreTrainedTokenizerFast, tokens: Tensor) -> list[str]:
     """Return the strings of tokens (B, L), without ``<bos>``, ``<eos>`` and ``<pad>`` wherever they stand.
 
     A ``<mask>`` or ``<unk>`` stays, and no string with one is a molecule.
+
+    Raises:
+        ValueError: a token that the vocabulary lacks.
     """
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(tokenizer):
+        raise ValueError(f"tokens must be 0 to {len(tokenizer) - 1}, got {int(tokens.min())} to {int(tokens.max())}")
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     written = ["" if token in ("<bos>", "<eos>", "<pad>") else token for token in vocabulary]
     return ["".join(written[i] for i in row) for row in tokens.tolist()]
