@@ -228,7 +228,7 @@ def test_gradients_of_a_mixture_over_a_bank_are_refused(name):
 @pytest.mark.parametrize(
     ("name", "images", "message"),
     [
-        ("vanilla", 0, "images must be a whole number of at least 1, got 0"),
+        ("vanilla", 0, "images must be at least 1, got 0"),
         ("best-of-3", 4, "images must be 1 to n = 3, got 4"),
         ("halving-8", 3, "images must be 1 to the 2 that reach the end"),
         ("halving-8@2", 1, "keep_at must be rising fractions"),
@@ -242,7 +242,7 @@ def test_gradients_of_a_mixture_over_a_bank_are_refused(name):
         ("spell", 1, "worst must be at most n = 6"),
         ("evo-3@8", 12, "images must be 1 to the 11 samples of all generations"),
         ("evo-3", 1, "schedule must be rising fractions that differ in 5 steps and leave out the last"),
-        ("rbf", 0, "images must be a whole number of at least 1, got 0"),
+        ("rbf", 0, "images must be at least 1, got 0"),
     ],
 )
 def test_what_drawing_refuses_is_refused(name, images, message):
