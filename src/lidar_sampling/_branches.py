@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -40,26 +40,28 @@ def with_scales(pipe: Any, call: Mapping[str, Any]) -> Any:
     return twin
 
 
-def unread_of(pipe: Any, call: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each argument of guidance in ``call`` that ``pipe`` does not read, with the mend.
+def unread_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments of guidance in ``call`` that ``pipe`` does not read, each with a line that says why.
 
     Example:
         >>> from lidar_sampling import testing
-        >>> list(unread_of(testing.tiny_stable_diffusion(), {"negative_prompt": "grey", "guidance_scale": 1.0}))
-        ['negative_prompt does nothing: it is read where guidance_scale is above 1']
+        >>> unread_of(testing.tiny_stable_diffusion(), {"negative_prompt": "grey", "guidance_scale": 1.0})
+        {'negative_prompt': 'negative_prompt does nothing: it is read where guidance_scale is above 1'}
     """
+    found = {}
     takes, says = parameters_of(pipe), hasattr(type(pipe), "do_classifier_free_guidance")
     distilled = not says and ("true_cfg_scale" in takes or _is_flux(pipe))
     scale = call.get("guidance_scale")
     if distilled and scale is not None and scale > 1 and not _embeds(pipe):
         mend = ", but true_cfg_scale with a negative_prompt" if "true_cfg_scale" in takes else ""
-        yield f"guidance_scale={scale} does nothing: this {type(pipe).__name__} does not read it{mend}"
-    # A prior has guidance of its own; a guider says by itself what it reads.
-    if call.get("negative_prompt") is None or "prior_guidance_scale" in takes or getattr(pipe, "guider", None):
-        return
+        line = f"guidance_scale={scale} does nothing: this {type(pipe).__name__} does not read it{mend}"
+        found["guidance_scale"] = line
     reads = "true_cfg_scale" if distilled else "guidance_scale"
-    if not is_guided(pipe, call) and reads in takes:
-        yield f"negative_prompt does nothing: it is read where {reads} is above 1"
+    # A prior has guidance of its own, and a guider scales of its own.
+    simple = reads in takes and "prior_guidance_scale" not in takes and getattr(pipe, "guider", None) is None
+    if simple and call.get("negative_prompt") is not None and not is_guided(pipe, call):
+        found["negative_prompt"] = f"negative_prompt does nothing: it is read where {reads} is above 1"
+    return found
 
 
 def _embeds(pipe: Any) -> bool:

@@ -673,9 +673,9 @@ class LiDAR:
         self._check_eta("eta" in changes)
         if self.settings.noise is not None:
             check_kernel(self.pipe.scheduler)
-        asked = {name: value for name, value in changes.items() if name == "guidance_scale"}
-        for line in unread_of(self.pipe, {**asked, **call}):
-            self.warn_once(line)
+        for name, line in unread_of(self.pipe, self.arguments()).items():
+            if name in changes or name in call:
+                self.warn_once(line)
 
     def warn_once(self, line: str) -> None:
         """Log a warning, unless this sampler or one that was made of it has logged it before."""
