@@ -55,6 +55,10 @@ def closed_over(k):
     return lambda x: k * x
 
 
+def asking(weight):
+    return lambda images: weight() * images
+
+
 def pictures(*shades):
     return [Image.new("RGB", (4, 4), (shade,) * 3) for shade in shades]
 
@@ -78,6 +82,9 @@ def pictures(*shades):
         (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)),
         (torch.float16, torch.bfloat16),
         (lambda x: x + 1, lambda x: x + 2),
+        (functools.cache(lambda x: x + 1), functools.cache(lambda x: x + 2)),
+        (functools.cached_property(lambda x: x + 1), functools.cached_property(lambda x: x + 2)),
+        (asking(functools.lru_cache(lambda: 1.0)), asking(functools.lru_cache(lambda: 2.0))),
     ],
     ids=lambda value: type(value).__name__,
 )

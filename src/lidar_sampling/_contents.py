@@ -254,6 +254,9 @@ class _Reader:
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return [_class(value), self.read(fields, name)]
+        if isinstance(value, functools._lru_cache_wrapper | functools.cached_property):
+            inner = value.func if isinstance(value, functools.cached_property) else value.__wrapped__
+            return [_class(value), self.read(inner, name)]
         if _package(value) in sys.stdlib_module_names:  # locks and files refuse; dates and patterns do not
             try:
                 return [_class(value), hashlib.sha256(pickle.dumps(value, 4)).hexdigest()[:32]]

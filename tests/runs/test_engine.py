@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from copy import copy
 from dataclasses import replace
 
@@ -161,6 +162,16 @@ class TestAnyRun:
         assert code == 0, err
         assert len(json.loads(out)["prompts"]) == 5
         assert (tmp_path / "out/grid.png").exists()
+        before = (tmp_path / "out/result.json").read_bytes()
+        for change, words in (
+            ({"seeds": [7]}, r"seeds=\[0\], .* has \[7\]"),
+            ({"settings": {"n": 50}}, "n=.* has 50"),
+        ):
+            other = {**job.to_json(), **change}
+            (tmp_path / "other.json").write_text(json.dumps(other))
+            err = failure(lidar("run", tmp_path / "other.json", "--out", tmp_path / "out", "--collect"))
+            assert re.search(f"out was drawn with {words}: give the Job that drew it", err)
+        assert (tmp_path / "out/result.json").read_bytes() == before
         os.rename(tmp_path / "out/00003", tmp_path / "gone")
         err = failure(lidar("run", tmp_path / "job.json", "--out", tmp_path / "out", "--collect"))
         assert "does not hold 'a cow' of this run" in err

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,42 @@ def test_what_was_put_is_finished(folder):
 @pytest.mark.parametrize(("prompt", "methods"), [("a dog", ["vanilla", "lidar"]), ("a cat", ["lidar"])])
 def test_what_another_run_put_is_not(folder, prompt, methods):
     assert folder.find_record(0, prompt, methods) is None
+
+
+def test_a_run_does_not_write_into_that_which_took_its_folder(folder):
+    Folder(folder.path, {}, identity={"seed": 2}, resume=False, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"another run has taken .*out during this one: start it again"):
+        folder.put(1, "lidar", result("a dog"), None, {"prompt": "a dog"}, JOB)
+    assert not (folder.path / "00001").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "what"), [("results-0.jsonl", "lines of a comparison"), ("ab/x.safetensors", "banks")]
+)
+def test_overwrite_deletes_no_other_results(folder, file, what):
+    (folder.path / file).parent.mkdir(exist_ok=True)
+    (folder.path / file).write_text("{}")
+    with pytest.raises(ValueError, match=f"--overwrite deletes runs of pictures, and .*out holds {what}"):
+        Folder(folder.path, {}, identity={"seed": 2}, resume=False, overwrite=True)
+    with pytest.raises(FileExistsError) as refused:
+        opened(folder.path, resume=False)
+    assert "--overwrite" not in str(refused.value)
+    assert (folder.path / "00000/result.json").exists()
+
+
+def test_overwrite_spares_the_folder_one_is_in_and_follows_links(folder, monkeypatch):
+    how = {"identity": {"seed": 2}, "overwrite": True}
+    with pytest.raises(ValueError, match="--resume goes on with a run, and --overwrite deletes it"):
+        Folder(folder.path, {}, resume=True, **how)
+    monkeypatch.chdir(folder.path)
+    with pytest.raises(ValueError, match=r"would delete .*, the folder that you are in"):
+        Folder(Path("."), {}, resume=False, **how)
+    assert (folder.path / "00000/result.json").exists()
+    monkeypatch.undo()
+    link = folder.path.with_name("link")
+    link.symlink_to(folder.path, target_is_directory=True)
+    Folder(link, {}, resume=False, **how)
+    assert [file.name for file in folder.path.iterdir()] == ["run.json"]
 
 
 def test_a_folder_under_another_number_is_not(folder):

@@ -9,7 +9,9 @@ import slow_reward
 from PIL import Image
 
 from lidar_sampling import LiDAR, testing
+from lidar_sampling._files import write_json
 from lidar_sampling.service import Desk, FullError
+from lidar_sampling.service import order as order_module
 from lidar_sampling.service.banks import Banks
 from lidar_sampling.service.drawing import fits
 from lidar_sampling.service.order import Order
@@ -87,6 +89,38 @@ def test_orders_that_differ_in_their_prompt_are_drawn_together_as_alone(tmp_path
             assert all(np.abs(a - b).max() <= 1 for a, b in zip(pixels(order), pixels(alone), strict=True))
             assert order.result()["prompt"] == prompt
             assert json.loads(Image.open(order.out / "00000/samples/0001.png").info["lidar"])["job"]["images"] == 2
+
+
+def test_a_group_is_stopped_together(tmp_path, job):
+    slow_reward.opened.clear()
+    desk = Desk(tmp_path)
+    first = desk.submit(asking(job, "first", reward="slow_reward:waits"))
+    while desk.running is not first:
+        first.wait(first.version, timeout=1)
+    many = replace(job, settings={**job.settings, "steps": 500})
+    orders = [desk.submit(asking(many, prompt)) for prompt in ("a cat", "a dog")]
+    slow_reward.opened.set()
+    while orders[1].state != "running":
+        orders[1].wait(orders[1].version, timeout=1)
+    desk.close(finish=False)
+    assert [order.state for order in orders] == ["cancelled"] * 2
+
+
+def test_a_full_disk_costs_the_record_of_an_order_and_no_more(tmp_path, job, monkeypatch):
+    full = True
+
+    def write(path, content):
+        if full:
+            raise OSError(28, "No space left on device")
+        return write_json(path, content)
+
+    monkeypatch.setattr(order_module, "write_json", write)
+    with Desk(tmp_path) as desk:
+        assert ended(desk.submit(asking(job))) == ["done"]
+        full = False
+        after = desk.submit(asking(job, "a dog"))
+        assert ended(after) == ["done"]
+    assert (after.folder / "end.json").exists()
 
 
 def test_what_is_drawn_together_fits(job, tmp_path):

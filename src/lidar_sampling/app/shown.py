@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .._files import open_whole
 from .._guidance import mean_sizes, reading
 from .._media import to_pil
 from ..runs._embedded import read_embedded
@@ -131,7 +132,7 @@ def archive(order: Order) -> str | None:
         return None
     path = order.folder / f"lidar-{order.id}.zip"
     if not path.exists():
-        with zipfile.ZipFile(path, "w") as file:
+        with open_whole(path) as whole, zipfile.ZipFile(whole, "w") as file:
             for found in sorted(order.out.rglob("*")):
                 if found.is_file():
                     file.write(found, found.relative_to(order.out))

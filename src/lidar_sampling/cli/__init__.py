@@ -71,6 +71,7 @@ _WELCOME = """Make a diffusion model draw what a reward likes. Try these three c
 lidar --help lists all commands, lidar doctor checks the installation."""
 
 _INTERRUPTED = 130  # typer turns Ctrl-C into this
+_WRONG_USE = (ValueError, TypeError, FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @app.callback(invoke_without_command=True)
@@ -121,7 +122,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         cause: BaseException | None = error
         while type(cause).__name__ == "RewardError":  # a reward's error has its cause in the chain
             cause = cause.__cause__  # type: ignore[union-attr]
-        return 2 if isinstance(cause, ValueError | TypeError | FileExistsError | FileNotFoundError) else 1
+        return 2 if isinstance(cause, _WRONG_USE) else 1
     if status == _INTERRUPTED:
         warn("stopped; finished work is kept, and commands with --resume go on from it")
     return status

@@ -107,7 +107,7 @@ Host = Annotated[
     str,
     typer.Option(help="Address to listen on. The default serves only this machine; other addresses need a --token."),
 ]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 Fast = Annotated[
     str | None,
     typer.Option(

@@ -90,6 +90,8 @@ def run(
     found = replace(found, **{name: value for name, value in changes.items() if value is not None})
     if overwrite:
         check_overwrite(found, out)
+    if collect and (overwrite or dry_run):
+        raise typer.BadParameter("--collect draws nothing: leave out --overwrite and --dry-run")
     if collect:
         _collect(found, out, json=json)
         return
@@ -194,7 +196,29 @@ def _collect(job: Job, out: Path, *, json: bool) -> None:
     if job.task == "compare":
         tabulate(job, out, json=json)
     else:
+        _check_drawn(job, out)
         show(job, out, task_of(job, out).collect(), [], json=json)
+
+
+_DRAWN_BY = ("images", "seeds", "bank_seed", "only", "call", "scheduler", "reward", "preset", "dtype")
+
+
+def _check_drawn(job: Job, out: Path) -> None:
+    """Refuse to collect, as the result of a Job, what another drew.
+
+    Raises:
+        ValueError: run.json says something else than the Job; the message names the field.
+    """
+    from ..runs import read_json
+
+    before, now = read_json(out / "run.json", {"settings": dict}), job.to_json()
+    asked = {name: now[name] for name in _DRAWN_BY}
+    for drawn, wanted in ((before, asked), (before["settings"], now["settings"])):
+        for name, value in wanted.items():
+            if drawn.get(name, value) != value:
+                raise ValueError(
+                    f"{out} was drawn with {name}={drawn[name]}, and this Job has {value}: give the Job that drew it"
+                )
 
 
 def tabulate(job: Job, out: Path, *, json: bool, command: str | None = None) -> None:

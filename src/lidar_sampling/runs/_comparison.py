@@ -29,7 +29,7 @@ from ..methods import Method
 from ..methods import load as load_method
 from ..rewards import diversity, features_of, name_of
 from ..rewards.mixture import Mixture
-from ._folder import check_kept
+from ._folder import check_kept, mark_of
 from ._identity import agree, identity, read_json
 from ._lines import Line, append, files_of, plain_guide, read
 from ._lines import key as key_of
@@ -108,6 +108,7 @@ class Comparison:
         _check_twice(self.prompts)
         self.lidar = lidar.with_prompts([metadata["prompt"] for metadata in self.prompts])
         self._claim()
+        self._mark = mark_of(self.out)
         self._read()
         for line in self._lines.values():
             self._check_line(line)
@@ -142,7 +143,7 @@ class Comparison:
         line = {**_line(lidar, result, metadata, unit.seed, unit.method), "drawn_by": self._drawn_by[unit.method]}
         if (theirs := self.find_record(unit)) is not None:  # the same seed gives the same samples
             return [theirs]
-        check_kept(self.out)
+        check_kept(self.out, self._mark)
         place = f"pictures/{unit.number:05d}/{unit.method.replace('/', '-')}"
         # A folder continued with another list of prompts may hold another prompt's pictures here.
         taken = any(other.get("pictures") == place for other in self._lines.values())

@@ -50,6 +50,25 @@ def check_overwrite(job: Job, out: str | Path) -> None:
         raise ValueError(f"--overwrite deletes runs of pictures, and this Job goes on with {what}: remove {out}")
 
 
+def _other_results(path: Path) -> str | None:
+    """Return what a folder holds that no run of pictures leaves there."""
+    if next(path.glob("results*.jsonl*"), None) is not None:
+        return "lines of a comparison"
+    return "banks" if next(path.glob("*/*.safetensors"), None) is not None else None
+
+
+def _check_deletable(path: Path) -> None:
+    """Refuse to delete a folder that holds more than a run of pictures, or in which this process runs.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if what := _other_results(path):
+        raise ValueError(f"--overwrite deletes runs of pictures, and {path} holds {what}: remove it yourself")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise ValueError(f"--overwrite would delete {path}, the folder that you are in: choose another --out")
+
+
 class Folder:
     """An output folder of one run, which several processes may share.
 
@@ -82,6 +101,8 @@ class Folder:
         self._made = False  # made by this process alone
         file = path / "run.json"
         content = manifest if identity is None else {**manifest, "identity": identity}
+        if resume and overwrite:
+            raise ValueError("--resume goes on with a run, and --overwrite deletes it: give one of the two")
         if overwrite and shared:
             raise ValueError(f"--overwrite would delete what other processes draw: remove {path}, and start them all")
         # A run that failed before its first prompt left only its manifest: there is nothing to lose.
@@ -91,12 +112,15 @@ class Folder:
                 raise FileExistsError(
                     f"{path} is not empty: choose another --out"
                     + (", or --resume to finish that run" if ours and resume is not None else "")
-                    + (", or --overwrite to delete it" if ours else "")
+                    + (", or --overwrite to delete it" if ours and not _other_results(path) else "")
                 )
             if not ours:
                 raise ValueError(f"{path} holds no run of lidar, so it is left alone: choose another --out")
             if overwrite:
-                shutil.rmtree(path)
+                _check_deletable(path)
+                place = path.resolve()  # of a link, where it leads
+                shutil.rmtree(place)
+                place.mkdir()
             elif identity is not None:
                 self._check(identity)
                 if not shared:
@@ -109,6 +133,7 @@ class Folder:
             self._made = not shared
         else:
             self._check(identity)
+        self._mark = mark_of(path)
 
     def _check(self, identity: dict[str, Any]) -> None:
         """Refuse a folder that holds another run."""
@@ -162,7 +187,7 @@ class Folder:
         """
         drawn = {"vanilla": vanilla, method: result} if vanilla is not None else {method: result}
         for attempt in range(_TRIES):
-            check_kept(self.path)
+            check_kept(self.path, self._mark)
             try:
                 return self._put(index, result, drawn, metadata, job)
             except FileNotFoundError:  # swept away by another run in this folder
@@ -200,6 +225,7 @@ class Folder:
             entry["bank"] = {reward: _numbers(values) for bank in banks for reward, values in bank.rewards.items()}
             (part / "metadata.jsonl").write_text(json.dumps(dict(metadata)) + "\n")
             write_json(part / "result.json", entry)
+            check_kept(self.path, self._mark)  # drawing pictures as files takes its time, too
             place.parent.mkdir(exist_ok=True)
             old = part.with_suffix(".old.part")
             if os.path.lexists(place):
@@ -224,14 +250,31 @@ class Folder:
         return None
 
 
-def check_kept(path: Path) -> None:
-    """Refuse to write into a folder that lost its run.json during the run.
+def mark_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells the run.json of a folder from one that takes its place; None if there is none."""
+    try:
+        found = (path / "run.json").stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def check_kept(path: Path, mark: tuple[int, int] | None) -> None:
+    """Refuse to write into a folder that lost its run.json during the run, or that another run has taken.
+
+    Args:
+        path: the folder.
+        mark: its :func:`mark_of` when this run took it.
 
     Raises:
         FileNotFoundError: run.json is gone.
+        FileExistsError: another one took its place.
     """
-    if not (path / "run.json").exists():
+    now = mark_of(path)
+    if now is None:
         raise FileNotFoundError(f"{path} was removed during the run: start it again")
+    if now != mark:
+        raise FileExistsError(f"another run has taken {path} during this one: start it again with another --out")
 
 
 def place_of(index: int, count: int) -> str:

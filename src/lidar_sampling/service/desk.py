@@ -87,6 +87,7 @@ class Desk:
         self._waiting, self._errands = Turns(), deque[Callable[[], None]]()
         self._ready, self._closing = threading.Condition(), False
         self.running: Order | None = None
+        self._group: list[Order] = []  # drawn together with it
         self._shelf = Shelf(self.folder / "jobs", self.banks, most_orders)
         self.orders, self.counts = self._shelf.orders, self._shelf.counts
         self._thread = threading.Thread(target=self._work, name="lidar-desk", daemon=True)
@@ -206,8 +207,8 @@ class Desk:
             self._ready.notify()
         for order in waiting:
             self._end(order, "lost", "the server was stopped before this order's turn: ask again", "server")
-        if not finish and self.running is not None:
-            self.running.stop.set()
+        for order in () if finish else self._group:
+            order.stop.set()
 
     def close(self, *, finish: bool = True) -> None:
         """Stop as :meth:`stop` does, and wait until nothing is running."""
@@ -220,7 +221,7 @@ class Desk:
             with self._ready:
                 self._ready.wait_for(lambda: self._waiting or self._errands or self._closing)
                 if self._waiting:
-                    group = self._take()
+                    group = self._group = self._take()
                     self.running = group[0]
                 elif self._closing:
                     return
@@ -233,7 +234,7 @@ class Desk:
             try:
                 self._carry_out(group)
             finally:
-                self.running = None
+                self.running, self._group = None, []
                 self.pace += _LATEST * ((time.monotonic() - begun) / len(group) - self.pace)
                 self._tidy()
 
@@ -282,10 +283,13 @@ class Desk:
 
     def _tidy(self) -> None:
         """Remove orders and banks above the limits, except banks that waiting orders need."""
-        self._shelf.tidy()
         with self._ready:
             needed = {Path(path).stem for order in self._waiting for path in order.job.banks}
-        self.banks.trim(needed)
+        try:
+            self._shelf.tidy()
+            self.banks.trim(needed)
+        except OSError as error:  # there is a next time
+            _log.warning("old orders and banks stay where they are: %s", error)
 
 
 def _note(group: list[Order], text: str) -> None:

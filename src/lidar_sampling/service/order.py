@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from typing import Any, Literal
 from .._files import write_json
 from .._live import Glimpse
 from ..runs import Job, Progress
+
+_log = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "lost"]
 Fault = Literal["", "request", "time", "server"]
@@ -125,7 +128,10 @@ class Order:
         """Record and report how the order ended."""
         bank = None if self.bank is None else self.bank.id
         end = {"state": state, "problem": problem, "fault": fault, "notes": self.notes, "bank": bank}
-        write_json(self.folder / "end.json", end)
+        try:
+            write_json(self.folder / "end.json", end)
+        except OSError as error:  # those who wait must hear of it all the same
+            _log.warning("the end of order %s is not kept: %s", self.id, error)
         self.tell(state=state, problem=problem, fault=fault, progress=None, glimpse=None)
 
     def wait(self, version: int = -1, timeout: float | None = None) -> int:
