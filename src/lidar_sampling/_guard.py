@@ -25,6 +25,43 @@ HERE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass
+class OwnPage:
+    """Lets requests through to a page that only this machine may see, and of browsers only from the page itself.
+
+    Any page that a browser has open can send requests here, and can give its own name this address.
+
+    Args:
+        app: behind it.
+    """
+
+    app: Callable[[Scope, Receive, Send], Awaitable[None]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to the app, or answer it with 403."""
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        host, origin = headers.get(b"host", "localhost"), headers.get(b"origin")
+        foreign = origin is not None and origin.partition("://")[2] != host
+        if scope["type"] == "lifespan" or (_name_in(host) in HERE and not foreign):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            text = f"this page answers itself alone: ask for {HERE[1]}, or give 'lidar app' a --token".encode()
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": text})
+
+
+def _name_in(host: str) -> str:
+    """Return the name in a Host header, without its port.
+
+    >>> _name_in("localhost:7860"), _name_in("[::1]:7860"), _name_in("127.0.0.1")
+    ('localhost', '::1', '127.0.0.1')
+    """
+    before, bracket, _ = host.rpartition("]")
+    return before[1:] if bracket else host.partition(":")[0]
+
+
+@dataclass
 class Guard:
     """Lets requests through to an app from known clients, up to a size, and up to a number at once.
 
@@ -91,8 +128,7 @@ class Guard:
         client = scope.get("client") or ("",)
         scope["lidar.client"] = client[0]
         if not self.tokens:
-            host = headers.get(b"host", "localhost").rsplit("]", 1)
-            name = host[0][1:] if len(host) > 1 else host[0].partition(":")[0]
+            name = _name_in(headers.get(b"host", "localhost"))
             if name not in HERE:  # a page in a browser may give its own name this address
                 return 403, f"the Host {name[:80]!r} is not this machine: ask for {HERE[1]}, or give a --token", {}
             return None

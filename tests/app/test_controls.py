@@ -175,6 +175,11 @@ def test_what_cannot_be_drawn_is_said(changes, message):
         replace(USUAL, **changes).job(BASE)
 
 
+def test_a_control_that_was_cleared_is_named():
+    with pytest.raises(ValueError, match="bank seed is empty: give it a value"):
+        replace(USUAL, bank_seed=None).job(BASE)
+
+
 def test_a_picture_without_a_prompt_is_refused():
     with pytest.raises(ValueError, match="names no prompt"):
         restore({"settings": {}}, BASE, USUAL)

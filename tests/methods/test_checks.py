@@ -205,6 +205,7 @@ def test_every_method_can_be_made_of_its_defaults_and_refuses_a_field_it_has_not
     ("name", "message"),
     [
         ("fk:reward_scal=2", "did you mean 'reward_scale'"),
+        ("svdd-M", "svdd-M stands for many methods: give numbers in the place of its capital letters"),
         ("fk:form=paper,form=code", "gives form twice"),
         ("best-of-4@10:steps=0", "steps must be at least 1, got 0"),
         ("vanilla@dpm:5:steps=3", "dpm:5 brings steps of its own: leave out steps=3"),

@@ -153,6 +153,13 @@ class TestAnyRun:
         assert "lidar: 80 network evaluations, 4 reward calls per prompt" in err.replace("  ", " ")
         assert not (tmp_path / "out").exists()
 
+    def test_names_what_concerns_banks_alone_where_none_is_drawn(self, job, loaded, tmp_path, said):
+        one = replace(job, prompts=PROMPTS[:1], settings={"n": 3, "steps": 4}, bank_seed=2)
+        run(replace(one, methods=["vanilla"]), tmp_path / "plain", lidar=loaded)
+        run(one, tmp_path / "guided", lidar=loaded)
+        (told,) = [line for line in said() if "draws no bank" in line]
+        assert told == "vanilla draws no bank and does not read n, bank_seed"
+
     def test_collects_what_others_drew(self, lidar, job, loaded, tmp_path):
         for rank in (0, 2, 1):
             assert not run(job, tmp_path / "out", shard=(rank, 4), lidar=loaded).complete

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lidar_sampling._guard import Guard
+from lidar_sampling._guard import Guard, OwnPage
 from lidar_sampling._http import listen
 from lidar_sampling.cli import main
 
@@ -136,6 +136,32 @@ def test_answers_are_sent_at_once():
     """On a socket without a named protocol, asyncio keeps Nagle's delay of 40 ms in every answer but the first."""
     with listen("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.parametrize(
+    ("headers", "let_in"),
+    [
+        ({"host": "127.0.0.1:7860"}, True),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, True),
+        ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, False),
+        ({"host": "evil.example:7860", "origin": "http://evil.example:7860"}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_the_page_answers_itself_alone(headers, let_in, kind):
+    said = []
+
+    async def app(scope, receive, send):
+        said.append("the page")
+
+    async def send(message):
+        said.append(message.get("status", message["type"]))
+
+    scope = {"type": kind, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    asyncio.run(OwnPage(app)(scope, None, send))
+    assert said[0] == ("the page" if let_in else 403 if kind == "http" else "websocket.close")
 
 
 def test_the_guard_takes_no_websocket():

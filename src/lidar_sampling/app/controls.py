@@ -58,6 +58,9 @@ class Controls:
         Raises:
             ValueError: nothing can be drawn with a value; the message names it.
         """
+        for name, value in vars(self).items():
+            if value is None:  # a control that was cleared
+                raise ValueError(f"{name.replace('_', ' ')} is empty: give it a value")
         if not self.prompt.strip():
             raise ValueError("write a prompt first")
         settings: dict[str, Any] = {"n": int(self.n), "scale": float(self.scale), "steps": int(self.steps)}

@@ -51,11 +51,16 @@ def app(
     check_address(host, [token] if token else [])
     if port:
         listen(host, port).close()  # a port in use is reported before the model loads
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    scratch = tempfile.TemporaryDirectory(prefix="lidar-")
+    # Gradio reads both as it is imported. It copies what a browser may load.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(Path(scratch.name, "gradio"))}
     try:
         import gradio
     except ImportError:
         raise ValueError("the page needs gradio: pip install 'lidar-sampling[app]'") from None
+    from starlette.middleware import Middleware
+
+    from .._guard import OwnPage
     from ..app.page import CSS, make_page, theme, usual_controls
     from ..runs import Job, device_of
     from ..service import Desk
@@ -73,7 +78,8 @@ def app(
         device=device_of(device),
         batch_size=batch_size,
     )
-    with tempfile.TemporaryDirectory(prefix="lidar-") as place, Desk(folder or place) as desk:
+    guard = {} if token else {"middleware": [Middleware(OwnPage)]}
+    with scratch as place, Desk(folder or Path(place, "desk")) as desk:
         warn(f"loading {model}")
         page = make_page(desk, base, usual_controls(desk.warm(base).result(), base))
         page.queue(max_size=64)
@@ -90,6 +96,8 @@ def app(
             theme=theme(),
             css=CSS,
             footer_links=[],
+            app_kwargs=guard,
+            max_file_size="50mb",
         )
         typer.echo(f"the page is at {url} (gradio {gradio.__version__}); Ctrl-C ends it", err=True)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page like Ctrl-C

@@ -16,6 +16,7 @@ from ._citations import papers as papers
 from ._face import Method as Method
 from ._names import NAMES as NAMES
 from ._names import check_name as check_name
+from ._names import draws_banks as draws_banks
 from ._names import draws_each_alone as draws_each_alone
 from ._names import least_number as least_number
 from ._names import load as load

@@ -25,7 +25,7 @@ from .lidar import Guided
 from .noise_search import NoiseSearch
 from .refine import Refine
 from .reno import ReNO
-from .repulsion import SafeDenoiser, Spell
+from .repulsion import Repelling, SafeDenoiser, Spell
 from .rollover import RBF
 from .steered import Steered
 from .svdd import SVDD
@@ -269,6 +269,17 @@ def split(names: str) -> list[str]:
     return re.split(r",(?!\w+=)(?![^\[\](),]*(?:,[^\[\](),]*)*[\])])", names)
 
 
+def draws_banks(method: Any) -> bool:
+    """Return whether a method draws a bank for each prompt, or selects from one that does.
+
+    >>> [draws_banks(load(name)) for name in ("lidar", "lidar+best-of-2", "spell", "fk+lidar", "fk", "best-of-2")]
+    [True, True, True, True, False, False]
+    """
+    inner = getattr(method, "method", None)
+    guided = isinstance(method, Guided | Repelling) or getattr(method, "guided", False)
+    return guided or (inner is not None and draws_banks(inner))
+
+
 def _with_fields(method: Any, changes: dict[str, Any]) -> Any:
     """Return ``method`` with other fields; best-of-N passes on the fields of the method that it selects from."""
     if is_dataclass(inner := getattr(method, "method", None)):
@@ -284,6 +295,8 @@ def _find_method(name: str) -> Method:
     for _, pattern, make, _ in _TABLE:
         if match := re.fullmatch(pattern, name):
             return make(*match.groups())
+    if name in NAMES:
+        raise ValueError(f"{name} stands for many methods: give numbers in the place of its capital letters")
     near = get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown method {name!r}; {hint}known are {', '.join(NAMES)}")

@@ -18,7 +18,7 @@ from .._cost import Cost
 from .._files import open_whole, write_json
 from .._result import Result
 from .._sampler import LiDAR
-from ..methods import Guided
+from ..methods import Guided, draws_banks
 from ..methods import load as load_method
 from ..methods._face import bank_cost, sampling_cost
 from ..rewards import name_of
@@ -51,6 +51,7 @@ class Pictures:
         job, name = self.job, self.job.methods[-1]
         method = None if name == "lidar" else load_method(name)
         _warn_of_own(job, name, method)
+        _warn_of_no_bank(job, name, method)
         self._banks = find_banks(job.banks, job.texts()) if job.banks else None
         drawn_by: Any = method
         if self._banks is not None:
@@ -262,6 +263,19 @@ def _warn_of_own(job: Job, name: str, method: Any) -> None:
                 value,
                 f"{kind}:{setting}={value}" + (f",{rest}" if colon else ""),
             )
+
+
+_OF_BANKS = ("n", "scale", "reward_scale", "lookahead", "window", "ess", "grid")  # settings
+
+
+def _warn_of_no_bank(job: Job, who: str, method: Any) -> None:
+    """Warn of what concerns banks alone where the method draws none."""
+    if method is None or draws_banks(method):
+        return
+    asked = [name for name in job.settings if name in _OF_BANKS and getattr(method, name, None) is None]
+    asked += [field for field in ("bank_seed", "store", "banks") if getattr(job, field) not in (None, ())]
+    if asked:
+        _log.warning("%s draws no bank and does not read %s", who, ", ".join(asked))
 
 
 def _warn_of_coarse(result: Result, vanilla: Result, reward: str) -> None:
