@@ -97,7 +97,7 @@ def check_texts(prompts: Sequence[str]) -> list[str]:
 
     Raises:
         TypeError: one text in place of a list, whose letters would be drawn; or what is not a text.
-        ValueError: there is none, or as in :func:`check_prompt`.
+        ValueError: the list is empty, or as in :func:`check_prompt`.
 
     >>> check_texts("cat")
     Traceback (most recent call last):

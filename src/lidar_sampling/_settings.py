@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 
 Strength = float | Literal["auto"]
 
+OF_BANKS = ("n", "scale", "reward_scale", "lookahead", "window", "ess", "grid")
+"""Settings that concern banks and guidance by them; what draws without a bank reads none of them."""
+
 _PAPER = "Kim et al. 2026 (arXiv 2602.03211), appendix B.1"
 
 

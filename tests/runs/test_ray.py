@@ -261,6 +261,14 @@ def test_wrong_numbers_are_refused_before_ray_is_started(job, tmp_path, how, wor
     assert not (tmp_path / "out").exists()
 
 
+def test_overwrite_spares_a_comparison_before_ray_is_started(job, tmp_path):
+    (tmp_path / "results-0.jsonl").write_text("{}\n")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--overwrite deletes runs of pictures, and .* holds lines of a comparison"):
+        ray.run(job, tmp_path, overwrite=True)
+    assert (tmp_path / "results-0.jsonl").exists()
+
+
 def test_what_cannot_be_drawn_is_refused_in_one_line(job, cluster, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._geneval import with_requirements
+from .._settings import OF_BANKS
 from ..runs import Job
 
-_NO_BANK = ("n", "scale", "reward_scale", "lookahead", "window", "ess")  # settings that plain samples do not use
 _OPTIONS = {"n": "--n", "scale": "--scale", "reward_scale": "--reward-scale", "steps": "--steps"}
 _FLAGS = {"lookahead": "--lookahead", "guidance_scale": "--guidance-scale", "noise": "--noise", "window": "--window"}
 _KEPT = ("model", "variant", "preset", "metrics", "call", "scheduler", "dtype", "fast", "banks")  # without a control
@@ -80,7 +80,7 @@ class Controls:
 
 def plain(job: Job) -> Job:
     """Return the Job of the same samples without guidance; it does not depend on the bank and its strength."""
-    settings = {name: value for name, value in job.settings.items() if name not in _NO_BANK}
+    settings = {name: value for name, value in job.settings.items() if name not in OF_BANKS}
     return replace(job, methods=["vanilla"], settings=settings, bank_seed=None)
 
 

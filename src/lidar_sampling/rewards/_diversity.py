@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._settings import check_strength
 from .._values import accepts
 from ._score import FRAMES, RewardError, name_of
 
@@ -123,9 +124,8 @@ def select_diverse(
         raise ValueError(f"{m} candidates need as many features, got {len(features)}")
     if not rewards.isfinite().all():
         raise ValueError(f"rewards must be finite, got {rewards.tolist()}")
-    for name, worth in (("diverse", diverse), ("weight", weight or 0.0)):
-        if not 0 <= worth < math.inf:
-            raise ValueError(f"{name} must be finite and at least 0, got {worth}")
+    check_strength("diverse", diverse)
+    check_strength("weight", weight or 0.0)
     values, apart = rewards.double().cpu(), distances(features.double().cpu())
     if weight is None:
         spread, usual = values.std(correction=0), apart.sum() / max(1, m * (m - 1))

@@ -43,11 +43,13 @@ def check_overwrite(job: Job, out: str | Path) -> None:
     """Refuse to delete what a Job continues.
 
     Raises:
-        ValueError: the Job draws no pictures into a folder of its own, but lines of a comparison or banks of a store.
+        ValueError: the Job draws no pictures into a folder of its own, but lines of a comparison or banks of a store;
+            or the folder holds such, or this process runs in it.
     """
     if job.task != "generate":
         what = "a comparison" if job.task == "compare" else "a folder of banks"
         raise ValueError(f"--overwrite deletes runs of pictures, and this Job goes on with {what}: remove {out}")
+    _check_deletable(Path(out))
 
 
 def _other_results(path: Path) -> str | None:
@@ -251,7 +253,7 @@ class Folder:
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
-    """Return what tells the run.json of a folder from one that takes its place; None if there is none."""
+    """Return what tells the run.json of a folder from one that takes its place; None without a run.json."""
     try:
         found = (path / "run.json").stat()
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from .._cost import Cost
 from .._files import open_whole, write_json
 from .._result import Result
 from .._sampler import LiDAR
+from .._settings import OF_BANKS
 from ..methods import Guided, draws_banks
 from ..methods import load as load_method
 from ..methods._face import bank_cost, sampling_cost
@@ -265,14 +266,11 @@ def _warn_of_own(job: Job, name: str, method: Any) -> None:
             )
 
 
-_OF_BANKS = ("n", "scale", "reward_scale", "lookahead", "window", "ess", "grid")  # settings
-
-
 def _warn_of_no_bank(job: Job, who: str, method: Any) -> None:
     """Warn of what concerns banks alone where the method draws none."""
     if method is None or draws_banks(method):
         return
-    asked = [name for name in job.settings if name in _OF_BANKS and getattr(method, name, None) is None]
+    asked = [name for name in job.settings if name in OF_BANKS and getattr(method, name, None) is None]
     asked += [field for field in ("bank_seed", "store", "banks") if getattr(job, field) not in (None, ())]
     if asked:
         _log.warning("%s draws no bank and does not read %s", who, ", ".join(asked))

@@ -86,8 +86,7 @@ class Desk:
         self._samplers = Samplers(self.store, samplers)
         self._waiting, self._errands = Turns(), deque[Callable[[], None]]()
         self._ready, self._closing = threading.Condition(), False
-        self.running: Order | None = None
-        self._group: list[Order] = []  # drawn together with it
+        self._group: list[Order] = []  # that is drawn now
         self._shelf = Shelf(self.folder / "jobs", self.banks, most_orders)
         self.orders, self.counts = self._shelf.orders, self._shelf.counts
         self._thread = threading.Thread(target=self._work, name="lidar-desk", daemon=True)
@@ -197,6 +196,11 @@ class Desk:
         """
         self._samplers.check = check
 
+    @property
+    def running(self) -> Order | None:
+        """The order that is drawn now, the first of those that are drawn together."""
+        return next(iter(self._group), None)
+
     def stop(self, *, finish: bool = True) -> None:
         """Accept no more orders, drop waiting ones, and finish or stop the running one. Return at once."""
         with self._ready:
@@ -222,7 +226,6 @@ class Desk:
                 self._ready.wait_for(lambda: self._waiting or self._errands or self._closing)
                 if self._waiting:
                     group = self._group = self._take()
-                    self.running = group[0]
                 elif self._closing:
                     return
                 else:
@@ -234,7 +237,7 @@ class Desk:
             try:
                 self._carry_out(group)
             finally:
-                self.running, self._group = None, []
+                self._group = []
                 self.pace += _LATEST * ((time.monotonic() - begun) / len(group) - self.pace)
                 self._tidy()
 
